@@ -1,0 +1,181 @@
+"""Every setting of a run, in groups; a file in configs/ returns a `Config` from `get_config()`.
+
+Plain dataclasses with plain values, so that each key can be given on the command line
+(`--config.train.steps=100`), printed, compared and saved as JSON beside a checkpoint.
+No I/O on data and no JAX here. `validate` is called once, after parsing.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segret_jax.errors import InputError
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelConfig:
+    """The network. Defaults are the released SegRet."""
+
+    variant: str = "tiny"  # tiny | small | base | large
+    decoder_channels: int = 0  # 0: the variant's own (256, 256, 256, 512)
+    zero_branch: bool = True  # False: the paper's ablation, F_i = Linear_i(f_i)
+    rotary: bool = False  # True with ffn_conv: the encoder of the RMT ImageNet classifier
+    ffn_conv: bool = False
+    decay: str = "additive"  # additive (released code) | post_softmax (the paper's wording)
+    drop_path: float = -1.0  # of the last block; negative: the variant's own
+    max_scores: int = 2**25  # per image; retention above it goes in blocks and saves memory
+    dtype: str = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
+    matmul_precision: str = "default"  # default | high | highest; highest for parity on GPU, TPU
+
+
+@dataclass(slots=True, kw_only=True)
+class DataConfig:
+    """Where images come from and how training crops are made. Sizes are (height, width)."""
+
+    dataset: str = "synthetic"
+    root: str = ""  # folder of a real data set
+    crop: tuple[int, int] = (512, 512)
+    resize_base: tuple[int, int] = (2048, 512)  # (long, short) side at ratio 1
+    resize_ratio: tuple[float, float] = (0.5, 2.0)
+    workers: int = 0  # processes; 0: threads of this one
+    on_error: str = "stop"  # stop | skip an unreadable training sample (it becomes all-ignored)
+    synthetic_size: tuple[int, int] = (128, 160)
+    synthetic_train: int = 4096
+    synthetic_validation: int = 64
+
+
+@dataclass(slots=True, kw_only=True)
+class OptimConfig:
+    """AdamW with a poly schedule and linear warmup (spec table, one row per recipe)."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    norm_rules: bool = True  # encoder norms: lr × 0.1; every norm: no decay
+    poly_power: float = 0.9
+    min_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    warmup_ratio: float = 1e-6  # of the learning rate, at step 0
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 160_000
+    batch_size: int = 16  # global: devices and hosts only change the split
+    seed: int = 0
+    loss_normalizer: str = "all_pixels"  # all_pixels (released code) | valid_pixels
+    log_every: int = 50
+    eval_every: int = 8_000  # evaluate, save a checkpoint and a picture
+    keep_checkpoints: int = 2  # newest ones, beside the best
+
+
+@dataclass(slots=True, kw_only=True)
+class EvalConfig:
+    """Whole-image, single-scale evaluation."""
+
+    resize_target: tuple[int, int] = (2048, 512)  # (long, short), the ratio is kept
+    multiple_of: int = 32  # second resize up to multiples of this; 1: none
+    pictures: int = 6  # images in the picture of each evaluation
+
+
+@dataclass(slots=True, kw_only=True)
+class Config:
+    """All of a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+CHOICES = {
+    "model.variant": ("tiny", "small", "base", "large"),
+    "model.decay": ("additive", "post_softmax"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.matmul_precision": ("default", "high", "highest"),
+    "data.on_error": ("stop", "skip"),
+    "train.loss_normalizer": ("all_pixels", "valid_pixels"),
+}
+POSITIVE = (
+    "model.max_scores", "data.crop", "data.resize_base", "data.resize_ratio",
+    "data.synthetic_size", "data.synthetic_train", "data.synthetic_validation",
+    "optim.learning_rate", "optim.epsilon", "optim.poly_power",
+    "train.steps", "train.batch_size", "train.log_every", "train.eval_every",
+    "train.keep_checkpoints", "eval.resize_target", "eval.multiple_of",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "model.decoder_channels", "data.workers", "optim.weight_decay", "optim.beta1", "optim.beta2",
+    "optim.min_learning_rate", "optim.warmup_steps", "optim.warmup_ratio", "train.seed",
+    "eval.pictures",
+)  # fmt: skip
+
+
+def validate(config: Config) -> Config:
+    """Return `config` if every value is possible; raise InputError naming the first that is not."""
+    for key, value in flatten(config).items():
+        default = flatten(Config())[key]
+        if isinstance(default, tuple):
+            _check_tuple(key, value, default)
+        if key in CHOICES and value not in CHOICES[key]:
+            raise InputError(f"{key} is {value!r}; choose one of {', '.join(CHOICES[key])}")
+        smallest = min(value) if isinstance(value, tuple) else value
+        if (key in POSITIVE and not smallest > 0) or (key in NOT_NEGATIVE and not smallest >= 0):
+            bound = "positive" if key in POSITIVE else "0 or more"
+            raise InputError(f"{key} is {value}; it must be {bound}")
+    low, high = config.data.resize_ratio
+    if low > high:
+        raise InputError(f"data.resize_ratio is ({low}, {high}); give (smallest, largest)")
+    if config.model.drop_path >= 1:
+        raise InputError(f"model.drop_path is {config.model.drop_path}; it must be below 1")
+    return config
+
+
+def _check_tuple(key: str, value: Any, default: tuple) -> None:
+    kind = type(default[0])
+    well_typed = isinstance(value, tuple) and all(
+        isinstance(x, int | kind) and not isinstance(x, bool) for x in value
+    )
+    if not well_typed or len(value) != len(default):
+        raise InputError(
+            f"{key} is {value!r}; it takes {len(default)} numbers, such as {default}"
+        )
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return {"group.key": value} of every setting."""
+    return {
+        f"{group}.{key}": value
+        for group, settings in dataclasses.asdict(config).items()
+        for key, value in settings.items()
+    }
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved config as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load(path: Path) -> Config:
+    """Read what `save` wrote; raise InputError if the file is not there or not a config."""
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise InputError(f"no config at {path}: is this a run's folder?") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} does not hold this version's config: {error}") from None
+
+
+def from_dict(groups: dict[str, dict[str, Any]]) -> Config:
+    """Build a Config from nested plain values (JSON lists become tuples)."""
+    config = Config()
+    for group, settings in groups.items():
+        for key, value in settings.items():
+            setattr(getattr(config, group), key, tuple(value) if isinstance(value, list) else value)
+    return config

@@ -1,0 +1,218 @@
+"""Augmentation of spec section 6, as pure functions of (image, label, rng) on numpy arrays.
+
+Images are 8-bit RGB and stay 8-bit until `normalise`; colour work follows OpenCV's 8-bit
+arithmetic, as the released configurations ran it. Labels hold class ids and 255. No function
+changes its arguments, but one that has nothing to do may return them. Sizes are (height, width).
+
+Every random number comes from the given `numpy.random.Generator` in a fixed order.
+"""
+
+from functools import partial
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from segret_jax.data.datasets import IGNORE
+
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+STD = np.array([58.395, 57.12, 57.375], np.float32)
+
+MAX_CLASS_SHARE = 0.75
+CROP_REDRAWS = 10
+BRIGHTNESS_DELTA = 32.0
+CONTRAST_RANGE = (0.5, 1.5)
+SATURATION_RANGE = (0.5, 1.5)
+HUE_DELTA = 18
+
+
+def keep_ratio_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest size of `size`'s aspect ratio that fits the target's edges.
+
+    The longer edge of the target bounds the longer side, the shorter the shorter, whichever way
+    either lies: (2048, 512) and (512, 2048) mean the same. At least 1 pixel per side.
+    """
+    scale = min(max(target) / max(size), min(target) / min(size))
+    height, width = (max(int(side * scale + 0.5), 1) for side in size)
+    return height, width
+
+
+def aligned_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Return `size` with each side rounded up to a multiple of `multiple`."""
+    height, width = (-(-side // multiple) * multiple for side in size)
+    return height, width
+
+
+def resize_image(
+    image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "new_h new_w 3"]:
+    """Resize bilinearly with half-pixel centres, without antialiasing, rounded to 8 bits."""
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def resize_label(
+    label: UInt8[np.ndarray, "h w"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "new_h new_w"]:
+    """Resize by OpenCV's nearest neighbour, which takes the source pixel floor(i / scale)."""
+    return cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def resize_for_evaluation(
+    image: UInt8[np.ndarray, "h w 3"], *, target: tuple[int, int], multiple: int = 1
+) -> UInt8[np.ndarray, "new_h new_w 3"]:
+    """Resize to the keep-ratio size, then once more up to multiples of `multiple` (1 or 32).
+
+    Two resizes and not one, because the released evaluation rounds to 8 bits in between.
+    """
+    kept = resize_image(image, keep_ratio_size(image.shape[:2], target))
+    return resize_image(kept, aligned_size(kept.shape[:2], multiple))
+
+
+def random_resize(
+    image: UInt8[np.ndarray, "h w 3"],
+    label: UInt8[np.ndarray, "h w"],
+    rng: np.random.Generator,
+    *,
+    base: tuple[int, int],
+    ratio_range: tuple[float, float],
+) -> tuple[UInt8[np.ndarray, "new_h new_w 3"], UInt8[np.ndarray, "new_h new_w"]]:
+    """Resize to `base` (long, short) times a ratio uniform in [low, high), aspect ratio kept."""
+    ratio = rng.uniform(*ratio_range)
+    size = keep_ratio_size(image.shape[:2], (int(base[0] * ratio), int(base[1] * ratio)))
+    return resize_image(image, size), resize_label(label, size)
+
+
+def random_crop(
+    image: UInt8[np.ndarray, "h w 3"],
+    label: UInt8[np.ndarray, "h w"],
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    max_class_share: float = MAX_CLASS_SHARE,
+) -> tuple[UInt8[np.ndarray, "new_h new_w 3"], UInt8[np.ndarray, "new_h new_w"]]:
+    """Cut out a window of at most `size`, never padded, at an offset uniform among all.
+
+    An offset is redrawn while the window has fewer than two classes, or one that covers
+    `max_class_share` or more of its labelled pixels; the tenth redraw is taken unseen.
+    """
+    for redraws_left in reversed(range(CROP_REDRAWS + 1)):
+        top, left = (
+            int(rng.integers(max(side - crop, 0) + 1))
+            for side, crop in zip(label.shape, size, strict=True)
+        )
+        window = np.s_[top : top + size[0], left : left + size[1]]
+        if redraws_left == 0 or _is_varied(label[window], max_class_share):
+            break
+    return image[window], label[window]
+
+
+def _is_varied(label: UInt8[np.ndarray, "h w"], max_class_share: float) -> bool:
+    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < max_class_share)
+
+
+def random_flip(
+    image: UInt8[np.ndarray, "h w 3"],
+    label: UInt8[np.ndarray, "h w"],
+    rng: np.random.Generator,
+) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+    """Mirror left and right with probability 1/2."""
+    if rng.random() < 0.5:
+        return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
+    return image, label
+
+
+def photometric_distortion(
+    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Distort brightness, contrast, saturation and hue, each with probability 1/2.
+
+    Contrast comes second or, with probability 1/2, last. The count of random numbers drawn does
+    not depend on their values.
+    """
+    brightness = partial(adjust_brightness, delta=rng.uniform(-BRIGHTNESS_DELTA, BRIGHTNESS_DELTA))
+    contrast = partial(adjust_contrast, factor=rng.uniform(*CONTRAST_RANGE))
+    saturation = partial(adjust_saturation, factor=rng.uniform(*SATURATION_RANGE))
+    hue = partial(adjust_hue, delta=int(rng.integers(-HUE_DELTA, HUE_DELTA)))
+    contrast_second, *applied = rng.random(5) < 0.5
+    steps = [(brightness, applied[0]), (saturation, applied[2]), (hue, applied[3])]
+    steps.insert(1 if contrast_second else 3, (contrast, applied[1]))
+    for step, is_applied in steps:
+        if is_applied:
+            image = step(image)
+    return image
+
+
+def adjust_brightness(
+    image: UInt8[np.ndarray, "h w 3"], delta: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Add `delta` (in units of 0..255), clip, truncate to 8 bits."""
+    return _scale_and_shift(image, 1.0, delta)
+
+
+def adjust_contrast(image: UInt8[np.ndarray, "h w 3"], factor: float) -> UInt8[np.ndarray, "h w 3"]:
+    """Multiply by `factor`, clip, truncate to 8 bits."""
+    return _scale_and_shift(image, factor, 0.0)
+
+
+def adjust_saturation(
+    image: UInt8[np.ndarray, "h w 3"], factor: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Multiply the S channel of OpenCV's 8-bit HSV by `factor`."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., 1] = _scale_and_shift(hsv[..., 1], factor, 0.0)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def adjust_hue(image: UInt8[np.ndarray, "h w 3"], delta: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Turn the H channel of OpenCV's 8-bit HSV by `delta` steps of 2 degrees, modulo 180."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + delta) % 180
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def _scale_and_shift(
+    values: UInt8[np.ndarray, "..."], scale: float, shift: float
+) -> UInt8[np.ndarray, "..."]:
+    shifted = values.astype(np.float32) * np.float32(scale) + np.float32(shift)
+    return np.clip(shifted, 0, 255).astype(np.uint8)
+
+
+def normalise(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
+    """Subtract `MEAN` and divide by `STD`, in float32."""
+    return (image.astype(np.float32) - MEAN) / STD
+
+
+def pad_to(
+    image: Float32[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], size: tuple[int, int]
+) -> tuple[Float32[np.ndarray, "new_h new_w 3"], UInt8[np.ndarray, "new_h new_w"]]:
+    """Pad a normalised image with 0 and its label with 255, below and on the right, to `size`.
+
+    Raises ValueError where the image exceeds `size`.
+    """
+    bottom, right = (goal - side for goal, side in zip(size, label.shape, strict=True))
+    if bottom < 0 or right < 0:
+        raise ValueError(f"image of {label.shape} exceeds the padded size {size}: crop it first")
+    edges = ((0, bottom), (0, right))
+    return np.pad(image, (*edges, (0, 0))), np.pad(label, edges, constant_values=IGNORE)
+
+
+def train_transform(
+    image: UInt8[np.ndarray, "h w 3"],
+    label: UInt8[np.ndarray, "h w"],
+    rng: np.random.Generator,
+    *,
+    crop: tuple[int, int],
+    base: tuple[int, int],
+    ratio_range: tuple[float, float],
+) -> tuple[Float32[np.ndarray, "crop_h crop_w 3"], UInt8[np.ndarray, "crop_h crop_w"]]:
+    """Augment one pair for training: all five steps of spec section 6, in their order.
+
+    `crop` is (height, width), `base` is (long, short). Takes images of any size and labels that
+    are ignored throughout.
+    """
+    image, label = random_resize(image, label, rng, base=base, ratio_range=ratio_range)
+    image, label = random_crop(image, label, rng, size=crop)
+    image, label = random_flip(image, label, rng)
+    image = photometric_distortion(image, rng)
+    return pad_to(normalise(image), label, crop)

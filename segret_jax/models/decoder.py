@@ -1,0 +1,102 @@
+"""The zero-initialised residual decoder (SegRet, eq. 16 and 17).
+
+Each stage's map f_i gets a linear projection and, beside it, a branch that starts at zero:
+
+    F_i = ReLU(Linear_i(f_i) + BN(ZeroConv_i(f_i)))
+
+The maps, resized to stride 4 and concatenated in the order F_4, F_3, F_2, F_1, are fused by a
+1×1 convolution and classified. (The paper adds the zero convolution of F_i to f_i, which their
+channel counts forbid; this is what the released code does.)
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from segret_jax.models.layers import BatchNorm, channel_dropout, normal_init
+from segret_jax.models.layers import resize_bilinear, uniform_init
+
+
+class Projection(nnx.Module):
+    """One stage's F_i; without the zero branch (the ablation) it is Linear_i alone, no ReLU."""
+
+    def __init__(
+        self, c_in: int, c_out: int, *, zero_branch: bool, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        self.linear = nnx.Linear(c_in, c_out, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
+        self.zero_branch = zero_branch
+        if zero_branch:
+            zeros = nnx.initializers.zeros_init()
+            self.zero_conv = nnx.Linear(c_in, c_out, kernel_init=zeros, dtype=dtype, rngs=rngs)
+            self.zero_norm = BatchNorm(c_out, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w k"]:
+        projected = self.linear(x)
+        if not self.zero_branch:
+            return projected
+        return jax.nn.relu(projected + self.zero_norm(self.zero_conv(x), train=train))
+
+
+class Decoder(nnx.Module):
+    """Fuse four feature maps into class logits at the resolution of the first."""
+
+    dropout = 0.1
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        channels: int,
+        num_classes: int,
+        *,
+        zero_branch: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.projections = nnx.List(
+            Projection(width, channels, zero_branch=zero_branch, dtype=dtype, rngs=rngs)
+            for width in widths
+        )
+        kaiming = normal_init(math.sqrt(2 / channels))  # for ReLU, by fan-out
+        self.fuse = nnx.Linear(
+            len(widths) * channels, channels,
+            use_bias=False, kernel_init=kaiming, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.fuse_norm = BatchNorm(channels, dtype=dtype)
+        init = uniform_init(channels)
+        self.classify = nnx.Linear(
+            channels, num_classes, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(
+        self,
+        maps: Sequence[Float[Array, "b _h _w _c"]],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b h w k"]:
+        x = jax.nn.relu(self.fuse_norm(self._fuse(maps, train=train), train=train))
+        if train and rngs is not None:
+            x = channel_dropout(x, self.dropout, rngs=rngs)
+        return self.classify(x).astype(jnp.float32)
+
+    def _fuse(
+        self, maps: Sequence[Float[Array, "b _h _w _c"]], *, train: bool
+    ) -> Float[Array, "b h w c"]:
+        """Return fuse(concat(F_4↑, F_3↑, F_2↑, F_1)) without building the concatenation.
+
+        The fuse is linear, per pixel and without bias, so it commutes with the upsampling: each
+        map is multiplied by its own rows of the kernel at its own resolution, then resized and
+        summed. Same result, a quarter of the memory.
+        """
+        kernels = jnp.split(self.fuse.kernel[...], len(maps))  # F_4's rows first
+        size = maps[0].shape[1:3]
+        total = 0.0
+        for f, project, kernel in zip(maps, self.projections, reversed(kernels), strict=True):
+            projected = project(f, train=train)
+            total += resize_bilinear(projected @ kernel.astype(projected.dtype), size)
+        return total

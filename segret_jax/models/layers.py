@@ -1,0 +1,186 @@
+"""The layers that SegRet shares: PyTorch's arithmetic where it differs from Flax's defaults.
+
+Everything is NHWC. Each function or class here exists because the library's own differs from the
+released model in one stated way; where Flax agrees (`nnx.Linear`), the models use Flax.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def normal_init(std: float = 0.02) -> nnx.Initializer:
+    """Return N(0, std); 0.02 is the start of every Linear of the encoder and decoder."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        if isinstance(key, jax.core.Tracer):
+            return std * jax.random.normal(key, shape, dtype)
+        return jnp.asarray(std * _host_generator(key).standard_normal(shape, np.float32), dtype)
+
+    return init
+
+
+def uniform_init(fan_in: int) -> nnx.Initializer:
+    """Return PyTorch's default for convolutions: uniform in ±1/√fan_in, kernel and bias alike.
+
+    That is Kaiming uniform with a = √5, for the kernel.
+    """
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        if isinstance(key, jax.core.Tracer):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return jnp.asarray(_host_generator(key).uniform(-bound, bound, shape), dtype)
+
+    return init
+
+
+def _host_generator(key: Array) -> np.random.Generator:
+    """Draw initial weights with NumPy: XLA would compile a sampler for each shape, 8 s for tiny.
+
+    While tracing (`eval_shape`) the initialisers above draw with JAX instead.
+    """
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+
+
+def conv3x3(
+    in_channels: int, out_channels: int, *, stride: int = 1, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Conv:
+    """Build a 3×3 convolution with bias, padded by 1 on *both* sides.
+
+    XLA's `SAME` puts the odd pixel of a stride-2 convolution on one side only; PyTorch does not.
+    A side of n pixels becomes ⌈n/stride⌉.
+    """
+    init = uniform_init(9 * in_channels)
+    return nnx.Conv(
+        in_channels, out_channels, (3, 3), strides=stride, padding=((1, 1), (1, 1)),
+        kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs,
+    )  # fmt: skip
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Apply the exact GELU, x·Φ(x); the tanh approximation is off by up to 5e-4."""
+    return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer norm over channels with ε = 1e-6 and the two-pass variance."""
+
+    def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        super().__init__(channels, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm whose running variance is the *unbiased* one, as PyTorch's.
+
+    The batch is normalised by its biased variance; running ← 0.9·running + 0.1·batch. Under a
+    `jit` whose batch is sharded over devices the means below are over the global batch, which is
+    what SyncBN computes. Statistics are float32 whatever the compute dtype.
+    """
+
+    momentum = 0.1
+    epsilon = 1e-5
+
+    def __init__(self, channels: int, *, dtype: DTypeLike):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.var = nnx.BatchStat(jnp.ones(channels))
+        self.dtype = dtype
+
+    def __call__(
+        self, x: Float[Array, "*batch c"], *, train: bool = False
+    ) -> Float[Array, "*batch c"]:
+        x = x.astype(jnp.float32)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean, var = jnp.mean(x, axes), jnp.var(x, axes)
+            count = x.size // x.shape[-1]
+            self._update(self.mean, mean)
+            self._update(self.var, var * (count / max(count - 1, 1)))
+        else:
+            mean, var = self.mean[...], self.var[...]
+        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
+        return ((x - mean) * scale + self.bias[...]).astype(self.dtype)
+
+    def _update(self, running: nnx.BatchStat, batch: Float[Array, " c"]) -> None:
+        batch = lax.stop_gradient(batch)
+        running[...] = (1 - self.momentum) * running[...] + self.momentum * batch
+
+
+class DepthwiseConv(nnx.Module):
+    """A k×k convolution of each channel with its own kernel, with bias, stride 1, zero padding."""
+
+    def __init__(self, channels: int, size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        init = uniform_init(size * size)
+        self.kernel = nnx.Param(init(rngs.params(), (size, size, channels)))
+        self.bias = nnx.Param(init(rngs.params(), (channels,)))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        return depthwise_conv(x.astype(self.dtype), kernel) + bias
+
+
+def depthwise_conv(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c"]
+) -> Float[Array, "b h w c"]:
+    """Convolve each channel with its own odd-sized kernel, in the backend's fast form."""
+    return lax.platform_dependent(
+        x, kernel, cpu=_depthwise_by_shifts, default=_depthwise_by_grouped_conv
+    )
+
+
+def _depthwise_by_grouped_conv(x: Array, kernel: Array) -> Array:
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x, kernel[:, :, None, :], (1, 1), ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1],
+    )  # fmt: skip
+
+
+def _depthwise_by_shifts(x: Array, kernel: Array) -> Array:
+    """Sum k² shifted copies: XLA fuses them, and its grouped convolution is 20× slower on CPU."""
+    size, (_, h, w, _) = kernel.shape[0], x.shape
+    pad = size // 2
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    terms = [
+        x[:, i : i + h, j : j + w] * kernel[i, j] for i in range(size) for j in range(size)
+    ]  # each [b, h, w, c]
+    return functools.reduce(jnp.add, terms)
+
+
+def drop_path(
+    x: Float[Array, "b h w c"], rate: float, *, rngs: nnx.Rngs
+) -> Float[Array, "b h w c"]:
+    """Zero whole samples with probability `rate` and scale the others by 1/(1 − rate)."""
+    return _drop(x, rate, (x.shape[0], 1, 1, 1), rngs)
+
+
+def channel_dropout(
+    x: Float[Array, "b h w c"], rate: float, *, rngs: nnx.Rngs
+) -> Float[Array, "b h w c"]:
+    """Zero whole channels, per sample, with probability `rate` and scale the others."""
+    return _drop(x, rate, (x.shape[0], 1, 1, x.shape[-1]), rngs)
+
+
+def _drop(x: Array, rate: float, mask_shape: tuple[int, ...], rngs: nnx.Rngs) -> Array:
+    if rate == 0:
+        return x
+    keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, mask_shape)
+    return x * (keep / (1 - rate)).astype(x.dtype)
+
+
+def resize_bilinear(
+    x: Float[Array, "b h w c"], size: tuple[int, int]
+) -> Float[Array, "b new_h new_w c"]:
+    """Resize with half-pixel centres and, unlike `jax.image.resize` alone, no antialiasing."""
+    shape = (x.shape[0], *size, x.shape[-1])
+    return x if x.shape == shape else jax.image.resize(x, shape, "bilinear", antialias=False)

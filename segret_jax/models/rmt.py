@@ -1,0 +1,233 @@
+"""The encoder: Vision RetNet (RMT, Fan et al., CVPR 2024) in SegRet's and in its own flavour.
+
+Four stages of retention blocks at strides 4, 8, 16 and 32. SegRet's encoder leaves out two parts
+of the RMT ImageNet classifier, so the two families of checkpoints need different flavours:
+
+    SegRet        rotary=False, ffn_conv=False
+    RMT ImageNet  rotary=True,  ffn_conv=True
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from segret_jax.models.layers import BatchNorm, DepthwiseConv, LayerNorm
+from segret_jax.models.layers import conv3x3, drop_path, gelu, normal_init
+from segret_jax.models.retention import Decay, Retention, head_log_decay
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One published size. Tuples have an entry per stage."""
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    decay_spans: tuple[int, ...]
+    ffn_ratios: tuple[int, ...]
+    decomposed: tuple[bool, ...]
+    layer_scale: tuple[bool, ...]
+    drop_path: float
+    decoder_channels: int
+    decay_initial: float = 2.0
+
+
+_ = False
+VARIANTS = {
+    "tiny": Variant((64, 128, 256, 512), (2, 2, 8, 2), (4, 4, 8, 16), (4, 4, 6, 6),
+                    (3, 3, 3, 3), (True, True, _, _), (_, _, _, _), 0.1, 256),
+    "small": Variant((64, 128, 256, 512), (3, 4, 18, 4), (4, 4, 8, 16), (4, 4, 6, 6),
+                     (4, 4, 3, 3), (True, True, True, _), (_, _, _, _), 0.15, 256),
+    "base": Variant((80, 160, 320, 512), (4, 8, 25, 8), (5, 5, 10, 16), (5, 5, 6, 6),
+                    (4, 4, 3, 3), (True, True, True, _), (_, _, True, True), 0.4, 256),
+    "large": Variant((112, 224, 448, 640), (4, 8, 25, 8), (7, 7, 14, 20), (6, 6, 6, 6),
+                     (4, 4, 3, 3), (True, True, True, _), (_, _, True, True), 0.5, 512),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """What can be chosen beside the variant; the defaults are SegRet's released encoder."""
+
+    rotary: bool = False
+    ffn_conv: bool = False
+    decay: Decay = Decay.ADDITIVE
+    max_scores: int = 2**25
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+
+
+class Stem(nnx.Module):
+    """Four 3×3 convolutions with batch norm; stride 4 in all."""
+
+    def __init__(self, channels: int, *, options: EncoderOptions, rngs: nnx.Rngs):
+        half = channels // 2
+        plan = [(3, half, 2), (half, half, 1), (half, channels, 2), (channels, channels, 1)]
+        self.convs = nnx.List(
+            conv3x3(i, o, stride=stride, dtype=options.dtype, rngs=rngs) for i, o, stride in plan
+        )
+        self.norms = nnx.List(BatchNorm(o, dtype=options.dtype) for _, o, _ in plan)
+
+    def __call__(self, x: Float[Array, "b H W 3"], *, train: bool) -> Float[Array, "b h w c"]:
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x if i == 0 else gelu(x)), train=train)
+        return x
+
+
+class FeedForward(nnx.Module):
+    """Linear, GELU, (in the RMT flavour a residual depthwise convolution,) Linear."""
+
+    def __init__(self, channels: int, ratio: int, *, options: EncoderOptions, rngs: nnx.Rngs):
+        hidden, dtype = ratio * channels, options.dtype
+        self.fc1 = nnx.Linear(channels, hidden, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden, channels, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
+        if options.ffn_conv:
+            self.dwconv = DepthwiseConv(hidden, 3, dtype=dtype, rngs=rngs)
+        self.has_conv = options.ffn_conv
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        x = gelu(self.fc1(x))
+        if self.has_conv:
+            x = x + self.dwconv(x)
+        return self.fc2(x)
+
+
+class Block(nnx.Module):
+    """Positional convolution, retention and feed-forward, each a residual."""
+
+    def __init__(
+        self,
+        variant: Variant,
+        stage: int,
+        *,
+        drop_path: float,
+        options: EncoderOptions,
+        rngs: nnx.Rngs,
+    ):
+        channels, dtype = variant.widths[stage], options.dtype
+        self.pos = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(channels, dtype=dtype, rngs=rngs)
+        self.retention = Retention(
+            channels,
+            head_log_decay(
+                variant.heads[stage],
+                initial=variant.decay_initial,
+                span=variant.decay_spans[stage],
+            ),
+            decomposed=variant.decomposed[stage],
+            rotary=options.rotary,
+            decay=options.decay,
+            max_scores=options.max_scores,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm2 = LayerNorm(channels, dtype=dtype, rngs=rngs)
+        self.ffn = FeedForward(channels, variant.ffn_ratios[stage], options=options, rngs=rngs)
+        self.layer_scale = variant.layer_scale[stage]
+        if self.layer_scale:
+            self.gamma1 = nnx.Param(jnp.full(channels, 1e-6))
+            self.gamma2 = nnx.Param(jnp.full(channels, 1e-6))
+        self.drop_rate = drop_path
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None
+    ) -> Float[Array, "b h w c"]:
+        x = x + self.pos(x)
+        retained = self.retention(self.norm1(x))
+        if self.layer_scale:
+            retained = self.gamma1[...].astype(x.dtype) * retained
+        x = x + self._drop_path(retained, train, rngs)
+        fed = self.ffn(self.norm2(x))
+        if self.layer_scale:
+            fed = self.gamma2[...].astype(x.dtype) * fed
+        return x + self._drop_path(fed, train, rngs)
+
+    def _drop_path(self, x: Array, train: bool, rngs: nnx.Rngs | None) -> Array:
+        return drop_path(x, self.drop_rate, rngs=rngs) if train and rngs is not None else x
+
+
+class Downsample(nnx.Module):
+    """Halve the resolution: 3×3 convolution of stride 2, batch norm."""
+
+    def __init__(self, c_in: int, c_out: int, *, options: EncoderOptions, rngs: nnx.Rngs):
+        self.conv = conv3x3(c_in, c_out, stride=2, dtype=options.dtype, rngs=rngs)
+        self.norm = BatchNorm(c_out, dtype=options.dtype)
+
+    def __call__(self, x: Float[Array, "b H W c"], *, train: bool) -> Float[Array, "b h w k"]:
+        return self.norm(self.conv(x), train=train)
+
+
+class Encoder(nnx.Module):
+    """Map an image to the four stages' feature maps, at strides 4, 8, 16 and 32.
+
+    Drop path grows linearly from 0 at the first block to `drop_path` at the last.
+    """
+
+    def __init__(
+        self, variant: Variant, *, drop_path: float, options: EncoderOptions, rngs: nnx.Rngs
+    ):
+        total = sum(variant.depths)
+        rates = iter([drop_path * i / max(total - 1, 1) for i in range(total)])
+        self.stem = Stem(variant.widths[0], options=options, rngs=rngs)
+        self.stages = nnx.List(
+            nnx.List(
+                Block(variant, stage, drop_path=next(rates), options=options, rngs=rngs)
+                for _ in range(depth)
+            )
+            for stage, depth in enumerate(variant.depths)
+        )
+        self.downsamples = nnx.List(
+            Downsample(c_in, c_out, options=options, rngs=rngs)
+            for c_in, c_out in zip(variant.widths[:-1], variant.widths[1:], strict=True)
+        )
+
+    def __call__(
+        self, image: Float[Array, "b H W 3"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Sequence[Float[Array, "b h w c"]]:
+        x = self.stem(image, train=train)
+        maps = []
+        for i, blocks in enumerate(self.stages):
+            if i > 0:
+                x = self.downsamples[i - 1](x, train=train)
+            for block in blocks:
+                x = block(x, train=train, rngs=rngs)
+            maps.append(x)  # before the downsample
+        return maps
+
+
+class Classifier(nnx.Module):
+    """The RMT ImageNet classifier, for checking converted weights; evaluation only.
+
+    Token-labelled classifiers carry a second head on stage 4's tokens, whose largest logits are
+    added with weight one half.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        *,
+        num_classes: int = 1000,
+        token_head: bool = False,
+        options: EncoderOptions | None = None,
+        rngs: nnx.Rngs,
+    ):
+        options = options or EncoderOptions(rotary=True, ffn_conv=True)
+        dtype, channels = options.dtype, variant.widths[-1]
+        self.encoder = Encoder(variant, drop_path=0.0, options=options, rngs=rngs)
+        self.proj = nnx.Linear(channels, 1024, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(1024, dtype=dtype)
+        self.head = nnx.Linear(1024, num_classes, kernel_init=normal_init(), rngs=rngs)
+        self.has_token_head = token_head
+        if token_head:
+            self.aux_head = nnx.Linear(channels, num_classes, kernel_init=normal_init(), rngs=rngs)
+
+    def __call__(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b k"]:
+        tokens = self.encoder(image)[-1]
+        pooled = jnp.mean(jax.nn.silu(self.norm(self.proj(tokens))).astype(jnp.float32), (1, 2))
+        logits = self.head(pooled)
+        if self.has_token_head:
+            logits = logits + 0.5 * jnp.max(self.aux_head(tokens), axis=(1, 2))
+        return logits

@@ -1,0 +1,52 @@
+"""SegRet: the Vision RetNet encoder and the zero-initialised residual decoder as one model."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from segret_jax.config import ModelConfig
+from segret_jax.models.decoder import Decoder
+from segret_jax.models.retention import Decay
+from segret_jax.models.rmt import VARIANTS, Encoder, EncoderOptions
+
+
+class SegRet(nnx.Module):
+    """Map normalised images to class logits at stride 4.
+
+    Input sides may be any size: a side of n pixels gives ⌈⌈n/2⌉/2⌉ logits. Source: SegRet,
+    arXiv 2502.14014, and the released code where the two differ.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int, *, rngs: nnx.Rngs):
+        variant = VARIANTS[config.variant]
+        dtype = jnp.dtype(config.dtype)
+        options = EncoderOptions(
+            rotary=config.rotary,
+            ffn_conv=config.ffn_conv,
+            decay=Decay(config.decay),
+            max_scores=config.max_scores,
+            dtype=dtype,
+        )
+        drop_path = config.drop_path if config.drop_path >= 0 else variant.drop_path
+        self.encoder = Encoder(variant, drop_path=drop_path, options=options, rngs=rngs)
+        self.decoder = Decoder(
+            variant.widths,
+            config.decoder_channels or variant.decoder_channels,
+            num_classes,
+            zero_branch=config.zero_branch,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.matmul_precision = config.matmul_precision
+
+    def __call__(
+        self, image: Float[Array, "b H W 3"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b h w k"]:
+        """Return float32 logits; `train` uses and updates batch statistics.
+
+        `rngs` (stream `dropout`) is needed for training with drop path or dropout.
+        """
+        with jax.default_matmul_precision(self.matmul_precision):
+            maps = self.encoder(image, train=train, rngs=rngs)
+            return self.decoder(maps, train=train, rngs=rngs)
