@@ -55,10 +55,10 @@ _ROOFS = _palette("8a4b3c 5a5f68 6f5648 454c57")
 _ROADS = _palette("6b6d72 7a7772 5b6068 857f78")
 _PAVINGS = _palette("a7a49c 95989c b8a88f a08778 868a8e")
 _PAINTS = _palette("c8372d 2f5d9b e8e6e0 3a3d42 9aa0a6 4c8055 e0b13a 3f8f98 7b4a36")
-_CLOTHES = _palette("d1433f 2c4f87 f0e6d2 35363d e2a23b 4f8a5b 8a5a9e 7d8790 d9799a")
+_CLOTHES = _palette("d1333f 2450a0 f4ead2 e8a02b 2f9a5b 8f4ab0 e0609a 20a0b0")
 _SKINS = _palette("f2cda8 d9a57c a8734e 6f4a35")
-_LEAVES = _palette("5c8a3a 4a7a45 7d9a40 3f6b4a b8702f 9c4a32 c79a3a")
-_METALS = _palette("3c4248 6d747a 35513f 5b4a40")
+_LEAVES = _palette("5c8a3a 4a7a45 7d9a40 3f6b4a 558b4b 6a9a35 b8702f 9c4a32")
+_METALS = _palette("2e3338 3a4046 27402f 40352e")
 _SIGNS = _palette("c92f2f 2a5fb0 e6b821 eeeeea")
 _SIGNALS = _palette("e8402f f0b429 3fbf6a")
 _GLASS, _LAMPLIGHT, _BLACK, _BARK, _HAIR = _palette("3a4a5c ffd98a 222326 604a3a 463228")
@@ -264,13 +264,11 @@ def _paint_house(canvas: _Canvas, side: int, x: float, z0: float, z1: float) -> 
 
 
 def _paint_skyline(canvas: _Canvas) -> None:
-    """What closes the view at the end of the street: houses and treetops."""
+    """What closes the view at the end of the street: towers in the haze."""
     plane = _Plane(0.0, _FAR)
     for x in range(-32, 32, 8):
         tower = plane.box(x, 0, x + 8, canvas.rng.uniform(6, 20))
         canvas.fill(Label.BUILDING, canvas.pick(_WALLS), tower)
-    for x in canvas.rng.uniform(-25, 25, 3):
-        _paint_foliage(canvas, (x, 2.0, _FAR - 1), (5.0, 4.0), canvas.pick(_LEAVES))
 
 
 def _paint_row(canvas: _Canvas, side: int, x: float) -> None:
@@ -342,7 +340,7 @@ def _paint_garden(canvas: _Canvas, side: int, x: float, z0: float, z1: float) ->
 def _paint_pole(canvas: _Canvas, x: float, z: float) -> None:
     """A street lamp, a sign or a traffic light, never so thin that it could not be seen."""
     plane, metal, kind = _Plane(x, z), canvas.pick(_METALS, 6), canvas.rng.integers(4)
-    half = max(canvas.rng.uniform(0.08, 0.12), 0.0085 * z / _FOCAL)
+    half = max(canvas.rng.uniform(0.11, 0.15), 0.011 * z / _FOCAL)
     height = (canvas.rng.uniform(4.8, 6.0), canvas.rng.uniform(4.8, 6.0), 2.9, 3.6)[kind]
     canvas.fill(Label.POLE, metal, plane.box(-half, 0, half, height))
     canvas.fill(Label.POLE, metal * 0.8, plane.box(-1.5 * half, 0, 1.5 * half, 0.5))
@@ -353,25 +351,19 @@ def _paint_pole(canvas: _Canvas, x: float, z: float) -> None:
         canvas.fill(Label.POLE, _LAMPLIGHT if canvas.mood.lit > 0.3 else metal * 1.2, head)
     elif kind == 2:
         color, centers = canvas.pick(_SIGNS), np.array([(x, height - 0.2, z)] * 2)
-        canvas.discs(
-            Label.POLE, np.stack([color * 0.2 + 195, color]), centers, np.array([0.5, 0.4])
-        )
+        colors = np.stack([color * 0.2 + 195, color])
+        canvas.discs(Label.POLE, colors, centers, np.array([0.55, 0.42]))
     else:
         centers = np.array([(x, height - drop, z) for drop in (0.2, 0.6, 1.0)])
-        canvas.fill(Label.POLE, _BLACK, plane.box(-0.28, height - 1.2, 0.28, height))
-        canvas.discs(Label.POLE, _SIGNALS, centers, np.full(3, 0.15))
+        canvas.fill(Label.POLE, _BLACK, plane.box(-0.32, height - 1.2, 0.32, height))
+        canvas.discs(Label.POLE, _SIGNALS, centers, np.full(3, 0.17))
 
 
 def _paint_person(canvas: _Canvas, x: float, z: float) -> None:
     """Legs, arms, torso, hair and face, in fractions of the body height."""
-    tall, stride, swing, girth = canvas.rng.uniform(
-        (1.65, 0.03, 0.02, 0.12), (1.95, 0.1, 0.08, 0.15)
-    )
-    coat, trousers, skin = (
-        canvas.pick(_CLOTHES),
-        canvas.pick(_CLOTHES) * 0.7,
-        canvas.pick(_SKINS, 4),
-    )
+    tall, stride, swing = canvas.rng.uniform((1.7, 0.04, 0.02), (2.0, 0.1, 0.07))
+    girth, skin = canvas.rng.uniform(0.15, 0.18), canvas.pick(_SKINS, 4)
+    coat, trousers = canvas.pick(_CLOTHES), canvas.pick(_CLOTHES) * 0.6
 
     def part(color: np.ndarray, *uv: tuple[float, float]) -> None:
         body = _Plane(x, z).polygon(*((u * tall, v * tall) for u, v in uv))
@@ -379,12 +371,12 @@ def _paint_person(canvas: _Canvas, x: float, z: float) -> None:
 
     for way, shade in ((-1, 0.85), (1, 1.0)):
         foot, hand = way * stride, way * (girth + swing)
-        part(trousers * shade, (foot - 0.05, 0), (foot + 0.05, 0), (0.09, 0.5), (-0.09, 0.5))
-        part(coat * 0.85, (hand - 0.035, 0.45), (hand + 0.035, 0.45), (way * 0.1, 0.82), (0, 0.8))
+        part(trousers * shade, (foot - 0.06, 0), (foot + 0.06, 0), (0.11, 0.5), (-0.11, 0.5))
+        part(coat * 0.85, (hand - 0.04, 0.45), (hand + 0.04, 0.45), (way * 0.1, 0.82), (0, 0.8))
     part(coat, (-girth * 0.85, 0.44), (girth * 0.85, 0.44), (girth, 0.8), (-girth, 0.8))
     colors = np.stack([_HAIR * canvas.rng.uniform(0.4, 2.4), skin])
-    centers = np.array([(x, 0.92 * tall, z), (x, 0.895 * tall, z)])
-    canvas.discs(Label.PERSON, colors, centers, tall * np.array([0.088, 0.07]))
+    centers = np.array([(x, 0.91 * tall, z), (x, 0.88 * tall, z)])
+    canvas.discs(Label.PERSON, colors, centers, tall * np.array([0.105, 0.085]))
 
 
 # --- vehicles ---------------------------------------------------------------------------------
@@ -486,7 +478,7 @@ class _Thing:
 def _traffic(canvas: _Canvas, kerb: float) -> Iterator[_Thing]:
     for side in (-1, 1):
         z = canvas.rng.uniform(6.5, 10.0)
-        while z < 34.0:
+        while z < 28.0:
             model = _MODELS[canvas.rng.choice(4, p=(0.4, 0.25, 0.2, 0.15))]
             x = side * (kerb - 0.3 - model.width / 2) * canvas.rng.uniform(0.6, 0.97)
             z += 3.0 * (model.height > 2.5)  # a bus close by would hide the street
@@ -501,10 +493,10 @@ def _furniture(canvas: _Canvas, kerb: float) -> Iterator[_Thing]:
     """Poles, trees and bushes along both kerbs."""
     for side in (-1, 1):
         z = canvas.rng.uniform(6.5, 10.0)
-        while z < 36.0:
+        while z < 30.0:
             x, chance = side * (kerb + 0.7), canvas.rng.random()
             paint = _paint_pole if chance < 0.5 else _paint_tree if chance < 0.85 else _paint_bush
-            if paint is not _paint_pole or z < 24.0:
+            if paint is not _paint_pole or z < 17.0:
                 shadow = _ground(x - 0.4, x + 0.4, z - 0.2, z + 0.3)
                 yield _Thing(z, shadow, partial(paint, canvas, x, z))
             z += canvas.rng.uniform(3.0, 6.5)
@@ -512,9 +504,9 @@ def _furniture(canvas: _Canvas, kerb: float) -> Iterator[_Thing]:
 
 def _people(canvas: _Canvas, kerb: float, facade: float) -> Iterator[_Thing]:
     """Most walk on the pavement, some cross the road; none so far that a person is a speck."""
-    for _ in range(canvas.rng.integers(4, 9)):
-        z = canvas.rng.uniform(6.0, 12.5)
-        x = canvas.rng.choice((-1, 1)) * canvas.rng.uniform(kerb + 1.2, facade - 0.4)
+    for _ in range(canvas.rng.integers(4, 8)):
+        z = canvas.rng.uniform(6.5, 11.0)
+        x = canvas.rng.choice((-1, 1)) * canvas.rng.uniform(kerb + 1.2, facade - 0.7)
         if canvas.rng.random() < 0.25:
             x = canvas.rng.uniform(-kerb, kerb)
         shadow = _ground(x - 0.4, x + 0.4, z - 0.15, z + 0.25)
@@ -528,8 +520,8 @@ def _develop(canvas: _Canvas) -> np.ndarray:
     gamma, gain = canvas.rng.uniform(0.85, 1.2), canvas.rng.uniform(0.85, 1.1)
     tint = np.array(canvas.mood.tint) * canvas.rng.uniform(0.95, 1.05, 3)
     curve = np.clip(255 * gain * ramp[:, None] ** gamma * tint, 0, 255).astype(np.uint8)[None]
-    sigma = canvas.rng.uniform(0.35, 0.6) * max(canvas.scale / 143.0, 0.6)
-    noise_level = canvas.rng.uniform(1.0, 4.0)
+    sigma = canvas.rng.uniform(0.3, 0.5) * math.sqrt(canvas.scale / 143.0)
+    noise_level = canvas.rng.uniform(1.0, 3.0)
     # From here on the number of draws depends on the size.
     grain = canvas.rng.standard_normal((height, width), np.float32)
     grain += cv2.resize(grain[::3, ::3], (width, height), interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,101 @@
+"""The command line shared by train.py, eval.py and predict.py.
+
+A config is a Python file with `get_config()`; single settings are changed with
+`--config.GROUP.KEY=VALUE`. What the user can mend is told in one line, without a traceback.
+"""
+
+import argparse
+import ast
+import difflib
+import logging
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from segret_jax.config import Config, flatten, validate
+from segret_jax.errors import InputError, unknown_name
+
+OVERRIDE = "--config."
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that leaves `--config.GROUP.KEY=VALUE` to `apply_overrides`."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description,
+            epilog="--config.GROUP.KEY=VALUE changes a setting; see segret_jax/config.py",
+            allow_abbrev=False,
+        )
+
+    def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Return the arguments and the overrides, as given."""
+        overrides = [arg for arg in argv if arg.startswith(OVERRIDE)]
+        return self.parse_args([arg for arg in argv if arg not in overrides]), overrides
+
+    def error(self, message: str) -> Any:
+        """Report a wrong argument as every other mistake: one line, exit status 2."""
+        raise InputError(f"{message} (--help lists what there is)")
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Call `main` with the arguments; print an InputError alone and exit with status 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def load_config_file(path: str) -> Config:
+    """Run a config file and return what its `get_config()` gives."""
+    file = Path(path)
+    if not file.is_file():
+        near = difflib.get_close_matches(str(file), map(str, _known_configs(file)), n=1, cutoff=0.4)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"there is no config file {path}{guess}")
+    namespace = runpy.run_path(str(file))
+    if "get_config" not in namespace:
+        raise InputError(f"{path} has no get_config(): a config file defines it (see configs/)")
+    return namespace["get_config"]()
+
+
+def _known_configs(file: Path) -> list[Path]:
+    return sorted({*file.parent.glob("*.py"), *Path("configs").glob("*.py")})
+
+
+def apply_overrides(config: Config, overrides: list[str]) -> Config:
+    """Set each `--config.GROUP.KEY=VALUE` in `config`, then validate the whole."""
+    settings = flatten(config)
+    for override in overrides:
+        key, equals, text = override.removeprefix(OVERRIDE).partition("=")
+        if key not in settings:
+            raise unknown_name("config key", key, settings)
+        if not equals:
+            raise InputError(f"{override} has no value: write {override}=VALUE")
+        group, name = key.split(".")
+        setattr(getattr(config, group), name, _parse(key, text, settings[key]))
+    return validate(config)
+
+
+def _parse(key: str, text: str, default: Any) -> Any:
+    """Read `text` as a value of the type of `default`."""
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, tuple):
+        return tuple(value) if isinstance(value, list) else value  # validate checks the rest
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        kind = type(default).__name__
+        raise InputError(f"{key} is {text!r}; it takes a value of type {kind}, such as {default}")
+    return value

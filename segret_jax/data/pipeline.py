@@ -1,0 +1,138 @@
+"""From a source of (image, label) pairs to an endless stream of training batches, with Grain.
+
+Order and augmentation are functions of (seed, step) alone: batch k is element k of a lazy
+`MapDataset`, whatever the number of hosts, workers or restarts. A run resumes by asking for the
+batches from its step on; no loader state is ever saved.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Protocol, SupportsIndex
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from segret_jax.config import DataConfig
+from segret_jax.data.datasets import IGNORE, ClassTable, get_dataset, load_class_table
+from segret_jax.data.sources import FolderSource, Sample
+from segret_jax.data.synthetic import SyntheticSource
+from segret_jax.data.transforms import train_transform
+from segret_jax.errors import InputError
+
+Batch = dict[str, np.ndarray]
+SYNTHETIC = "synthetic"
+SPLIT_SEEDS = {"training": 0, "validation": 1}  # of the synthetic scenes: never the run's seed
+
+
+class Source(Protocol):
+    """Random access to samples."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: SupportsIndex) -> Sample: ...
+
+
+def class_table(config: DataConfig) -> ClassTable:
+    """Return the class table of the configured data set."""
+    if config.dataset == SYNTHETIC:
+        return load_class_table(SYNTHETIC)
+    return get_dataset(config.dataset).class_table
+
+
+def open_source(config: DataConfig, split: str) -> Source:
+    """Open `training` or `validation` of the configured data set; InputError says what is wrong."""
+    if config.dataset == SYNTHETIC:
+        count = {
+            "training": config.synthetic_train,
+            "validation": config.synthetic_validation,
+        }[split]
+        return SyntheticSource(
+            seed=SPLIT_SEEDS[split], num_images=count, size=config.synthetic_size
+        )
+    spec = get_dataset(config.dataset)
+    if not config.root:
+        raise InputError(
+            f"data.root is empty: give the folder of {spec.name} with --config.data.root=DIR "
+            f"({spec.layout(split)}; get {spec.download_hint})"
+        )
+    return FolderSource(spec, config.root, split)
+
+
+class SkipFaulty:
+    """A source whose faulty samples are all-ignored instead of errors, so that order stays."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def __repr__(self) -> str:
+        return f"SkipFaulty({self.source!r})"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        try:
+            return {**self.source[index], "skipped": 0}
+        except InputError as error:
+            logging.warning("skipped: %s", error)
+            image, label = np.zeros((8, 8, 3), np.uint8), np.full((8, 8), IGNORE, np.uint8)
+            return {"image": image, "label": label, "name": "", "skipped": 1}
+
+
+class Augment(grain.transforms.RandomMap):
+    """Turn a sample into a training crop (spec section 6)."""
+
+    def __init__(self, config: DataConfig):
+        self.config = config
+
+    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> Batch:
+        cv2.setNumThreads(0)  # one image is too little work to share among threads
+        image, label = train_transform(
+            element["image"], element["label"], rng,
+            crop=self.config.crop,
+            base=self.config.resize_base,
+            ratio_range=self.config.resize_ratio,
+        )  # fmt: skip
+        return {"image": image, "label": label, "skipped": np.int32(element.get("skipped", 0))}
+
+
+def training_dataset(
+    source: Source,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """Return the lazy, endless sequence whose element k is batch k.
+
+    Each batch holds "image" float32 [b, h, w, 3] (normalised), "label" uint8 [b, h, w] and
+    "skipped" int32 [b], with b = batch_size / process_count: host i takes every n-th sample of
+    the one global order, after augmentation was fixed.
+    """
+    if config.on_error == "skip":
+        source = SkipFaulty(source)
+    return (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(Augment(config))
+        .slice(slice(process_index, None, process_count))
+        .batch(batch_size // process_count, drop_remainder=True)
+    )
+
+
+def batches_from(
+    dataset: grain.MapDataset, step: int, *, workers: int = 0
+) -> Iterator[Batch]:
+    """Iterate over the batches from `step` on, prepared ahead by threads or worker processes."""
+    read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    iterable = dataset[step:].to_iter_dataset(read)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
+            flags.FLAGS.mark_as_parsed()
+        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(iterable)

@@ -1,0 +1,105 @@
+"""Pictures of predictions: overlays, legends and grids, as 8-bit RGB images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from segret_jax.data.datasets import IGNORE, ClassTable
+
+BACKGROUND = (255, 255, 255)
+INK = (40, 40, 40)
+FONT_SIZE = 15
+GAP = 8
+
+RGB = UInt8[np.ndarray, "h w 3"]
+Labels = UInt8[np.ndarray, "h w"]
+
+
+def colorize(label: Labels, table: ClassTable) -> RGB:
+    """Paint each class in its colour; what is ignored or unknown is black."""
+    palette = np.zeros((IGNORE + 1, 3), np.uint8)
+    palette[: table.num_classes] = table.colors
+    return palette[label]
+
+
+def overlay(image: RGB, pred: Labels, table: ClassTable, *, opacity: float = 0.55) -> RGB:
+    """Lay the prediction's colours over the image."""
+    mixed = (1 - opacity) * image + opacity * colorize(pred, table)
+    return (mixed + 0.5).astype(np.uint8)
+
+
+def legend(table: ClassTable, labels: Sequence[Labels], *, width: int) -> RGB:
+    """Draw a swatch and the name of each class that occurs in `labels`, most frequent first."""
+    counts = sum(np.bincount(label.ravel(), minlength=IGNORE + 1) for label in labels)
+    classes = [i for i in np.argsort(-counts, kind="stable") if counts[i] and i < table.num_classes]
+    font = ImageFont.load_default(FONT_SIZE)
+    row, places, x, y = FONT_SIZE + GAP, [], GAP, GAP
+    for i in classes:
+        advance = int(font.getlength(table.class_names[i])) + FONT_SIZE + 3 * GAP
+        if x > GAP and x + advance > width:
+            x, y = GAP, y + row
+        places.append((i, x, y))
+        x += advance
+    picture = Image.new("RGB", (width, y + row), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    for i, x, y in places:
+        color = tuple(int(c) for c in table.colors[i])
+        draw.rectangle((x, y, x + FONT_SIZE, y + FONT_SIZE), fill=color, outline=INK)
+        draw.text((x + FONT_SIZE + GAP // 2, y - 1), table.class_names[i], fill=INK, font=font)
+    return np.asarray(picture)
+
+
+def with_legend(picture: RGB, table: ClassTable, labels: Sequence[Labels]) -> RGB:
+    """Put a legend of the classes in `labels` below a picture."""
+    key = legend(table, labels, width=picture.shape[1])
+    return np.concatenate([picture, key])
+
+
+def grid(
+    rows: Sequence[tuple[RGB, Labels, Labels]], table: ClassTable, *, title: str, cell: int = 320
+) -> RGB:
+    """Draw rows of image, label and prediction with headings and a legend.
+
+    Each image is scaled to a width of `cell` pixels; pixels that the label ignores are black in
+    the prediction too, since they are not judged.
+    """
+    width = 3 * cell + 4 * GAP
+    strips = [_heading(title, width), _headings(("image", "label", "prediction"), cell, width)]
+    for image, label, pred in rows:
+        judged = np.where(label == IGNORE, np.uint8(IGNORE), pred)
+        pictures = (image, colorize(label, table), colorize(judged, table))
+        strips.append(_row([_scaled(picture, cell) for picture in pictures], width))
+    strips.append(legend(table, [label for _, labels, pred in rows for label in (labels, pred)],
+                         width=width))  # fmt: skip
+    return np.concatenate(strips)
+
+
+def _row(pictures: Sequence[RGB], width: int) -> RGB:
+    height, cell = pictures[0].shape[:2]
+    strip = np.full((height + GAP, width, 3), BACKGROUND, np.uint8)
+    for i, picture in enumerate(pictures):
+        left = GAP + i * (cell + GAP)
+        strip[:height, left : left + cell] = picture
+    return strip
+
+
+def _scaled(picture: RGB, width: int) -> RGB:
+    height = round(picture.shape[0] * width / picture.shape[1])
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
+
+
+def _heading(text: str, width: int) -> RGB:
+    return _text([(GAP, text)], width, FONT_SIZE + 3)
+
+
+def _headings(texts: Sequence[str], cell: int, width: int) -> RGB:
+    return _text([(GAP + i * (cell + GAP), text) for i, text in enumerate(texts)], width, FONT_SIZE)
+
+
+def _text(texts: Sequence[tuple[int, str]], width: int, size: int) -> RGB:
+    picture = Image.new("RGB", (width, size + 2 * GAP), BACKGROUND)
+    for x, text in texts:
+        ImageDraw.Draw(picture).text((x, GAP), text, fill=INK, font=ImageFont.load_default(size))
+    return np.asarray(picture)

@@ -1,0 +1,142 @@
+"""Orbax checkpoints: the newest few and the best by mIoU, each with the config that made it.
+
+A checkpoint is a folder `checkpoints/STEP` with the items
+
+    model     parameters and batch statistics: all that evaluation reads
+    training  step counters and optimizer state
+    config    the resolved config
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from segret_jax import config as configs
+from segret_jax.errors import InputError
+from segret_jax.training.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one working folder."""
+
+    def __init__(self, workdir: Path, config: configs.Config):
+        self.config = config
+        self.folder = (workdir / FOLDER).absolute()
+        preserve = [
+            LatestN(config.train.keep_checkpoints),
+            BestN(get_metric_fn=_mean_iou, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_mean_iou,
+                best_mode="max",
+                preservation_policy=AnyPreservationPolicy(preserve),
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step saved, or None."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> Path | None:
+        """The folder of the best checkpoint by mIoU; before any evaluation, of the newest."""
+        step = self._manager.best_step()
+        step = self.latest_step if step is None else step
+        return None if step is None else self.folder / str(step)
+
+    def save(self, state: TrainState, *, mean_iou: float | None = None) -> bool:
+        """Save `state`; return False, with a message, if the disk refuses.
+
+        An earlier checkpoint is never harmed: a new one becomes visible only when it is whole.
+        """
+        step = int(state.step)
+        if step == self.latest_step:
+            return True
+        fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+        model = {"params": fields.pop("params"), "batch_stats": fields.pop("batch_stats")}
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(model),
+            training=ocp.args.StandardSave(fields),
+            config=ocp.args.JsonSave(dataclasses.asdict(self.config)),
+        )
+        metrics = {} if mean_iou is None else {"mIoU": mean_iou}
+        try:
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+            logging.error(
+                "checkpoint of step %d was not saved in %s: %s. Earlier checkpoints are whole; "
+                "free some space or choose another --workdir",
+                step, self.folder, str(error).splitlines()[0],
+            )  # fmt: skip
+            return False
+        return True
+
+    def restore_latest(self, like: TrainState) -> TrainState:
+        """Return the newest state; `like` gives structure, shapes and placement."""
+        fields = {field.name: getattr(like, field.name) for field in dataclasses.fields(like)}
+        model = {"params": fields.pop("params"), "batch_stats": fields.pop("batch_stats")}
+        restored = self._manager.restore(
+            self.latest_step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(_abstract(model)),
+                training=ocp.args.StandardRestore(_abstract(fields)),
+            ),
+        )
+        return TrainState(**restored.model, **restored.training)
+
+    def close(self) -> None:
+        """Release the manager's threads."""
+        self._manager.close()
+
+
+def load_config(checkpoint: Path) -> configs.Config:
+    """Read the config saved in a checkpoint folder; InputError if it is not one."""
+    return configs.load(checkpoint / "config" / "metadata")
+
+
+def load_model(checkpoint: Path, params: Any, batch_stats: Any) -> tuple[Any, Any]:
+    """Read (parameters, batch statistics) with the structure and shapes of those given."""
+    target = _abstract({"params": params, "batch_stats": batch_stats})
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            restored = checkpointer.restore((checkpoint / "model").absolute(), target)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{checkpoint} cannot be read as a checkpoint: {reason}") from error
+    return restored["params"], restored["batch_stats"]
+
+
+def find(workdir: Path) -> Path:
+    """Return the best checkpoint of a run (the newest, if none was evaluated)."""
+    steps = sorted(int(p.name) for p in (workdir / FOLDER).glob("[0-9]*") if p.name.isdigit())
+    if not steps:
+        raise InputError(f"no checkpoint in {workdir / FOLDER}: has this run saved one yet?")
+    checkpoints = Checkpoints(workdir, load_config(workdir / FOLDER / str(steps[-1])))
+    try:
+        return checkpoints.best or workdir / FOLDER / str(steps[-1])
+    finally:
+        checkpoints.close()
+
+
+def _mean_iou(metrics: Any) -> float:
+    return metrics["mIoU"] if metrics and metrics.get("mIoU") is not None else -1.0
+
+
+def _abstract(tree: Any) -> Any:
+    def leaf(x: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+
+    return jax.tree.map(leaf, tree)

@@ -1,0 +1,245 @@
+"""The training run: resume or start, step, log, evaluate, save."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
+
+from segret_jax import config as configs
+from segret_jax.config import Config
+from segret_jax.data.datasets import ClassTable
+from segret_jax.data.pipeline import Source, batches_from, class_table, open_source
+from segret_jax.data.pipeline import training_dataset
+from segret_jax.errors import InputError
+from segret_jax.evaluation.evaluate import Result, evaluate
+from segret_jax.evaluation.inference import Predictor
+from segret_jax.evaluation.visualize import grid
+from segret_jax.models.segret import SegRet
+from segret_jax.training.checkpoint import Checkpoints
+from segret_jax.training.journal import Journal
+from segret_jax.training.optim import learning_rate_schedule, make_optimizer
+from segret_jax.training.state import TrainState, build, new_state
+from segret_jax.training.step import data_mesh, make_train_step
+
+# Settings that may differ between the start of a run and its continuation.
+MAY_CHANGE = (
+    "data.root", "data.workers", "data.on_error", "train.log_every", "train.eval_every",
+    "train.keep_checkpoints", "eval.pictures", "model.max_scores",
+)  # fmt: skip
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM ask for a clean stop after the current step; a second Ctrl-C kills."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> Self:
+        self._before = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+@dataclass
+class Run:
+    """What stays the same while a run goes on."""
+
+    config: Config
+    workdir: Path
+    table: ClassTable
+    validation: Source
+    graph: nnx.GraphDef[SegRet]
+    checkpoints: Checkpoints
+    journal: Journal
+    stop: StopRequest
+
+
+def train(config: Config, workdir: Path) -> Result | None:
+    """Train `config` in `workdir`, continuing what is there; return the last evaluation.
+
+    Returns None if the run was stopped before its end. Raises InputError for anything that the
+    user can mend: data, config, another run's folder, a loss that is not finite.
+    """
+    mesh = _mesh_for(config)
+    table = class_table(config.data)
+    training = open_source(config.data, "training")
+    validation = open_source(config.data, "validation")
+    _claim(workdir, config)
+    graph, params, batch_stats = build(config.model, table.num_classes, seed=config.train.seed)
+    optimizer = make_optimizer(config.optim, params, config.train.steps)
+    train_step = make_train_step(graph, optimizer, config.train, mesh)
+
+    checkpoints = Checkpoints(workdir, config)
+    state = new_state(params, batch_stats, optimizer)
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    if checkpoints.latest_step is not None:
+        state = checkpoints.restore_latest(state)
+    start = int(state.step)
+    dataset = training_dataset(
+        training, config.data, batch_size=config.train.batch_size, seed=config.train.seed
+    )
+    batches = batches_from(dataset, start, workers=config.data.workers)
+
+    journal = Journal(workdir, steps=config.train.steps, start=start)
+    with journal, StopRequest() as stop:
+        run = Run(config, workdir, table, validation, graph, checkpoints, journal, stop)
+        _introduce(run, mesh, start)
+        result, log = None, StepLog(run)
+        for step in range(start, config.train.steps):
+            batch = next(batches)
+            log.count_skipped(batch.pop("skipped"))
+            state, metrics = train_step(state, _shard(batch, mesh))
+            log.add(step + 1, metrics)
+            if stop.requested:
+                return _stop(run, state)
+            if log.is_due(step + 1):
+                log.write(step + 1, state, dataset)
+            if (step + 1) % config.train.eval_every == 0 or step + 1 == config.train.steps:
+                result = _evaluate_and_save(run, state)
+                if stop.requested:
+                    return _stop(run, state)
+        return result or _evaluate_and_save(run, state)
+
+
+class StepLog:
+    """Collects the steps' metrics on the device; the host reads them at log steps only."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.schedule = learning_rate_schedule(run.config.optim, run.config.train.steps)
+        self.pending: list[dict[str, jax.Array]] = []
+        self.skipped = 0
+
+    def count_skipped(self, skipped: np.ndarray) -> None:
+        """Add up the samples that could not be read (data.on_error=skip)."""
+        self.skipped += int(skipped.sum())
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Keep one step's metrics."""
+        self.pending.append(metrics)
+        self.run.journal.tick()
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether this is a log step; evaluations and the end are, too."""
+        train = self.run.config.train
+        return step % train.log_every == 0 or step % train.eval_every == 0 or step == train.steps
+
+    def write(self, step: int, state: TrainState, dataset: Any) -> None:
+        """Record the means since the last log step; raise InputError if a step was not finite."""
+        values = jax.device_get(self.pending)
+        self.pending = []
+        if int(state.bad_step) >= 0:
+            _refuse(self.run, state, dataset)
+        means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+        means["learning_rate"] = float(self.schedule(step - 1))
+        self.run.journal.train(step, means | {"skipped_samples": self.skipped})
+
+
+def _mesh_for(config: Config) -> Mesh:
+    mesh = data_mesh()
+    if config.train.batch_size % mesh.size:
+        raise InputError(
+            f"train.batch_size is {config.train.batch_size}, the batch of all {mesh.size} devices "
+            f"together: give a multiple of {mesh.size}"
+        )
+    return mesh
+
+
+def _claim(workdir: Path, config: Config) -> None:
+    """Make `workdir` this config's folder, or refuse one that holds another config's run."""
+    saved = workdir / "config.json"
+    if saved.exists():
+        theirs, ours = configs.flatten(configs.load(saved)), configs.flatten(config)
+        different = [k for k in ours if theirs[k] != ours[k] and k not in MAY_CHANGE]
+        if different:
+            listed = ", ".join(f"{k} ({theirs[k]} there, {ours[k]} here)" for k in different)
+            raise InputError(
+                f"{workdir} holds a run of another config: {listed}. "
+                "Choose another --workdir, or delete that folder"
+            )
+    try:
+        (workdir / "pictures").mkdir(parents=True, exist_ok=True)
+        configs.save(config, saved)
+    except OSError as error:
+        raise InputError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
+
+
+def _introduce(run: Run, mesh: Mesh, start: int) -> None:
+    model, device = run.config.model, mesh.devices.flat[0]
+    run.journal.say(
+        f"segret_{model.variant} on {run.config.data.dataset}, {run.table.num_classes} classes; "
+        f"{mesh.size} × {device.device_kind}, {model.dtype}, "
+        f"matmul precision {model.matmul_precision}; in {run.workdir}"
+        + (f"; continuing at step {start}" if start else "")
+    )
+
+
+def _shard(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def _evaluate_and_save(run: Run, state: TrainState) -> Result | None:
+    """Score the validation set, draw the picture, save a checkpoint."""
+    predictor = Predictor(run.graph, state.params, state.batch_stats, run.config.eval)
+    result = evaluate(
+        predictor,
+        run.validation,
+        run.table,
+        num_pictures=run.config.eval.pictures,
+        skip_faulty=run.config.data.on_error == "skip",
+        cancelled=lambda: run.stop.requested,
+    )
+    if result is None:
+        return None
+    step, metrics = int(state.step), result.metrics
+    scores = {"mIoU": metrics.mean_iou, "mAcc": metrics.mean_acc, "aAcc": metrics.all_acc}
+    run.journal.evaluation(step, scores, result.summary())
+    if result.pictures:
+        title = f"step {step}, mIoU {100 * metrics.mean_iou:.1f} %"
+        picture = grid(result.pictures, run.table, title=title)
+        Image.fromarray(picture).save(run.workdir / "pictures" / f"step_{step:06d}.png")
+    run.checkpoints.save(state, mean_iou=metrics.mean_iou)
+    return result
+
+
+def _stop(run: Run, state: TrainState) -> None:
+    saved = run.checkpoints.save(state)
+    where = f"saved in {run.checkpoints.folder}" if saved else "NOT saved"
+    run.journal.say(
+        f"stopped at step {int(state.step)}, {where}; run the same command again to go on"
+    )
+
+
+def _refuse(run: Run, state: TrainState, dataset: Iterator | Any) -> None:
+    """Save the state before the non-finite step and its batch; raise InputError."""
+    step = int(state.bad_step)
+    run.checkpoints.save(state)
+    file = run.workdir / f"nonfinite_batch_{step:06d}.npz"
+    np.savez(file, **dataset[step])
+    raise InputError(
+        f"loss or gradient of step {step} is not finite. The state before it is saved in "
+        f"{run.checkpoints.folder / str(step)}, its batch in {file}. A lower "
+        "optim.learning_rate, a longer warmup or float32 are the usual remedies"
+    )

@@ -1,0 +1,32 @@
+"""Train a model: python train.py --config configs/demo.py [--workdir DIR] [--config.KEY=VALUE …].
+
+The same command goes on where an earlier one stopped.
+"""
+
+import json
+from pathlib import Path
+
+from segret_jax import cli
+from segret_jax.data.pipeline import class_table
+
+
+def main(argv: list[str]) -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--config", required=True, help="a file in configs/, or your own")
+    parser.add_argument("--workdir", type=Path, help="default: runs/NAME_OF_THE_CONFIG")
+    args, overrides = parser.parse(argv)
+    config = cli.apply_overrides(cli.load_config_file(args.config), overrides)
+    workdir = args.workdir or Path("runs") / Path(args.config).stem
+
+    from segret_jax.training.loop import train  # JAX starts only now: --help is quick
+
+    result = train(config, workdir)
+    if result is None:
+        return
+    table = class_table(config.data)
+    (workdir / "metrics.json").write_text(json.dumps(result.to_dict(table), indent=2) + "\n")
+    print(f"\n{result.per_class(table)}\n\n{result.summary()}\nPictures: {workdir / 'pictures'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
