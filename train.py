@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 from segret_jax import cli
-from segret_jax.data.pipeline import class_table
 
 
 def main(argv: list[str]) -> None:
@@ -18,7 +17,8 @@ def main(argv: list[str]) -> None:
     config = cli.apply_overrides(cli.load_config_file(args.config), overrides)
     workdir = args.workdir or Path("runs") / Path(args.config).stem
 
-    from segret_jax.training.loop import train  # JAX starts only now: --help is quick
+    from segret_jax.data.pipeline import class_table  # heavy imports, after the arguments
+    from segret_jax.training.loop import train
 
     result = train(config, workdir)
     if result is None:

@@ -1,6 +1,6 @@
-"""SegRet-tiny on generated street scenes: the five-minute demonstration (`make demo`).
+"""SegRet-tiny on generated street scenes: the five-minute demonstration.
 
-    python train.py --config configs/demo.py
+Command: make demo, or python train.py --config configs/demo.py
 """
 
 from segret_jax.config import Config

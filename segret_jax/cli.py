@@ -8,6 +8,7 @@ import argparse
 import ast
 import difflib
 import logging
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Call `main` with the arguments; print an InputError alone and exit with status 2."""
+    _use_huge_pages()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         main(sys.argv[1:])
@@ -50,6 +52,17 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _use_huge_pages() -> None:
+    """Start the program again with glibc's huge pages on, unless the user tuned glibc.
+
+    XLA on CPU takes its buffers from malloc and gives them back at every step; with 4 KiB pages
+    the faults cost a third to a half of the time. glibc reads the setting only at start-up.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def load_config_file(path: str) -> Config:

@@ -143,9 +143,7 @@ def _check_tuple(key: str, value: Any, default: tuple) -> None:
         isinstance(x, int | kind) and not isinstance(x, bool) for x in value
     )
     if not well_typed or len(value) != len(default):
-        raise InputError(
-            f"{key} is {value!r}; it takes {len(default)} numbers, such as {default}"
-        )
+        raise InputError(f"{key} is {value!r}; it takes {len(default)} numbers, such as {default}")
 
 
 def flatten(config: Config) -> dict[str, Any]:

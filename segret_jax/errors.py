@@ -16,5 +16,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return (not raise) the error for a `name` that is not among the `known` ones of a `kind`."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1)
+    if near and len(names) > 12:
+        return InputError(f"unknown {kind} {name!r}: did you mean {near[0]!r}?")
     guess = f"did you mean {near[0]!r}? " if near else ""
     return InputError(f"unknown {kind} {name!r}: {guess}Known: {', '.join(names)}.")

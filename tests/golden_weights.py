@@ -8,9 +8,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from segret_jax.convert.torch_names import from_torch, torch_key
 
@@ -47,19 +47,25 @@ def load(name: str) -> dict[str, np.ndarray]:
         return dict(data)
 
 
-def fill(model: nnx.Module, shapes: dict[str, tuple[int, ...]], *, prefix: bool = True) -> None:
-    """Give every leaf of `model` its golden weight."""
-    state = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
-    for path, variable in state:
+def filled(tree: Any, name: str = "segret_tiny") -> Any:
+    """The golden weights in the structure of abstract parameters or statistics."""
+
+    shapes, prefix = keys(name), name.startswith("segret")
+
+    def leaf(path: tuple, like: jax.ShapeDtypeStruct) -> jax.Array:
+        path = tuple(entry.key for entry in path)
         key = torch_key(path, prefix=prefix)
         value = from_torch(weight(key, shapes[key]), path)
-        assert value.shape == variable.get_raw_value().shape, (key, value.shape)
-        variable.set_raw_value(jnp.asarray(value))
+        assert value.shape == like.shape, (path, value.shape, like.shape)
+        return jnp.asarray(value)
 
+    return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
 def relative_error(actual: Any, expected: np.ndarray) -> float:
     """Largest difference over the RMS of what is expected."""
     actual = np.asarray(actual, np.float64)
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
-    return float(np.abs(actual - expected).max() / np.sqrt(np.mean(np.square(expected, dtype=float))))
+    return float(
+        np.abs(actual - expected).max() / np.sqrt(np.mean(np.square(expected, dtype=float)))
+    )

@@ -7,7 +7,7 @@ batches from its step on; no loader state is ever saved.
 
 import logging
 from collections.abc import Iterator
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, SupportsIndex
 
 import cv2
 import grain
@@ -16,21 +16,15 @@ from absl import flags
 
 from segret_jax.config import DataConfig
 from segret_jax.data.datasets import IGNORE, ClassTable, get_dataset, load_class_table
-from segret_jax.data.sources import FolderSource, Sample
+from segret_jax.data.sources import FolderSource, Sample, Source
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.data.transforms import train_transform
 from segret_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
 SYNTHETIC = "synthetic"
+SKIPPED = ""  # the name of a sample that could not be read
 SPLIT_SEEDS = {"training": 0, "validation": 1}  # of the synthetic scenes: never the run's seed
-
-
-class Source(Protocol):
-    """Random access to samples."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: SupportsIndex) -> Sample: ...
 
 
 def class_table(config: DataConfig) -> ClassTable:
@@ -71,13 +65,13 @@ class SkipFaulty:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+    def __getitem__(self, index: SupportsIndex) -> Sample:
         try:
-            return {**self.source[index], "skipped": 0}
+            return self.source[index]
         except InputError as error:
             logging.warning("skipped: %s", error)
             image, label = np.zeros((8, 8, 3), np.uint8), np.full((8, 8), IGNORE, np.uint8)
-            return {"image": image, "label": label, "name": "", "skipped": 1}
+            return {"image": image, "label": label, "name": SKIPPED}
 
 
 class Augment(grain.transforms.RandomMap):
@@ -86,7 +80,7 @@ class Augment(grain.transforms.RandomMap):
     def __init__(self, config: DataConfig):
         self.config = config
 
-    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> Batch:
+    def random_map(self, element: Sample, rng: np.random.Generator) -> dict[str, Any]:
         cv2.setNumThreads(0)  # one image is too little work to share among threads
         image, label = train_transform(
             element["image"], element["label"], rng,
@@ -94,7 +88,7 @@ class Augment(grain.transforms.RandomMap):
             base=self.config.resize_base,
             ratio_range=self.config.resize_ratio,
         )  # fmt: skip
-        return {"image": image, "label": label, "skipped": np.int32(element.get("skipped", 0))}
+        return {"image": image, "label": label, "skipped": np.int32(element["name"] == SKIPPED)}
 
 
 def training_dataset(
@@ -125,9 +119,7 @@ def training_dataset(
     )
 
 
-def batches_from(
-    dataset: grain.MapDataset, step: int, *, workers: int = 0
-) -> Iterator[Batch]:
+def batches_from(dataset: grain.MapDataset, step: int, *, workers: int = 0) -> Iterator[Batch]:
     """Iterate over the batches from `step` on, prepared ahead by threads or worker processes."""
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterable = dataset[step:].to_iter_dataset(read)

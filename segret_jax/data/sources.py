@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import SupportsIndex, TypedDict
+from typing import Protocol, SupportsIndex, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from segret_jax.data.datasets import IGNORE, STRAY, DatasetSpec
 from segret_jax.errors import InputError
@@ -28,14 +28,21 @@ class Sample(TypedDict):
     name: str
 
 
-def decode_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+@runtime_checkable
+class Source(Protocol):
+    """Random access to samples."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: SupportsIndex) -> Sample: ...
+
+
+def decode_image(path: str | Path, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file as RGB, 0 to 255.
 
-    Grey, palette and CMYK become RGB, an alpha channel is dropped. Raises InputError for a file
-    that is missing, broken, or has 16 or more bits per channel.
+    Grey, palette and CMYK become RGB, an alpha channel is dropped. `upright` turns a photograph
+    as its EXIF data says; never so beside a label, which was drawn on the raw pixel grid. Raises
+    InputError for a file that is missing, broken, or has 16 or more bits per channel.
     """
-    # No EXIF rotation: labels were drawn on the raw pixel grid, so a rotated image would no
-    # longer lie under its label.
     with _opened(path) as image:
         mode, stored = image.mode, _stored_form(image)
         if mode.startswith(("I", "F")) or ";16" in stored:
@@ -46,6 +53,8 @@ def decode_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
             )
         # A palette goes by way of RGBA: Pillow warns where it is partly transparent.
         pixels = image.convert("RGBA") if mode == "P" else image
+        if upright:
+            pixels = ImageOps.exif_transpose(pixels)
         return np.array(pixels.convert("RGB"))
 
 

@@ -22,6 +22,8 @@ from typing import SupportsIndex
 import cv2
 import numpy as np
 
+from segret_jax.data.sources import Sample
+
 MIN_SIDE = 32
 _FAR = 75.0  # where the street ends, in metres
 _FOCAL = 0.75  # focal length over the square root of the image's area
@@ -129,7 +131,7 @@ class _Canvas:
 
     def paled(self, colors: np.ndarray, depth: float) -> np.ndarray:
         """Colours [..., 3] as seen through that many metres of hazy air."""
-        return colors + (1.0 - math.exp(-depth / 110.0)) * (self.mood.sky[1] - colors)
+        return colors + (1.0 - math.exp(-depth / 150.0)) * (self.mood.sky[1] - colors)
 
     def fill(self, label: Label, color: np.ndarray, polygons: np.ndarray) -> None:
         """Paint polygons [n, k, 3], all in one colour."""
@@ -257,7 +259,7 @@ def _paint_house(canvas: _Canvas, side: int, x: float, z0: float, z1: float) -> 
     for plane, width, color in ((gable, depth, front), (street, z1 - z0, flank)):
         canvas.fill(Label.BUILDING, color, plane.box(0, 0, width, height))
         canvas.fill(Label.BUILDING, color * 0.75, plane.box(0, height - 0.4, width, height))
-        if z0 < 45 or plane is street:  # far gables are hidden by the nearer houses
+        if z0 < 30 or plane is street:  # far gables are hidden by the nearer houses
             _paint_windows(canvas, plane, width, height)
     if z0 < 45:
         _paint_shopfront(canvas, street, z1 - z0, flank)
@@ -306,22 +308,22 @@ def _paint_foliage(
 
 def _paint_tree(canvas: _Canvas, x: float, z: float) -> None:
     """A trunk with a round crown, or the three tiers of a conifer."""
-    leaf, height, girth = canvas.pick(_LEAVES), *canvas.rng.uniform((4.2, 0.14), (6.5, 0.22))
+    leaf, height, girth = canvas.pick(_LEAVES), *canvas.rng.uniform((4.4, 0.18), (6.5, 0.27))
     plane, bark = _Plane(x, z), _BARK * canvas.rng.uniform(0.7, 1.1)
     canvas.fill(Label.VEGETATION, bark, plane.box(-girth, 0, girth, 0.6 * height))
     if canvas.rng.random() < 0.75:
-        width, tall = canvas.rng.uniform((1.3, 1.3), (1.9, 2.0))
+        width, tall = canvas.rng.uniform((1.5, 1.5), (2.2, 2.2))
         _paint_foliage(canvas, (x, height - 0.6 * tall, z), (width, tall), leaf)
         return
     for foot, tone in ((0.25, 0.7), (0.45, 0.85), (0.65, 1.0)):
-        half, low, tip = 1.6 * (1.0 - foot), foot * height, (foot + 0.4) * height
+        half, low, tip = 1.9 * (1.0 - foot), foot * height, (foot + 0.4) * height
         tier = plane.polygon((-half, low), (half, low), (0.0, tip))
         canvas.fill(Label.VEGETATION, leaf * tone, tier)
 
 
 def _paint_bush(canvas: _Canvas, x: float, z: float) -> None:
-    radii = (canvas.rng.uniform(0.7, 1.1), 0.7)
-    _paint_foliage(canvas, (x, 0.55, z), radii, canvas.pick(_LEAVES))
+    radii = (canvas.rng.uniform(0.8, 1.2), 0.8)
+    _paint_foliage(canvas, (x, 0.65, z), radii, canvas.pick(_LEAVES))
 
 
 def _paint_garden(canvas: _Canvas, side: int, x: float, z0: float, z1: float) -> None:
@@ -340,7 +342,7 @@ def _paint_garden(canvas: _Canvas, side: int, x: float, z0: float, z1: float) ->
 def _paint_pole(canvas: _Canvas, x: float, z: float) -> None:
     """A street lamp, a sign or a traffic light, never so thin that it could not be seen."""
     plane, metal, kind = _Plane(x, z), canvas.pick(_METALS, 6), canvas.rng.integers(4)
-    half = max(canvas.rng.uniform(0.11, 0.15), 0.011 * z / _FOCAL)
+    half = max(canvas.rng.uniform(0.11, 0.15), 0.012 * z / _FOCAL)
     height = (canvas.rng.uniform(4.8, 6.0), canvas.rng.uniform(4.8, 6.0), 2.9, 3.6)[kind]
     canvas.fill(Label.POLE, metal, plane.box(-half, 0, half, height))
     canvas.fill(Label.POLE, metal * 0.8, plane.box(-1.5 * half, 0, 1.5 * half, 0.5))
@@ -474,13 +476,19 @@ class _Thing:
     shadow: np.ndarray
     paint: Callable[[], None]
 
+    def stands_on(self, x: float, z: float) -> bool:
+        """Whether it leaves no room for a person at that place."""
+        (left, _, near), (right, _, far) = self.shadow[0, 0], self.shadow[0, 2]
+        return bool(left - 0.4 < x < right + 0.4 and near - 0.3 < z < far + 0.3)
+
 
 def _traffic(canvas: _Canvas, kerb: float) -> Iterator[_Thing]:
+    """Vehicles one behind the other in both directions."""
     for side in (-1, 1):
         z = canvas.rng.uniform(6.5, 10.0)
         while z < 28.0:
             model = _MODELS[canvas.rng.choice(4, p=(0.4, 0.25, 0.2, 0.15))]
-            x = side * (kerb - 0.3 - model.width / 2) * canvas.rng.uniform(0.6, 0.97)
+            x = side * (kerb - 0.3 - model.width / 2) * canvas.rng.uniform(0.7, 0.97)
             z += 3.0 * (model.height > 2.5)  # a bus close by would hide the street
             if canvas.rng.random() < 0.85:
                 half = model.width / 2 + 0.1
@@ -502,15 +510,16 @@ def _furniture(canvas: _Canvas, kerb: float) -> Iterator[_Thing]:
             z += canvas.rng.uniform(3.0, 6.5)
 
 
-def _people(canvas: _Canvas, kerb: float, facade: float) -> Iterator[_Thing]:
+def _people(canvas: _Canvas, kerb: float, facade: float, traffic: list[_Thing]) -> Iterator[_Thing]:
     """Most walk on the pavement, some cross the road; none so far that a person is a speck."""
     for _ in range(canvas.rng.integers(4, 8)):
-        z = canvas.rng.uniform(6.5, 11.0)
+        z, crosses = canvas.rng.uniform(6.5, 11.0), canvas.rng.random() < 0.25
         x = canvas.rng.choice((-1, 1)) * canvas.rng.uniform(kerb + 1.2, facade - 0.7)
-        if canvas.rng.random() < 0.25:
+        if crosses:
             x = canvas.rng.uniform(-kerb, kerb)
-        shadow = _ground(x - 0.4, x + 0.4, z - 0.15, z + 0.25)
-        yield _Thing(z, shadow, partial(_paint_person, canvas, x, z))
+        if not any(vehicle.stands_on(x, z) for vehicle in traffic):
+            shadow = _ground(x - 0.4, x + 0.4, z - 0.15, z + 0.25)
+            yield _Thing(z, shadow, partial(_paint_person, canvas, x, z))
 
 
 def _develop(canvas: _Canvas) -> np.ndarray:
@@ -553,18 +562,15 @@ def render_scene(seed: int, index: int, size: tuple[int, int]) -> tuple[np.ndarr
         raise ValueError(f"size must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {size}")
     rng = np.random.default_rng([seed, index])
     canvas = _Canvas(size, rng)
-    kerb, footway = rng.uniform(3.4, 4.7), rng.uniform(3.2, 4.8)
+    kerb, footway = rng.uniform(3.4, 4.4), rng.uniform(3.6, 5.0)
     facade = kerb + footway
     _paint_sky(canvas)
     _paint_ground(canvas, kerb)
     _paint_skyline(canvas)
     for side in (-1, 1):
         _paint_row(canvas, side, side * facade)
-    things = [
-        *_traffic(canvas, kerb),
-        *_furniture(canvas, kerb),
-        *_people(canvas, kerb, facade),
-    ]
+    traffic = list(_traffic(canvas, kerb))
+    things = [*traffic, *_furniture(canvas, kerb), *_people(canvas, kerb, facade, traffic)]
     canvas.darken(np.concatenate([thing.shadow for thing in things]), 0.6)
     for thing in sorted(things, key=lambda thing: -thing.z):
         thing.paint()
@@ -585,7 +591,7 @@ class SyntheticSource:
     def __len__(self) -> int:
         return self._num_images
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray | str]:
+    def __getitem__(self, index: SupportsIndex) -> Sample:
         """``image`` and ``label`` of ``render_scene`` and ``name``. Raises IndexError."""
         number = operator.index(index)
         if not 0 <= number < self._num_images:

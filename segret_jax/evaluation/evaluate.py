@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segret_jax.data.datasets import ClassTable
-from segret_jax.data.pipeline import Source
+from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.metrics import ConfusionMatrix, Metrics

@@ -61,6 +61,8 @@ def _full_size_logits(
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "size"))
-def _label_map(graph: nnx.GraphDef[SegRet], variables: Any, x: Array, size: tuple[int, int]):
+def _label_map(
+    graph: nnx.GraphDef[SegRet], variables: Any, x: Array, size: tuple[int, int]
+) -> UInt8[Array, "h w"]:
     logits = _full_size_logits(graph, variables, x, size)
     return jnp.argmax(logits, axis=-1).astype(jnp.uint8)

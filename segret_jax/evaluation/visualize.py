@@ -1,12 +1,14 @@
 """Pictures of predictions: overlays, legends and grids, as 8-bit RGB images."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from segret_jax.data.datasets import IGNORE, ClassTable
+from segret_jax.errors import InputError
 
 BACKGROUND = (255, 255, 255)
 INK = (40, 40, 40)
@@ -15,6 +17,15 @@ GAP = 8
 
 RGB = UInt8[np.ndarray, "h w 3"]
 Labels = UInt8[np.ndarray, "h w"]
+
+
+def save_png(picture: RGB | Labels, path: Path) -> None:
+    """Write a PNG, making its folder; InputError if that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def colorize(label: Labels, table: ClassTable) -> RGB:
@@ -32,7 +43,7 @@ def overlay(image: RGB, pred: Labels, table: ClassTable, *, opacity: float = 0.5
 
 def legend(table: ClassTable, labels: Sequence[Labels], *, width: int) -> RGB:
     """Draw a swatch and the name of each class that occurs in `labels`, most frequent first."""
-    counts = sum(np.bincount(label.ravel(), minlength=IGNORE + 1) for label in labels)
+    counts = np.bincount(np.concatenate([label.ravel() for label in labels]), minlength=256)
     classes = [i for i in np.argsort(-counts, kind="stable") if counts[i] and i < table.num_classes]
     font = ImageFont.load_default(FONT_SIZE)
     row, places, x, y = FONT_SIZE + GAP, [], GAP, GAP

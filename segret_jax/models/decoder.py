@@ -9,6 +9,7 @@ The maps, resized to stride 4 and concatenated in the order F_4, F_3, F_2, F_1, 
 channel counts forbid; this is what the released code does.)
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -18,8 +19,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segret_jax.models.layers import BatchNorm, channel_dropout, normal_init
-from segret_jax.models.layers import resize_bilinear, uniform_init
+from segret_jax.models.layers import (
+    BatchNorm,
+    channel_dropout,
+    normal_init,
+    resize_bilinear,
+    uniform_init,
+)
 
 
 class Projection(nnx.Module):
@@ -94,9 +100,9 @@ class Decoder(nnx.Module):
         summed. Same result, a quarter of the memory.
         """
         kernels = jnp.split(self.fuse.kernel[...], len(maps))  # F_4's rows first
-        size = maps[0].shape[1:3]
-        total = 0.0
+        _, h, w, _ = maps[0].shape
+        terms = []
         for f, project, kernel in zip(maps, self.projections, reversed(kernels), strict=True):
             projected = project(f, train=train)
-            total += resize_bilinear(projected @ kernel.astype(projected.dtype), size)
-        return total
+            terms.append(resize_bilinear(projected @ kernel.astype(projected.dtype), (h, w)))
+        return functools.reduce(jnp.add, terms)

@@ -129,16 +129,58 @@ class DepthwiseConv(nnx.Module):
         return depthwise_conv(x.astype(self.dtype), kernel) + bias
 
 
+@jax.custom_vjp
 def depthwise_conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k c"]
 ) -> Float[Array, "b h w c"]:
-    """Convolve each channel with its own odd-sized kernel, in the backend's fast form."""
-    return lax.platform_dependent(
-        x, kernel, cpu=_depthwise_by_shifts, default=_depthwise_by_grouped_conv
+    """Convolve each channel with its own odd-sized kernel, in the backend's fast form.
+
+    On CPU that is a sum of k² shifted copies, which XLA fuses; its grouped convolution is 20×
+    slower there. The gradients are written out, since those that autodiff makes of the shifts
+    (a sum of k² padded copies) are 5× slower again.
+    """
+    return lax.platform_dependent(x, kernel, cpu=_sum_of_shifts, default=_grouped_conv)
+
+
+def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_conv(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    kernel_grad = lax.platform_dependent(
+        x, kernel, grad, cpu=_kernel_grad_by_shifts, default=_kernel_grad_of_grouped_conv
     )
+    return depthwise_conv(grad, kernel[::-1, ::-1]), kernel_grad
 
 
-def _depthwise_by_grouped_conv(x: Array, kernel: Array) -> Array:
+depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _pad_for(x: Array, kernel: Array) -> Array:
+    pad = kernel.shape[0] // 2
+    return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+
+def _sum_of_shifts(x: Array, kernel: Array) -> Array:
+    (h, w), size = x.shape[1:3], kernel.shape[0]
+    x = _pad_for(x, kernel)
+    taps = [(i, j) for i in range(size) for j in range(size)]
+    return functools.reduce(jnp.add, (x[:, i : i + h, j : j + w] * kernel[i, j] for i, j in taps))
+
+
+def _kernel_grad_by_shifts(x: Array, kernel: Array, grad: Array) -> Array:
+    size, padded = kernel.shape[0], _pad_for(x, kernel)
+
+    def tap(index: Array) -> Array:
+        shifted = lax.dynamic_slice(padded, (0, index // size, index % size, 0), x.shape)
+        return jnp.sum(shifted * grad, axis=(0, 1, 2), dtype=jnp.float32)
+
+    taps = lax.map(tap, jnp.arange(size * size))
+    return taps.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _grouped_conv(x: Array, kernel: Array) -> Array:
     pad = kernel.shape[0] // 2
     return lax.conv_general_dilated(
         x, kernel[:, :, None, :], (1, 1), ((pad, pad), (pad, pad)),
@@ -146,15 +188,8 @@ def _depthwise_by_grouped_conv(x: Array, kernel: Array) -> Array:
     )  # fmt: skip
 
 
-def _depthwise_by_shifts(x: Array, kernel: Array) -> Array:
-    """Sum k² shifted copies: XLA fuses them, and its grouped convolution is 20× slower on CPU."""
-    size, (_, h, w, _) = kernel.shape[0], x.shape
-    pad = size // 2
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    terms = [
-        x[:, i : i + h, j : j + w] * kernel[i, j] for i in range(size) for j in range(size)
-    ]  # each [b, h, w, c]
-    return functools.reduce(jnp.add, terms)
+def _kernel_grad_of_grouped_conv(x: Array, kernel: Array, grad: Array) -> Array:
+    return jax.vjp(lambda kernel: _grouped_conv(x, kernel), kernel)[1](grad)[0]
 
 
 def drop_path(

@@ -13,10 +13,18 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segret_jax.models.layers import BatchNorm, DepthwiseConv, LayerNorm
-from segret_jax.models.layers import conv3x3, drop_path, gelu, normal_init
+from segret_jax.models.layers import (
+    BatchNorm,
+    DepthwiseConv,
+    LayerNorm,
+    conv3x3,
+    drop_path,
+    gelu,
+    normal_init,
+)
 from segret_jax.models.retention import Decay, Retention, head_log_decay
 
 
@@ -27,7 +35,7 @@ class Variant:
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     heads: tuple[int, ...]
-    decay_spans: tuple[int, ...]
+    decay_spans: tuple[float, ...]
     ffn_ratios: tuple[int, ...]
     decomposed: tuple[bool, ...]
     layer_scale: tuple[bool, ...]
@@ -38,13 +46,13 @@ class Variant:
 
 _ = False
 VARIANTS = {
-    "tiny": Variant((64, 128, 256, 512), (2, 2, 8, 2), (4, 4, 8, 16), (4, 4, 6, 6),
+    "tiny": Variant((64, 128, 256, 512), (2, 2, 8, 2), (4, 4, 8, 16), (4.0, 4.0, 6.0, 6.0),
                     (3, 3, 3, 3), (True, True, _, _), (_, _, _, _), 0.1, 256),
-    "small": Variant((64, 128, 256, 512), (3, 4, 18, 4), (4, 4, 8, 16), (4, 4, 6, 6),
+    "small": Variant((64, 128, 256, 512), (3, 4, 18, 4), (4, 4, 8, 16), (4.0, 4.0, 6.0, 6.0),
                      (4, 4, 3, 3), (True, True, True, _), (_, _, _, _), 0.15, 256),
-    "base": Variant((80, 160, 320, 512), (4, 8, 25, 8), (5, 5, 10, 16), (5, 5, 6, 6),
+    "base": Variant((80, 160, 320, 512), (4, 8, 25, 8), (5, 5, 10, 16), (5.0, 5.0, 6.0, 6.0),
                     (4, 4, 3, 3), (True, True, True, _), (_, _, True, True), 0.4, 256),
-    "large": Variant((112, 224, 448, 640), (4, 8, 25, 8), (7, 7, 14, 20), (6, 6, 6, 6),
+    "large": Variant((112, 224, 448, 640), (4, 8, 25, 8), (7, 7, 14, 20), (6.0, 6.0, 6.0, 6.0),
                      (4, 4, 3, 3), (True, True, True, _), (_, _, True, True), 0.5, 512),
 }  # fmt: skip
 
@@ -57,7 +65,7 @@ class EncoderOptions:
     ffn_conv: bool = False
     decay: Decay = Decay.ADDITIVE
     max_scores: int = 2**25
-    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    dtype: DTypeLike = jnp.float32
 
 
 class Stem(nnx.Module):

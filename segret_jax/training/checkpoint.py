@@ -9,16 +9,22 @@ A checkpoint is a folder `checkpoints/STEP` with the items
 
 import dataclasses
 import logging
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from segret_jax import config as configs
+from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
-from segret_jax.training.state import TrainState
+from segret_jax.models.segret import SegRet
+from segret_jax.training.state import TrainState, abstract
 
 FOLDER = "checkpoints"
 
@@ -75,11 +81,15 @@ class Checkpoints:
         try:
             self._manager.save(step, args=items, metrics=metrics, force=True)
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and "os_error_code" not in str(error):
+                raise  # not the disk: TensorStore reports a full one as a ValueError
+            for partial in self.folder.glob(f"{step}.*tmp*"):
+                shutil.rmtree(partial, ignore_errors=True)  # its space may be all there is
             logging.error(
-                "checkpoint of step %d was not saved in %s: %s. Earlier checkpoints are whole; "
+                "checkpoint of step %d was not saved in %s (%s). Earlier checkpoints are whole; "
                 "free some space or choose another --workdir",
-                step, self.folder, str(error).splitlines()[0],
+                step, self.folder, _reason(error),
             )  # fmt: skip
             return False
         return True
@@ -102,31 +112,47 @@ class Checkpoints:
         self._manager.close()
 
 
+def _reason(error: Exception) -> str:
+    """Return the last clause of TensorStore's long message, such as "File too large"."""
+    found = re.search(r"([^:]+) \[os_error_code", str(error))
+    return found[1].strip() if found else str(error).splitlines()[0]
+
+
 def load_config(checkpoint: Path) -> configs.Config:
     """Read the config saved in a checkpoint folder; InputError if it is not one."""
     return configs.load(checkpoint / "config" / "metadata")
 
 
-def load_model(checkpoint: Path, params: Any, batch_stats: Any) -> tuple[Any, Any]:
-    """Read (parameters, batch statistics) with the structure and shapes of those given."""
-    target = _abstract({"params": params, "batch_stats": batch_stats})
+def load_model(checkpoint: Path, config: configs.Config) -> tuple[nnx.GraphDef[SegRet], Any, Any]:
+    """Read the model of a checkpoint: its graph, parameters and batch statistics.
+
+    `config` says which model it is; `load_config` gives the one that it was trained with.
+    """
+    num_classes = class_table(config.data).num_classes
+    graph, *trees = abstract(config.model, num_classes)
+    target = _abstract(dict(zip(("params", "batch_stats"), trees, strict=True)))
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             restored = checkpointer.restore((checkpoint / "model").absolute(), target)
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{checkpoint} cannot be read as a checkpoint: {reason}") from error
-    return restored["params"], restored["batch_stats"]
+            raise InputError(
+                f"{checkpoint} does not hold segret_{config.model.variant} with {num_classes} "
+                f"classes, or is damaged: {_reason(error)}"
+            ) from error
+    return graph, restored["params"], restored["batch_stats"]
 
 
-def find(workdir: Path) -> Path:
-    """Return the best checkpoint of a run (the newest, if none was evaluated)."""
-    steps = sorted(int(p.name) for p in (workdir / FOLDER).glob("[0-9]*") if p.name.isdigit())
+def find(path: Path) -> Path:
+    """Return the checkpoint meant by `path`: one itself, or the best one of a run's folder."""
+    if (path / "model").is_dir():
+        return path
+    steps = [p for p in (path / FOLDER).glob("*") if p.name.isdigit()]
     if not steps:
-        raise InputError(f"no checkpoint in {workdir / FOLDER}: has this run saved one yet?")
-    checkpoints = Checkpoints(workdir, load_config(workdir / FOLDER / str(steps[-1])))
+        raise InputError(f"no checkpoint in {path.absolute()}: train first, or give another folder")
+    newest = max(steps, key=lambda p: int(p.name))
+    checkpoints = Checkpoints(path, load_config(newest))
     try:
-        return checkpoints.best or workdir / FOLDER / str(steps[-1])
+        return checkpoints.best or newest
     finally:
         checkpoints.close()
 
@@ -137,6 +163,7 @@ def _mean_iou(metrics: Any) -> float:
 
 def _abstract(tree: Any) -> Any:
     def leaf(x: jax.Array) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+        sharding = getattr(x, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(leaf, tree)

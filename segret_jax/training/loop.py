@@ -1,27 +1,26 @@
 """The training run: resume or start, step, log, evaluate, save."""
 
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
+import grain
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from PIL import Image
 
 from segret_jax import config as configs
 from segret_jax.config import Config
 from segret_jax.data.datasets import ClassTable
-from segret_jax.data.pipeline import Source, batches_from, class_table, open_source
-from segret_jax.data.pipeline import training_dataset
+from segret_jax.data.pipeline import batches_from, class_table, open_source, training_dataset
+from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import Result, evaluate
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.evaluation.visualize import grid
+from segret_jax.evaluation.visualize import grid, save_png
 from segret_jax.models.segret import SegRet
 from segret_jax.training.checkpoint import Checkpoints
 from segret_jax.training.journal import Journal
@@ -110,15 +109,17 @@ def train(config: Config, workdir: Path) -> Result | None:
             batch = next(batches)
             log.count_skipped(batch.pop("skipped"))
             state, metrics = train_step(state, _shard(batch, mesh))
-            log.add(step + 1, metrics)
+            log.add(metrics)
             if stop.requested:
-                return _stop(run, state)
+                _save_and_stop(run, state)
+                return None
             if log.is_due(step + 1):
                 log.write(step + 1, state, dataset)
             if (step + 1) % config.train.eval_every == 0 or step + 1 == config.train.steps:
                 result = _evaluate_and_save(run, state)
                 if stop.requested:
-                    return _stop(run, state)
+                    _save_and_stop(run, state)
+                    return None
         return result or _evaluate_and_save(run, state)
 
 
@@ -135,9 +136,15 @@ class StepLog:
         """Add up the samples that could not be read (data.on_error=skip)."""
         self.skipped += int(skipped.sum())
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Keep one step's metrics."""
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Keep one step's metrics.
+
+        Waits for the step before the last: the device always has work queued, yet batches do
+        not pile up in its memory, and the progress bar tells the truth.
+        """
         self.pending.append(metrics)
+        if len(self.pending) > 2:
+            jax.block_until_ready(self.pending[-3])
         self.run.journal.tick()
 
     def is_due(self, step: int) -> bool:
@@ -145,7 +152,7 @@ class StepLog:
         train = self.run.config.train
         return step % train.log_every == 0 or step % train.eval_every == 0 or step == train.steps
 
-    def write(self, step: int, state: TrainState, dataset: Any) -> None:
+    def write(self, step: int, state: TrainState, dataset: grain.MapDataset) -> None:
         """Record the means since the last log step; raise InputError if a step was not finite."""
         values = jax.device_get(self.pending)
         self.pending = []
@@ -189,7 +196,7 @@ def _introduce(run: Run, mesh: Mesh, start: int) -> None:
     model, device = run.config.model, mesh.devices.flat[0]
     run.journal.say(
         f"segret_{model.variant} on {run.config.data.dataset}, {run.table.num_classes} classes; "
-        f"{mesh.size} × {device.device_kind}, {model.dtype}, "
+        f"{mesh.size} x {device.device_kind}, {model.dtype}, "
         f"matmul precision {model.matmul_precision}; in {run.workdir}"
         + (f"; continuing at step {start}" if start else "")
     )
@@ -219,12 +226,12 @@ def _evaluate_and_save(run: Run, state: TrainState) -> Result | None:
     if result.pictures:
         title = f"step {step}, mIoU {100 * metrics.mean_iou:.1f} %"
         picture = grid(result.pictures, run.table, title=title)
-        Image.fromarray(picture).save(run.workdir / "pictures" / f"step_{step:06d}.png")
+        save_png(picture, run.workdir / "pictures" / f"step_{step:06d}.png")
     run.checkpoints.save(state, mean_iou=metrics.mean_iou)
     return result
 
 
-def _stop(run: Run, state: TrainState) -> None:
+def _save_and_stop(run: Run, state: TrainState) -> None:
     saved = run.checkpoints.save(state)
     where = f"saved in {run.checkpoints.folder}" if saved else "NOT saved"
     run.journal.say(
@@ -232,7 +239,7 @@ def _stop(run: Run, state: TrainState) -> None:
     )
 
 
-def _refuse(run: Run, state: TrainState, dataset: Iterator | Any) -> None:
+def _refuse(run: Run, state: TrainState, dataset: grain.MapDataset) -> None:
     """Save the state before the non-finite step and its batch; raise InputError."""
     step = int(state.bad_step)
     run.checkpoints.save(state)
