@@ -42,12 +42,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call `main` with the arguments; print an InputError alone and exit with status 2."""
+    """Call `main` with the arguments; print the user's errors alone and exit with status 2."""
     _use_huge_pages()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         main(sys.argv[1:])
-    except InputError as error:
+    except (InputError, OSError) as error:  # OSError: a full disk, say, with the file's name
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -35,7 +35,7 @@ class DataConfig:
     """Where images come from and how training crops are made. Sizes are (height, width)."""
 
     dataset: str = "synthetic"
-    root: str = ""  # folder of a real data set
+    root: str = ""  # folder of a real data set; empty: data/DATASET
     crop: tuple[int, int] = (512, 512)
     resize_base: tuple[int, int] = (2048, 512)  # (long, short) side at ratio 1
     resize_ratio: tuple[float, float] = (0.5, 2.0)

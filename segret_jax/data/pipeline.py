@@ -45,12 +45,7 @@ def open_source(config: DataConfig, split: str) -> Source:
             seed=SPLIT_SEEDS[split], num_images=count, size=config.synthetic_size
         )
     spec = get_dataset(config.dataset)
-    if not config.root:
-        raise InputError(
-            f"data.root is empty: give the folder of {spec.name} with --config.data.root=DIR "
-            f"({spec.layout(split)}; get {spec.download_hint})"
-        )
-    return FolderSource(spec, config.root, split)
+    return FolderSource(spec, config.root or f"data/{spec.name}", split)
 
 
 class SkipFaulty:

@@ -140,7 +140,11 @@ class FolderSource:
         self.spec = spec
         self.split = split
         top = Path(root).expanduser().absolute()
-        remedy = f"{spec.name} needs {spec.layout(split)} below its root; get {spec.download_hint}"
+        remedy = (
+            f"{spec.name} needs {spec.layout(split)} "
+            "in the folder given by --config.data.root=DIR; "
+            f"get {spec.download_hint}"
+        )
         folder = spec.split_folder(split)
         self._image_folder = top / spec.image_folder / folder
         self._label_folder = top / spec.labels.folder / folder

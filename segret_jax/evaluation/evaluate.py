@@ -75,6 +75,8 @@ def evaluate(
     matrix = ConfusionMatrix(table.num_classes)
     pictures: list[Picture] = []
     faults: list[str] = []
+    # Spread over the set: neighbours in a video look alike.
+    pictured = set(np.linspace(0, len(source) - 1, num_pictures).astype(int).tolist())
     for index in tqdm(range(len(source)), "evaluate", unit="image", leave=False, mininterval=1):
         if cancelled():
             return None
@@ -88,7 +90,7 @@ def evaluate(
         image, label = sample["image"], sample["label"]
         pred = predictor.label_map(image)
         matrix.add(pred, label)
-        if len(pictures) < num_pictures:
+        if index in pictured:
             pictures.append((image, label, pred))
         if on_prediction:
             on_prediction(sample["name"], image, pred)

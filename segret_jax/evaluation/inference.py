@@ -37,7 +37,9 @@ class Predictor:
         """Return each pixel's most probable class at the image's own size."""
         return np.asarray(_label_map(self.graph, self.variables, *self._inputs(image)))
 
-    def network_input(self, image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
+    def network_input(
+        self, image: UInt8[np.ndarray, "h w 3"]
+    ) -> Float32[np.ndarray, "new_h new_w 3"]:
         """Return the resized and normalised image that the network sees."""
         resized = resize_for_evaluation(
             image, target=self.config.resize_target, multiple=self.config.multiple_of

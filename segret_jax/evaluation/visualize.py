@@ -15,8 +15,8 @@ INK = (40, 40, 40)
 FONT_SIZE = 15
 GAP = 8
 
-RGB = UInt8[np.ndarray, "h w 3"]
-Labels = UInt8[np.ndarray, "h w"]
+RGB = UInt8[np.ndarray, "_ _ 3"]
+Labels = UInt8[np.ndarray, "_ _"]
 
 
 def save_png(picture: RGB | Labels, path: Path) -> None:

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -26,7 +26,7 @@ class Journal:
         self._bar.set_description("compiling")
         self._since = (time.perf_counter(), start)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(
@@ -49,6 +49,7 @@ class Journal:
         self._bar.set_postfix_str(
             f"loss {values['loss']:.3f}, pixel accuracy {values['accuracy']:.1f} %, "
             f"lr {values['learning_rate']:.1e}"
+            + (f", {values['skipped_samples']:.0f} skipped" if values["skipped_samples"] else "")
         )
         self._record("train", step, values)
 

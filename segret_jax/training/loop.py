@@ -1,13 +1,14 @@
 """The training run: resume or start, step, log, evaluate, save."""
 
+import dataclasses
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -41,7 +42,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopRequest":
         self._before = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -96,7 +97,12 @@ def train(config: Config, workdir: Path) -> Result | None:
         state = checkpoints.restore_latest(state)
     start = int(state.step)
     dataset = training_dataset(
-        training, config.data, batch_size=config.train.batch_size, seed=config.train.seed
+        training,
+        config.data,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     batches = batches_from(dataset, start, workers=config.data.workers)
 
@@ -105,22 +111,20 @@ def train(config: Config, workdir: Path) -> Result | None:
         run = Run(config, workdir, table, validation, graph, checkpoints, journal, stop)
         _introduce(run, mesh, start)
         result, log = None, StepLog(run)
-        for step in range(start, config.train.steps):
+        for step in range(start + 1, config.train.steps + 1):
             batch = next(batches)
             log.count_skipped(batch.pop("skipped"))
             state, metrics = train_step(state, _shard(batch, mesh))
             log.add(metrics)
+            is_evaluation = step % config.train.eval_every == 0 or step == config.train.steps
+            if is_evaluation or step % config.train.log_every == 0:
+                log.write(step, state, dataset)
+            if is_evaluation:
+                result = _evaluate_and_save(run, state)
             if stop.requested:
                 _save_and_stop(run, state)
                 return None
-            if log.is_due(step + 1):
-                log.write(step + 1, state, dataset)
-            if (step + 1) % config.train.eval_every == 0 or step + 1 == config.train.steps:
-                result = _evaluate_and_save(run, state)
-                if stop.requested:
-                    _save_and_stop(run, state)
-                    return None
-        return result or _evaluate_and_save(run, state)
+        return result or _evaluate_and_save(run, state)  # or: the run was complete before
 
 
 class StepLog:
@@ -146,11 +150,6 @@ class StepLog:
         if len(self.pending) > 2:
             jax.block_until_ready(self.pending[-3])
         self.run.journal.tick()
-
-    def is_due(self, step: int) -> bool:
-        """Tell whether this is a log step; evaluations and the end are, too."""
-        train = self.run.config.train
-        return step % train.log_every == 0 or step % train.eval_every == 0 or step == train.steps
 
     def write(self, step: int, state: TrainState, dataset: grain.MapDataset) -> None:
         """Record the means since the last log step; raise InputError if a step was not finite."""
@@ -223,11 +222,11 @@ def _evaluate_and_save(run: Run, state: TrainState) -> Result | None:
     step, metrics = int(state.step), result.metrics
     scores = {"mIoU": metrics.mean_iou, "mAcc": metrics.mean_acc, "aAcc": metrics.all_acc}
     run.journal.evaluation(step, scores, result.summary())
+    run.checkpoints.save(state, mean_iou=metrics.mean_iou)
     if result.pictures:
         title = f"step {step}, mIoU {100 * metrics.mean_iou:.1f} %"
         picture = grid(result.pictures, run.table, title=title)
         save_png(picture, run.workdir / "pictures" / f"step_{step:06d}.png")
-    run.checkpoints.save(state, mean_iou=metrics.mean_iou)
     return result
 
 
@@ -242,7 +241,7 @@ def _save_and_stop(run: Run, state: TrainState) -> None:
 def _refuse(run: Run, state: TrainState, dataset: grain.MapDataset) -> None:
     """Save the state before the non-finite step and its batch; raise InputError."""
     step = int(state.bad_step)
-    run.checkpoints.save(state)
+    run.checkpoints.save(dataclasses.replace(state, bad_step=jnp.full_like(state.bad_step, -1)))
     file = run.workdir / f"nonfinite_batch_{step:06d}.npz"
     np.savez(file, **dataset[step])
     raise InputError(

@@ -260,7 +260,8 @@ def test_missing_folders_say_what_is_needed_and_where_to_get_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     remedy = (
-        "ade20k needs images/training/**/*.jpg with annotations/training/**/*.png below its root; "
+        "ade20k needs images/training/**/*.jpg with annotations/training/**/*.png "
+        "in the folder given by --config.data.root=DIR; "
         "get ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu"
     )
     assert folder_error(Path("absent")) == f"there is no folder {tmp_path}/absent; {remedy}"

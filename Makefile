@@ -1,0 +1,31 @@
+# make demo   sets up what is needed, trains a small model and draws what it sees (minutes, CPU)
+# make test   sets up what is needed, runs the tests
+# make lint   ruff and mypy
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/installed
+DEMO_ARGS ?=
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	rm -rf runs/demo
+	$(VENV)/bin/python train.py --config configs/demo.py --workdir runs/demo $(DEMO_ARGS)
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest $(TEST_ARGS)
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy segret_jax benchmarks train.py eval.py predict.py
+
+$(INSTALLED): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("segret_jax needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) runs
