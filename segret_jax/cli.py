@@ -97,7 +97,7 @@ def apply_overrides(config: Config, overrides: list[str]) -> Config:
 
 
 def _parse(key: str, text: str, default: Any) -> Any:
-    """Read `text` as a value of the type of `default`."""
+    """Read `text` as a value of the type of `default`; `validate` refuses what is not."""
     if isinstance(default, str):
         return text
     try:
@@ -105,10 +105,7 @@ def _parse(key: str, text: str, default: Any) -> Any:
     except (ValueError, SyntaxError):
         value = text
     if isinstance(default, tuple):
-        return tuple(value) if isinstance(value, list) else value  # validate checks the rest
+        return tuple(value) if isinstance(value, list) else value
     if isinstance(default, float) and type(value) is int:
         return float(value)
-    if type(value) is not type(default):
-        kind = type(default).__name__
-        raise InputError(f"{key} is {text!r}; it takes a value of type {kind}, such as {default}")
     return value

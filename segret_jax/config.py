@@ -119,10 +119,9 @@ NOT_NEGATIVE = (
 
 def validate(config: Config) -> Config:
     """Return `config` if every value is possible; raise InputError naming the first that is not."""
+    defaults = flatten(Config())
     for key, value in flatten(config).items():
-        default = flatten(Config())[key]
-        if isinstance(default, tuple):
-            _check_tuple(key, value, default)
+        _check_type(key, value, defaults[key])
         if key in CHOICES and value not in CHOICES[key]:
             raise InputError(f"{key} is {value!r}; choose one of {', '.join(CHOICES[key])}")
         smallest = min(value) if isinstance(value, tuple) else value
@@ -132,18 +131,26 @@ def validate(config: Config) -> Config:
     low, high = config.data.resize_ratio
     if low > high:
         raise InputError(f"data.resize_ratio is ({low}, {high}); give (smallest, largest)")
+    if min(config.data.synthetic_size) < 32:
+        raise InputError(f"data.synthetic_size is {config.data.synthetic_size}; at least (32, 32)")
     if config.model.drop_path >= 1:
         raise InputError(f"model.drop_path is {config.model.drop_path}; it must be below 1")
     return config
 
 
-def _check_tuple(key: str, value: Any, default: tuple) -> None:
-    kind = type(default[0])
-    well_typed = isinstance(value, tuple) and all(
-        isinstance(x, int | kind) and not isinstance(x, bool) for x in value
-    )
-    if not well_typed or len(value) != len(default):
-        raise InputError(f"{key} is {value!r}; it takes {len(default)} numbers, such as {default}")
+def _check_type(key: str, value: Any, default: Any) -> None:
+    if isinstance(default, tuple):
+        takes = f"{len(default)} numbers"
+        fits = isinstance(value, tuple) and len(value) == len(default)
+        fits = fits and all(map(_fits, value, default))
+    else:
+        takes, fits = f"a value of type {type(default).__name__}", _fits(value, default)
+    if not fits:
+        raise InputError(f"{key} is {value!r}; it takes {takes}, such as {default}")
+
+
+def _fits(value: Any, default: Any) -> bool:
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -156,8 +163,10 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the resolved config as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    """Write the resolved config as JSON; what was there stays whole if the disk is full."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    partial.replace(path)
 
 
 def load(path: Path) -> Config:

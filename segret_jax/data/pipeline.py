@@ -6,7 +6,6 @@ batches from its step on; no loader state is ever saved.
 """
 
 import logging
-from collections.abc import Iterator
 from typing import Any, SupportsIndex
 
 import cv2
@@ -15,23 +14,33 @@ import numpy as np
 from absl import flags
 
 from segret_jax.config import DataConfig
-from segret_jax.data.datasets import IGNORE, ClassTable, get_dataset, load_class_table
+from segret_jax.data.datasets import DATASETS, IGNORE, ClassTable, DatasetSpec, load_class_table
 from segret_jax.data.sources import FolderSource, Sample, Source
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.data.transforms import train_transform
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, unknown_name
 
 Batch = dict[str, np.ndarray]
 SYNTHETIC = "synthetic"
 SKIPPED = ""  # the name of a sample that could not be read
 SPLIT_SEEDS = {"training": 0, "validation": 1}  # of the synthetic scenes: never the run's seed
 
+# One image is too little work to share among threads. Set here and not per image: OpenCV divides
+# by zero (SIGFPE) where one thread sets it while another is at work. Worker processes import this.
+cv2.setNumThreads(0)
+
 
 def class_table(config: DataConfig) -> ClassTable:
     """Return the class table of the configured data set."""
     if config.dataset == SYNTHETIC:
         return load_class_table(SYNTHETIC)
-    return get_dataset(config.dataset).class_table
+    return _real_dataset(config).class_table
+
+
+def _real_dataset(config: DataConfig) -> DatasetSpec:
+    if config.dataset not in DATASETS:
+        raise unknown_name("dataset", config.dataset, [*DATASETS, SYNTHETIC])
+    return DATASETS[config.dataset]
 
 
 def open_source(config: DataConfig, split: str) -> Source:
@@ -44,7 +53,7 @@ def open_source(config: DataConfig, split: str) -> Source:
         return SyntheticSource(
             seed=SPLIT_SEEDS[split], num_images=count, size=config.synthetic_size
         )
-    spec = get_dataset(config.dataset)
+    spec = _real_dataset(config)
     return FolderSource(spec, config.root or f"data/{spec.name}", split)
 
 
@@ -76,7 +85,6 @@ class Augment(grain.transforms.RandomMap):
         self.config = config
 
     def random_map(self, element: Sample, rng: np.random.Generator) -> dict[str, Any]:
-        cv2.setNumThreads(0)  # one image is too little work to share among threads
         image, label = train_transform(
             element["image"], element["label"], rng,
             crop=self.config.crop,
@@ -114,8 +122,13 @@ def training_dataset(
     )
 
 
-def batches_from(dataset: grain.MapDataset, step: int, *, workers: int = 0) -> Iterator[Batch]:
-    """Iterate over the batches from `step` on, prepared ahead by threads or worker processes."""
+def batches_from(
+    dataset: grain.MapDataset, step: int, *, workers: int = 0
+) -> grain.DatasetIterator[Batch]:
+    """Iterate over the batches from `step` on, prepared ahead by threads or worker processes.
+
+    Close the iterator to end its workers.
+    """
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterable = dataset[step:].to_iter_dataset(read)
     if workers:

@@ -78,12 +78,13 @@ def grid(
     """
     width = 3 * cell + 4 * GAP
     strips = [_heading(title, width), _headings(("image", "label", "prediction"), cell, width)]
+    shown: list[Labels] = []
     for image, label, pred in rows:
         judged = np.where(label == IGNORE, np.uint8(IGNORE), pred)
         pictures = (image, colorize(label, table), colorize(judged, table))
         strips.append(_row([_scaled(picture, cell) for picture in pictures], width))
-    strips.append(legend(table, [label for _, labels, pred in rows for label in (labels, pred)],
-                         width=width))  # fmt: skip
+        shown += [label, judged]
+    strips.append(legend(table, shown, width=width))
     return np.concatenate(strips)
 
 

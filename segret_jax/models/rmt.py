@@ -30,7 +30,11 @@ from segret_jax.models.retention import Decay, Retention, head_log_decay
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One published size. Tuples have an entry per stage."""
+    """One published size; tuples have an entry per stage.
+
+    Head i of n decays by log(1 − 2^(−decay_initial − decay_span·i/n)). `decomposed` stages attend
+    along rows, then columns; `layer_scale` stages have γ. `drop_path` is the last block's rate.
+    """
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
@@ -44,16 +48,31 @@ class Variant:
     decay_initial: float = 2.0
 
 
-_ = False
 VARIANTS = {
-    "tiny": Variant((64, 128, 256, 512), (2, 2, 8, 2), (4, 4, 8, 16), (4.0, 4.0, 6.0, 6.0),
-                    (3, 3, 3, 3), (True, True, _, _), (_, _, _, _), 0.1, 256),
-    "small": Variant((64, 128, 256, 512), (3, 4, 18, 4), (4, 4, 8, 16), (4.0, 4.0, 6.0, 6.0),
-                     (4, 4, 3, 3), (True, True, True, _), (_, _, _, _), 0.15, 256),
-    "base": Variant((80, 160, 320, 512), (4, 8, 25, 8), (5, 5, 10, 16), (5.0, 5.0, 6.0, 6.0),
-                    (4, 4, 3, 3), (True, True, True, _), (_, _, True, True), 0.4, 256),
-    "large": Variant((112, 224, 448, 640), (4, 8, 25, 8), (7, 7, 14, 20), (6.0, 6.0, 6.0, 6.0),
-                     (4, 4, 3, 3), (True, True, True, _), (_, _, True, True), 0.5, 512),
+    "tiny": Variant(
+        widths=(64, 128, 256, 512), depths=(2, 2, 8, 2), heads=(4, 4, 8, 16),
+        decay_spans=(4.0, 4.0, 6.0, 6.0), ffn_ratios=(3, 3, 3, 3),
+        decomposed=(True, True, False, False), layer_scale=(False, False, False, False),
+        drop_path=0.1, decoder_channels=256,
+    ),
+    "small": Variant(
+        widths=(64, 128, 256, 512), depths=(3, 4, 18, 4), heads=(4, 4, 8, 16),
+        decay_spans=(4.0, 4.0, 6.0, 6.0), ffn_ratios=(4, 4, 3, 3),
+        decomposed=(True, True, True, False), layer_scale=(False, False, False, False),
+        drop_path=0.15, decoder_channels=256,
+    ),
+    "base": Variant(
+        widths=(80, 160, 320, 512), depths=(4, 8, 25, 8), heads=(5, 5, 10, 16),
+        decay_spans=(5.0, 5.0, 6.0, 6.0), ffn_ratios=(4, 4, 3, 3),
+        decomposed=(True, True, True, False), layer_scale=(False, False, True, True),
+        drop_path=0.4, decoder_channels=256,
+    ),
+    "large": Variant(
+        widths=(112, 224, 448, 640), depths=(4, 8, 25, 8), heads=(7, 7, 14, 20),
+        decay_spans=(6.0, 6.0, 6.0, 6.0), ffn_ratios=(4, 4, 3, 3),
+        decomposed=(True, True, True, False), layer_scale=(False, False, True, True),
+        drop_path=0.5, decoder_channels=512,
+    ),
 }  # fmt: skip
 
 
@@ -134,27 +153,30 @@ class Block(nnx.Module):
         )
         self.norm2 = LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.ffn = FeedForward(channels, variant.ffn_ratios[stage], options=options, rngs=rngs)
-        self.layer_scale = variant.layer_scale[stage]
-        if self.layer_scale:
-            self.gamma1 = nnx.Param(jnp.full(channels, 1e-6))
-            self.gamma2 = nnx.Param(jnp.full(channels, 1e-6))
+
+        def gamma() -> nnx.Param | None:
+            return (
+                nnx.Param(jnp.full(channels, 1e-6, jnp.float32))
+                if variant.layer_scale[stage]
+                else None
+            )
+
+        self.gamma1, self.gamma2 = gamma(), gamma()
         self.drop_rate = drop_path
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "b h w c"]:
-        x = x + self.pos(x)
-        retained = self.retention(self.norm1(x))
-        if self.layer_scale:
-            retained = self.gamma1[...].astype(x.dtype) * retained
-        x = x + self._drop_path(retained, train, rngs)
-        fed = self.ffn(self.norm2(x))
-        if self.layer_scale:
-            fed = self.gamma2[...].astype(x.dtype) * fed
-        return x + self._drop_path(fed, train, rngs)
+        def scaled(branch: Array, gamma: nnx.Param | None) -> Array:
+            if gamma is not None:
+                branch = gamma[...].astype(branch.dtype) * branch
+            if train and rngs is not None:
+                branch = drop_path(branch, self.drop_rate, rngs=rngs)
+            return branch
 
-    def _drop_path(self, x: Array, train: bool, rngs: nnx.Rngs | None) -> Array:
-        return drop_path(x, self.drop_rate, rngs=rngs) if train and rngs is not None else x
+        x = x + self.pos(x)
+        x = x + scaled(self.retention(self.norm1(x)), self.gamma1)
+        return x + scaled(self.ffn(self.norm2(x)), self.gamma2)
 
 
 class Downsample(nnx.Module):

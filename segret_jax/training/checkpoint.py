@@ -8,7 +8,9 @@ A checkpoint is a folder `checkpoints/STEP` with the items
 """
 
 import dataclasses
+import json
 import logging
+import math
 import re
 import shutil
 from pathlib import Path
@@ -54,13 +56,6 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest step saved, or None."""
         return self._manager.latest_step()
-
-    @property
-    def best(self) -> Path | None:
-        """The folder of the best checkpoint by mIoU; before any evaluation, of the newest."""
-        step = self._manager.best_step()
-        step = self.latest_step if step is None else step
-        return None if step is None else self.folder / str(step)
 
     def save(self, state: TrainState, *, mean_iou: float | None = None) -> bool:
         """Save `state`; return False, with a message, if the disk refuses.
@@ -137,7 +132,7 @@ def load_model(checkpoint: Path, config: configs.Config) -> tuple[nnx.GraphDef[S
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{checkpoint} does not hold segret_{config.model.variant} with {num_classes} "
-                f"classes, or is damaged: {_reason(error)}"
+                "classes, or is damaged; without --config the config saved with it is used"
             ) from error
     return graph, restored["params"], restored["batch_stats"]
 
@@ -146,23 +141,24 @@ def find(path: Path) -> Path:
     """Return the checkpoint meant by `path`: one itself, or the best one of a run's folder."""
     if (path / "model").is_dir():
         return path
-    steps = [p for p in (path / FOLDER).glob("*") if p.name.isdigit()]
-    if not steps:
+    saved = [p for p in (path / FOLDER).glob("*") if p.name.isdigit()]
+    if not saved:
         raise InputError(f"no checkpoint in {path.absolute()}: train first, or give another folder")
-    newest = max(steps, key=lambda p: int(p.name))
-    checkpoints = Checkpoints(path, load_config(newest))
-    try:
-        return checkpoints.best or newest
-    finally:
-        checkpoints.close()
+    return max(saved, key=lambda p: (_saved_mean_iou(p), int(p.name)))
+
+
+def _saved_mean_iou(checkpoint: Path) -> float:
+    file = checkpoint / "metrics" / "metrics"
+    return _mean_iou(json.loads(file.read_text())) if file.is_file() else -1.0
 
 
 def _mean_iou(metrics: Any) -> float:
-    return metrics["mIoU"] if metrics and metrics.get("mIoU") is not None else -1.0
+    score = (metrics or {}).get("mIoU", -1.0)
+    return -1.0 if math.isnan(score) else score
 
 
 def _abstract(tree: Any) -> Any:
-    def leaf(x: jax.Array) -> jax.ShapeDtypeStruct:
+    def leaf(x: Any) -> jax.ShapeDtypeStruct:
         sharding = getattr(x, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 

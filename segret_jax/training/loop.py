@@ -2,6 +2,8 @@
 
 import dataclasses
 import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -107,12 +109,13 @@ def train(config: Config, workdir: Path) -> Result | None:
     batches = batches_from(dataset, start, workers=config.data.workers)
 
     journal = Journal(workdir, steps=config.train.steps, start=start)
-    with journal, StopRequest() as stop:
+    with closing(checkpoints), closing(batches), journal, StopRequest() as stop:
         run = Run(config, workdir, table, validation, graph, checkpoints, journal, stop)
         _introduce(run, mesh, start)
         result, log = None, StepLog(run)
         for step in range(start + 1, config.train.steps + 1):
-            batch = next(batches)
+            with _saving_on_faulty_data(run, state):
+                batch = next(batches)
             log.count_skipped(batch.pop("skipped"))
             state, metrics = train_step(state, _shard(batch, mesh))
             log.add(metrics)
@@ -120,7 +123,8 @@ def train(config: Config, workdir: Path) -> Result | None:
             if is_evaluation or step % config.train.log_every == 0:
                 log.write(step, state, dataset)
             if is_evaluation:
-                result = _evaluate_and_save(run, state)
+                with _saving_on_faulty_data(run, state):
+                    result = _evaluate_and_save(run, state)
             if stop.requested:
                 _save_and_stop(run, state)
                 return None
@@ -230,6 +234,16 @@ def _evaluate_and_save(run: Run, state: TrainState) -> Result | None:
     return result
 
 
+@contextmanager
+def _saving_on_faulty_data(run: Run, state: TrainState) -> Iterator[None]:
+    """Keep the steps made so far where a file ends the run."""
+    try:
+        yield
+    except InputError:
+        run.checkpoints.save(state)
+        raise
+
+
 def _save_and_stop(run: Run, state: TrainState) -> None:
     saved = run.checkpoints.save(state)
     where = f"saved in {run.checkpoints.folder}" if saved else "NOT saved"
@@ -246,6 +260,6 @@ def _refuse(run: Run, state: TrainState, dataset: grain.MapDataset) -> None:
     np.savez(file, **dataset[step])
     raise InputError(
         f"loss or gradient of step {step} is not finite. The state before it is saved in "
-        f"{run.checkpoints.folder / str(step)}, its batch in {file}. A lower "
-        "optim.learning_rate, a longer warmup or float32 are the usual remedies"
+        f"{run.checkpoints.folder / str(step)}, its batch in {file}. Begin in another --workdir "
+        "with a lower optim.learning_rate, a longer warmup or model.dtype=float32"
     )

@@ -1,0 +1,201 @@
+"""train.py, eval.py and predict.py as programs: one small run, and what can be done with it.
+
+The model is the real SegRet-tiny, the images are of 32x32 pixels. Each program is started with
+one device and the tests' compile cache.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = (
+    "data.synthetic_size=32,32", "data.synthetic_train=16", "data.synthetic_validation=4",
+    "data.crop=32,32", "data.resize_base=32,32", "eval.resize_target=32,32", "eval.pictures=2",
+    "train.batch_size=2", "train.steps=4", "train.eval_every=2", "train.log_every=1",
+)  # fmt: skip
+ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1"}
+
+
+def command(program: str, *arguments: str | Path) -> list[str]:
+    return [sys.executable, program, *map(str, arguments)]
+
+
+def train_command(workdir: Path) -> list[str]:
+    settings = [f"--config.{setting}" for setting in SETTINGS]
+    return command("train.py", "--config", "configs/demo.py", "--workdir", workdir, *settings)
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def records(workdir: Path, kind: str) -> dict[int, dict[str, float]]:
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line for line in lines if line["kind"] == kind}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("run") / "demo"
+    done = run(train_command(folder))
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(workdir: Path) -> dict[str, Any]:
+    """Its metrics.json, before anything else writes there."""
+    return read_json(workdir / "metrics.json")
+
+
+def test_a_run_leaves_numbers_pictures_checkpoints_and_its_config(workdir, scores):
+    training, validation = records(workdir, "train"), records(workdir, "validation")
+    assert list(training) == [1, 2, 3, 4]
+    for record in training.values():
+        assert 0 < record["loss"] < 10
+        assert 0 <= record["accuracy"] <= 100
+        assert 0 < record["learning_rate"] <= 1e-3
+        assert record["steps_per_second"] > 0
+        assert record["skipped_samples"] == 0
+    assert list(validation) == [2, 4]
+    assert scores["mIoU"] == validation[4]["mIoU"]
+    assert (scores["num_images"], scores["complete"], scores["faults"]) == (4, True, [])
+
+    checkpoints = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert checkpoints == {"2", "4"}
+    assert read_json(workdir / "config.json")["data"]["crop"] == [32, 32]
+    for step in (2, 4):
+        with Image.open(workdir / "pictures" / f"step_{step:06d}.png") as picture:
+            assert picture.size[0] > 3 * 300
+    printed = (workdir / "stdout.txt").read_text()
+    assert f"step 4: mIoU {100 * scores['mIoU']:.2f}" in printed
+    assert "| vehicle" in printed
+
+
+def scalars(workdir: Path) -> dict[tuple[str, int], float]:
+    """What TensorBoard would show; its file is a row of length, 4 bytes, Event, 4 bytes."""
+    (file,) = (workdir / "tensorboard").iterdir()
+    content, found = file.read_bytes(), {}
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + length])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        content = content[16 + length :]
+    return found
+
+
+def test_tensorboard_shows_the_same_numbers(workdir, scores):
+    shown = scalars(workdir)
+    for kind in ("train", "validation"):
+        for step, record in records(workdir, kind).items():
+            for name in record.keys() - {"kind", "step"}:
+                assert shown[f"{kind}/{name}", step] == pytest.approx(record[name], rel=1e-6)
+
+
+def test_a_finished_run_evaluates_again_and_changes_nothing(workdir, scores):
+    done = run(train_command(workdir))
+    assert "continuing at step 4" in done.stdout
+    assert read_json(workdir / "metrics.json") == scores
+    assert list(records(workdir, "train")) == [1, 2, 3, 4]
+
+
+def test_eval_gives_the_best_score_of_the_run_exactly(workdir, scores, tmp_path):
+    validation = records(workdir, "validation")
+    best = max(validation, key=lambda step: validation[step]["mIoU"])
+    done = run(command("eval.py", "--workdir", workdir, "--save_dir", tmp_path))
+    content = read_json(tmp_path / "metrics.json")
+    assert content["mIoU"] == validation[best]["mIoU"]
+    assert content["checkpoint"] == str(workdir / "checkpoints" / str(best))
+    assert f"mIoU {100 * content['mIoU']:.2f}" in done.stdout
+    overlays = sorted(tmp_path.glob("*.png"))
+    assert [path.stem for path in overlays] == [f"scene_{i:06d}" for i in range(4)]
+    with Image.open(overlays[0]) as overlay:
+        assert (overlay.size, overlay.mode) == ((32, 32), "RGB")
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):
+    other = command("eval.py", "--workdir", workdir, "--config.model.decoder_channels=24")
+    done = subprocess.run(
+        other, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    message = (
+        r"error: .*/checkpoints/[24] does not hold segret_tiny with 8 classes, or is damaged: "
+    )
+    assert re.fullmatch(f"{message}.*\n", done.stderr)
+
+
+def test_predict_writes_labels_and_overlays_of_the_pictures_size(workdir, tmp_path):
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees to show
+    photograph = Image.fromarray(rng.integers(0, 256, (30, 50, 3)).astype(np.uint8))
+    photograph.save(pictures / "turned.jpg", exif=exif)
+    Image.fromarray(rng.integers(0, 256, (40, 60)).astype(np.uint8)).save(pictures / "grey.png")
+    (pictures / "notes.txt").touch()
+
+    done = run(command("predict.py", pictures, "--checkpoint", workdir, "--out", out))
+    assert f"2 segmented with {workdir / 'checkpoints'}" in done.stdout
+    assert sorted(path.name for path in out.iterdir()) == [
+        "grey_label.png", "grey_overlay.png", "turned_label.png", "turned_overlay.png",
+    ]  # fmt: skip
+    for name, (width, height) in {"turned": (30, 50), "grey": (60, 40)}.items():
+        with Image.open(out / f"{name}_label.png") as label:
+            assert (label.size, label.mode) == ((width, height), "L")
+            assert np.asarray(label).max() < 8
+        with Image.open(out / f"{name}_overlay.png") as overlay:
+            assert overlay.size[0] == width
+            assert overlay.size[1] > height  # a legend is below
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_result(workdir, scores, tmp_path):
+    again = train_command(tmp_path)
+    with subprocess.Popen(
+        again, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while "segret_tiny on synthetic" not in (line := process.stdout.readline()):
+            assert line or process.poll() is None
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert "Traceback" not in errors
+    saved = f"saved in {tmp_path / 'checkpoints'}; run the same command again to go on"
+    assert f"stopped at step 1, {saved}" in printed
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    assert not (tmp_path / "metrics.json").exists()
+
+    done = run(again)
+    assert "continuing at step 1" in done.stdout
+    assert read_json(tmp_path / "metrics.json") == scores
+    for kind, names in (
+        ("train", ("loss", "accuracy", "learning_rate")),
+        ("validation", ("mIoU",)),
+    ):
+        for step, record in records(workdir, kind).items():
+            if step > 1:
+                resumed = records(tmp_path, kind)[step]
+                assert [resumed[name] for name in names] == [record[name] for name in names]

@@ -1,0 +1,208 @@
+"""Retention against double loops in float64; its blocks, its reach and its rotation."""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segret_jax.models.retention import (
+    Decay,
+    decomposed_retention,
+    head_log_decay,
+    rotate,
+    whole_retention,
+)
+
+LOG_DECAY = (-0.7, -0.2, -0.01)  # three heads, near to far
+FORMS = [whole_retention, decomposed_retention]
+# 99 pixels of 3 heads: blocks of 7 queries, 14 of them and one query left over.
+# 9 lines of 3·11² scores and 11 of 3·9²: blocks of 2 lines of either kind, and one line left over.
+SIZE, MAX_SCORES = (9, 11), {whole_retention: 7 * 3 * 99, decomposed_retention: 726}
+
+
+def qkv(h: int, w: int, *, batch: int = 2, width: int = 4) -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(h * 100 + w)
+    shape = (3, batch, h, w, len(LOG_DECAY), width)
+    return tuple(jnp.asarray(t) for t in rng.standard_normal(shape).astype(np.float32))
+
+
+def attend(q: np.ndarray, keys: list, values: list, bias: list, decay: Decay) -> np.ndarray:
+    """One query over a list of pixels: eq. 4 (post-softmax) or the released code."""
+    scores = np.array([q @ key for key in keys])
+    if decay is Decay.ADDITIVE:
+        weights = np.exp(scores + bias) / np.exp(scores + bias).sum()
+    else:
+        weights = np.exp(scores) / np.exp(scores).sum() * np.exp(bias)
+    return weights @ np.array(values)
+
+
+def whole_by_loops(q: Any, k: Any, v: Any, decay: Decay) -> np.ndarray:
+    q, k, v = (np.asarray(t, np.float64) for t in (q, k, v))
+    b, h, w, n, _ = q.shape
+    pixels, out = list(np.ndindex(h, w)), np.zeros_like(q)
+    for s, y, x, head in np.ndindex(b, h, w, n):
+        bias = [LOG_DECAY[head] * (abs(y - y2) + abs(x - x2)) for y2, x2 in pixels]
+        keys, values = ([t[s, y2, x2, head] for y2, x2 in pixels] for t in (k, v))
+        out[s, y, x, head] = attend(q[s, y, x, head], keys, values, bias, decay)
+    return out
+
+
+def decomposed_by_loops(q: Any, k: Any, v: Any, decay: Decay) -> np.ndarray:
+    q, k, v = (np.asarray(t, np.float64) for t in (q, k, v))
+    b, h, w, n, _ = q.shape
+    rows, out = np.zeros_like(q), np.zeros_like(q)
+    for s, y, x, head in np.ndindex(b, h, w, n):
+        bias = [LOG_DECAY[head] * abs(x - x2) for x2 in range(w)]
+        query, keys, values = q[s, y, x, head], list(k[s, y, :, head]), list(v[s, y, :, head])
+        rows[s, y, x, head] = attend(query, keys, values, bias, decay)
+    for s, y, x, head in np.ndindex(b, h, w, n):
+        bias = [LOG_DECAY[head] * abs(y - y2) for y2 in range(h)]
+        query, keys, values = q[s, y, x, head], list(k[s, :, x, head]), list(rows[s, :, x, head])
+        out[s, y, x, head] = attend(query, keys, values, bias, decay)
+    return out
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (7, 2), (1, 4)])
+@pytest.mark.parametrize("decay", Decay)
+@pytest.mark.parametrize(
+    ("form", "oracle"),
+    [(whole_retention, whole_by_loops), (decomposed_retention, decomposed_by_loops)],
+    ids=["whole", "decomposed"],
+)
+def test_equals_the_double_loop(form, oracle, decay, shape):
+    q, k, v = qkv(*shape)
+    expected = oracle(q, k, v, decay)
+    np.testing.assert_allclose(form(q, k, v, LOG_DECAY, decay=decay), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decay", Decay)
+def test_blocks_change_neither_values_nor_gradients(form, decay):
+    q, k, v = qkv(*SIZE)
+    towards = jnp.sin(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+
+    def value_and_grads(max_scores: int) -> tuple[jax.Array, ...]:
+        retain = functools.partial(form, decay=decay, max_scores=max_scores)
+
+        @jax.jit
+        def run(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+            out, pull = jax.vjp(lambda q, k, v: retain(q, k, v, LOG_DECAY), q, k, v)
+            return (out, *pull(towards))
+
+        return run(q, k, v)
+
+    for blocked, at_once in zip(
+        value_and_grads(MAX_SCORES[form]), value_and_grads(2**25), strict=True
+    ):
+        assert np.abs(blocked - at_once).max() < 1e-6 * np.abs(at_once).max()
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation, those of inner jaxprs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(value):
+                yield from equations(getattr(value, "jaxpr", value))
+
+
+def size(equation: Any) -> int:
+    return max((math.prod(var.aval.shape) for var in equation.outvars), default=0)
+
+
+def is_jaxpr(value: Any) -> bool:
+    return hasattr(getattr(value, "jaxpr", value), "eqns")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_blocks_bound_every_intermediate(form, backward):
+    q, k, v = qkv(*SIZE, batch=1, width=1)
+
+    def largest(max_scores: int) -> int:
+        def total(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return form(q, k, v, LOG_DECAY, max_scores=max_scores).sum()
+
+        f = jax.grad(total, (0, 1, 2)) if backward else total
+        return max(map(size, equations(jax.make_jaxpr(f)(q, k, v).jaxpr)))
+
+    bound = MAX_SCORES[form]
+    assert largest(bound) <= bound
+    assert largest(2**25) > 3 * bound  # what a walk that finds nothing would not see
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scores_and_softmax_of_bfloat16_are_float32(form):
+    q, k, v = (t.astype(jnp.bfloat16) for t in qkv(*SIZE, width=1))
+    jaxpr = jax.make_jaxpr(lambda *args: form(*args, LOG_DECAY))(q, k, v).jaxpr
+    scores = [
+        e.outvars[0].aval
+        for e in equations(jaxpr)
+        if e.primitive.name == "exp" or (e.primitive.name == "dot_general" and size(e) > q.size)
+    ]
+    assert len(scores) == (2 if form is whole_retention else 4)
+    assert {aval.dtype for aval in scores} == {jnp.dtype("float32")}
+    out = form(q, k, v, LOG_DECAY)
+    assert out.dtype == jnp.bfloat16
+    exact = form(*(t.astype(jnp.float32) for t in (q, k, v)), LOG_DECAY)
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
+
+
+def reach(form: Any, y: int, x: int) -> list[np.ndarray]:
+    """For q, k and v: at which pixels [h, w] the output at (y, x) depends on it."""
+    args = qkv(5, 6, batch=1)
+    grads = jax.jit(jax.grad(lambda *args: form(*args, LOG_DECAY)[0, y, x].sum(), (0, 1, 2)))(*args)
+    return [np.abs(g[0]).sum((-1, -2)) > 0 for g in grads]
+
+
+def test_decomposed_sees_queries_of_its_column_and_keys_and_values_everywhere():
+    q, k, v = reach(decomposed_retention, 2, 4)
+    column = np.zeros((5, 6), bool)
+    column[:, 4] = True
+    np.testing.assert_array_equal(q, column)
+    assert k.all()
+    assert v.all()
+
+
+def test_whole_sees_its_own_query_and_keys_and_values_everywhere():
+    q, k, v = reach(whole_retention, 2, 4)
+    own = np.zeros((5, 6), bool)
+    own[2, 4] = True
+    np.testing.assert_array_equal(q, own)
+    assert k.all()
+    assert v.all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_the_additive_decays_rows_sum_to_one(form):
+    q, k, _ = qkv(5, 7)
+    ones = jnp.ones_like(q)
+    np.testing.assert_allclose(form(q, k, ones, LOG_DECAY), 1, atol=1e-6)
+    decayed = form(q, k, ones, LOG_DECAY, decay=Decay.POST_SOFTMAX)
+    assert (decayed < 0.999).all()
+    assert decayed[..., 0, :].mean() < decayed[..., 2, :].mean()  # near heads lose more
+
+
+def test_rotation_equals_the_loop():
+    x = np.asarray(qkv(3, 5, width=8)[0])
+    expected = np.zeros(x.shape)
+    for s, row, column, head in np.ndindex(*x.shape[:4]):
+        for j in range(4):
+            phi = (row * 5 + column) * 10000 ** (-j / 3)
+            a, b = x[s, row, column, head, 2 * j : 2 * j + 2]
+            expected[s, row, column, head, 2 * j] = a * math.cos(phi) - b * math.sin(phi)
+            expected[s, row, column, head, 2 * j + 1] = a * math.sin(phi) + b * math.cos(phi)
+    np.testing.assert_allclose(rotate(jnp.asarray(x)), expected, atol=5e-6)
+
+
+def test_log_decay_of_each_head():
+    quarters = head_log_decay(4, initial=2.0, span=4.0)  # 2^-2, 2^-3, 2^-4, 2^-5
+    np.testing.assert_allclose(quarters, np.log([3 / 4, 7 / 8, 15 / 16, 31 / 32]), rtol=1e-12)
+    for n, span in [(5, 5.0), (16, 6.0)]:
+        expected = [math.log(1 - 2 ** (-2 - span * i / n)) for i in range(n)]
+        assert head_log_decay(n, initial=2.0, span=span) == pytest.approx(expected, rel=1e-9)

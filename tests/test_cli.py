@@ -1,0 +1,319 @@
+"""The command line: every setting from text, and one line for each mistake."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import eval as eval_cli
+import predict as predict_cli
+import train as train_cli
+from segret_jax import cli
+from segret_jax.config import Config, flatten
+from segret_jax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+def message_of(call, *args) -> str:
+    """The one-line message of the InputError that a call must raise."""
+    with pytest.raises(InputError) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def overridden(*overrides: str) -> dict:
+    return flatten(cli.apply_overrides(Config(), [f"--config.{o}" for o in overrides]))
+
+
+def refused(*overrides: str) -> str:
+    return message_of(overridden, *overrides)
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.steps=100", 100),
+        ("train.steps=160_000", 160_000),
+        ("optim.learning_rate=3e-4", 3e-4),
+        ("optim.learning_rate=1", 1.0),
+        ("model.drop_path=-1", -1.0),
+        ("model.zero_branch=false", False),
+        ("model.zero_branch=False", False),
+        ("model.rotary=true", True),
+        ("model.rotary=TRUE", True),
+        ("data.crop=240,180", (240, 180)),
+        ("data.crop=(240,180)", (240, 180)),
+        ("data.crop=[240, 180]", (240, 180)),
+        ("data.resize_ratio=0.5,1", (0.5, 1)),
+        ("model.variant=large", "large"),
+        ("data.root=/data/a=b, c", "/data/a=b, c"),
+        ("data.root=123", "123"),
+        ("data.root=", ""),
+    ],
+)
+def test_a_value_has_the_type_of_its_setting(override, value):
+    settings = overridden(override)
+    key = override.split("=")[0]
+    assert settings[key] == value
+    assert type(settings[key]) is type(value)
+    assert settings | {key: None} == flatten(Config()) | {key: None}
+
+
+def test_the_last_of_several_overrides_counts():
+    settings = overridden("train.steps=1", "train.seed=5", "train.steps=2")
+    assert (settings["train.steps"], settings["train.seed"]) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.step=3", "unknown config key 'train.step': did you mean 'train.steps'?"),
+        ("trian.batch_size=3", "unknown config key 'trian.batch_size': did you mean 'train.batch_"),
+        ("train=3", "unknown config key 'train'"),
+        ("train.steps.x=3", "unknown config key 'train.steps.x': did you mean 'train.steps'?"),
+        ("=3", "unknown config key ''"),
+        ("train.steps", "--config.train.steps has no value: write --config.train.steps=VALUE"),
+        ("train.steps=many", "train.steps is 'many'; it takes a value of type int, such as 160000"),
+        ("train.steps=", "train.steps is ''; it takes a value of type int"),
+        ("train.steps=1.5", "train.steps is 1.5; it takes a value of type int"),
+        ("train.steps=1e3", "train.steps is 1000.0; it takes a value of type int"),
+        ("train.steps=True", "train.steps is True; it takes a value of type int"),
+        ("train.steps=0", "train.steps is 0; it must be positive"),
+        ("train.seed=-1", "train.seed is -1; it must be 0 or more"),
+        ("optim.learning_rate=fast", "optim.learning_rate is 'fast'; it takes a value of type flo"),
+        ("optim.learning_rate=0", "optim.learning_rate is 0.0; it must be positive"),
+        ("model.zero_branch=1", "model.zero_branch is 1; it takes a value of type bool, such as"),
+        ("model.zero_branch=yes", "model.zero_branch is 'yes'; it takes a value of type bool"),
+        ("data.crop=256", "data.crop is 256; it takes 2 numbers, such as (512, 512)"),
+        ("data.crop=1,2,3", "data.crop is (1, 2, 3); it takes 2 numbers"),
+        ("data.crop=a,b", "data.crop is 'a,b'; it takes 2 numbers"),
+        ("data.crop=2.5,3", "data.crop is (2.5, 3); it takes 2 numbers"),
+        ("data.crop=True,3", "data.crop is (True, 3); it takes 2 numbers"),
+        ("data.crop=0,64", "data.crop is (0, 64); it must be positive"),
+        ("data.crop=64,-64", "data.crop is (64, -64); it must be positive"),
+        ("eval.resize_target=512", "eval.resize_target is 512; it takes 2 numbers"),
+        ("data.resize_ratio=2,1", "data.resize_ratio is (2, 1); give (smallest, largest)"),
+        ("model.variant=tinny", "model.variant is 'tinny'; choose one of tiny, small, base, large"),
+        ("model.dtype=float16", "model.dtype is 'float16'; choose one of float32, bfloat16"),
+        ("data.on_error=ignore", "data.on_error is 'ignore'; choose one of stop, skip"),
+        ("model.drop_path=1.0", "model.drop_path is 1.0; it must be below 1"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_what_would_be_right(override, message):
+    assert refused(override).startswith(message)
+
+
+# Config files
+
+
+def test_a_config_file_from_anywhere(tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from segret_jax.config import Config\n"
+        "def get_config():\n    config = Config()\n    config.train.steps = 7\n    return config\n"
+    )
+    assert cli.load_config_file(str(file)).train.steps == 7
+
+
+def test_a_missing_config_file_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    error = "there is no config file "
+    for path, near in [
+        ("configs/deom.py", "configs/demo.py"),
+        ("configs/ade_tny.py", "configs/ade_tiny.py"),
+        ("demo.py", "configs/demo.py"),
+        ("demo", "configs/demo.py"),
+    ]:
+        assert message_of(cli.load_config_file, path) == f"{error}{path}; did you mean {near}?"
+    (tmp_path / "mine.py").touch()
+    near = f"{error}{tmp_path}/mien.py; did you mean {tmp_path}/mine.py?"
+    assert message_of(cli.load_config_file, f"{tmp_path}/mien.py") == near
+    assert message_of(cli.load_config_file, "configs").startswith(f"{error}configs")
+
+
+def test_a_file_that_is_no_config(tmp_path: Path):
+    file = tmp_path / "notes.py"
+    file.write_text("x = 1\n")
+    assert message_of(cli.load_config_file, str(file)) == (
+        f"{file} has no get_config(): a config file defines it (see configs/)"
+    )
+
+
+def test_a_value_of_the_wrong_type_in_a_config_file():
+    config = Config()
+    config.train.steps = "many"
+    assert message_of(cli.apply_overrides, config, []).startswith("train.steps is 'many'")
+
+
+def test_a_config_file_is_validated_too():
+    config = Config()
+    config.data.crop = 256
+    assert message_of(cli.apply_overrides, config, []).startswith("data.crop is 256; it takes 2")
+
+
+# Arguments
+
+
+def test_overrides_and_arguments_in_any_order():
+    parser = cli.Parser("")
+    parser.add_argument("--config")
+    parser.add_argument("--workdir", type=Path)
+    args, overrides = parser.parse(
+        ["--config.train.steps=3", "--workdir", "w", "--config=c.py", "--config.data.root=a b"]
+    )
+    assert (args.config, args.workdir) == ("c.py", Path("w"))
+    assert overrides == ["--config.train.steps=3", "--config.data.root=a b"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: --config (--help lists what there is)"),
+        (["--config"], "argument --config: expected one argument"),
+        (["--config", "configs/demo.py", "--work", "w"], "unrecognized arguments: --work w"),
+        (["--config", "configs/demo.py", "--config.train.steps", "4"], "unrecognized arguments: 4"),
+        (["--config", "configs/deom.py"], "there is no config file configs/deom.py; did you mean"),
+        (["--config", "configs/demo.py", "--config.train.stps=4"], "unknown config key 'train.st"),
+        (
+            ["--config", "configs/ade_tiny.py", "--config.data.root=/nowhere"],
+            "there is no folder /nowhere; ade20k needs images/training/**/*.jpg with annotations/",
+        ),
+        (
+            ["--config", "configs/demo.py", "--config.data.dataset=camvdi"],
+            "unknown dataset 'camvdi': did you mean 'camvid'?",
+        ),
+        (
+            ["--config", "configs/demo.py", "--config.train.batch_size=3"],
+            "train.batch_size is 3, the batch of all 2 devices together: give a multiple of 2",
+        ),
+    ],
+)
+def test_train_tells_what_is_wrong(argv, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    workdir = [] if len(argv) < 2 else ["--workdir", str(tmp_path / "run")]
+    assert message_of(train_cli.main, [*argv, *workdir]).startswith(message)
+    assert not (tmp_path / "run").exists()  # nothing is left behind
+
+
+def test_synthetic_scenes_that_are_too_small(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    argv = ["--config", "configs/demo.py", "--workdir", str(tmp_path)]
+    try:
+        train_cli.main([*argv, "--config.data.synthetic_size=16,16"])
+    except InputError as error:
+        assert "synthetic_size" in str(error)  # noqa: PT017
+
+
+def test_eval_tells_what_is_wrong(tmp_path):
+    assert message_of(eval_cli.main, []) == (
+        "give --workdir or --checkpoint, or the --config of a run in runs/"
+    )
+    for option in ("--workdir", "--checkpoint"):
+        assert message_of(eval_cli.main, [option, str(tmp_path / "nowhere")]) == (
+            f"no checkpoint in {tmp_path / 'nowhere'}: train first, or give another folder"
+        )
+
+
+def test_predict_tells_what_is_wrong(tmp_path):
+    def message(source: Path) -> str:
+        where = ["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+        return message_of(predict_cli.main, [str(source), *where])
+
+    nothing = "is neither an image nor a folder with images"
+    assert message(tmp_path / "absent.jpg") == f"{tmp_path / 'absent.jpg'} {nothing}"
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    assert message(folder) == f"{folder} {nothing}"
+    for name in ("a.JPG", "a.png"):
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / name)
+    assert message(folder) == (
+        f"{folder}/a.JPG and {folder}/a.png would be written to the same files: rename one"
+    )
+    assert message(folder / "a.png").startswith(f"no checkpoint in {tmp_path / 'run'}: train first")
+    assert not (tmp_path / "out").exists()
+
+
+# The program around them
+
+
+def run_program(main, monkeypatch: pytest.MonkeyPatch, *argv: str) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    monkeypatch.setattr(sys, "argv", ["program", *argv])
+    cli.run(main)
+
+
+def test_an_input_error_is_one_line_and_status_2(monkeypatch, capsys):
+    def main(argv: list[str]) -> None:
+        raise InputError(f"{argv[0]} is wrong; give another")
+
+    with pytest.raises(SystemExit) as exit:
+        run_program(main, monkeypatch, "this")
+    assert exit.value.code == 2
+    assert capsys.readouterr() == ("", "error: this is wrong; give another\n")
+
+
+def test_ctrl_c_has_its_own_status_and_faults_of_the_program_their_traceback(monkeypatch):
+    def interrupted(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    def broken(argv: list[str]) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(SystemExit) as exit:
+        run_program(interrupted, monkeypatch)
+    assert exit.value.code == 130
+    with pytest.raises(ZeroDivisionError):
+        run_program(broken, monkeypatch)
+
+
+def test_the_program_starts_again_once_with_huge_pages(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "argv", ["program"])
+    monkeypatch.setenv("GLIBC_TUNABLES", "the user's own")
+    cli.run(lambda argv: None)
+    assert started == []
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    cli.run(lambda argv: None)
+    cli.run(lambda argv: None)
+    assert started == [(sys.executable, sys.orig_argv)]
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "train.py --config configs/deom.py",
+            r"error: there is no config file configs/deom.py; did you mean configs/demo.py\?",
+        ),
+        (
+            "train.py --config configs/demo.py --config.train.stpes=4",
+            r"error: unknown config key 'train.stpes': did you mean 'train.steps'\?",
+        ),
+        (
+            "predict.py nowhere.jpg --checkpoint runs/none --out out",
+            "error: nowhere.jpg is neither an image nor a folder with images",
+        ),
+    ],
+)
+def test_as_a_program(command, message):
+    done = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(f"{message}\n", done.stderr)

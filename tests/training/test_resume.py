@@ -1,0 +1,186 @@
+"""Whole runs of four steps: stopped and continued, refused, not finite."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from segret_jax.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig, validate
+from segret_jax.errors import InputError
+from segret_jax.training import loop
+from segret_jax.training.journal import Journal
+from segret_jax.training.loop import StopRequest, train
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # see `leaves`
+
+
+@pytest.fixture(autouse=True)
+def _small(mini) -> None:
+    """Of the variant `tiny`."""
+
+
+def config_of(**optim: Any) -> Config:
+    return validate(
+        Config(
+            data=DataConfig(
+                crop=(32, 32), synthetic_size=(32, 32), resize_base=(32, 32),
+                synthetic_train=10, synthetic_validation=1,
+            ),
+            optim=OptimConfig(learning_rate=1e-3, warmup_steps=3, **optim),
+            train=TrainConfig(steps=4, batch_size=4, log_every=1, eval_every=100),
+            eval=EvalConfig(resize_target=(32, 32), pictures=0),
+        )
+    )  # fmt: skip
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def leaves(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Everything in a checkpoint, read by Orbax alone."""
+    folder, found = workdir / "checkpoints" / str(step), {}
+    for item in ("model", "training"):
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.restore(folder / item, restore_args=None)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return found
+
+
+@pytest.fixture
+def when_step(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Call something after the given number of steps of this process."""
+
+    def install(number: int, action: Callable[[], None]) -> None:
+        original, calls = Journal.tick, []
+
+        def tick(journal: Journal) -> None:
+            original(journal)
+            calls.append(1)
+            if len(calls) == number:
+                action()
+
+        monkeypatch.setattr(Journal, "tick", tick)
+
+    return install
+
+
+def test_a_stopped_run_continues_to_the_same_bits(tmp_path, when_step, capfd, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = train(config_of(), whole)
+    assert result.num_images == 1
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    when_step(2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert train(config_of(), parts) is None
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert "stopped at step 2, saved in" in "".join(capfd.readouterr())
+    assert [path.name for path in (parts / "checkpoints").iterdir()] == ["2"]
+
+    starts = []
+    original = loop.batches_from
+    monkeypatch.setattr(
+        loop, "batches_from", lambda *args, **kw: starts.append(args[1]) or original(*args, **kw)
+    )
+    continued = train(config_of(), parts)
+    assert starts == [2]
+    assert continued.metrics.mean_iou == result.metrics.mean_iou
+    expected, actual = leaves(whole, 4), leaves(parts, 4)
+    assert len(expected) > 400
+    assert expected.keys() == actual.keys()
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(actual[name], leaf, err_msg=name, strict=True)
+
+    steps, values = {}, ("loss", "accuracy", "learning_rate")
+    for workdir in (whole, parts):
+        lines = [r for r in records(workdir) if r["kind"] == "train"]
+        steps[workdir] = {r["step"]: [r[v] for v in values] for r in lines}
+    assert sorted(steps[whole]) == [1, 2, 3, 4]
+    for step in (3, 4):
+        assert steps[parts][step] == steps[whole][step]
+    assert len({tuple(v) for v in steps[whole].values()}) == 4  # no batch came twice
+
+
+def test_a_finished_run_is_evaluated_again_and_not_trained(tmp_path, when_step):
+    config = config_of()
+    first = train(config, tmp_path)
+    when_step(1, lambda: pytest.fail("a step was made"))
+    again = train(config, tmp_path)
+    assert again.metrics.mean_iou == first.metrics.mean_iou
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+
+
+def test_the_folder_of_another_config_is_refused(tmp_path):
+    loop._claim(tmp_path, config_of())
+    other = config_of(poly_power=1.0)
+    with pytest.raises(InputError, match=r"optim\.poly_power \(0\.9 there, 1\.0 here\)") as error:
+        train(other, tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["optim"]["poly_power"] == 0.9  # the refused one left no trace
+
+
+def test_what_does_not_change_the_result_may_differ(tmp_path):
+    loop._claim(tmp_path, config_of())
+    other = config_of()
+    other.train.eval_every, other.data.workers, other.model.max_scores = 7, 3, 2**20
+    loop._claim(tmp_path, other)
+
+
+def test_a_batch_not_divisible_by_the_devices_is_refused(tmp_path):
+    config = config_of()
+    config.train.batch_size = 3
+    with pytest.raises(InputError, match=r"train\.batch_size is 3.*multiple of 2"):
+        train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_stops_with_state_and_batch(tmp_path, monkeypatch):
+    original, fed = loop.batches_from, []
+
+    def spoiled(*args: Any, **kwargs: Any) -> Iterator[dict[str, np.ndarray]]:
+        for number, batch in enumerate(original(*args, **kwargs)):
+            fed.append({key: value.copy() for key, value in batch.items()})
+            if number == 2:
+                batch["image"] = batch["image"] * np.float32("inf")
+            yield batch
+
+    monkeypatch.setattr(loop, "batches_from", spoiled)
+    config = config_of()
+    config.train.log_every = 4  # found one step later: the state must have waited
+    with pytest.raises(InputError, match="step 2 is not finite") as error:
+        train(config, tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+    file = tmp_path / "nonfinite_batch_000002.npz"
+    assert str(file) in str(error.value)
+    with np.load(file) as batch:
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(batch[key], fed[2][key], err_msg=key)
+    saved = leaves(tmp_path, 2)
+    assert saved["training['step']"] == 2
+    assert all(np.isfinite(leaf).all() for leaf in saved.values())
+
+    monkeypatch.setattr(loop, "batches_from", original)
+    assert train(config, tmp_path) is not None  # the same command goes on from there
+    assert leaves(tmp_path, 4)["training['bad_step']"] == -1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_request_takes_one_signal_and_restores_the_handlers(number):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -1,0 +1,147 @@
+"""The training step: any number of devices, a batch that is not finite, randomness, learning."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from segret_jax.config import ModelConfig, OptimConfig, TrainConfig
+from segret_jax.training.optim import make_optimizer
+from segret_jax.training.state import TrainState, build, new_state
+from segret_jax.training.step import make_train_step
+
+CLASSES = 4
+# Adam's ε is large so that the true gradient of zero of some biases stays rounding noise.
+OPTIM = OptimConfig(learning_rate=1e-2, epsilon=1e-3)
+
+
+def mesh_of(num_devices: int) -> Mesh:
+    devices = jax.devices()[:num_devices]
+    return jax.make_mesh((num_devices,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def setup(num_devices: int) -> tuple[TrainState, Callable]:
+    """A new state, and the step, which is compiled once for each number of devices."""
+    graph, params, batch_stats = build(ModelConfig(), CLASSES, seed=0)
+    optimizer = make_optimizer(OPTIM, params, steps=1000)
+    state = new_state(params, batch_stats, optimizer)
+    state = jax.device_put(state, NamedSharding(mesh_of(num_devices), PartitionSpec()))
+    if num_devices not in STEPS:
+        STEPS[num_devices] = make_train_step(graph, optimizer, TrainConfig(), mesh_of(num_devices))
+    return state, STEPS[num_devices]
+
+
+STEPS: dict[int, Callable] = {}
+
+
+def batch_of(seed: int, *, size: int = 32) -> dict[str, np.ndarray]:
+    """Four images whose classes can be told by their colours, with a rim to ignore."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, CLASSES, (4, 4, 4)).repeat(size // 4, 1).repeat(size // 4, 2)
+    colours = np.random.default_rng(99).standard_normal((CLASSES, 3))
+    image = colours[label] + 0.3 * rng.standard_normal((4, size, size, 3))
+    label[:, :2] = 255
+    return {"image": image.astype(np.float32), "label": label.astype(np.uint8)}
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}  # donated later
+
+
+def test_two_devices_compute_what_one_does(mini):
+    """Loss, batch norm and the draws of dropout are of the whole batch."""
+    losses, states = [], []
+    for num_devices in (1, 2):
+        state, step = setup(num_devices)
+        start = named(state.params)
+        metrics = []
+        for t in range(3):
+            state, m = step(state, batch_of(t))
+            metrics.append([float(m["loss"]), float(m["accuracy"])])
+        assert len(state.step.sharding.device_set) == num_devices
+        losses.append(metrics)
+        states.append(named((state.params, state.batch_stats)))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    one, two = states
+    moved = [name for name in start if np.abs(one["[0]" + name] - start[name]).max() > 1e-4]
+    assert len(moved) > 90  # of 139: what is compared below has been trained
+    for name in one:
+        # Batch norm cancels this bias, and where the branch starts, its rounding noise is 1/√ε.
+        noise = "'zero_conv']['bias'" in name or "'zero_norm']['mean'" in name
+        atol = 1e-3 if noise else 2e-5
+        np.testing.assert_allclose(one[name], two[name], rtol=2e-3, atol=atol, err_msg=name)
+
+
+def test_a_batch_that_is_not_finite_leaves_the_state_and_ends_its_updates(mini):
+    state, step = setup(2)
+    state, _ = step(state, batch_of(0))
+    before = named(state)
+    bad = batch_of(1)
+    bad["image"][2, 5, 5, 0] = np.inf
+    state, metrics = step(state, bad)
+    assert not np.isfinite(metrics["loss"])
+    for t in (2, 3):
+        after = named(state)
+        assert after.pop(".bad_step") == 1
+        assert after.keys() == before.keys() - {".bad_step"}
+        for name, leaf in after.items():
+            np.testing.assert_array_equal(leaf, before[name], err_msg=name, strict=True)
+        state, metrics = step(state, batch_of(t))  # good, but too late
+        assert np.isfinite(metrics["loss"])
+    assert before[".bad_step"] == -1
+    assert int(state.step) == 1
+
+
+def test_dropout_follows_from_seed_and_step_alone(mini):
+    def loss_at(step_number: int) -> float:
+        state, step = setup(1)
+        state = dataclasses.replace(state, step=state.step + step_number)
+        return float(step(state, batch_of(0))[1]["loss"])
+
+    losses = [loss_at(step_number) for step_number in (5, 5, 6)]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_dropout_depends_on_the_seed_unless_it_is_left_out(mini):
+    """Read from the traced step: compiling it for another seed would take long."""
+    graph, params, batch_stats = build(ModelConfig(), CLASSES, seed=0)
+    optimizer = make_optimizer(OPTIM, params, steps=1000)
+    state = new_state(params, batch_stats, optimizer)
+
+    def traced(seed: int, *, regularize: bool = True) -> str:
+        config, mesh = TrainConfig(seed=seed), mesh_of(1)
+        step = make_train_step(graph, optimizer, config, mesh, regularize=regularize)
+        return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(state, batch_of(0))))
+
+    text = traced(1)
+    assert text == traced(1)
+    assert text != traced(2)
+    assert "random_bits" in text
+    assert "random_bits" not in traced(1, regularize=False)
+
+
+def test_the_state_keeps_its_types_so_that_the_step_is_compiled_once(mini):
+    def types(state: TrainState) -> dict[str, tuple]:
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        return {jax.tree_util.keystr(p): (x.shape, x.dtype, x.weak_type) for p, x in leaves}
+
+    state, step = setup(1)
+    before = types(state)
+    assert types(step(state, batch_of(0))[0]) == before
+
+
+def test_four_images_overfit(mini):
+    state, step = setup(1)
+    losses = []
+    for _ in range(100):
+        state, metrics = step(state, batch_of(0))
+        losses.append(float(metrics["loss"]))
+    assert losses[0] > 1
+    assert losses[-1] < 0.2 * losses[0]
+    assert float(metrics["accuracy"]) > 85  # of 93.75 that are labelled
