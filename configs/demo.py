@@ -14,9 +14,9 @@ def get_config() -> Config:
     config.data.resize_ratio = (1.0, 1.5)
     config.optim.learning_rate = 1e-3
     config.optim.warmup_steps = 20
-    config.train.steps = 300
+    config.train.steps = 560
     config.train.batch_size = 8
     config.train.log_every = 10
-    config.train.eval_every = 100
+    config.train.eval_every = 140
     config.eval.resize_target = (160, 128)
     return config

@@ -38,7 +38,7 @@ class Journal:
 
     def tick(self) -> None:
         """Count one step."""
-        self._bar.set_description("train")
+        self._bar.set_description("train", refresh=False)
         self._bar.update()
 
     def train(self, step: int, values: dict[str, float]) -> None:
@@ -49,7 +49,8 @@ class Journal:
         self._bar.set_postfix_str(
             f"loss {values['loss']:.3f}, pixel accuracy {values['accuracy']:.1f} %, "
             f"lr {values['learning_rate']:.1e}"
-            + (f", {values['skipped_samples']:.0f} skipped" if values["skipped_samples"] else "")
+            + (f", {values['skipped_samples']:.0f} skipped" if values["skipped_samples"] else ""),
+            refresh=False,
         )
         self._record("train", step, values)
 
