@@ -1,6 +1,7 @@
 # make demo   sets up what is needed, trains a small model and draws what it sees (minutes, CPU)
 # make test   sets up what is needed, runs the tests
 # make lint   ruff and mypy
+# make clean  removes the environment; runs/ stays
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,4 +29,4 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

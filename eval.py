@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     )
     assert result is not None  # it was not cancelled
     content = {"checkpoint": str(checkpoint), **result.to_dict(table)}
-    file = (args.save_dir or args.workdir or checkpoint) / "metrics.json"
+    file = (args.save_dir or checkpoint.parent.parent) / "metrics.json"
     file.write_text(json.dumps(content, indent=2) + "\n")
     print(f"{result.per_class(table)}\n\n{checkpoint}: {result.summary()}\nwritten to {file}")
 

@@ -43,10 +43,12 @@ def main(argv: list[str]) -> None:
 def _images(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    endings = Image.registered_extensions()
-    files = sorted(f for f in path.glob("*") if f.suffix.lower() in endings)
+    if not path.is_dir():
+        raise InputError(f"there is no image or folder {path}")
+    readable = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in readable)
     if not files:
-        raise InputError(f"{path} is neither an image nor a folder with images")
+        raise InputError(f"no images in {path}")
     for one, other in itertools.pairwise(files):
         if one.stem == other.stem:
             raise InputError(f"{one} and {other} would be written to the same files: rename one")

@@ -31,20 +31,24 @@ from flax import nnx
 from segret_jax import cli
 from segret_jax.config import EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from segret_jax.evaluation.inference import Predictor
+from segret_jax.models.rmt import VARIANTS
+from segret_jax.summary import parse_size
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.state import build, new_state
 from segret_jax.training.step import data_mesh, make_train_step
 
 NUM_CLASSES = 150
+MODES = ("forward", "labels", "train")
+DTYPES = ("float32", "bfloat16")
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", nargs="+", default=["tiny"])
-    parser.add_argument("--mode", nargs="+", default=["forward"])
+    parser.add_argument("--variant", nargs="+", default=["tiny"], choices=VARIANTS)
+    parser.add_argument("--mode", nargs="+", default=["forward"], choices=MODES)
     parser.add_argument("--size", nargs="+", default=["512x512"], help="HEIGHTxWIDTH")
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
-    parser.add_argument("--dtype", nargs="+", default=["float32"])
+    parser.add_argument("--dtype", nargs="+", default=["float32"], choices=DTYPES)
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args(argv)
     cases = list(itertools.product(args.variant, args.mode, args.size, args.batch, args.dtype))
@@ -64,7 +68,7 @@ def machine() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "device": device.device_kind,
         "devices": jax.device_count(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
@@ -74,7 +78,7 @@ def measure(
     variant: str, mode: str, size: str, batch: int, dtype: str, *, repeats: int
 ) -> dict[str, Any]:
     """Return times and peak memory of one combination."""
-    h, w = map(int, size.split("x"))
+    h, w = parse_size(size)
     config = ModelConfig(variant=variant, dtype=dtype)
     make = {"forward": forward_case, "labels": labels_case, "train": train_case}[mode]
     start = time.perf_counter()

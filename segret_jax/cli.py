@@ -34,6 +34,9 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         """Return the arguments and the overrides, as given."""
         overrides = [arg for arg in argv if arg.startswith(OVERRIDE)]
+        for override in overrides:
+            if "=" not in override:
+                raise InputError(f"{override} has no value: write {override}=VALUE")
         return self.parse_args([arg for arg in argv if arg not in overrides]), overrides
 
     def error(self, message: str) -> Any:
@@ -47,7 +50,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         main(sys.argv[1:])
-    except (InputError, OSError) as error:  # OSError: a full disk, say, with the file's name
+    except (InputError, OSError) as error:  # such as a full disk
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -75,7 +78,16 @@ def load_config_file(path: str) -> Config:
     namespace = runpy.run_path(str(file))
     if "get_config" not in namespace:
         raise InputError(f"{path} has no get_config(): a config file defines it (see configs/)")
-    return namespace["get_config"]()
+    try:
+        config = namespace["get_config"]()
+    except AttributeError as error:
+        group = type(error.obj).__name__.removesuffix("Config").lower()
+        if group not in Config.__dataclass_fields__:
+            raise
+        raise unknown_name("config key", f"{group}.{error.name}", flatten(Config())) from error
+    if not isinstance(config, Config):
+        raise InputError(f"get_config() of {path} returns {type(config).__name__}, not a Config")
+    return config
 
 
 def _known_configs(file: Path) -> list[Path]:
@@ -86,11 +98,9 @@ def apply_overrides(config: Config, overrides: list[str]) -> Config:
     """Set each `--config.GROUP.KEY=VALUE` in `config`, then validate the whole."""
     settings = flatten(config)
     for override in overrides:
-        key, equals, text = override.removeprefix(OVERRIDE).partition("=")
+        key, _, text = override.removeprefix(OVERRIDE).partition("=")
         if key not in settings:
             raise unknown_name("config key", key, settings)
-        if not equals:
-            raise InputError(f"{override} has no value: write {override}=VALUE")
         group, name = key.split(".")
         setattr(getattr(config, group), name, _parse(key, text, settings[key]))
     return validate(config)

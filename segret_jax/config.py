@@ -7,6 +7,7 @@ No I/O on data and no JAX here. `validate` is called once, after parsing.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class ModelConfig:
     ffn_conv: bool = False
     decay: str = "additive"  # additive (released code) | post_softmax (the paper's wording)
     drop_path: float = -1.0  # of the last block; negative: the variant's own
-    max_scores: int = 2**25  # per image; retention above it goes in blocks and saves memory
+    max_scores: int = 2**25  # of one image; above it retention goes in blocks: less memory
     dtype: str = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
     matmul_precision: str = "default"  # default | high | highest; highest for parity on GPU, TPU
 
@@ -128,13 +129,14 @@ def validate(config: Config) -> Config:
         if (key in POSITIVE and not smallest > 0) or (key in NOT_NEGATIVE and not smallest >= 0):
             bound = "positive" if key in POSITIVE else "0 or more"
             raise InputError(f"{key} is {value}; it must be {bound}")
+    for key in ("optim.beta1", "optim.beta2", "model.drop_path"):
+        if flatten(config)[key] >= 1:
+            raise InputError(f"{key} is {flatten(config)[key]}; it must be below 1")
     low, high = config.data.resize_ratio
     if low > high:
         raise InputError(f"data.resize_ratio is ({low}, {high}); give (smallest, largest)")
     if min(config.data.synthetic_size) < 32:
         raise InputError(f"data.synthetic_size is {config.data.synthetic_size}; at least (32, 32)")
-    if config.model.drop_path >= 1:
-        raise InputError(f"model.drop_path is {config.model.drop_path}; it must be below 1")
     return config
 
 
@@ -144,13 +146,17 @@ def _check_type(key: str, value: Any, default: Any) -> None:
         fits = isinstance(value, tuple) and len(value) == len(default)
         fits = fits and all(map(_fits, value, default))
     else:
-        takes, fits = f"a value of type {type(default).__name__}", _fits(value, default)
+        kind = type(default).__name__
+        takes = "a finite number" if kind == "float" else f"a value of type {kind}"
+        fits = _fits(value, default)
     if not fits:
         raise InputError(f"{key} is {value!r}; it takes {takes}, such as {default}")
 
 
 def _fits(value: Any, default: Any) -> bool:
-    return type(value) is type(default) or (type(default) is float and type(value) is int)
+    if type(default) is float and type(value) in (int, float):
+        return math.isfinite(value)
+    return type(value) is type(default)
 
 
 def flatten(config: Config) -> dict[str, Any]:

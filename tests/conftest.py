@@ -1,23 +1,29 @@
-"""Settings of every test: exact products, two virtual devices, one compile cache."""
+"""Settings of every test: exact products, two virtual devices, one compile cache, a small model."""
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import pytest
 
 from segret_jax.models import rmt
 
-# Tests that run train.py in processes of their own compile the same steps: once is enough.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="segret_jax_tests_"))
+# Runs that start anew, in this process or as train.py in their own, compile the same steps: once
+# is enough.
+CACHE = os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="segret_jax_tests_")
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
 @pytest.fixture
-def mini(monkeypatch: pytest.MonkeyPatch) -> rmt.Variant:
+def mini(monkeypatch: pytest.MonkeyPatch) -> Iterator[rmt.Variant]:
     """Make `tiny` a model of 0.1 M parameters: every kind of layer, compiled in seconds."""
     variant = rmt.Variant(
         widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), heads=(2, 2, 2, 2),
@@ -26,4 +32,6 @@ def mini(monkeypatch: pytest.MonkeyPatch) -> rmt.Variant:
         layer_scale=(False, False, False, True), drop_path=0.1, decoder_channels=16,
     )  # fmt: skip
     monkeypatch.setitem(rmt.VARIANTS, "tiny", variant)
-    return variant
+    jax.config.update("jax_disable_most_optimizations", True)  # a few steps: compile fast
+    yield variant
+    jax.config.update("jax_disable_most_optimizations", False)

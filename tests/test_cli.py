@@ -83,7 +83,6 @@ def test_the_last_of_several_overrides_counts():
         ("train=3", "unknown config key 'train'"),
         ("train.steps.x=3", "unknown config key 'train.steps.x': did you mean 'train.steps'?"),
         ("=3", "unknown config key ''"),
-        ("train.steps", "--config.train.steps has no value: write --config.train.steps=VALUE"),
         ("train.steps=many", "train.steps is 'many'; it takes a value of type int, such as 160000"),
         ("train.steps=", "train.steps is ''; it takes a value of type int"),
         ("train.steps=1.5", "train.steps is 1.5; it takes a value of type int"),
@@ -91,7 +90,7 @@ def test_the_last_of_several_overrides_counts():
         ("train.steps=True", "train.steps is True; it takes a value of type int"),
         ("train.steps=0", "train.steps is 0; it must be positive"),
         ("train.seed=-1", "train.seed is -1; it must be 0 or more"),
-        ("optim.learning_rate=fast", "optim.learning_rate is 'fast'; it takes a value of type flo"),
+        ("optim.learning_rate=fast", "optim.learning_rate is 'fast'; it takes a finite number"),
         ("optim.learning_rate=0", "optim.learning_rate is 0.0; it must be positive"),
         ("model.zero_branch=1", "model.zero_branch is 1; it takes a value of type bool, such as"),
         ("model.zero_branch=yes", "model.zero_branch is 'yes'; it takes a value of type bool"),
@@ -182,7 +181,10 @@ def test_overrides_and_arguments_in_any_order():
         ([], "the following arguments are required: --config (--help lists what there is)"),
         (["--config"], "argument --config: expected one argument"),
         (["--config", "configs/demo.py", "--work", "w"], "unrecognized arguments: --work w"),
-        (["--config", "configs/demo.py", "--config.train.steps", "4"], "unrecognized arguments: 4"),
+        (
+            ["--config", "configs/demo.py", "--config.train.steps", "4"],
+            "--config.train.steps has no value: write --config.train.steps=VALUE",
+        ),
         (["--config", "configs/deom.py"], "there is no config file configs/deom.py; did you mean"),
         (["--config", "configs/demo.py", "--config.train.stps=4"], "unknown config key 'train.st"),
         (
@@ -230,12 +232,11 @@ def test_predict_tells_what_is_wrong(tmp_path):
         where = ["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
         return message_of(predict_cli.main, [str(source), *where])
 
-    nothing = "is neither an image nor a folder with images"
-    assert message(tmp_path / "absent.jpg") == f"{tmp_path / 'absent.jpg'} {nothing}"
+    assert message(tmp_path / "absent.jpg") == f"there is no image or folder {tmp_path}/absent.jpg"
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "notes.txt").touch()
-    assert message(folder) == f"{folder} {nothing}"
+    assert message(folder) == f"no images in {folder}"
     for name in ("a.JPG", "a.png"):
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / name)
     assert message(folder) == (
@@ -306,7 +307,7 @@ def test_the_program_starts_again_once_with_huge_pages(monkeypatch):
         ),
         (
             "predict.py nowhere.jpg --checkpoint runs/none --out out",
-            "error: nowhere.jpg is neither an image nor a folder with images",
+            "error: there is no image or folder nowhere.jpg",
         ),
     ],
 )
@@ -317,3 +318,14 @@ def test_as_a_program(command, message):
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(f"{message}\n", done.stderr)
+
+
+def test_a_misspelt_key_in_a_config_file_is_named(tmp_path):
+    file = tmp_path / "mine.py"
+    head = "from segret_jax.config import Config\n\ndef get_config():\n    config = Config()\n"
+    file.write_text(head + "    config.optim.learning_rat = 1.0\n    return config\n")
+    with pytest.raises(InputError, match=r"'optim\.learning_rat'.*'optim\.learning_rate'"):
+        cli.load_config_file(str(file))
+    file.write_text(head)
+    with pytest.raises(InputError, match="returns NoneType, not a Config"):
+        cli.load_config_file(str(file))

@@ -216,7 +216,11 @@ def test_choices_are_the_names_that_the_model_knows() -> None:
         ("data.resize_ratio", (2.0, 0.5), "data.resize_ratio is (2.0, 0.5); give (smallest,"),
         ("eval.resize_target", (1, 2, 3), "eval.resize_target is (1, 2, 3); it takes 2 numbers"),
         ("train.steps", 0, "train.steps is 0; it must be positive"),
-        ("optim.learning_rate", float("nan"), "optim.learning_rate is nan; it must be positive"),
+        (
+            "optim.learning_rate",
+            float("nan"),
+            "optim.learning_rate is nan; it takes a finite number",
+        ),
         ("optim.weight_decay", -0.1, "optim.weight_decay is -0.1; it must be 0 or more"),
         ("model.drop_path", 1.0, "model.drop_path is 1.0; it must be below 1"),
         ("model.variant", "huge", "model.variant is 'huge'; choose one of tiny, small,"),

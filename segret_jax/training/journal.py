@@ -1,8 +1,10 @@
 """What a run tells: a progress bar, TensorBoard events and one JSON line per record."""
 
 import json
+import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +17,9 @@ class Journal:
     """Writes the same numbers to the bar, to `metrics.jsonl` and to TensorBoard."""
 
     def __init__(self, workdir: Path, *, steps: int, start: int):
-        self._lines = (workdir / "metrics.jsonl").open("a", buffering=1)
+        file = workdir / "metrics.jsonl"
+        _drop_after(file, start)
+        self._lines = file.open("a", buffering=1)
         self._events = SummaryWriter(str(workdir / "tensorboard"))
         # A bar on a terminal; in a log file a line now and then.
         interval = 0.5 if sys.stderr.isatty() else 20
@@ -33,8 +37,9 @@ class Journal:
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-        self._events.close()
-        self._lines.close()
+        for file in (self._events, self._lines):
+            with suppress(OSError):  # a full disk must not hide why the run ended
+                file.close()
 
     def tick(self) -> None:
         """Count one step."""
@@ -65,6 +70,24 @@ class Journal:
         self._bar.write(message)
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        self._lines.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        plain = {k: None if math.isnan(v) else v for k, v in values.items()}  # JSON has no NaN
+        try:
+            self._lines.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
+            for name, value in values.items():
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            self.say(f"cannot write to {self._lines.name}: {error.strerror}; training goes on")
+
+
+def _drop_after(file: Path, step: int) -> None:
+    """Forget records of steps that a killed run made after its last checkpoint."""
+    if file.exists():
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if _step_of(line) <= step))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # cut off in the middle
+        return math.inf

@@ -1,16 +1,14 @@
 """The training run: resume or start, step, log, evaluate, save."""
 
-import dataclasses
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -125,7 +123,8 @@ def train(config: Config, workdir: Path) -> Result | None:
             if is_evaluation:
                 with _saving_on_faulty_data(run, state):
                     result = _evaluate_and_save(run, state)
-            if stop.requested:
+            if stop.requested and (step < config.train.steps or result is None):
+                _refuse_if_not_finite(run, state, dataset)
                 _save_and_stop(run, state)
                 return None
         return result or _evaluate_and_save(run, state)  # or: the run was complete before
@@ -159,8 +158,7 @@ class StepLog:
         """Record the means since the last log step; raise InputError if a step was not finite."""
         values = jax.device_get(self.pending)
         self.pending = []
-        if int(state.bad_step) >= 0:
-            _refuse(self.run, state, dataset)
+        _refuse_if_not_finite(self.run, state, dataset)
         means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
         means["learning_rate"] = float(self.schedule(step - 1))
         self.run.journal.train(step, means | {"skipped_samples": self.skipped})
@@ -230,7 +228,10 @@ def _evaluate_and_save(run: Run, state: TrainState) -> Result | None:
     if result.pictures:
         title = f"step {step}, mIoU {100 * metrics.mean_iou:.1f} %"
         picture = grid(result.pictures, run.table, title=title)
-        save_png(picture, run.workdir / "pictures" / f"step_{step:06d}.png")
+        try:
+            save_png(picture, run.workdir / "pictures" / f"step_{step:06d}.png")
+        except InputError as error:
+            run.journal.say(f"{error}; training goes on")
     return result
 
 
@@ -252,14 +253,20 @@ def _save_and_stop(run: Run, state: TrainState) -> None:
     )
 
 
-def _refuse(run: Run, state: TrainState, dataset: grain.MapDataset) -> None:
-    """Save the state before the non-finite step and its batch; raise InputError."""
+def _refuse_if_not_finite(run: Run, state: TrainState, dataset: grain.MapDataset) -> None:
+    """Save the state before a non-finite step, and that step's batch; raise InputError."""
     step = int(state.bad_step)
-    run.checkpoints.save(dataclasses.replace(state, bad_step=jnp.full_like(state.bad_step, -1)))
+    if step < 0:
+        return
+    kept = []
+    if run.checkpoints.save(state):
+        kept.append(f"the state before it is saved in {run.checkpoints.folder / str(step)}")
     file = run.workdir / f"nonfinite_batch_{step:06d}.npz"
-    np.savez(file, **dataset[step])
+    with suppress(OSError):  # a full disk must not hide what happened
+        np.savez(file, **dataset[step])
+        kept.append(f"its batch in {file}")
     raise InputError(
-        f"loss or gradient of step {step} is not finite. The state before it is saved in "
-        f"{run.checkpoints.folder / str(step)}, its batch in {file}. Begin in another --workdir "
-        "with a lower optim.learning_rate, a longer warmup or model.dtype=float32"
+        f"loss or gradient of step {step} is not finite; {', '.join(kept) or 'nothing was saved'}. "
+        "Begin in another --workdir with a lower optim.learning_rate, a longer warmup or "
+        "model.dtype=float32"
     )

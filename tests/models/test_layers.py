@@ -207,3 +207,17 @@ def test_initialisers_have_their_statistics(traced):
     assert x.std() == pytest.approx(0.2 / math.sqrt(3), rel=0.01)
     assert (draw(uniform_init(25), 0) == x).all()
     assert (draw(uniform_init(25), 1) != x).mean() > 0.99
+
+
+def test_the_precision_asked_for_reaches_the_depthwise_gradients():
+    """They are traced after the context that sets it has ended."""
+
+    def loss(x, kernel):
+        with jax.default_matmul_precision("high"):
+            return depthwise_conv(x, kernel).sum()
+
+    gradient = jax.grad(loss, argnums=(0, 1))
+    jaxpr = str(jax.make_jaxpr(gradient)(jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2))))
+    convolutions = jaxpr.count("conv_general_dilated[")
+    assert convolutions >= 3
+    assert jaxpr.count("precision=(Precision.HIGH, Precision.HIGH)") == convolutions
