@@ -3,6 +3,8 @@
 Reduced size: trained on crops of photographs at 3/4 of their resolution. Scores are against the
 untouched 480x360 labels. configs/camvid_tiny.py is the recipe for a GPU.
 
+Measured: validation mIoU 58.5 after 66 minutes on 2 CPU cores shared with other work.
+
 Command: python train.py --config configs/camvid_tiny_cpu.py --config.data.root=DIR
 """
 

@@ -9,6 +9,7 @@ import ast
 import difflib
 import logging
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -81,10 +82,11 @@ def load_config_file(path: str) -> Config:
     try:
         config = namespace["get_config"]()
     except AttributeError as error:
-        group = type(error.obj).__name__.removesuffix("Config").lower()
-        if group not in Config.__dataclass_fields__:
+        misspelt = re.match(r"'(\w+)Config' object has no attribute '(\w+)'", str(error))
+        if not misspelt:
             raise
-        raise unknown_name("config key", f"{group}.{error.name}", flatten(Config())) from error
+        key = f"{misspelt[1].lower()}.{misspelt[2]}"
+        raise unknown_name("config key", key, flatten(Config())) from error
     if not isinstance(config, Config):
         raise InputError(f"get_config() of {path} returns {type(config).__name__}, not a Config")
     return config
