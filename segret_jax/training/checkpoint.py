@@ -157,15 +157,26 @@ def load_model(checkpoint: Path, config: configs.Config) -> tuple[nnx.GraphDef[S
     num_classes = class_table(config.data).num_classes
     graph, *trees = abstract(config.model, num_classes)
     target = _abstract(dict(zip(("params", "batch_stats"), trees, strict=True)))
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            restored = checkpointer.restore((checkpoint / "model").absolute(), target)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{checkpoint} does not hold segret_{config.model.variant} with {num_classes} "
-                "classes, or is damaged; without --config the config saved with it is used"
-            ) from error
+    folder = (checkpoint / "model").absolute()
+    refusal = InputError(
+        f"{checkpoint} does not hold segret_{config.model.variant} with {num_classes} classes, "
+        "or is damaged; without --config the config saved with it is used"
+    )
+    try:
+        # Compared first: Orbax, once it reads, spreads tracebacks of what does not fit.
+        if _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree) != _shapes(target):
+            raise refusal
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored = checkpointer.restore(folder, target)
+    except (OSError, ValueError, KeyError) as error:
+        raise refusal from error
     return graph, restored["params"], restored["batch_stats"]
+
+
+def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Return {path: shape}; a stored path holds the indices of lists as text."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(str(entry.key) for entry in path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def find(path: Path) -> Path:

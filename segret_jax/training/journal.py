@@ -88,6 +88,6 @@ def _drop_after(file: Path, step: int) -> None:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except ValueError:  # cut off in the middle
         return math.inf

@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):
     )
     assert done.returncode == 2
     message = (
-        r"error: .*/checkpoints/[24] does not hold segret_tiny with 8 classes, or is damaged: "
+        r"error: .*/checkpoints/[24] does not hold segret_tiny with 8 classes, or is damaged; "
     )
     assert re.fullmatch(f"{message}.*\n", done.stderr)
 
