@@ -104,11 +104,11 @@ def apply_overrides(config: Config, overrides: list[str]) -> Config:
         if key not in settings:
             raise unknown_name("config key", key, settings)
         group, name = key.split(".")
-        setattr(getattr(config, group), name, _parse(key, text, settings[key]))
+        setattr(getattr(config, group), name, _parse(text, settings[key]))
     return validate(config)
 
 
-def _parse(key: str, text: str, default: Any) -> Any:
+def _parse(text: str, default: Any) -> Any:
     """Read `text` as a value of the type of `default`; `validate` refuses what is not."""
     if isinstance(default, str):
         return text
