@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segret_jax.config import Config, flatten, validate
+from segret_jax.config import ANY_LENGTH, Config, flatten, validate
 from segret_jax.errors import InputError, unknown_name
 
 OVERRIDE = "--config."
@@ -104,7 +104,10 @@ def apply_overrides(config: Config, overrides: list[str]) -> Config:
         if key not in settings:
             raise unknown_name("config key", key, settings)
         group, name = key.split(".")
-        setattr(getattr(config, group), name, _parse(text, settings[key]))
+        value = _parse(text, settings[key])
+        if key in ANY_LENGTH and isinstance(value, int | float):
+            value = (value,)
+        setattr(getattr(config, group), name, value)
     return validate(config)
 
 

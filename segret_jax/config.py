@@ -71,6 +71,9 @@ class TrainConfig:
     batch_size: int = 16  # global: devices and hosts only change the split
     seed: int = 0
     loss_normalizer: str = "all_pixels"  # all_pixels (released code) | valid_pixels
+    class_weights: tuple[float, ...] = ()  # of the loss, one per class; empty: all 1
+    ohem_threshold: float = 0.0  # train on pixels whose class has less probability; 0: on all
+    ohem_min_kept: int = 100_000  # pixels per image that OHEM keeps at least
     log_every: int = 50
     eval_every: int = 8_000  # evaluate, save a checkpoint and a picture
     keep_checkpoints: int = 2  # newest ones, beside the best
@@ -78,10 +81,16 @@ class TrainConfig:
 
 @dataclass(slots=True, kw_only=True)
 class EvalConfig:
-    """Whole-image, single-scale evaluation."""
+    """How images are put before the network, and what is made of its answers."""
 
-    resize_target: tuple[int, int] = (2048, 512)  # (long, short), the ratio is kept
+    resize_target: tuple[int, int] = (2048, 512)  # (long, short) at scale 1, the ratio is kept
     multiple_of: int = 32  # second resize up to multiples of this; 1: none
+    mode: str = "whole"  # whole | slide: the resized image at once, or in overlapping windows
+    window: tuple[int, int] = (512, 512)  # of slide, (height, width)
+    stride: tuple[int, int] = (384, 384)  # of slide, from window to window
+    scales: tuple[float, ...] = (1.0,)  # of resize_target; the probabilities are averaged
+    flip: bool = False  # average with the mirrored image's probabilities too
+    batch_size: int = 1  # images per device; images share a batch if their network sizes agree
     pictures: int = 6  # images in the picture of each evaluation
 
 
@@ -102,6 +111,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.matmul_precision": ("default", "high", "highest"),
     "data.on_error": ("stop", "skip"),
+    "eval.mode": ("whole", "slide"),
     "train.loss_normalizer": ("all_pixels", "valid_pixels"),
 }
 POSITIVE = (
@@ -109,13 +119,15 @@ POSITIVE = (
     "data.synthetic_size", "data.synthetic_train", "data.synthetic_validation",
     "optim.learning_rate", "optim.epsilon", "optim.poly_power",
     "train.steps", "train.batch_size", "train.log_every", "train.eval_every",
-    "train.keep_checkpoints", "eval.resize_target", "eval.multiple_of",
+    "train.keep_checkpoints", "train.ohem_min_kept", "eval.resize_target", "eval.multiple_of",
+    "eval.window", "eval.stride", "eval.scales", "eval.batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "model.decoder_channels", "data.workers", "optim.weight_decay", "optim.beta1", "optim.beta2",
     "optim.min_learning_rate", "optim.warmup_steps", "optim.warmup_ratio", "train.seed",
-    "eval.pictures",
+    "train.class_weights", "train.ohem_threshold", "eval.pictures",
 )  # fmt: skip
+ANY_LENGTH = ("train.class_weights", "eval.scales")
 
 
 def validate(config: Config) -> Config:
@@ -125,23 +137,31 @@ def validate(config: Config) -> Config:
         _check_type(key, value, defaults[key])
         if key in CHOICES and value not in CHOICES[key]:
             raise InputError(f"{key} is {value!r}; choose one of {', '.join(CHOICES[key])}")
-        smallest = min(value) if isinstance(value, tuple) else value
+        smallest = min(value, default=0) if isinstance(value, tuple) else value
         if (key in POSITIVE and not smallest > 0) or (key in NOT_NEGATIVE and not smallest >= 0):
             bound = "positive" if key in POSITIVE else "0 or more"
             raise InputError(f"{key} is {value}; it must be {bound}")
-    for key in ("optim.beta1", "optim.beta2", "model.drop_path"):
+    for key in ("optim.beta1", "optim.beta2", "model.drop_path", "train.ohem_threshold"):
         if flatten(config)[key] >= 1:
             raise InputError(f"{key} is {flatten(config)[key]}; it must be below 1")
     low, high = config.data.resize_ratio
     if low > high:
         raise InputError(f"data.resize_ratio is ({low}, {high}); give (smallest, largest)")
+    if any(s > w for s, w in zip(config.eval.stride, config.eval.window, strict=True)):
+        raise InputError(
+            f"eval.stride is {config.eval.stride}; more than eval.window {config.eval.window} would "
+            "leave pixels out"
+        )
     if min(config.data.synthetic_size) < 32:
         raise InputError(f"data.synthetic_size is {config.data.synthetic_size}; at least (32, 32)")
     return config
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
-    if isinstance(default, tuple):
+    if key in ANY_LENGTH:
+        takes = "numbers separated by commas"
+        fits = isinstance(value, tuple) and all(_fits(x, 1.0) for x in value)
+    elif isinstance(default, tuple):
         takes = f"{len(default)} numbers"
         fits = isinstance(value, tuple) and len(value) == len(default)
         fits = fits and all(map(_fits, value, default))
