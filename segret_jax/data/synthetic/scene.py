@@ -152,4 +152,12 @@ class SyntheticSource:
         if not 0 <= number < self._num_images:
             raise IndexError(f"scene {number} of {self._num_images}")
         image, label = render_scene(self._seed, number, self._size)
-        return {"image": image, "label": label, "name": f"scene_{number:06d}"}
+        return {"image": image, "label": label, "name": self.name(number)}
+
+    def name(self, index: int) -> str:
+        """Return the scene's name."""
+        return f"scene_{index:06d}"
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return (height, width), the same for all."""
+        return self._size

@@ -1,0 +1,141 @@
+"""Class tables: names, colours and original ids of a dataset's classes, and their lookup tables."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from segret_jax.errors import InputError, unknown_name
+
+IGNORE = 255
+"""Label of a pixel that counts neither in the loss nor in the metrics."""
+
+STRAY = 254
+"""Entry of a lookup table for a stored value that has no meaning: `sources.map_label` refuses it.
+Class ids therefore end at 253."""
+
+_TABLE_FILES = {
+    file.name.removesuffix(".json"): file
+    for file in (resources.files("segret_jax.data") / "class_tables").iterdir()
+    if file.name.endswith(".json")
+}
+CLASS_TABLES = tuple(sorted(_TABLE_FILES))
+_TABLE_FORM = (
+    'expected {"classes": [{"id": 0, "name": "wall", "color": "#787878"}, ...]} '
+    f"with ids 0, 1, 2, ... in order and at most {STRAY} classes"
+)
+TABLE_KEYS = ("name", "description", "ignore_label", "classes")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClassTable:
+    """Names and RGB colours of the classes, in the order of their ids.
+
+    `raw_ids` are, for each class, its ids in the dataset's original label list (several where
+    they are merged into one class), equal to the class id where that list does not differ.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    colors: UInt8[np.ndarray, "k 3"]
+    raw_ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, without the ignored label."""
+        return len(self.class_names)
+
+    def raw_to_class(self) -> dict[int, int]:
+        """Return {original id: class id}."""
+        return {raw: i for i, raws in enumerate(self.raw_ids) for raw in raws}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain values that `parse_class_table` reads."""
+        rows = zip(self.class_names, self.colors, self.raw_ids, strict=True)
+        classes = [
+            {"id": i, "name": name, "color": "#" + color.tobytes().hex(), "raw_id": list(raws)}
+            for i, (name, color, raws) in enumerate(rows)
+        ]
+        return {"name": self.name, "classes": classes}
+
+
+def load_class_table(name_or_path: str | Path) -> ClassTable:
+    """Load a class table by name (one of `CLASS_TABLES`) or from the user's JSON file.
+
+    Raises InputError for an unknown name, an unreadable file, or a file that is no class table.
+    """
+    name = str(name_or_path)
+    if name in CLASS_TABLES:
+        return _packaged_class_table(name)
+    path = Path(name_or_path)
+    if path.suffix != ".json" and len(path.parts) == 1:
+        raise unknown_name("class table (your own must end in .json)", name, CLASS_TABLES)
+    return parse_class_table(*read_json(path), default_name=path.stem)
+
+
+def read_json(path: Path) -> tuple[Any, str]:
+    where = str(path.expanduser().absolute())
+    try:
+        return json.loads(path.expanduser().read_text(encoding="utf-8")), where
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is no class table ({error!r}); {_TABLE_FORM}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"class table {where} cannot be read: {error}") from error
+
+
+@cache
+def _packaged_class_table(name: str) -> ClassTable:
+    content = json.loads(_TABLE_FILES[name].read_text(encoding="utf-8"))
+    return parse_class_table(content, name, default_name=name)
+
+
+def parse_class_table(content: Any, where: str, *, default_name: str) -> ClassTable:
+    try:
+        rows = content["classes"]
+        table = ClassTable(
+            name=str(content.get("name", default_name)),
+            class_names=tuple(str(row["name"]) for row in rows),
+            colors=np.array([_rgb(row["color"]) for row in rows], np.uint8).reshape(-1, 3),
+            raw_ids=tuple(_ids(row.get("raw_id", row["id"])) for row in rows),
+        )
+        ids = [row["id"] for row in rows]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where} is no class table ({error!r}); {_TABLE_FORM}") from error
+    if ids != list(range(len(ids))) or not 1 <= len(ids) <= STRAY:
+        raise InputError(f"{where} is no class table (its ids are {ids}); {_TABLE_FORM}")
+    if len(set(table.class_names)) < len(ids):
+        raise InputError(f"{where} names a class twice; names tell classes apart in all results")
+    table.colors.setflags(write=False)
+    return table
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(color.removeprefix("#"))
+    return red, green, blue
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    """Read one stored value, or a list of several."""
+    ids = tuple(value) if isinstance(value, list) else (value,)
+    if not all(type(i) is int and 0 <= i <= IGNORE for i in ids):
+        raise ValueError(f"{value!r} is not among 0 to {IGNORE}")
+    return ids
+
+
+def label_lookup(raw_to_class: Mapping[int, int]) -> UInt8[np.ndarray, "256"]:
+    """Build the table from stored label value to class id.
+
+    The stored value 255 is ignored unless named; any other value that is not named is `STRAY`.
+    """
+    lookup = np.full(256, STRAY, np.uint8)
+    lookup[IGNORE] = IGNORE
+    for raw, class_id in raw_to_class.items():
+        lookup[raw] = class_id
+    lookup.setflags(write=False)
+    return lookup

@@ -1,0 +1,150 @@
+"""Decoding of image and label files, with every fault reported where it arises.
+
+Pillow decodes, never OpenCV: OpenCV turns a palette PNG into colours where the label ids are
+wanted, and says nothing.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from jaxtyping import UInt8
+from PIL import Image, ImageFile, ImageOps
+
+from segret_jax.data.class_table import IGNORE, STRAY
+from segret_jax.errors import InputError
+
+_LABEL_FORM = "a label must be an 8-bit grey or palette PNG whose pixel values are label ids"
+
+
+def decode_image(
+    file: str | Path | bytes, *, where: str = "", upright: bool = False
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Read an image file, or its bytes that lie at `where`, as RGB, 0 to 255.
+
+    Grey, palette and CMYK become RGB, an alpha channel is dropped. `upright` turns a photograph
+    as its EXIF data says; never so beside a label, which was drawn on the raw pixel grid. Raises
+    InputError for a file that is missing, broken, or has 16 or more bits per channel.
+    """
+    with _opened(file, where) as (image, path):
+        mode, stored = image.mode, stored_form(image)
+        if mode.startswith(("I", "F")) or ";16" in stored:
+            # Pillow itself would cut a 16-bit RGB PNG to its high bytes without a word.
+            raise InputError(
+                f"{path}: image has more than 8 bits per channel (stored as {stored or mode}); "
+                "convert it to an 8-bit RGB file"
+            )
+        # A palette goes by way of RGBA: Pillow warns where it is partly transparent.
+        pixels = image.convert("RGBA") if mode == "P" else image
+        if upright:
+            pixels = ImageOps.exif_transpose(pixels)
+        return np.array(pixels.convert("RGB"))
+
+
+def image_size(file: str | Path | bytes, *, where: str = "") -> tuple[int, int]:
+    """Return an image's (height, width) from its header; InputError as `decode_image`."""
+    with _opened(file, where) as (image, _):
+        return image.height, image.width
+
+
+def decode_label(file: str | Path | bytes, *, where: str = "") -> UInt8[np.ndarray, "h w"]:
+    """Read a label file, or its bytes that lie at `where`, as the ids stored, unmapped: 0 to 255.
+
+    Grey values and palette indices are ids, and so is the array S of a .mat file (COCO-Stuff10k).
+    Raises InputError for a file that is missing or broken, or in whose form ids do not survive:
+    colour, 16-bit, 1-bit, 2- and 4-bit grey (which Pillow stretches to 0..255), JPEG.
+    """
+    where = where or str(file)
+    if where.endswith(".mat"):
+        return _decode_mat(file, where)
+    with _opened(file, where) as (image, path):
+        stored = stored_form(image)
+        exact = image.mode == "P" or (image.mode == "L" and ";" not in stored)
+        if not exact or image.format == "JPEG":
+            raise InputError(
+                f"{path}: label is a {image.format} of mode {image.mode} (stored as {stored}); "
+                f"{_LABEL_FORM}"
+            )
+        return np.array(image)
+
+
+def _decode_mat(file: str | Path | bytes, where: str) -> UInt8[np.ndarray, "h w"]:
+    try:
+        content = io.BytesIO(file) if isinstance(file, bytes) else file
+        ids = np.asarray(scipy.io.loadmat(content, variable_names=["S"])["S"])
+    except FileNotFoundError as error:
+        raise InputError(f"{where}: no such file") from error
+    except Exception as error:  # a damaged file meets scipy's reader anywhere
+        raise InputError(
+            f"{where}: cannot be read as a MATLAB file with the label map S ({error!r}); "
+            "download or extract it again"
+        ) from error
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.size == 0 or ids.max() > IGNORE:
+        raise InputError(
+            f"{where}: its array S is {ids.dtype} of shape {ids.shape}; a label map is a matrix of "
+            f"integers from 0 to {IGNORE}"
+        )
+    return ids.astype(np.uint8)
+
+
+@contextmanager
+def _opened(file: str | Path | bytes, where: str) -> Iterator[tuple[ImageFile.ImageFile, str]]:
+    """Open an image file; turn what Pillow raises, also while decoding, into InputError."""
+    path = where or str(file)
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            yield image, path
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: image is too large ({error}); cut it into tiles") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        # Pillow names a file in memory by its address.
+        reason = re.sub(r"<_io\.BytesIO object at \w+>", "it", str(error))
+        raise InputError(
+            f"{path}: cannot be read as an image ({reason}); the file is damaged or no image, "
+            "download or extract it again"
+        ) from error
+
+
+def stored_form(image: ImageFile.ImageFile) -> str:
+    """Return Pillow's name for the pixels as stored in the file: "L", "L;4", "RGB;16B"."""
+    if not image.tile:
+        return ""
+    args = image.tile[0].args
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def map_label(
+    raw: UInt8[np.ndarray, "h w"], lookup: UInt8[np.ndarray, "256"], *, path: str | Path
+) -> UInt8[np.ndarray, "h w"]:
+    """Turn stored label ids into class ids and 255 by a dataset's lookup table.
+
+    Raises InputError for ids without a meaning; `path` is only named in it. Passed on, such an
+    id would be clamped by JAX without a word, or fail far from its cause.
+    """
+    label = lookup[raw]
+    stray = label == STRAY
+    if stray.any():
+        y, x = (int(i) for i in np.argwhere(stray)[0])
+        allowed = np.flatnonzero(lookup[:IGNORE] != STRAY)
+        raise InputError(
+            f"{path}: label id {raw[y, x]} at pixel (y={y}, x={x}) is no class of this dataset; "
+            f"{np.count_nonzero(stray)} such pixels with ids {np.unique(raw[stray]).tolist()}, "
+            f"allowed are {_ranges(allowed.tolist())} and {IGNORE}; correct the file or choose "
+            "the dataset whose labels these are"
+        )
+    return label
+
+
+def _ranges(values: list[int]) -> str:
+    """Write sorted integers in words: "0 to 3, 7, 9 to 12"."""
+    starts = [v for v in values if v - 1 not in values]
+    ends = [v for v in values if v + 1 not in values]
+    return ", ".join(f"{a} to {b}" if b > a else str(a) for a, b in zip(starts, ends, strict=True))
