@@ -1,7 +1,7 @@
 """Decoding of image and label files, with every fault reported where it arises.
 
 Pillow decodes, never OpenCV: OpenCV turns a palette PNG into colours where the label ids are
-wanted, and says nothing.
+wanted, and says nothing; nor does it of a truncated file.
 """
 
 import io
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import numpy as np
 import scipy.io
 from jaxtyping import UInt8
@@ -58,7 +59,7 @@ def decode_label(file: str | Path | bytes, *, where: str = "") -> UInt8[np.ndarr
     Raises InputError for a file that is missing or broken, or in whose form ids do not survive:
     colour, 16-bit, 1-bit, 2- and 4-bit grey (which Pillow stretches to 0..255), JPEG.
     """
-    where = where or str(file)
+    where = _place(file, where)
     if where.endswith(".mat"):
         return _decode_mat(file, where)
     with _opened(file, where) as (image, path):
@@ -91,10 +92,14 @@ def _decode_mat(file: str | Path | bytes, where: str) -> UInt8[np.ndarray, "h w"
     return ids.astype(np.uint8)
 
 
+def _place(file: str | Path | bytes, where: str) -> str:
+    return where or ("image in memory" if isinstance(file, bytes) else str(file))
+
+
 @contextmanager
 def _opened(file: str | Path | bytes, where: str) -> Iterator[tuple[ImageFile.ImageFile, str]]:
     """Open an image file; turn what Pillow raises, also while decoding, into InputError."""
-    path = where or str(file)
+    path = _place(file, where)
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             yield image, path
@@ -129,7 +134,7 @@ def map_label(
     Raises InputError for ids without a meaning; `path` is only named in it. Passed on, such an
     id would be clamped by JAX without a word, or fail far from its cause.
     """
-    label = lookup[raw]
+    label = cv2.LUT(raw, lookup)  # lookup[raw], in a quarter of the time
     stray = label == STRAY
     if stray.any():
         y, x = (int(i) for i in np.argwhere(stray)[0])

@@ -25,6 +25,11 @@ CONTRAST_RANGE = (0.5, 1.5)
 SATURATION_RANGE = (0.5, 1.5)
 HUE_DELTA = 18
 
+# What is done to each pixel alone is looked up in a table of the 256 levels: the same bits, and
+# several times as fast.
+_LEVELS = np.arange(256, dtype=np.float32)
+_NORMALISED = (_LEVELS[:, None, None] - MEAN) / STD
+
 
 def keep_ratio_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     """Return the largest size of `size`'s aspect ratio that fits the target's edges.
@@ -76,7 +81,12 @@ def random_resize(
     base: tuple[int, int],
     ratio_range: tuple[float, float],
 ) -> tuple[UInt8[np.ndarray, "new_h new_w 3"], UInt8[np.ndarray, "new_h new_w"]]:
-    """Resize to `base` (long, short) times a ratio uniform in [low, high), aspect ratio kept."""
+    """Resize to `base` (long, short) times a ratio uniform in [low, high), aspect ratio kept.
+
+    The whole image, though a crop follows: OpenCV's grid starts at the image's corner, so a
+    window resized by itself has other pixels. Only what lies right of and below the window could
+    be left out, and that is 3 % of the time of a sample.
+    """
     ratio = rng.uniform(*ratio_range)
     size = keep_ratio_size(image.shape[:2], (int(base[0] * ratio), int(base[1] * ratio)))
     return resize_image(image, size), resize_label(label, size)
@@ -107,7 +117,8 @@ def random_crop(
 
 
 def _is_varied(label: UInt8[np.ndarray, "h w"], max_class_share: float) -> bool:
-    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    # In float32, exact up to 2^24 pixels per class; np.bincount takes four times as long.
+    counts = cv2.calcHist([label], [0], None, [IGNORE], [0, IGNORE]).astype(np.int64)
     return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < max_class_share)
 
 
@@ -118,7 +129,7 @@ def random_flip(
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
     """Mirror left and right with probability 1/2."""
     if rng.random() < 0.5:
-        return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
+        return cv2.flip(image, 1), cv2.flip(label, 1)
     return image, label
 
 
@@ -147,40 +158,42 @@ def adjust_brightness(
     image: UInt8[np.ndarray, "h w 3"], delta: float
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Add `delta` (in units of 0..255), clip, truncate to 8 bits."""
-    return _scale_and_shift(image, 1.0, delta)
+    return cv2.LUT(image, _scaled_and_shifted(1.0, delta))
 
 
 def adjust_contrast(image: UInt8[np.ndarray, "h w 3"], factor: float) -> UInt8[np.ndarray, "h w 3"]:
     """Multiply by `factor`, clip, truncate to 8 bits."""
-    return _scale_and_shift(image, factor, 0.0)
+    return cv2.LUT(image, _scaled_and_shifted(factor, 0.0))
 
 
 def adjust_saturation(
     image: UInt8[np.ndarray, "h w 3"], factor: float
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Multiply the S channel of OpenCV's 8-bit HSV by `factor`."""
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv[..., 1] = _scale_and_shift(hsv[..., 1], factor, 0.0)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    """Multiply the S channel of OpenCV's 8-bit HSV by `factor`, clip, truncate."""
+    return _map_hsv(image, 1, _scaled_and_shifted(factor, 0.0))
 
 
 def adjust_hue(image: UInt8[np.ndarray, "h w 3"], delta: int) -> UInt8[np.ndarray, "h w 3"]:
     """Turn the H channel of OpenCV's 8-bit HSV by `delta` steps of 2 degrees, modulo 180."""
+    return _map_hsv(image, 0, ((_LEVELS + delta) % 180).astype(np.uint8))
+
+
+def _map_hsv(
+    image: UInt8[np.ndarray, "h w 3"], channel: int, table: UInt8[np.ndarray, "256"]
+) -> UInt8[np.ndarray, "h w 3"]:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + delta) % 180
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def _scale_and_shift(
-    values: UInt8[np.ndarray, "..."], scale: float, shift: float
-) -> UInt8[np.ndarray, "..."]:
-    shifted = values.astype(np.float32) * np.float32(scale) + np.float32(shift)
-    return np.clip(shifted, 0, 255).astype(np.uint8)
+def _scaled_and_shifted(scale: float, shift: float) -> UInt8[np.ndarray, "256"]:
+    levels = _LEVELS * np.float32(scale) + np.float32(shift)
+    return np.clip(levels, 0, 255).astype(np.uint8)
 
 
 def normalise(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
     """Subtract `MEAN` and divide by `STD`, in float32."""
-    return (image.astype(np.float32) - MEAN) / STD
+    return cv2.LUT(image, _NORMALISED)
 
 
 def pad_to(
@@ -193,8 +206,11 @@ def pad_to(
     bottom, right = (goal - side for goal, side in zip(size, label.shape, strict=True))
     if bottom < 0 or right < 0:
         raise ValueError(f"image of {label.shape} exceeds the padded size {size}: crop it first")
-    edges = ((0, bottom), (0, right))
-    return np.pad(image, (*edges, (0, 0))), np.pad(label, edges, constant_values=IGNORE)
+    if bottom == right == 0:
+        return image, label
+    edges = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
+    image = cv2.copyMakeBorder(image, *edges, value=0)
+    return image, cv2.copyMakeBorder(label, *edges, value=IGNORE)
 
 
 def train_transform(

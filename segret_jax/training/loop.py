@@ -25,6 +25,7 @@ from segret_jax.evaluation.visualize import grid, save_png
 from segret_jax.models.segret import SegRet
 from segret_jax.training.checkpoint import Checkpoints
 from segret_jax.training.journal import Journal
+from segret_jax.training.losses import check_class_weights
 from segret_jax.training.optim import learning_rate_schedule, make_optimizer
 from segret_jax.training.state import TrainState, build, new_state
 from segret_jax.training.step import data_mesh, make_train_step
@@ -83,6 +84,7 @@ def train(config: Config, workdir: Path) -> Result | None:
     """
     mesh = _mesh_for(config)
     table = class_table(config.data)
+    check_class_weights(config.train, table.num_classes)
     training = open_source(config.data, "training")
     validation = open_source(config.data, "validation")
     _claim(workdir, config)

@@ -1,11 +1,27 @@
-"""Pixel-wise cross-entropy at the label's resolution."""
+"""Pixel-wise cross-entropy at the label's resolution, with class weights and hard examples."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
+from segret_jax.config import TrainConfig
 from segret_jax.data.datasets import IGNORE
+from segret_jax.errors import InputError
 from segret_jax.models.layers import resize_bilinear
+
+# Bit patterns of float32 that bound every probability, and ignored pixels' infinity.
+_ZERO_BITS, _INFINITY_BITS = 0, 0x7F800000
+
+
+def check_class_weights(config: TrainConfig, num_classes: int) -> None:
+    """Raise InputError unless `train.class_weights` is empty or has one weight per class."""
+    if len(config.class_weights) not in (0, num_classes):
+        raise InputError(
+            f"train.class_weights has {len(config.class_weights)} numbers; give one for each of "
+            f"the {num_classes} classes, in the order of their ids, or none"
+        )
 
 
 def cross_entropy(
@@ -13,12 +29,21 @@ def cross_entropy(
     label: UInt8[Array, "b label_h label_w"],
     *,
     normalizer: str = "all_pixels",
+    class_weights: tuple[float, ...] = (),
+    ohem_threshold: float = 0.0,
+    ohem_min_kept: int = 1,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return the mean loss and the pixel accuracy in percent.
 
     Logits are first resized to the label. Ignored pixels (255) contribute nothing, but
-    `all_pixels`, the released code's mean, divides by them too; `valid_pixels` does not. The
-    accuracy is of all pixels, ignored ones counted as wrong, as the released code logs it.
+    `all_pixels`, the released code's mean, divides by their number too; `valid_pixels` does not.
+    Neither divisor depends on the weights of the classes or on OHEM, as in mmsegmentation 0.x,
+    so that pixels which OHEM drops count as pixels without a loss.
+
+    A pixel's loss is multiplied by its class's entry of `class_weights`. OHEM, unless its
+    threshold is 0, drops all but the pixels of `hard_pixels`.
+
+    The accuracy is of all pixels, ignored ones counted as wrong, as the released code logs it.
     """
     logits = resize_bilinear(logits, (label.shape[1], label.shape[2])).astype(jnp.float32)
     valid = label != IGNORE
@@ -28,4 +53,49 @@ def cross_entropy(
     loss = jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - score, 0)
     count = jnp.maximum(jnp.sum(valid), 1) if normalizer == "valid_pixels" else label.size
     correct = jnp.argmax(logits, axis=-1) == label
+    if ohem_threshold:
+        probability = jnp.exp(-jax.lax.stop_gradient(loss))
+        kept = hard_pixels(probability, valid, threshold=ohem_threshold, min_kept=ohem_min_kept)
+        loss = jnp.where(kept, loss, 0)
+    if class_weights:
+        weights = jnp.array(class_weights, jnp.float32)
+        loss *= jnp.sum(jnp.where(is_class, weights, 0), axis=-1)
     return jnp.sum(loss) / count, 100 * jnp.mean(correct)
+
+
+def hard_pixels(
+    probability: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    *,
+    threshold: float,
+    min_kept: int,
+) -> Bool[Array, "b h w"]:
+    """Select the valid pixels that online hard example mining trains on.
+
+    `probability` is of the pixel's own class. Kept are pixels below `threshold`, and at least
+    the `min_kept` · b least probable ones of the whole batch: where fewer are valid all of them,
+    where the last of them ties with others those too. (mmsegmentation's OHEMPixelSampler is the
+    same but for those two cases, in which it keeps fewer.) A probability that is not a number is
+    kept, for the training step to see.
+    """
+    num_kept = min(min_kept * valid.shape[0], valid.size)
+    least = _kth_smallest(jnp.where(valid, probability, jnp.inf), num_kept)
+    return valid & ~((probability >= threshold) & (probability > least))
+
+
+def _kth_smallest(values: Float[Array, "b h w"], k: int) -> Float[Array, ""]:
+    """Return the k-th smallest of float32 numbers that are not negative, counted from 1.
+
+    Their bit patterns are in the same order, so 31 halvings find it exactly, each a sum over the
+    batch. Sorting would gather the batch of all devices on each of them.
+    """
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+
+    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = jnp.sum(bits <= middle) >= k
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    bounds = (jnp.int32(_ZERO_BITS), jnp.int32(_INFINITY_BITS))
+    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, halve, bounds)[1], jnp.float32)

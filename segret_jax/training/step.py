@@ -38,7 +38,14 @@ def make_train_step(
         model = nnx.merge(graph, params, batch_stats)
         rngs = nnx.Rngs(dropout=key) if regularize else None
         logits = model(batch["image"], train=True, rngs=rngs)
-        loss, accuracy = cross_entropy(logits, batch["label"], normalizer=config.loss_normalizer)
+        loss, accuracy = cross_entropy(
+            logits,
+            batch["label"],
+            normalizer=config.loss_normalizer,
+            class_weights=config.class_weights,
+            ohem_threshold=config.ohem_threshold,
+            ohem_min_kept=config.ohem_min_kept,
+        )
         return loss, (accuracy, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

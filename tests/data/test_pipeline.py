@@ -27,6 +27,7 @@ from segret_jax.data.pipeline import (
 from segret_jax.data.sources import Sample
 from segret_jax.errors import InputError
 
+FAR = 1_000_000  # a step in the middle of an epoch
 CONFIG = DataConfig(crop=(32, 32), resize_base=(48, 40), resize_ratio=(0.5, 2.0))
 
 
@@ -103,12 +104,15 @@ def workers_of_this_process() -> list[psutil.Process]:
     return [p for p in children if "resource_tracker" not in " ".join(p.cmdline())]
 
 
-def test_worker_processes_give_the_same_batches_and_end_with_the_iterator():
+@pytest.mark.parametrize("workers", [1, 4])
+def test_worker_processes_give_the_same_batches_and_end_with_the_iterator(workers):
+    """On the second of two hosts, from a step that no run reaches by reading up to it."""
+    part = dataset(process_index=1, process_count=2)
     assert workers_of_this_process() == []
-    stream = batches_from(dataset(), 2, workers=2)
-    for k in range(2, 6):
-        assert_same(next(stream), dataset()[k])
-    assert len(workers_of_this_process()) == 2
+    stream = batches_from(part, FAR, workers=workers)
+    for k in range(FAR, FAR + 6):  # each worker in turn, and some again
+        assert_same(next(stream), part[k])
+    assert len(workers_of_this_process()) == workers
     del stream
     gc.collect()
     deadline = time.monotonic() + 30
@@ -117,10 +121,34 @@ def test_worker_processes_give_the_same_batches_and_end_with_the_iterator():
     assert workers_of_this_process() == []
 
 
+def test_starting_at_a_far_step_reads_only_what_its_batch_needs():
+    source = Numbered(6)
+    far = dataset(source)[FAR]
+    assert len(source.read) == 4
+    assert Counter(source.read).keys() == Counter(numbers(far)).keys()
+    source.read.clear()
+    stream = batches_from(dataset(source), FAR)
+    assert_same(next(stream), far)
+    stream.close()
+    assert len(source.read) <= 4 * 7  # this batch, four ahead, and one in each of two threads
+
+
+def test_a_far_step_is_reached_as_fast_as_the_first():
+    stream = dataset()
+
+    def seconds(step: int) -> float:
+        start = time.thread_time()
+        stream[step]
+        return time.thread_time() - start
+
+    stream[0]
+    assert min(seconds(FAR) for _ in range(9)) < 3 * min(seconds(0) for _ in range(9))
+
+
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_the_slices_of_several_hosts_interleave_to_the_stream_of_one(process_count):
     parts = [dataset(process_index=i, process_count=process_count) for i in range(process_count)]
-    for k in (0, 1, 5):
+    for k in (0, 1, 5, FAR):
         batches = [part[k] for part in parts]
         assert {len(batch["label"]) for batch in batches} == {4 // process_count}
         interleaved = {key: np.stack([batch[key] for batch in batches], 1) for key in batches[0]}

@@ -74,7 +74,8 @@ def test_the_newest_and_the_best_are_kept(checkpoints, tmp_path):
     checkpoints.close()
     assert find(tmp_path) == checkpoints.folder / "2"
     assert find(checkpoints.folder / "5") == checkpoints.folder / "5"
-    again = Checkpoints(tmp_path, checkpoints.config, checkpoints.table)  # the scores are on the disk
+    # The scores are on the disk.
+    again = Checkpoints(tmp_path, checkpoints.config, checkpoints.table)
     again.save(state_of(7), mean_iou=0.6)
     assert steps_in(again) == ["2", "6", "7"]
     again.close()

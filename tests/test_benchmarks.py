@@ -1,0 +1,57 @@
+"""The benchmark of the training input, in small: it times the pipeline that training runs."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import data
+from segret_jax.errors import InputError
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, case in data.CASES.items():
+        monkeypatch.setitem(data.CASES, name, replace(case, size=(40, 60)))
+
+
+@pytest.mark.parametrize("name", data.CASES)
+def test_the_stages_make_up_the_whole(small, capsys, name):
+    data.main(["--case", name, "--photos", "2", "--batches", "1", "--rounds", "1"])
+    text = capsys.readouterr().out
+    table = dict(re.findall(r"^\| ([a-z ,]+) \| ([\d.]+) \|", text, re.MULTILINE))
+    whole = float(table.pop("whole"))
+    assert list(table) == [*data.STAGES, data.REST]
+    assert sum(map(float, table.values())) == pytest.approx(whole, abs=0.06)
+    rate = int(re.search(rf"## {name}: (\d+) images/s", text)[1])
+    assert rate == pytest.approx(1000 / whole, abs=1 + 1e-4 * rate**2)
+    assert f"    python -m benchmarks.data --case {name} --photos 2" in text
+
+
+def test_every_stage_is_timed_as_often_as_it_runs(small, monkeypatch):
+    calls: Counter[str] = Counter()
+
+    def count(function, stage, seconds):
+        return lambda *args, **kwargs: calls.update([stage]) or function(*args, **kwargs)
+
+    monkeypatch.setattr(data, "with_clock", count)
+    case = data.CASES["ade20k"]
+    data.measure(data.Photographs(case, 2, None), case.config, num_batches=1, num_rounds=1)
+    assert calls == dict.fromkeys(data.STAGES, 2 * case.config.train.batch_size)
+
+
+def test_photographs_of_a_folder_take_the_place_of_the_scenes(tmp_path: Path):
+    case = replace(data.CASES["cityscapes"], size=(40, 60))
+    with pytest.raises(InputError, match=f"no photograph .* below --images {tmp_path}"):
+        data.Photographs(case, 1, tmp_path)
+    Image.fromarray(np.full((9, 7, 3), (200, 100, 50), np.uint8)).save(tmp_path / "a.png")
+    source = data.Photographs(case, 2, tmp_path)
+    for index in (0, 1, 2):
+        assert np.unique(source[index]["image"].reshape(-1, 3), axis=0).tolist() == [[200, 100, 50]]
+        assert source[index]["label"].shape == (40, 60)
+    scene = data.Photographs(case, 1, None)[0]
+    np.testing.assert_array_equal(scene["label"], source[0]["label"])
