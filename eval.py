@@ -1,10 +1,10 @@
 """Evaluate a checkpoint: python eval.py --workdir runs/demo (or --checkpoint PATH).
 
 The config saved beside the checkpoint is used; --config FILE replaces it, --config.KEY=VALUE
-changes it.
+changes it. Writes metrics.json, with the protocol that compare.py reads, per_image.npz and the
+confusion matrix.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", help="default: the config saved with the checkpoint")
     parser.add_argument("--workdir", type=Path, help="a run's folder: its best checkpoint")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint's folder")
-    parser.add_argument("--save_dir", type=Path, help="write an overlay of each image here")
+    parser.add_argument("--out", type=Path, help="default: evaluation/ in the run's folder")
+    parser.add_argument("--overlays", action="store_true", help="write one of each image, too")
     args, overrides = parser.parse(argv)
 
     from segret_jax.data.pipeline import class_table, open_source  # heavy, after the arguments
+    from segret_jax.evaluation import results
     from segret_jax.evaluation.evaluate import evaluate
     from segret_jax.evaluation.inference import Predictor
     from segret_jax.evaluation.visualize import overlay, save_png
@@ -32,23 +34,27 @@ def main(argv: list[str]) -> None:
     base = cli.load_config_file(args.config) if args.config else checkpoints.load_config(checkpoint)
     config = cli.apply_overrides(base, overrides)
     table = class_table(config.data)
+    checkpoints.check_table(checkpoint, table)
     source = open_source(config.data, "validation")
     predictor = Predictor(*checkpoints.load_model(checkpoint, config), config.eval)
+    out = args.out or checkpoint.parent.parent / "evaluation"
 
     def save_overlay(name: str, image: np.ndarray, pred: np.ndarray) -> None:
-        save_png(overlay(image, pred, table), args.save_dir / f"{name}.png")
+        save_png(overlay(image, pred, table), out / "overlays" / f"{name}.png")
 
     result = evaluate(
         predictor,
         source,
         table,
+        detailed=True,
         skip_faulty=config.data.on_error == "skip",
-        on_prediction=save_overlay if args.save_dir else None,
+        announce=print,
+        on_prediction=save_overlay if args.overlays else None,
     )
     assert result is not None  # it was not cancelled
-    content = {"checkpoint": str(checkpoint), **result.to_dict(table)}
-    file = (args.save_dir or checkpoint.parent.parent) / "metrics.json"
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    file = results.save(
+        out, result, predictor, source, config=config, table=table, checkpoint=checkpoint
+    )
     print(f"{result.per_class(table)}\n\n{checkpoint}: {result.summary()}\nwritten to {file}")
 
 

@@ -3,7 +3,6 @@
 The same command goes on where an earlier one stopped.
 """
 
-import json
 from pathlib import Path
 
 from segret_jax import cli
@@ -23,9 +22,8 @@ def main(argv: list[str]) -> None:
     result = train(config, workdir)
     if result is None:
         return
-    table = class_table(config.data)
-    (workdir / "metrics.json").write_text(json.dumps(result.to_dict(table), indent=2) + "\n")
-    print(f"\n{result.per_class(table)}\n\n{result.summary()}\nPictures: {workdir / 'pictures'}")
+    per_class = result.per_class(class_table(config.data))
+    print(f"\n{per_class}\n\n{result.summary()}\nPictures: {workdir / 'pictures'}")
 
 
 if __name__ == "__main__":

@@ -149,8 +149,8 @@ def validate(config: Config) -> Config:
         raise InputError(f"data.resize_ratio is ({low}, {high}); give (smallest, largest)")
     if any(s > w for s, w in zip(config.eval.stride, config.eval.window, strict=True)):
         raise InputError(
-            f"eval.stride is {config.eval.stride}; more than eval.window {config.eval.window} would "
-            "leave pixels out"
+            f"eval.stride is {config.eval.stride}; "
+            f"more than eval.window {config.eval.window} would leave pixels out"
         )
     if min(config.data.synthetic_size) < 32:
         raise InputError(f"data.synthetic_size is {config.data.synthetic_size}; at least (32, 32)")

@@ -18,6 +18,7 @@ from absl import flags
 from segret_jax.config import DataConfig
 from segret_jax.data.class_table import IGNORE, ClassTable, load_class_table
 from segret_jax.data.datasets import SYNTHETIC, get_dataset
+from segret_jax.data.label_signs import quick_check
 from segret_jax.data.prepared import open_files
 from segret_jax.data.sources import Sample, Samples, Source
 from segret_jax.data.synthetic import SyntheticSource
@@ -44,7 +45,11 @@ def class_table(config: DataConfig) -> ClassTable:
 
 
 def open_source(config: DataConfig, split: str) -> Source:
-    """Open `training` or `validation` of the configured data set; InputError says what is wrong."""
+    """Open `training` or `validation` of the configured data set.
+
+    InputError says what is wrong: with the files as a whole, or with a sample of the labels that
+    cannot mean what the class table says.
+    """
     if config.dataset == SYNTHETIC:
         count = {
             "training": config.synthetic_train,
@@ -54,7 +59,9 @@ def open_source(config: DataConfig, split: str) -> Source:
             seed=SPLIT_SEEDS[split], num_images=count, size=config.synthetic_size
         )
     spec = get_dataset(config.dataset)
-    return open_files(spec, config.root or f"data/{spec.name}", split)
+    source = open_files(spec, config.root or f"data/{spec.name}", split)
+    quick_check(source)
+    return source
 
 
 class SkipFaulty:

@@ -80,15 +80,20 @@ class RecordSource(ABC):
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """Read one pair; InputError for a faulty file, a stray label id, or sizes that differ."""
-        record = self.record(operator.index(index))
+        return self.decode(self.record(operator.index(index)))
+
+    def decode(self, record: Record) -> Sample:
+        """Turn stored bytes into a sample; InputError as `__getitem__`."""
         image = decode_image(record.image, where=record.image_path)
         raw = decode_label(record.label, where=record.label_path)
         label = map_label(raw, self.layout.lookup, path=record.label_path)
         if image.shape[:2] != label.shape:
             (height, width), (label_height, label_width) = image.shape[:2], label.shape
+            turned = ", and one is turned: EXIF data, which is not applied here, may say so"
+            turned = turned if (height, width) == (label_width, label_height) else ""
             raise InputError(
                 f"{record.image_path} is {height}x{width} (height x width) but its label "
-                f"{record.label_path} is {label_height}x{label_width}; they must be equal"
+                f"{record.label_path} is {label_height}x{label_width}; they must be equal{turned}"
             )
         return {"image": image, "label": label, "name": record.name}
 
@@ -165,13 +170,16 @@ def _remedy(spec: DatasetSpec, split: str) -> str:
 class FolderSource(RecordSource):
     """The image and label pairs of one split in a folder, by index, in sorted order."""
 
-    def __init__(self, spec: DatasetSpec, root: str | Path, split: str) -> None:
+    def __init__(
+        self, spec: DatasetSpec, root: str | Path, split: str, *, skip_unpaired: bool = False
+    ) -> None:
         """List and pair the files of `split` ("training" or "validation") below `root`.
 
-        Raises InputError where the root, a folder, or one file of a pair is missing.
+        Raises InputError where the root, a folder, or (without `skip_unpaired`) one file of a
+        pair is missing.
         """
         pairs = find_pairs(spec, root, split)
-        if pairs.without_label or pairs.without_image:
+        if not skip_unpaired and (pairs.without_label or pairs.without_image):
             raise InputError(
                 f"{_unpaired('images', 'label', pairs.without_label)}"
                 f"{_unpaired('labels', 'image', pairs.without_image)}"

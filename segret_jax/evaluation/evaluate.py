@@ -1,18 +1,27 @@
 """Evaluation of a predictor on every image of a source, and its results in words."""
 
-from collections.abc import Callable
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from segret_jax.data.datasets import ClassTable
-from segret_jax.data.sources import Source
+from segret_jax.data.class_table import IGNORE, ClassTable
+from segret_jax.data.sources import Sample, Source
 from segret_jax.errors import InputError
-from segret_jax.evaluation.inference import Predictor
-from segret_jax.evaluation.metrics import ConfusionMatrix, Metrics
+from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
+from segret_jax.evaluation.metrics import Metrics, Scoreboard
+from segret_jax.evaluation.plan import Plan, Size, make_plan
 
+READERS = 4  # threads that decode and resize while the devices are at work
+
+A = TypeVar("A")
+B = TypeVar("B")
 Picture = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, label, prediction
 
 
@@ -22,6 +31,9 @@ class Result:
 
     metrics: Metrics
     num_images: int
+    num_ties: int
+    """Labelled pixels where two classes are as good: what another batch size may turn over."""
+    scoreboard: Scoreboard
     pictures: list[Picture] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -30,6 +42,7 @@ class Result:
         return {
             **self.metrics.to_dict(table.class_names),
             "num_images": self.num_images,
+            "num_ties": self.num_ties,
             "complete": not self.faults,
             "faults": self.faults,
         }
@@ -63,35 +76,118 @@ def evaluate(
     table: ClassTable,
     *,
     num_pictures: int = 0,
+    detailed: bool = False,
     skip_faulty: bool = False,
+    announce: Callable[[str], None] | None = None,
     on_prediction: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Result | None:
     """Predict every image at its own size and compare with the untouched label.
 
     A faulty image raises InputError, or with `skip_faulty` is left out and named in the result.
-    `on_prediction(name, image, pred)` sees each; None is returned once `cancelled()`.
+    `announce` is told before the start what will be needed. `on_prediction(name, image, pred)`
+    sees each, in the order of the plan; None is returned once `cancelled()`.
     """
-    matrix = ConfusionMatrix(table.num_classes)
-    pictures: list[Picture] = []
-    faults: list[str] = []
+    scoreboard = Scoreboard(len(source), table.num_classes, detailed=detailed)
+    reader = _Reader(source, predictor, skip_faulty=skip_faulty)
+    plan = make_plan(reader.sizes, predictor.config, predictor.batch_size)
+    if announce and plan.batches:
+        announce(f"{plan.describe()}; {predictor.forecast(plan)}")
     # Spread over the set: neighbours in a video look alike.
     pictured = set(np.linspace(0, len(source) - 1, num_pictures).astype(int).tolist())
-    for index in tqdm(range(len(source)), "evaluate", unit="image", leave=False, mininterval=1):
+    pictures, num_ties = {}, 0
+
+    def score(done: _Predicted) -> _Predicted:
+        scoreboard.add(done.index, done.prediction.label_map, done.sample["label"])
+        return done
+
+    scored = _ahead(score, _predictions(predictor, reader, plan), workers=2, ahead=2)
+    total = sum(map(len, plan.batches))
+    for done in tqdm(scored, "evaluate", total, unit="image", leave=False, mininterval=1):
         if cancelled():
             return None
-        try:
-            sample = source[index]
-        except InputError as error:
-            if not skip_faulty:
-                raise
-            faults.append(str(error))
-            continue
-        image, label = sample["image"], sample["label"]
-        pred = predictor.label_map(image)
-        matrix.add(pred, label)
-        if index in pictured:
-            pictures.append((image, label, pred))
+        image, label, pred = done.sample["image"], done.sample["label"], done.prediction.label_map
+        num_ties += int((done.prediction.tied & (label != IGNORE)).sum())
+        if done.index in pictured:
+            pictures[done.index] = (image, label, pred)
         if on_prediction:
-            on_prediction(sample["name"], image, pred)
-    return Result(matrix.metrics(), len(source) - len(faults), pictures, faults)
+            on_prediction(done.sample["name"], image, pred)
+    return Result(
+        metrics=scoreboard.metrics(),
+        num_images=int(scoreboard.counted.sum()),
+        num_ties=num_ties,
+        scoreboard=scoreboard,
+        pictures=[pictures[i] for i in sorted(pictures)],
+        faults=[reader.faults[i] for i in sorted(reader.faults)],
+    )
+
+
+class _Reader:
+    """Reads images and readies them for the network; notes or raises their faults."""
+
+    def __init__(self, source: Source, predictor: Predictor, *, skip_faulty: bool):
+        self.source = source
+        self.predictor = predictor
+        self.skip_faulty = skip_faulty
+        self.faults: dict[int, str] = {}
+        self.sizes: dict[int, Size] = {}
+        for index in range(len(source)):
+            with self._noting_faults(index):
+                self.sizes[index] = source.size(index)
+
+    def read(self, index: int) -> tuple[Sample | None, Prepared]:
+        """Return the sample, or None and a black image in the place of a faulty one.
+
+        So it does not depend on the others in which place of a batch an image goes.
+        """
+        with self._noting_faults(index):
+            sample = self.source[index]
+            return sample, self.predictor.prepare(sample["image"])
+        return None, self.predictor.prepare(np.zeros((*self.sizes[index], 3), np.uint8))
+
+    @contextmanager
+    def _noting_faults(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            if not self.skip_faulty:
+                raise
+            self.faults[index] = str(error)
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    index: int
+    sample: Sample
+    prediction: Prediction
+
+
+def _predictions(predictor: Predictor, reader: _Reader, plan: Plan) -> Iterator[_Predicted]:
+    """Predict batch after batch, while threads read the next images."""
+    order = itertools.chain.from_iterable(plan.batches)
+    images = _ahead(reader.read, order, workers=READERS, ahead=READERS + predictor.batch_size)
+
+    def predict(indices: list[int]) -> list[_Predicted]:
+        samples, inputs = zip(*itertools.islice(images, len(indices)), strict=True)
+        predicted = zip(indices, samples, predictor.predict(inputs), strict=True)
+        return [_Predicted(*one) for one in predicted if one[1] is not None]
+
+    return itertools.chain.from_iterable(_ahead(predict, plan.batches, workers=1, ahead=1))
+
+
+def _ahead(
+    function: Callable[[A], B], items: Iterable[A], *, workers: int, ahead: int
+) -> Iterator[B]:
+    """Yield function(item) in order; threads work up to `ahead` items ahead."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[B]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

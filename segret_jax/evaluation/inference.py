@@ -1,85 +1,257 @@
-"""Whole-image inference as released: the image to network size, its logits back in two resizes."""
+"""Inference as released: whole or by sliding window, at several scales, plain and mirrored.
+
+The network gives logits at stride 4 for each tile of each view of an image. From there the image
+is worked out in blocks of pixels: both resizes and the average over windows (`rescale`), softmax,
+average over views, best class. Scores of all classes at full resolution are never held.
+
+A batch is split over the devices of a mesh, and each runs the same program on its share: the
+results are the same to the bit on any number of devices.
+"""
 
 import functools
-from typing import Any
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, UInt8
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Float32, UInt8
+from tqdm import tqdm
 
 from segret_jax.config import EvalConfig
-from segret_jax.data.transforms import normalise, resize_for_evaluation
-from segret_jax.models.layers import resize_bilinear
+from segret_jax.data.transforms import MEAN, STD, normalise, resize_for_evaluation
+from segret_jax.errors import InputError
+from segret_jax.evaluation.plan import Plan, Size, Tiling, scaled_target, tilings
+from segret_jax.evaluation.rescale import (
+    BLOCK,
+    Taps,
+    Tile,
+    assemble,
+    blocks,
+    image_taps,
+    multiply_columns,
+    multiply_rows,
+    stack_taps,
+)
 from segret_jax.models.segret import SegRet
+from segret_jax.training.step import data_mesh
 
-Size = tuple[int, int]  # height, width
+NOT_A_NUMBER = 255  # in a label map; no class has this number
+TIE = 1e-5  # a second best score this close to the best, relative to it or to 1, is a tie
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as the network will see it: 8-bit at each scale, with its tiling there."""
+
+    size: Size
+    scales: list[tuple[UInt8[np.ndarray, "_ _ 3"], Tiling]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Each pixel's best class, and where a second comes as close to it as rounding."""
+
+    label_map: UInt8[np.ndarray, "h w"]
+    tied: Bool[np.ndarray, "h w"]
+
+
+class Programs(NamedTuple):
+    """What runs on the devices, each on its share of a batch."""
+
+    network: Any
+    rows: Any
+    columns: Any
+    average: Any
+    best: Any
 
 
 class Predictor:
     """A model with its weights, applied to images of any size.
 
-    The network is compiled once for each size of its input, the two resizes of its logits once
-    for each size of image; both on the first image of that size.
+    The network is compiled once for each size of its input, and what follows once for each size
+    of its logits; the sizes of the images compile nothing.
     """
 
     def __init__(
-        self, graph: nnx.GraphDef[SegRet], params: Any, batch_stats: Any, config: EvalConfig
+        self,
+        graph: nnx.GraphDef[SegRet],
+        params: Any,
+        batch_stats: Any,
+        config: EvalConfig,
+        *,
+        mesh: Mesh | None = None,
     ):
-        self.graph = graph
-        self.variables = (params, batch_stats)
+        """`mesh` has one axis, `data`; by default it is of all devices."""
         self.config = config
+        self.mesh = mesh or data_mesh()
+        self.programs = _programs(graph, self.mesh)
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        self.variables = jax.device_put((params, batch_stats), replicated)
 
-    def probabilities(self, image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w k"]:
-        """Return each pixel's class probabilities at the image's own size."""
-        return np.asarray(_to_probabilities(*self._logits(image)))
+    @property
+    def batch_size(self) -> int:
+        """Images predicted at once by all devices together."""
+        return self.config.batch_size * self.mesh.size
 
     def label_map(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
         """Return each pixel's most probable class at the image's own size."""
-        return np.asarray(_to_label_map(*self._logits(image)))
+        return self.predict([self.prepare(image)])[0].label_map
+
+    def probabilities(self, image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w k"]:
+        """Return each pixel's class probabilities at the image's own size."""
+        parts = self._blocks([self.prepare(image)])
+        averages = ((corner, self.programs.average(views)) for corner, views in parts)
+        return assemble(averages, (image.shape[0], image.shape[1]))[0]
 
     def network_input(
         self, image: UInt8[np.ndarray, "h w 3"]
     ) -> Float32[np.ndarray, "new_h new_w 3"]:
-        """Return the resized and normalised image that the network sees."""
-        resized = resize_for_evaluation(
-            image, target=self.config.resize_target, multiple=self.config.multiple_of
+        """Return the resized and normalised image that the network sees at scale 1."""
+        return normalise(self._resized(image, 1.0))
+
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
+        """Resize an image for `predict`: work for the host, which threads can do ahead."""
+        size = image.shape[0], image.shape[1]
+        resized = [self._resized(image, scale) for scale in self.config.scales]
+        return Prepared(size, list(zip(resized, tilings(size, self.config), strict=True)))
+
+    def predict(self, batch: Sequence[Prepared]) -> list[Prediction]:
+        """Predict up to `batch_size` images whose tiles have the same sizes, as in a `Plan`.
+
+        Raises InputError if the network's output is not a number.
+        """
+        judged = [(corner, self.programs.best(views)) for corner, views in self._blocks(batch)]
+        best = assemble(((corner, classes) for corner, (classes, _) in judged), _largest(batch))
+        tied = assemble(((corner, ties) for corner, (_, ties) in judged), _largest(batch))
+        predictions = []
+        for i, (height, width) in enumerate(image.size for image in batch):
+            area = np.s_[i, :height, :width]
+            if best[area].max() == NOT_A_NUMBER:
+                raise InputError(
+                    "the network's output is not a number: the weights are damaged, or "
+                    "model.dtype=float32 is needed"
+                )
+            predictions.append(Prediction(best[area], tied[area]))
+        return predictions
+
+    def forecast(self, plan: Plan) -> str:
+        """Compile the plan's largest input, run it once, and return in words what all will need.
+
+        Memory is that of its weights and buffers and of the logits held; time is that of the
+        compilations and the passes.
+        """
+        pixels = np.zeros((self.batch_size, *plan.largest, 3), np.uint8)
+        start = time.perf_counter()
+        program = self.programs.network.lower(self.variables, pixels).compile()
+        compiled = time.perf_counter()
+        logits = jax.block_until_ready(self.programs.network(self.variables, pixels))
+        seconds = time.perf_counter() - compiled
+        seconds *= plan.pixels / math.prod(plan.largest)
+        seconds += len(plan.passes) * (compiled - start)
+        needed = plan.held_logits * logits.shape[-1] * 4 * self.config.batch_size
+        if (memory := program.memory_analysis()) is not None:
+            needed += memory.temp_size_in_bytes + memory.argument_size_in_bytes
+        return (
+            f"about {needed / 1e9:.1f} GB of memory per device; the network alone about "
+            f"{tqdm.format_interval(seconds)}"
         )
-        return normalise(resized)
 
-    def _logits(self, image: np.ndarray) -> tuple[Array, Size, Size]:
-        """Return the logits at stride 4, the network input's size and the image's."""
-        x = self.network_input(image)
-        logits = _forward(self.graph, self.variables, x[None])
-        return logits, (x.shape[0], x.shape[1]), (image.shape[0], image.shape[1])
+    def _resized(self, image: np.ndarray, scale: float) -> np.ndarray:
+        target = scaled_target(self.config, scale)
+        return resize_for_evaluation(image, target=target, multiple=self.config.multiple_of)
+
+    def _views(self, batch: Sequence[Prepared]) -> list[list[Tile]]:
+        """Run the network on every tile of every view, one after the other.
+
+        Large scales come first, while no other logits are held.
+        """
+        scales = sorted(range(len(self.config.scales)), key=lambda i: -self.config.scales[i])
+        views = (False, True) if self.config.flip else (False,)
+        return [
+            [
+                self._tile(batch, scale, number, mirrored=mirrored)
+                for number in range(max(image.scales[scale][1].num_tiles for image in batch))
+            ]
+            for scale, mirrored in itertools.product(scales, views)
+        ]
+
+    def _tile(self, batch: Sequence[Prepared], scale: int, number: int, *, mirrored: bool) -> Tile:
+        """Run the network on one tile of each image; an image without it counts nothing there."""
+        height, width = batch[0].scales[scale][1].tile
+        pixels = np.zeros((self.batch_size, height, width, 3), np.uint8)
+        rows: list[Taps | None] = [None] * self.batch_size
+        columns = rows.copy()
+        for i, image in enumerate(batch):
+            whole, tiling = image.scales[scale]
+            if number < tiling.num_tiles:
+                top, left = tiling.corner(number)
+                whole = whole[:, ::-1] if mirrored else whole
+                pixels[i] = whole[top : top + height, left : left + width]
+                rows[i], columns[i] = image_taps(image.size, tiling, number, mirrored=mirrored)
+        # Waited for, so that no two passes take memory at once.
+        logits = jax.block_until_ready(self.programs.network(self.variables, pixels))
+        num_rows, num_columns = _largest(batch)
+        return Tile(
+            logits,
+            stack_taps(rows, num_rows, multiple=BLOCK[0]),
+            stack_taps(columns, num_columns, multiple=BLOCK[1]),
+        )
+
+    def _blocks(self, batch: Sequence[Prepared]) -> Iterator[tuple[Size, list[Array]]]:
+        views = self._views(batch)
+        return blocks(views, self.programs.rows, self.programs.columns)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _forward(
-    graph: nnx.GraphDef[SegRet], variables: Any, x: Float[Array, "1 H W 3"]
-) -> Float[Array, "1 h w k"]:
-    return nnx.merge(graph, *variables)(x)
+def _largest(batch: Sequence[Prepared]) -> Size:
+    return max(image.size[0] for image in batch), max(image.size[1] for image in batch)
 
 
-def _at_image_size(logits: Array, input_size: Size, image_size: Size) -> Array:
-    """Resize logits to the network input's size, then to the image's.
+@functools.cache
+def _programs(graph: nnx.GraphDef[SegRet], mesh: Mesh) -> Programs:
+    """Build the programs; every evaluation in a training run uses the same compiled ones."""
 
-    Going there directly misses the released probabilities by 3e-3.
+    def network(variables: Any, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w k"]:
+        return nnx.merge(graph, *variables)((image.astype(jnp.float32) - MEAN) / STD)
+
+    def per_device(function: Callable, *, replicated: int = 0, num_args: int = 1) -> Any:
+        specs = (PartitionSpec(),) * replicated + (PartitionSpec("data"),) * (num_args - replicated)
+        return jax.jit(
+            jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data")),
+            in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
+        )
+
+    return Programs(
+        network=per_device(network, replicated=1, num_args=2),
+        rows=per_device(multiply_rows, num_args=3),
+        columns=per_device(multiply_columns, num_args=3),
+        average=per_device(_average),
+        best=per_device(_best),
+    )
+
+
+def _average(views: list[Float[Array, "b h w k"]]) -> Float[Array, "b h w k"]:
+    """Return the mean of the views' probabilities."""
+    return functools.reduce(jnp.add, map(jax.nn.softmax, views)) / len(views)
+
+
+def _best(
+    views: list[Float[Array, "b h w k"]],
+) -> tuple[UInt8[Array, "b h w"], Bool[Array, "b h w"]]:
+    """Return the first best class, NOT_A_NUMBER where a score is nan, and whether it is a tie.
+
+    The logits of a single view have the order of its probabilities.
     """
-    return resize_bilinear(resize_bilinear(logits, input_size), image_size)[0]
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _to_probabilities(
-    logits: Float[Array, "1 h w k"], input_size: Size, image_size: Size
-) -> Float[Array, "H W k"]:
-    return jax.nn.softmax(_at_image_size(logits, input_size, image_size))
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _to_label_map(
-    logits: Float[Array, "1 h w k"], input_size: Size, image_size: Size
-) -> UInt8[Array, "H W"]:
-    full = _at_image_size(logits, input_size, image_size)
-    return jnp.argmax(full, axis=-1).astype(jnp.uint8)
+    scores = views[0] if len(views) == 1 else _average(views)
+    top = scores.max(-1, keepdims=True)
+    # On CPU a third of the time of argmax, which XLA does not vectorise.
+    classes = jnp.arange(scores.shape[-1], dtype=jnp.float32)
+    first = jnp.where(scores == top, classes, float(NOT_A_NUMBER)).min(-1)
+    close = scores >= top - TIE * jnp.maximum(jnp.abs(top), 1)
+    return first.astype(jnp.uint8), jnp.where(close, 1.0, 0.0).sum(-1) > 1

@@ -1,71 +1,146 @@
-"""mIoU, mAcc and aAcc from one confusion matrix, accumulated exactly in integers."""
+"""Scores of a set of images from counts of pixels, accumulated exactly in integers."""
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from segret_jax.data.datasets import IGNORE
+from segret_jax.data.class_table import IGNORE
+from segret_jax.evaluation.areas import Areas, interval, mean, ratio, resampled_mean_iou
+from segret_jax.evaluation.boundary import boundary_areas
+from segret_jax.evaluation.regions import SIZES, areas_by_size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Per-class and mean scores, 0 to 1; nan for a class that never occurs.
+    """Scores from 0 to 1, per class and over all; nan for a class that never occurs.
 
-    IoU = intersection / union; Acc = intersection / label area; aAcc = all intersections / all
-    label areas. Means skip nan.
+    IoU = intersection / union; Acc = intersection / label area; Dice = 2 intersection / (label
+    area + predicted area); aAcc = all intersections / all label areas; fwIoU = mean of IoU
+    weighted by label area. Other means are plain and skip nan.
     """
 
-    iou: Float64[np.ndarray, " k"]
-    acc: Float64[np.ndarray, " k"]
-    all_acc: float
+    areas: Areas
+    interval: tuple[float, float]
+    """Of mIoU, 95 %; `areas.interval` says what it means."""
+    boundary: Areas | None = None
+    by_size: Areas | None = None  # [size, k]
+
+    @property
+    def iou(self) -> Float64[np.ndarray, " k"]:
+        return self.areas.iou
+
+    @property
+    def acc(self) -> Float64[np.ndarray, " k"]:
+        return ratio(self.areas.intersection, self.areas.label)
+
+    @property
+    def dice(self) -> Float64[np.ndarray, " k"]:
+        return ratio(2 * self.areas.intersection, self.areas.label + self.areas.pred)
 
     @property
     def mean_iou(self) -> float:
-        return _mean(self.iou)
+        return float(self.areas.mean_iou)
 
     @property
     def mean_acc(self) -> float:
-        return _mean(self.acc)
+        return float(mean(self.acc))
+
+    @property
+    def mean_dice(self) -> float:
+        return float(mean(self.dice))
+
+    @property
+    def all_acc(self) -> float:
+        return float(ratio(self.areas.intersection.sum(), self.areas.label.sum()))
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        weighted = np.where(self.areas.label > 0, self.areas.label * self.iou, 0)
+        return float(ratio(weighted.sum(), self.areas.label.sum()))
 
     def to_dict(self, class_names: tuple[str, ...]) -> dict[str, Any]:
         """Return plain values for JSON; nan becomes None."""
-        per_class = {
-            name: {"IoU": _plain(iou), "Acc": _plain(acc)}
-            for name, iou, acc in zip(class_names, self.iou, self.acc, strict=True)
+        means = {
+            "mIoU": self.mean_iou, "mAcc": self.mean_acc, "aAcc": self.all_acc,
+            "fwIoU": self.frequency_weighted_iou, "mDice": self.mean_dice,
+        }  # fmt: skip
+        per_class = {"IoU": self.iou, "Acc": self.acc, "Dice": self.dice}
+        if self.boundary:
+            means["mBoundaryIoU"] = float(self.boundary.mean_iou)
+            per_class["BoundaryIoU"] = self.boundary.iou
+        if self.by_size:
+            scores = zip(SIZES, self.by_size.mean_iou, strict=True)
+            means |= {f"mIoU_{size}": float(score) for size, score in scores}
+        classes = {
+            name: {key: _plain(scores[i]) for key, scores in per_class.items()}
+            for i, name in enumerate(class_names)
         }
-        means = {"mIoU": self.mean_iou, "mAcc": self.mean_acc, "aAcc": self.all_acc}
-        return {key: _plain(value) for key, value in means.items()} | {"classes": per_class}
+        return {
+            **{key: _plain(value) for key, value in means.items()},
+            "mIoU_interval": [_plain(end) for end in self.interval],
+            "classes": classes,
+        }
 
 
-class ConfusionMatrix:
-    """Counts of pixels, [label, prediction]; ignored pixels are left out of both."""
+class Scoreboard:
+    """Counts of pixels of a set of images; ignored pixels count neither in label nor prediction.
 
-    def __init__(self, num_classes: int):
-        self.counts: Int64[np.ndarray, "k k"] = np.zeros((num_classes, num_classes), np.int64)
+    `counts` is the confusion matrix [label, prediction]. The areas of each image are kept too.
+    Images may come from several threads and in any order: the sums are the same.
+    """
 
-    def add(self, pred: UInt8[np.ndarray, "h w"], label: UInt8[np.ndarray, "h w"]) -> None:
-        """Count one image. Predictions and labels are class ids; labels may be 255."""
-        valid = label != IGNORE
+    def __init__(self, num_images: int, num_classes: int, *, detailed: bool = False):
+        """Start at nothing; `detailed` adds boundary IoU and IoU by size, which take longer."""
+        k = num_classes
+        self.counts: Int64[np.ndarray, "k k"] = np.zeros((k, k), np.int64)
+        self.counted = np.zeros(num_images, bool)
+        self._images = np.zeros((3, num_images, k), np.int64)  # the rows of Areas
+        self._detailed = detailed
+        self._boundary = np.zeros((3, k), np.int64)
+        self._by_size = np.zeros((3, len(SIZES), k), np.int64)
+        self._lock = threading.Lock()
+
+    def add(
+        self, index: int, pred: UInt8[np.ndarray, "h w"], label: UInt8[np.ndarray, "h w"]
+    ) -> None:
+        """Count image `index`. Predictions and labels are class ids; labels may be 255.
+
+        Raises ValueError if it was counted before.
+        """
         k = len(self.counts)
+        valid = label != IGNORE
         pairs = k * label[valid].astype(np.int64) + pred[valid]
-        self.counts += np.bincount(pairs, minlength=k * k).reshape(k, k)
+        counts = np.bincount(pairs, minlength=k * k).reshape(k, k)
+        boundary: np.ndarray | int = 0
+        by_size: np.ndarray | int = 0
+        if self._detailed:
+            judged = np.where(valid, pred, np.uint8(IGNORE))
+            boundary, by_size = boundary_areas(judged, label, k), areas_by_size(judged, label, k)
+        with self._lock:
+            if self.counted[index]:
+                raise ValueError(f"image {index} would be counted twice")
+            self.counted[index] = True
+            self.counts += counts
+            self._images[:, index] = counts.diagonal(), counts.sum(1), counts.sum(0)
+            self._boundary += boundary
+            self._by_size += by_size
+
+    @property
+    def images(self) -> Areas:
+        """The areas [n, k] of the images counted, by index."""
+        return Areas(*self._images[:, self.counted])
 
     def metrics(self) -> Metrics:
         """Return the scores of everything counted so far."""
-        intersection = np.diag(self.counts)
-        label_area, pred_area = self.counts.sum(1), self.counts.sum(0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return Metrics(
-                iou=intersection / (label_area + pred_area - intersection),
-                acc=intersection / label_area,
-                all_acc=float(intersection.sum() / label_area.sum()),
-            )
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+        return Metrics(
+            areas=Areas(self.counts.diagonal().copy(), self.counts.sum(1), self.counts.sum(0)),
+            interval=interval(resampled_mean_iou(self.images)),
+            boundary=Areas(*self._boundary) if self._detailed else None,
+            by_size=Areas(*self._by_size) if self._detailed else None,
+        )
 
 
 def _plain(value: float) -> float | None:

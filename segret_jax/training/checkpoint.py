@@ -164,6 +164,18 @@ def load_table(checkpoint: Path) -> ClassTable:
     return parse_class_table(*read_json(file), default_name="")
 
 
+def check_table(checkpoint: Path, table: ClassTable) -> None:
+    """Raise InputError unless a checkpoint was trained on the classes of `table`, in its order."""
+    theirs = load_table(checkpoint)
+    if theirs.class_names != table.class_names:
+        pairs = enumerate(zip(theirs.class_names, table.class_names, strict=False))
+        first = next((f"class {i} is {a} there, {b} here" for i, (a, b) in pairs if a != b), "")
+        raise InputError(
+            f"{checkpoint} was trained on the {theirs.num_classes} classes of {theirs.name}, but "
+            f"the data set {table.name} has {table.num_classes}: {first or 'some are missing'}"
+        )
+
+
 def load_model(checkpoint: Path, config: configs.Config) -> tuple[nnx.GraphDef[SegRet], Any, Any]:
     """Read the model of a checkpoint: its graph, parameters and batch statistics.
 

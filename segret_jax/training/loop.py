@@ -19,6 +19,7 @@ from segret_jax.data.datasets import ClassTable
 from segret_jax.data.pipeline import batches_from, class_table, open_source, training_dataset
 from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
+from segret_jax.evaluation import results
 from segret_jax.evaluation.evaluate import Result, evaluate
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.visualize import grid, save_png
@@ -227,14 +228,28 @@ def _evaluate_and_save(run: Run, state: TrainState) -> Result | None:
     scores = {"mIoU": metrics.mean_iou, "mAcc": metrics.mean_acc, "aAcc": metrics.all_acc}
     run.journal.evaluation(step, scores, result.summary())
     run.checkpoints.save(state, mean_iou=metrics.mean_iou)
-    if result.pictures:
-        title = f"step {step}, mIoU {100 * metrics.mean_iou:.1f} %"
-        picture = grid(result.pictures, run.table, title=title)
-        try:
-            save_png(picture, run.workdir / "pictures" / f"step_{step:06d}.png")
-        except InputError as error:
-            run.journal.say(f"{error}; training goes on")
+    try:
+        _write_result(run, predictor, result, step)
+    except InputError as error:  # the checkpoint is what matters
+        run.journal.say(f"{error}; training goes on")
     return result
+
+
+def _write_result(run: Run, predictor: Predictor, result: Result, step: int) -> None:
+    """Write the scores with their protocol, and the picture."""
+    results.save(
+        run.workdir,
+        result,
+        predictor,
+        run.validation,
+        config=run.config,
+        table=run.table,
+        checkpoint=Path(run.checkpoints.folder.name, str(step)),
+    )
+    if result.pictures:
+        title = f"step {step}, mIoU {100 * result.metrics.mean_iou:.1f} %"
+        picture = grid(result.pictures, run.table, title=title)
+        save_png(picture, run.workdir / "pictures" / f"step_{step:06d}.png")
 
 
 @contextmanager

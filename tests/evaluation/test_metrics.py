@@ -1,28 +1,39 @@
 """Scores against the released code's, a double loop, and what they mean."""
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from segret_jax.evaluation.metrics import ConfusionMatrix, Metrics
+from segret_jax.evaluation.boundary import boundary_areas
+from segret_jax.evaluation.metrics import Metrics, Scoreboard
+from segret_jax.evaluation.regions import areas_by_size
 from tests import golden_weights as golden
 
 IGNORE = 255
 
 
-def score(pairs: list[tuple[np.ndarray, np.ndarray]], num_classes: int) -> Metrics:
-    matrix = ConfusionMatrix(num_classes)
-    for pred, label in pairs:
-        matrix.add(pred, label)
-    return matrix.metrics()
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def count(pairs: Sequence[Pair], num_classes: int, *, detailed: bool = False) -> Scoreboard:
+    scoreboard = Scoreboard(len(pairs), num_classes, detailed=detailed)
+    for i, (pred, label) in enumerate(pairs):
+        scoreboard.add(i, pred, label)
+    return scoreboard
+
+
+def score(pairs: Sequence[Pair], num_classes: int, *, detailed: bool = False) -> Metrics:
+    return count(pairs, num_classes, detailed=detailed).metrics()
 
 
 def as_uint8(rows: list) -> np.ndarray:
     return np.array(rows, np.uint8)
 
 
-def random_pair(seed: int, num_classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def random_pair(seed: int, num_classes: int = 5) -> Pair:
     rng = np.random.default_rng(seed)
     pred, label = rng.integers(0, num_classes, (2, 13, 17)).astype(np.uint8)
     label[rng.random(label.shape) < 0.2] = IGNORE
@@ -48,10 +59,7 @@ def test_counts_equal_a_double_loop():
             for x in range(label.shape[1]):
                 if label[y, x] != IGNORE:
                     expected[label[y, x], pred[y, x]] += 1
-    matrix = ConfusionMatrix(5)
-    for pred, label in pairs:
-        matrix.add(pred, label)
-    np.testing.assert_array_equal(matrix.counts, expected)
+    np.testing.assert_array_equal(count(pairs, 5).counts, expected)
 
 
 def test_scores_of_a_case_done_by_hand():
@@ -61,8 +69,11 @@ def test_scores_of_a_case_done_by_hand():
     metrics = score([(pred, label)], 3)
     np.testing.assert_allclose(metrics.iou, [2 / 3, 2 / 4, 1 / 2])
     np.testing.assert_allclose(metrics.acc, [1, 2 / 4, 1])
+    np.testing.assert_allclose(metrics.dice, [4 / 5, 4 / 6, 2 / 3])
     assert metrics.all_acc == pytest.approx(5 / 7)
     assert metrics.mean_iou == pytest.approx(5 / 9)
+    assert metrics.mean_dice == pytest.approx((4 / 5 + 4 / 6 + 2 / 3) / 3)
+    assert metrics.frequency_weighted_iou == pytest.approx((2 * 2 / 3 + 4 * 2 / 4 + 1 / 2) / 7)
 
 
 def test_areas_are_summed_over_the_set_and_not_averaged_over_images():
@@ -88,16 +99,28 @@ def test_nan_where_a_class_never_occurs_and_means_skip_it():
     np.testing.assert_array_equal(metrics.acc, [2 / 3, np.nan, np.nan, np.nan])
     assert metrics.mean_iou == pytest.approx(1 / 3)
     assert metrics.mean_acc == pytest.approx(2 / 3)
+    np.testing.assert_array_equal(metrics.dice, [4 / 5, 0, np.nan, np.nan])
+    assert metrics.frequency_weighted_iou == pytest.approx(2 / 3)
 
 
 def test_of_nothing_every_score_is_nan_and_none_in_json():
-    metrics = score([(as_uint8([[0]]), as_uint8([[IGNORE]]))], 2)
+    metrics = score([(as_uint8([[0]]), as_uint8([[IGNORE]]))], 2, detailed=True)
     assert np.isnan([*metrics.iou, *metrics.acc, metrics.all_acc]).all()
     assert np.isnan([metrics.mean_iou, metrics.mean_acc]).all()
-    nothing = {"IoU": None, "Acc": None}
+    nothing = {"IoU": None, "Acc": None, "Dice": None, "BoundaryIoU": None}
     assert json.loads(json.dumps(metrics.to_dict(("a", "b")), allow_nan=False)) == {
-        "mIoU": None, "mAcc": None, "aAcc": None, "classes": {"a": nothing, "b": nothing},
+        "mIoU": None, "mAcc": None, "aAcc": None, "fwIoU": None, "mDice": None,
+        "mBoundaryIoU": None, "mIoU_small": None, "mIoU_medium": None, "mIoU_large": None,
+        "mIoU_interval": [None, None], "classes": {"a": nothing, "b": nothing},
     }  # fmt: skip
+
+
+def test_details_are_made_only_where_asked_for():
+    metrics = score([random_pair(0)], 5)
+    assert metrics.boundary is metrics.by_size is None
+    content = metrics.to_dict(tuple("abcde"))
+    assert content.keys() == {"mIoU", "mAcc", "aAcc", "fwIoU", "mDice", "mIoU_interval", "classes"}
+    assert content["classes"]["c"].keys() == {"IoU", "Acc", "Dice"}
 
 
 def test_a_permutation_of_the_classes_permutes_the_scores():
@@ -115,16 +138,71 @@ def test_a_permutation_of_the_classes_permutes_the_scores():
 
 @pytest.mark.parametrize("before", [2**24, 2**31, 2**53 // 2])
 def test_counts_stay_exact_where_float32_and_int32_stop_counting(before):
-    matrix = ConfusionMatrix(2)
-    matrix.counts[1, 1] = before
-    for _ in range(3):
-        matrix.add(as_uint8([[1, 0]]), as_uint8([[1, 1]]))
-    assert matrix.counts.tolist() == [[0, 0], [3, before + 3]]
-    assert matrix.metrics().all_acc == (before + 3) / (before + 6) != 1
+    scoreboard = Scoreboard(3, 2)
+    scoreboard.counts[1, 1] = before
+    for i in range(3):
+        scoreboard.add(i, as_uint8([[1, 0]]), as_uint8([[1, 1]]))
+    assert scoreboard.counts.tolist() == [[0, 0], [3, before + 3]]
+    assert scoreboard.metrics().all_acc == (before + 3) / (before + 6) != 1
 
 
 def test_the_highest_class_ids_do_not_overflow():
     ids = as_uint8([[253, 252, 0]])
-    matrix = ConfusionMatrix(254)
-    matrix.add(ids, ids)
-    assert np.argwhere(matrix.counts).tolist() == [[0, 0], [252, 252], [253, 253]]
+    assert np.argwhere(count([(ids, ids)], 254).counts).tolist() == [[0, 0], [252, 252], [253, 253]]
+
+
+# Images: each once, in any order
+
+
+def test_each_images_areas_are_kept_by_index():
+    pairs = [random_pair(seed) for seed in range(4)]
+    scoreboard = Scoreboard(6, 5)
+    for index in (4, 0, 3):
+        scoreboard.add(index, *pairs[index % 4])
+    images = scoreboard.images
+    assert np.flatnonzero(scoreboard.counted).tolist() == [0, 3, 4]
+    for row, index in enumerate((0, 3, 4)):
+        pred, label = pairs[index % 4]
+        for k in range(5):
+            in_label, in_pred = label == k, (pred == k) & (label != IGNORE)
+            assert images.label[row, k] == in_label.sum()
+            assert images.pred[row, k] == in_pred.sum()
+            assert images.intersection[row, k] == (in_label & in_pred).sum()
+
+
+def test_an_image_is_not_counted_twice():
+    pred, label = random_pair(0)
+    scoreboard = count([(pred, label)], 5)
+    before = scoreboard.counts.copy()
+    with pytest.raises(ValueError, match="image 0 would be counted twice"):
+        scoreboard.add(0, pred, label)
+    np.testing.assert_array_equal(scoreboard.counts, before)
+
+
+def test_threads_and_order_change_nothing():
+    pairs = [random_pair(seed) for seed in range(200)]
+    expected = count(pairs, 5, detailed=True)
+    scoreboard = Scoreboard(200, 5, detailed=True)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: scoreboard.add(i, *pairs[i]), reversed(range(200))))
+    np.testing.assert_array_equal(scoreboard.counts, expected.counts)
+    np.testing.assert_array_equal(scoreboard.images.pred, expected.images.pred)
+    names = tuple("abcde")
+    assert scoreboard.metrics().to_dict(names) == expected.metrics().to_dict(names)
+
+
+# Details: what they are is tested beside `boundary` and `regions`
+
+
+def test_details_are_summed_over_images_without_ignored_pixels():
+    pairs = [random_pair(seed) for seed in range(3)]
+    metrics = score(pairs, 5, detailed=True)
+    judged = [(np.where(label == IGNORE, label, pred), label) for pred, label in pairs]
+    boundary = sum(boundary_areas(*pair, 5) for pair in judged)
+    by_size = sum(areas_by_size(*pair, 5) for pair in judged)
+    for found, expected in ((metrics.boundary, boundary), (metrics.by_size, by_size)):
+        np.testing.assert_array_equal([found.intersection, found.label, found.pred], expected)
+    content = metrics.to_dict(tuple("abcde"))
+    assert content["mBoundaryIoU"] == pytest.approx(metrics.boundary.iou.mean())
+    assert content["mIoU_small"] == pytest.approx(np.nanmean(metrics.by_size.iou[0]))
+    assert content["classes"]["b"]["BoundaryIoU"] == metrics.boundary.iou[1]

@@ -7,7 +7,7 @@ in CamVid's layout.
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import predict as predict_cli
 import train as train_cli
 from segret_jax.errors import InputError
 from segret_jax.evaluation import inference
-from segret_jax.evaluation.inference import Predictor
+from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
+from segret_jax.evaluation.plan import Plan
 from segret_jax.training import loop
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +36,11 @@ pytestmark = pytest.mark.usefixtures("mini", "uncompiled")
 
 
 class Zeros(Predictor):
-    def label_map(self, image: np.ndarray) -> np.ndarray:
-        return np.zeros(image.shape[:2], np.uint8)
+    def predict(self, batch: Sequence[Prepared]) -> list[Prediction]:
+        return [Prediction(np.zeros(i.size, np.uint8), np.zeros(i.size, bool)) for i in batch]
+
+    def forecast(self, plan: Plan) -> str:
+        return "nothing"
 
 
 @pytest.fixture
@@ -132,6 +136,14 @@ def test_pairs_and_folders_are_checked_before_anything_is_written(faulty, workdi
     assert not workdir.exists()
 
 
+def test_labels_that_count_from_1_are_told_before_the_start(faulty, workdir):
+    for i in range(6):
+        Image.fromarray(np.full(SIZE, 6 + i, np.uint8)).save(faulty.label(i))
+    message = error_of_training(faulty, workdir)
+    assert "camvid, training (6 files read): the files hold 11, one more than the last" in message
+    assert not workdir.exists()
+
+
 # While it trains
 
 
@@ -146,10 +158,10 @@ def test_a_truncated_image_is_named(faulty, workdir):
 def test_a_stray_label_and_sizes_that_differ_are_named(faulty, workdir):
     for i in range(6):
         stray = np.zeros(SIZE, np.uint8)
-        stray[3, 7] = 11
+        stray[3, 7] = 77
         Image.fromarray(stray).save(faulty.label(i))
     message = error_of_training(faulty, workdir)
-    stray_label = rf"{faulty.data}/annotations/training/\d\.png: label id 11 at pixel \(y=3, x=7\)"
+    stray_label = rf"{faulty.data}/annotations/training/\d\.png: label id 77 at pixel \(y=3, x=7\)"
     assert re.match(stray_label, message)
     for i in range(6):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(faulty.label(i))

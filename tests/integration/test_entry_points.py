@@ -123,15 +123,49 @@ def test_a_finished_run_evaluates_again_and_changes_nothing(workdir, scores):
 def test_eval_gives_the_best_score_of_the_run_exactly(workdir, scores, tmp_path):
     validation = records(workdir, "validation")
     best = max(validation, key=lambda step: validation[step]["mIoU"])
-    done = run(command("eval.py", "--workdir", workdir, "--save_dir", tmp_path))
+    done = run(command("eval.py", "--workdir", workdir, "--out", tmp_path, "--overlays"))
     content = read_json(tmp_path / "metrics.json")
     assert content["mIoU"] == validation[best]["mIoU"]
     assert content["checkpoint"] == str(workdir / "checkpoints" / str(best))
     assert f"mIoU {100 * content['mIoU']:.2f}" in done.stdout
-    overlays = sorted(tmp_path.glob("*.png"))
+    assert "4 images in 4 batches" in done.stdout  # the forecast
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert picture.size[0] > 300
+    overlays = sorted((tmp_path / "overlays").glob("*.png"))
     assert [path.stem for path in overlays] == [f"scene_{i:06d}" for i in range(4)]
     with Image.open(overlays[0]) as overlay:
         assert (overlay.size, overlay.mode) == ((32, 32), "RGB")
+
+
+def compare(a: Path, b: Path) -> tuple[int, str]:
+    files = (a / "metrics.json", b / "metrics.json")
+    done = subprocess.run(
+        [sys.executable, "-m", "segret_jax.compare", *map(str, files)],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not done.stderr
+    return done.returncode, done.stdout
+
+
+def test_results_are_compared_only_if_their_protocol_is_one(workdir, tmp_path):
+    evaluation = command("eval.py", "--checkpoint", workdir / "checkpoints" / "2")
+    run([*evaluation, "--out", str(tmp_path / "a")])
+    run([*evaluation, "--out", str(tmp_path / "b"), "--config.eval.flip=true"])
+    assert compare(tmp_path / "a", workdir)[0] == 0
+    status, text = compare(tmp_path / "a", tmp_path / "b")
+    assert status == 1
+    assert "flip: A False, B True" in text
+
+
+def test_other_classes_than_the_checkpoints_are_refused(workdir):
+    other = command("eval.py", "--workdir", workdir, "--config.data.dataset=camvid")
+    done = subprocess.run(
+        other, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"error: .* was trained on the 8 classes of .*camvid has 11: .*\n", done.stderr
+    )
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):

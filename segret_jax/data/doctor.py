@@ -1,0 +1,147 @@
+"""Check a dataset before a run: python -m segret_jax.data check DIR --dataset ade20k.
+
+Reads every pair of image and label, in a folder or prepared, on all cores; names what is wrong
+with it and how to mend it, and writes a report with pictures. Exit status: 0 without errors, 1
+with errors, 2 if there was nothing to check.
+"""
+
+import os
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from segret_jax import cli
+from segret_jax.data.datasets import DatasetSpec, get_dataset
+from segret_jax.data.doctor_examine import examine_all
+from segret_jax.data.doctor_findings import (
+    ERROR,
+    NOTE,
+    Diagnosis,
+    Finding,
+    SplitScan,
+    find_all,
+    weights_setting,
+)
+from segret_jax.data.doctor_report import write_report
+from segret_jax.data.prepared import open_files
+from segret_jax.data.sources import FolderSource, RecordSource, find_pairs
+from segret_jax.errors import InputError
+
+SPLITS = ("training", "validation")
+SHOWN = 3  # places of a finding on the terminal; the report has more, findings.json all
+
+
+def main(argv: list[str]) -> None:
+    """Check the dataset that `argv` names; leave with status 1 if it has errors."""
+    parser = cli.Parser(__doc__)
+    parser.epilog = None
+    parser.add_argument("path", metavar="DIR", help="the folder that training is given")
+    parser.add_argument("--dataset", required=True, help="a name, or your own as a .json file")
+    parser.add_argument("--split", choices=SPLITS, help="default: all that are there")
+    parser.add_argument("--report", type=Path, default="label_check", help="folder to write to")
+    parser.add_argument("--workers", type=int, default=0, help="processes; default: all cores")
+    parser.add_argument("--seed", type=int, default=0, help="of the random samples that are shown")
+    args = parser.parse_args(argv)
+    start = time.monotonic()
+    diagnosis = check(get_dataset(args.dataset), args.path, split=args.split, workers=args.workers)
+    write_report(diagnosis, args.report, seed=args.seed)
+    print(summary(diagnosis))
+    print(f"{time.monotonic() - start:.0f} s; report: {args.report / 'index.html'}")
+    if diagnosis.count(ERROR):
+        sys.exit(1)
+
+
+def check(
+    spec: DatasetSpec, root: str | Path, *, split: str | None = None, workers: int = 0
+) -> Diagnosis:
+    """Examine one split of a dataset or all that are there; `workers` 0 means all cores.
+
+    Raises InputError where there is no split to examine.
+    """
+    sources, findings = _open_splits(spec, root, (split,) if split else SPLITS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    scans = {}
+    for name, source in sources.items():
+        with tqdm(total=len(source), desc=name, unit="pair") as bar:
+            examined = examine_all(source, workers=workers or cores or 1, progress=bar.update)
+        scans[name] = SplitScan(source=source, examined=examined)
+    return Diagnosis(spec=spec, root=str(root), scans=scans, findings=find_all(scans, findings))
+
+
+def _open_splits(
+    spec: DatasetSpec, root: str | Path, splits: tuple[str, ...]
+) -> tuple[dict[str, RecordSource], list[Finding]]:
+    sources: dict[str, RecordSource] = {}
+    findings, errors = [], []
+    for split in splits:
+        try:
+            sources[split], unpaired = _open_split(spec, root, split)
+            findings += unpaired
+        except InputError as error:
+            severity = ERROR if _has_folder(spec, Path(root).expanduser(), split) else NOTE
+            findings.append(
+                Finding(severity=severity, message=f"not checked: {error}", split=split)
+            )
+            errors.append(error)
+    if not sources:
+        raise errors[0]
+    return sources, findings
+
+
+def _open_split(
+    spec: DatasetSpec, root: str | Path, split: str
+) -> tuple[RecordSource, list[Finding]]:
+    """Open a split as a run would, but where it stops at files without a partner, name them."""
+    try:
+        return open_files(spec, root, split), []
+    except InputError as error:
+        try:
+            pairs = find_pairs(spec, root, split)
+        except InputError:
+            raise error from None
+    findings = [
+        Finding(
+            severity=ERROR,
+            message=f"{len(names)} {these} have no {other} in {folder}; add it or take them out",
+            split=split,
+            places=tuple(names),
+        )
+        for these, names, other, folder in (
+            ("images", pairs.without_label, "label", pairs.label_folder),
+            ("labels", pairs.without_image, "image", pairs.image_folder),
+        )
+        if names
+    ]
+    return FolderSource(spec, root, split, skip_unpaired=True), findings
+
+
+def _has_folder(spec: DatasetSpec, root: Path, split: str) -> bool:
+    """Tell whether there is any folder of just this split: then it is broken, not left out."""
+    return any(
+        (top / folder.format(split=layout.splits[split])).is_dir()
+        for top in (root, root / spec.archive)
+        for layout in spec.layouts
+        for folder in (layout.images, layout.labels)
+        if "{split}" in folder
+    )
+
+
+def summary(diagnosis: Diagnosis) -> str:
+    """Write what was found in lines for the terminal."""
+    lines = [""]
+    if training := diagnosis.scans.get("training"):
+        lines.append("Weights that would balance the classes (see the report):")
+        lines += [*textwrap.wrap(weights_setting(training.pixels), 100), ""]
+    for split, scan in diagnosis.scans.items():
+        layout, pairs = scan.source.layout.name, len(scan.source)
+        lines.append(f"{diagnosis.spec.name} {split}: {pairs} pairs, layout {layout}")
+    for finding in diagnosis.findings:
+        where = f"{finding.split}: " if finding.split else ""
+        lines.append(f"{finding.severity:8}{where}{finding.message}")
+        lines += [f"          {place}" for place in finding.places[:SHOWN]]
+        if len(finding.places) > SHOWN:
+            lines.append(f"          ... and {len(finding.places) - SHOWN} more")
+    return "\n".join([*lines, "", f"{diagnosis.spec.name}: {diagnosis.verdict()}"])

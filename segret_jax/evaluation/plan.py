@@ -1,0 +1,131 @@
+"""Which parts of which images go through the network together, settled before the start.
+
+The network is compiled for each size of its input, and its input is never padded: padding changes
+the results. So images whose inputs have the same sizes share batches, and the sizes, hence the
+compilations, are known from the images' headers.
+"""
+
+import collections
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from segret_jax.config import EvalConfig
+from segret_jax.data.transforms import aligned_size, keep_ratio_size
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """One scale of an image: the network input, and the tiles of it that the network sees.
+
+    A tile is the whole input, or one of the windows that begin at `tops` x `lefts`.
+    """
+
+    size: Size
+    tile: Size
+    tops: tuple[int, ...] = (0,)
+    lefts: tuple[int, ...] = (0,)
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+    @property
+    def logits(self) -> Size:
+        """The size of a tile's logits."""
+        height, width = (-(-side // 4) for side in self.tile)
+        return height, width
+
+    def corner(self, number: int) -> tuple[int, int]:
+        """Return the top left pixel of tile `number`, counted along rows."""
+        row, column = divmod(number, len(self.lefts))
+        return self.tops[row], self.lefts[column]
+
+
+def scaled_target(config: EvalConfig, scale: float) -> tuple[int, int]:
+    """Return `resize_target` at a scale, rounded down."""
+    long, short = config.resize_target
+    return int(long * scale), int(short * scale)
+
+
+def tilings(size: Size, config: EvalConfig) -> tuple[Tiling, ...]:
+    """Return the tiling at each of the config's scales of an image of `size`."""
+    return tuple(_tiling(size, config, scale) for scale in config.scales)
+
+
+def _tiling(size: Size, config: EvalConfig, scale: float) -> Tiling:
+    kept = keep_ratio_size(size, scaled_target(config, scale))
+    network = aligned_size(kept, config.multiple_of)
+    if config.mode == "whole":
+        return Tiling(network, network)
+    tile = min(network[0], config.window[0]), min(network[1], config.window[1])
+    tops, lefts = map(window_starts, network, tile, config.stride)
+    return Tiling(network, tile, tops, lefts)
+
+
+def window_starts(length: int, window: int, stride: int) -> tuple[int, ...]:
+    """Return where windows begin along an axis; the last is moved back inside (spec section 6)."""
+    num = -(-(length - window) // stride) + 1
+    return tuple(min(i * stride, length - window) for i in range(num))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches of indices, in order, and what they ask of the network."""
+
+    batches: list[list[int]]
+    passes: Mapping[Size, int]  # of a batch through the network, by size of its input
+    held_logits: int  # positions at stride 4 kept of one image at most, over all its tiles
+
+    @property
+    def largest(self) -> Size:
+        """The network input with the most pixels."""
+        return max(self.passes, key=math.prod)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all passes, of one image per batch."""
+        return sum(math.prod(size) * count for size, count in self.passes.items())
+
+    def describe(self) -> str:
+        """Return the plan in one line."""
+        num_images = sum(map(len, self.batches))
+        smallest = min(self.passes, key=math.prod)
+        sizes = " to ".join(dict.fromkeys(f"{h}x{w}" for h, w in (smallest, self.largest)))
+        return (
+            f"{num_images} images in {len(self.batches)} batches, {sum(self.passes.values())} "
+            f"passes of the network; sizes of its input to compile: {len(self.passes)} ({sizes})"
+        )
+
+
+def make_plan(sizes: Mapping[int, Size], config: EvalConfig, batch_size: int) -> Plan:
+    """Plan for images given as {index: (height, width)}, `batch_size` at once on all devices.
+
+    Large inputs come first: what does not fit into memory fails at once.
+    """
+    tiled = {index: tilings(size, config) for index, size in sizes.items()}
+    groups = collections.defaultdict(list)
+    for index, scales in tiled.items():
+        groups[tuple(tiling.tile for tiling in scales)].append(index)
+    batches, passes = [], collections.Counter[Size]()
+    views = 2 if config.flip else 1
+    for tiles in sorted(groups, key=lambda tiles: -sum(map(math.prod, tiles))):
+        # Alike in number of windows and in size: the fewer positions of a batch run idle.
+        alike = sorted(groups[tiles], key=lambda i: (_num_windows(tiled[i]), sizes[i]))
+        for start in range(0, len(alike), batch_size):
+            batch = alike[start : start + batch_size]
+            batches.append(batch)
+            for scale, tile in enumerate(tiles):
+                passes[tile] += views * max(tiled[i][scale].num_tiles for i in batch)
+    held = [views * sum(_num_logits(tiling) for tiling in scales) for scales in tiled.values()]
+    return Plan(batches, passes, max(held, default=0))
+
+
+def _num_windows(scales: tuple[Tiling, ...]) -> int:
+    return sum(tiling.num_tiles for tiling in scales)
+
+
+def _num_logits(tiling: Tiling) -> int:
+    return tiling.num_tiles * math.prod(tiling.logits)

@@ -1,0 +1,119 @@
+"""The fingerprint of an evaluation: what must agree for two scores to be compared.
+
+mIoU moves by a point or more with the size of the network's input, the scales, the flip, the
+images and what their labels mean. So every result carries these settings, and its `id` changes
+with each of them. What may differ, such as the weights, is recorded beside them.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from segret_jax.config import Config, EvalConfig
+from segret_jax.data.class_table import ClassTable
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def fingerprint(
+    config: Config,
+    table: ClassTable,
+    *,
+    split: str,
+    names: Sequence[str],
+    label_areas: Int64[np.ndarray, "n k"],
+    lookup: UInt8[np.ndarray, "256"] | None,
+    variables: Any,
+    devices: Sequence[jax.Device],
+) -> dict[str, Any]:
+    """Return {"id", "must_agree", "may_differ"} of plain values for JSON.
+
+    `names` and `label_areas` (`Scoreboard.images.label`) are of the images that were counted, in
+    one order; `lookup` says what stored label values mean, None where nothing is stored;
+    `variables` are the parameters and batch statistics. `id` is a hash of `must_agree`.
+    """
+    dataset = config.data.dataset
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+    must_agree = {
+        "dataset": Path(dataset).stem if dataset.endswith(".json") else dataset,
+        "split": split,
+        "num_images": len(names),
+        "images": digest(sorted(names)),
+        "classes": digest([*table.class_names, *table.raw_ids]),
+        "labels": _sha256([label_areas[order].tobytes()]),
+        **_settings(config.eval),
+    }
+    may_differ = {
+        "weights": weights_digest(variables),
+        "stored_labels": None if lookup is None else digest(lookup.tolist()),
+        **{f"model.{key}": value for key, value in dataclasses.asdict(config.model).items()},
+        "batch_size": config.eval.batch_size,
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "jax": jax.__version__,
+        "version": _version(),
+        "code": code_digest(PACKAGE),
+    }
+    return {"id": digest(must_agree)[:12], "must_agree": must_agree, "may_differ": may_differ}
+
+
+def _settings(config: EvalConfig) -> dict[str, Any]:
+    """Return how images are put before the network; windows only where they are used."""
+    slide = config.mode == "slide"
+    return {
+        "resize_target": list(config.resize_target),
+        "multiple_of": config.multiple_of,
+        "logits_resize": "bilinear twice: to the network's input, then to the image",
+        "mode": config.mode,
+        "window": list(config.window) if slide else None,
+        "stride": list(config.stride) if slide else None,
+        "scales": list(config.scales),
+        "flip": config.flip,
+    }
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a plain value's JSON."""
+    return _sha256([json.dumps(value, sort_keys=True).encode()])
+
+
+def weights_digest(variables: Any) -> str:
+    """Return the SHA-256 over path, shape, dtype and bytes of each array, sorted by path."""
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    return _sha256(
+        part
+        for path, leaf in sorted(leaves.items())
+        for part in (f"{path} {leaf.shape} {leaf.dtype}".encode(), leaf.tobytes())
+    )
+
+
+def code_digest(package: Path) -> str:
+    """Return the SHA-256 over the paths and contents of a package's Python files."""
+    files = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
+    return _sha256(
+        part for path, file in sorted(files.items()) for part in (path.encode(), file.read_bytes())
+    )
+
+
+def _sha256(parts: Iterable[bytes]) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part).digest())  # so that no byte can move to the next part
+    return total.hexdigest()
+
+
+def _version() -> str:
+    try:
+        return metadata.version("segret-jax")
+    except metadata.PackageNotFoundError:
+        return "not installed"  # run from a checkout: the hash of the code identifies it

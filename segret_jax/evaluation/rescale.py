@@ -1,0 +1,193 @@
+"""From logits at stride 4 to scores at the image's own size, as released, block by block.
+
+Everything up to the softmax is linear and acts on rows and columns separately. For each axis of
+each tile (the network's whole input, or a window of it) the chain
+
+    image ← resize ← divide by the overlap count ← place the window ← resize ← logits
+
+is one sparse matrix with four weights per row, multiplied together on the host. Both resizes are
+in it: going to the image in one misses the released probabilities by 3e-3.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from segret_jax.evaluation.plan import Size, Tiling
+
+NUM_TAPS = 4
+BLOCK = (64, 256)  # pixels worked out at once: 11 MB for 171 classes
+
+
+class Taps(NamedTuple):
+    """A sparse matrix: out[i] = Σ_t weights[i, t] · in[indices[i, t]]; or one for each image."""
+
+    indices: np.ndarray  # int [n, t] or [b, n, t]
+    weights: np.ndarray  # float
+
+    def part(self, start: int, length: int) -> "Taps":
+        """Return the rows of each image's matrix from `start` on."""
+        return Taps(*(array[:, start : start + length] for array in self))
+
+    @property
+    def used(self) -> Bool[np.ndarray, " b"]:
+        """Return whether each image's matrix has weights other than 0."""
+        return np.any(self.weights, (1, 2))
+
+
+class Tile(NamedTuple):
+    """One tile of each image of a batch: its logits, and the matrices from them to the image."""
+
+    logits: Array  # [b, h, w, k]
+    rows: Taps  # [b, H, 4]; zero for an image that has no such tile
+    columns: Taps  # [b, W, 4]
+
+
+def bilinear_taps(num_out: int, num_in: int) -> Taps:
+    """Return the resize of `num_in` values to `num_out`: half-pixel centres, no antialiasing."""
+    source = np.clip((np.arange(num_out) + 0.5) * num_in / num_out - 0.5, 0, num_in - 1)
+    low = np.floor(source).astype(np.int64)
+    high = np.minimum(low + 1, num_in - 1)
+    share = source - low
+    return Taps(np.stack([low, high], 1), np.stack([1 - share, share], 1))
+
+
+def tile_taps(
+    num_out: int, num_network: int, starts: tuple[int, ...], tile: int, num_logits: int
+) -> list[Taps]:
+    """Return for each tile of an axis the matrix from its logits to the image.
+
+    The axis has `num_out` pixels in the image and `num_network` in the network's input; the tiles
+    are `tile` pixels long, begin there at `starts` and give `num_logits` values each. The sum of
+    their products is the average of the tiles where they overlap.
+    """
+    to_image, to_tile = bilinear_taps(num_out, num_network), bilinear_taps(tile, num_logits)
+    count = np.zeros(num_network)
+    for start in starts:
+        count[start : start + tile] += 1
+    averaged = to_image.weights / count[to_image.indices]
+    products = []
+    for start in starts:
+        place = to_image.indices - start
+        inside = (place >= 0) & (place < tile)
+        placed = Taps(np.where(inside, place, 0), np.where(inside, averaged, 0))
+        products.append(_product(placed, to_tile))
+    return products
+
+
+def _product(outer: Taps, inner: Taps) -> Taps:
+    """Return the matrix that applies `inner`, then `outer`."""
+    indices = inner.indices[outer.indices].reshape(len(outer.indices), -1)
+    weights = outer.weights[..., None] * inner.weights[outer.indices]
+    return Taps(indices.astype(np.int32), weights.reshape(indices.shape).astype(np.float32))
+
+
+def image_taps(size: Size, tiling: Tiling, number: int, *, mirrored: bool) -> tuple[Taps, Taps]:
+    """Return the matrices of rows and of columns from one tile's logits to an image of `size`.
+
+    Those of a mirrored view also mirror its scores back, at the image's size.
+    """
+    tops_and_lefts = tiling.tops, tiling.lefts
+    row, column = divmod(number, len(tiling.lefts))
+    axes = zip(size, tiling.size, tops_and_lefts, tiling.tile, tiling.logits, strict=True)
+    rows, columns = (tile_taps(*axis) for axis in axes)
+    if mirrored:
+        return rows[row], Taps(*(array[::-1] for array in columns[column]))
+    return rows[row], columns[column]
+
+
+def stack_taps(matrices: Sequence[Taps | None], num_rows: int, *, multiple: int) -> Taps:
+    """Put one matrix per image into [b, n, 4], n being `num_rows` up to a multiple.
+
+    None and the rows past a matrix's end become zero.
+    """
+    shape = (len(matrices), -(-num_rows // multiple) * multiple, NUM_TAPS)
+    stacked = Taps(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+    for i, matrix in enumerate(matrices):
+        if matrix is not None:
+            stacked.indices[i, : len(matrix.indices)] = matrix.indices
+            stacked.weights[i, : len(matrix.weights)] = matrix.weights
+    return stacked
+
+
+Multiply = Callable[[Array, np.ndarray, np.ndarray], Array]
+
+
+def blocks(
+    views: Sequence[Sequence[Tile]], multiply_rows: Multiply, multiply_columns: Multiply
+) -> Iterator[tuple[Size, list[Array]]]:
+    """Yield the top left pixel of each block of the images and, for each view, its logits.
+
+    They are [b, *BLOCK, k]; beyond an image's edges they mean nothing. The functions are those
+    below, compiled.
+    """
+    height, width = views[0][0].rows.indices.shape[1], views[0][0].columns.indices.shape[1]
+    for top in range(0, height, BLOCK[0]):
+        strips = [_strips(view, top, multiply_rows) for view in views]
+        for left in range(0, width, BLOCK[1]):
+            logits = [_sum(view, left, multiply_columns) for view in strips]
+            within = [scores for scores in logits if scores is not None]
+            if within:  # a block outside of every image is so in every view
+                yield (top, left), within
+
+
+class _Strip(NamedTuple):
+    logits: Array  # [b, BLOCK[0], w, k]: the rows are the image's, the columns still the tile's
+    used: Bool[np.ndarray, " b"]
+    columns: Taps
+
+
+def _strips(view: Sequence[Tile], top: int, multiply_rows: Multiply) -> list[_Strip]:
+    strips = []
+    for tile in view:
+        rows = tile.rows.part(top, BLOCK[0])
+        if rows.used.any():
+            strips.append(_Strip(multiply_rows(tile.logits, *rows), rows.used, tile.columns))
+    return strips
+
+
+def _sum(strips: Sequence[_Strip], left: int, multiply_columns: Multiply) -> Array | None:
+    total = None
+    for strip in strips:
+        columns = strip.columns.part(left, BLOCK[1])
+        if (strip.used & columns.used).any():
+            scores = multiply_columns(strip.logits, *columns)
+            total = scores if total is None else total + scores
+    return total
+
+
+def multiply_rows(
+    x: Float[Array, "b h w k"], indices: Int32[Array, "b n t"], weights: Float32[Array, "b n t"]
+) -> Float[Array, "b n w k"]:
+    """Multiply each image's matrix with the rows of `x`."""
+    return jax.vmap(_multiply)(x, indices, weights)
+
+
+def multiply_columns(
+    x: Float[Array, "b h w k"], indices: Int32[Array, "b n t"], weights: Float32[Array, "b n t"]
+) -> Float[Array, "b h n k"]:
+    """Multiply each image's matrix with the columns of `x`."""
+    return jax.vmap(jax.vmap(_multiply, (0, None, None)))(x, indices, weights)
+
+
+def _multiply(x: Array, indices: Array, weights: Array) -> Array:
+    """Gather and add: an argument, unlike a constant, compiles nothing for another image size."""
+    weights = weights.reshape(*weights.shape, *(1,) * (x.ndim - 1))
+    terms = [weights[:, t] * x.at[indices[:, t]].get(mode="clip") for t in range(NUM_TAPS)]
+    return functools.reduce(jnp.add, terms)
+
+
+def assemble(parts: Iterable[tuple[Size, Array]], size: Size) -> np.ndarray:
+    """Put blocks [b, n, m, ...] together to [b, h, w, ...], cut to `size`."""
+    whole = np.empty(0)
+    for (top, left), part in parts:
+        pixels = np.asarray(part)[:, : size[0] - top, : size[1] - left]
+        if not whole.size:
+            whole = np.zeros((len(pixels), *size, *pixels.shape[3:]), pixels.dtype)
+        whole[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
+    return whole

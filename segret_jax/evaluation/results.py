@@ -1,0 +1,145 @@
+"""A result as files: metrics.json, the areas of each image in per_image.npz, the confusion matrix.
+
+The scores can be made again from the areas, and compared image by image. metrics.json holds the
+hash of its per_image.npz, since two files can be parted or mixed up.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segret_jax.config import Config
+from segret_jax.data.class_table import ClassTable
+from segret_jax.data.sources import RecordSource, Source
+from segret_jax.errors import InputError
+from segret_jax.evaluation.areas import Areas
+from segret_jax.evaluation.confusion import picture, write_csv
+from segret_jax.evaluation.evaluate import Result
+from segret_jax.evaluation.inference import Predictor
+from segret_jax.evaluation.protocol import fingerprint
+from segret_jax.evaluation.visualize import save_png
+
+METRICS = "metrics.json"
+PER_IMAGE = "per_image.npz"
+KEYS = ("names", "intersection", "label_area", "pred_area")
+AGAIN = "evaluate again with eval.py"
+
+
+@dataclass(frozen=True)
+class SavedResult:
+    """What `read` found: the scores, and the areas of the images by name, names sorted."""
+
+    file: Path
+    content: dict[str, Any]
+    names: list[str]
+    images: Areas
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The fingerprint; see `protocol.fingerprint`."""
+        return self.content["protocol"]
+
+
+def save(
+    folder: Path,
+    result: Result,
+    predictor: Predictor,
+    source: Source,
+    *,
+    config: Config,
+    table: ClassTable,
+    checkpoint: Path,
+) -> Path:
+    """Write what was evaluated into `folder`, with its protocol; return the path of metrics.json.
+
+    `source` holds the validation images. Raises InputError if the disk refuses.
+    """
+    board = result.scoreboard
+    names = [source.name(int(index)) for index in np.flatnonzero(board.counted)]
+    protocol = fingerprint(
+        config,
+        table,
+        split="validation",
+        names=names,
+        label_areas=board.images.label,
+        lookup=source.layout.lookup if isinstance(source, RecordSource) else None,
+        variables=predictor.variables,
+        devices=predictor.mesh.devices.flatten().tolist(),
+    )
+    save_png(picture(board.counts, table.class_names), folder / "confusion.png")
+    write_csv(board.counts, table.class_names, folder / "confusion.csv")
+    content = {"checkpoint": str(checkpoint), **result.to_dict(table)}
+    return write(folder, content, protocol=protocol, names=names, images=board.images)
+
+
+def write(
+    folder: Path,
+    content: dict[str, Any],
+    *,
+    protocol: dict[str, Any],
+    names: Sequence[str],
+    images: Areas,
+) -> Path:
+    """Write both files into `folder` and return the path of metrics.json.
+
+    `content` are the scores, `names` those of the images counted, in the order of `images`. Each
+    file appears whole or not at all. Raises InputError if the disk refuses.
+    """
+    if len(names) != len(images.label):
+        raise ValueError(f"{len(names)} names of {len(images.label)} images; give those counted")
+    stored = io.BytesIO()
+    areas = (images.intersection, images.label, images.pred)
+    arrays = dict(zip(KEYS, (np.array(names, str), *areas), strict=True))
+    np.savez_compressed(stored, allow_pickle=False, **arrays)
+    _write_whole(folder / PER_IMAGE, stored.getvalue())
+    belongs = hashlib.sha256(stored.getvalue()).hexdigest()
+    content = {**content, "protocol": protocol, "per_image": belongs}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    _write_whole(folder / METRICS, text.encode())
+    return folder / METRICS
+
+
+def read(file: Path) -> SavedResult:
+    """Read a metrics.json and the per_image.npz beside it.
+
+    Raises InputError if one is missing or damaged, if the file was written before results had a
+    protocol, or if the two do not belong together.
+    """
+    text = _bytes_of(file, "evaluate first, or give another file")
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{file} is no JSON ({error}); give a {METRICS}, or {AGAIN}") from error
+    if not isinstance(content, dict) or not {"protocol", "per_image"} <= content.keys():
+        raise InputError(f"{file} does not say by which protocol it was made; {AGAIN}")
+    beside = file.parent / PER_IMAGE
+    stored = _bytes_of(beside, f"it belongs to {file.name}: put it there, or {AGAIN}")
+    if hashlib.sha256(stored).hexdigest() != content["per_image"]:
+        raise InputError(f"{beside} does not belong to {file.name}, its hash differs; {AGAIN}")
+    with np.load(io.BytesIO(stored)) as arrays:
+        names, *areas = (arrays[key] for key in KEYS)
+    order = np.argsort(names, kind="stable")
+    return SavedResult(file, content, names[order].tolist(), Areas(*areas)[order])
+
+
+def _bytes_of(file: Path, remedy: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}); {remedy}") from error
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    partial = file.with_suffix(".partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(file)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror or error}") from error

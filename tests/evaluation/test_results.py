@@ -1,0 +1,101 @@
+"""metrics.json with its per_image.npz: whole, together, and what is said where they are not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segret_jax.errors import InputError
+from segret_jax.evaluation import results
+from segret_jax.evaluation.areas import Areas
+
+PROTOCOL = {"id": "0123456789ab", "must_agree": {"flip": False}, "may_differ": {"jax": "1"}}
+AREAS = Areas(*np.arange(18).reshape(3, 3, 2))
+NAMES = ("town/b", "town/c", "country/a")
+
+
+def write(folder: Path, **scores: Any) -> Path:
+    return results.write(folder, scores, protocol=PROTOCOL, names=NAMES, images=AREAS)
+
+
+def test_what_was_written_comes_back_sorted_by_name(tmp_path: Path):
+    file = write(tmp_path / "new" / "folder", mIoU=0.5, classes={"a": {}})
+    assert file == tmp_path / "new" / "folder" / "metrics.json"
+    assert sorted(path.name for path in file.parent.iterdir()) == ["metrics.json", "per_image.npz"]
+    found = results.read(file)
+    assert (found.content["mIoU"], found.protocol) == (0.5, PROTOCOL)
+    assert found.names == ["country/a", "town/b", "town/c"]
+    for mine, stored in (
+        (AREAS.intersection, found.images.intersection),
+        (AREAS.label, found.images.label),
+        (AREAS.pred, found.images.pred),
+    ):
+        np.testing.assert_array_equal(stored, mine[[2, 0, 1]])
+
+
+def test_names_and_areas_must_be_as_many(tmp_path: Path):
+    with pytest.raises(ValueError, match="2 names of 3 images"):
+        results.write(tmp_path, {}, protocol=PROTOCOL, names=NAMES[:2], images=AREAS)
+
+
+def test_a_write_that_fails_leaves_the_older_result_whole(tmp_path: Path):
+    file = write(tmp_path, mIoU=0.5)
+    (tmp_path / "per_image.partial").mkdir()
+    with pytest.raises(InputError, match=r"cannot write \S+per_image\.npz: Is a directory"):
+        write(tmp_path, mIoU=0.6)
+    assert results.read(file).content["mIoU"] == 0.5
+
+
+def cut(file: Path) -> None:
+    file.write_text(file.read_text()[:-9])
+
+
+def older(file: Path) -> None:
+    content = json.loads(file.read_text())
+    del content["protocol"], content["per_image"]
+    file.write_text(json.dumps(content))
+
+
+def no_dict(file: Path) -> None:
+    file.write_text("[1, 2]")
+
+
+def binary(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe\x00")
+
+
+def parted(file: Path) -> None:
+    (file.parent / "per_image.npz").unlink()
+
+
+def mixed_up(file: Path) -> None:
+    other = results.write(
+        file.parent / "other", {}, protocol=PROTOCOL, names=NAMES, images=AREAS[np.array([2, 1, 0])]
+    )
+    (other.parent / "per_image.npz").replace(file.parent / "per_image.npz")
+
+
+def removed(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (removed, r"metrics\.json cannot be read \(No such file or directory\); evaluate first"),
+        (cut, r"metrics\.json is no JSON \(.+\); give a metrics\.json, or evaluate again"),
+        (binary, r"metrics\.json is no JSON"),
+        (older, r"metrics\.json does not say by which protocol it was made; evaluate again with"),
+        (no_dict, r"metrics\.json does not say by which protocol"),
+        (parted, r"per_image\.npz cannot be read \(.+\); it belongs to metrics\.json: put it"),
+        (mixed_up, r"per_image\.npz does not belong to metrics\.json, its hash differs; evaluate"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_a_remedy_in_one_line(tmp_path: Path, harm, message):
+    file = write(tmp_path, mIoU=0.5)
+    harm(file)
+    with pytest.raises(InputError, match=f"^{tmp_path}/{message}") as caught:
+        results.read(file)
+    assert "\n" not in str(caught.value)
