@@ -95,7 +95,10 @@ def _packaged_class_table(name: str) -> ClassTable:
     return parse_class_table(content, name, default_name=name)
 
 
-def parse_class_table(content: Any, where: str, *, default_name: str) -> ClassTable:
+def parse_class_table(
+    content: Any, where: str, *, default_name: str, most: int = STRAY
+) -> ClassTable:
+    """Build the table from a JSON file's content; `most` classes, InputError if it is none."""
     try:
         rows = content["classes"]
         table = ClassTable(
@@ -107,7 +110,7 @@ def parse_class_table(content: Any, where: str, *, default_name: str) -> ClassTa
         ids = [row["id"] for row in rows]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where} is no class table ({error!r}); {_TABLE_FORM}") from error
-    if ids != list(range(len(ids))) or not 1 <= len(ids) <= STRAY:
+    if ids != list(range(len(ids))) or not 1 <= len(ids) <= most:
         raise InputError(f"{where} is no class table (its ids are {ids}); {_TABLE_FORM}")
     if len(set(table.class_names)) < len(ids):
         raise InputError(f"{where} names a class twice; names tell classes apart in all results")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segret_jax.data import doctor
 from segret_jax.data.datasets import get_dataset
-from segret_jax.data.doctor_examine import CHUNK, difference_hash, examine_all
-from segret_jax.data.doctor_findings import Diagnosis, class_weights
+from segret_jax.data.doctor import check as doctor
+from segret_jax.data.doctor.examine import CHUNK, difference_hash, examine_all
+from segret_jax.data.doctor.findings import Diagnosis, class_weights
 from segret_jax.data.sources import FolderSource, Record, RecordSource
 from segret_jax.errors import InputError
 
@@ -141,7 +141,7 @@ def test_a_file_that_crashes_the_decoder(folder, monkeypatch):
     def crash(content: bytes, *, where: str) -> np.ndarray:
         raise MemoryError("no more")
 
-    monkeypatch.setattr("segret_jax.data.doctor_examine.decode_image", crash)
+    monkeypatch.setattr("segret_jax.data.doctor.examine.decode_image", crash)
     message = (
         "training: 6 images cannot be decoded (JPEG of mode RGB); convert or download them again"
     )

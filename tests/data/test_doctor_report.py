@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segret_jax.data import doctor
 from segret_jax.data.class_table import IGNORE, STRAY
 from segret_jax.data.datasets import load_dataset
-from segret_jax.data.doctor_examine import Examined, Fault
-from segret_jax.data.doctor_findings import Diagnosis, SplitScan
-from segret_jax.data.doctor_report import (
+from segret_jax.data.doctor import check as doctor
+from segret_jax.data.doctor.examine import Examined, Fault
+from segret_jax.data.doctor.findings import Diagnosis, SplitScan
+from segret_jax.data.doctor.report import (
     HIGHLIGHT,
     PICTURES,
     WIDTH,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from segret_jax.data.class_table import STRAY
 from segret_jax.data.datasets import DATASETS, Layout, get_dataset, load_dataset
-from segret_jax.data.label_signs import quick_check, shift_signs
+from segret_jax.data.doctor.signs import quick_check, shift_signs
 from segret_jax.data.sources import FolderSource
 from segret_jax.errors import InputError
 

@@ -251,9 +251,9 @@ def test_a_folder_is_opened_with_its_own_class_table(tmp_path: Path):
     for folder, suffix in (("images", ".jpg"), ("annotations", ".png")):
         path = tmp_path / folder / "validation" / f"a{suffix}"
         path.parent.mkdir(parents=True)
-        Image.fromarray(np.zeros((4, 6), np.uint8)).save(path)
+        Image.fromarray(np.full((4, 6), 150, np.uint8)).save(path)
     config = DataConfig(dataset="ade20k", root=str(tmp_path))
-    assert open_source(config, "validation")[0]["label"].tolist() == [[255] * 6] * 4
+    assert open_source(config, "validation")[0]["label"].tolist() == [[149] * 6] * 4
     assert class_table(config).num_classes == 150
     with pytest.raises(InputError, match=r"there is no folder .*images/training; ade20k needs"):
         open_source(config, "training")

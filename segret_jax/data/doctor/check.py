@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from segret_jax import cli
 from segret_jax.data.datasets import DatasetSpec, get_dataset
-from segret_jax.data.doctor_examine import examine_all
-from segret_jax.data.doctor_findings import (
+from segret_jax.data.doctor.examine import examine_all
+from segret_jax.data.doctor.findings import (
     ERROR,
     NOTE,
     Diagnosis,
@@ -25,8 +25,8 @@ from segret_jax.data.doctor_findings import (
     find_all,
     weights_setting,
 )
-from segret_jax.data.doctor_report import write_report
-from segret_jax.data.prepared import open_files
+from segret_jax.data.doctor.report import write_report
+from segret_jax.data.shards.prepared import open_files
 from segret_jax.data.sources import FolderSource, RecordSource, find_pairs
 from segret_jax.errors import InputError
 

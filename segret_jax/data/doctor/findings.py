@@ -10,9 +10,9 @@ from jaxtyping import Float64, Int64
 
 from segret_jax.data.class_table import IGNORE, STRAY
 from segret_jax.data.datasets import DatasetSpec
-from segret_jax.data.doctor_duplicates import NEAR, repeated, shared
-from segret_jax.data.doctor_examine import Examined
-from segret_jax.data.label_signs import REMEDY, shift_signs
+from segret_jax.data.doctor.duplicates import NEAR, repeated, shared
+from segret_jax.data.doctor.examine import Examined
+from segret_jax.data.doctor.signs import REMEDY, shift_signs
 from segret_jax.data.sources import RecordSource
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")

@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 from jaxtyping import UInt64
 
-from segret_jax.data.doctor_examine import Examined
+from segret_jax.data.doctor.examine import Examined
 
 NEAR = 3  # bits in which the difference hashes of two images that look alike may differ
 PLAIN = 8  # fewer bits set, or not set, are too few to tell an image by

@@ -15,8 +15,8 @@ from PIL import Image, ImageFilter
 
 from segret_jax.data.class_table import IGNORE, STRAY, ClassTable
 from segret_jax.data.decode import decode_image, decode_label
-from segret_jax.data.doctor_examine import Examined
-from segret_jax.data.doctor_findings import (
+from segret_jax.data.doctor.examine import Examined
+from segret_jax.data.doctor.findings import (
     ERROR,
     WARNING,
     Diagnosis,

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from segret_jax.data.class_table import IGNORE, STRAY
 from segret_jax.data.decode import decode_image, decode_label, stored_form
-from segret_jax.data.label_signs import count_stored
+from segret_jax.data.doctor.signs import count_stored
 from segret_jax.data.sources import Record, RecordSource
 from segret_jax.errors import InputError
 
@@ -26,7 +26,7 @@ CHUNK = 16  # pairs that a worker takes at a time
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something about one pair: kind (of `doctor_findings.KINDS`), form of the file, details."""
+    """Something about one pair: kind (of `findings.KINDS`), form of the file, details."""
 
     kind: str
     form: str

@@ -1,0 +1,150 @@
+"""The stored form of prepared records, through TensorFlow Datasets (without TensorFlow).
+
+The only module that imports `tensorflow_datasets`; import it late, where records are written or
+read, since that takes half a second.
+"""
+
+import contextlib
+import os
+import tempfile
+import zlib
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, pairwise
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from tqdm import tqdm
+
+from segret_jax.data.shards.manifest import VERSION
+from segret_jax.data.sources import Record, RecordSource
+
+
+class PairBuilder(tfds.core.GeneratorBasedBuilder):
+    """Writes the pairs of folders as records: name, both files as they are, and a checksum.
+
+    Every pair is decoded and mapped first; the InputError of a faulty one ends the run. Afterwards
+    `sizes` holds the images' (height, width) by split, in the order of the records.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+    code_path = None  # nothing is downloaded by TFDS; looking for it needs importlib_resources
+
+    def __init__(self, *, name: str, sources: Mapping[str, RecordSource], data_dir: str) -> None:
+        self.name = name
+        self.sources = sources
+        self.sizes: dict[str, list[tuple[int, int]]] = {}
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "name": tfds.features.Text(),
+                "image": tfds.features.Text(),  # bytes, unchanged
+                "label": tfds.features.Text(),
+                "checksum": tfds.features.Scalar(np.uint32),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Generator]:
+        return {split: self._generate_examples(split) for split in self.sources}
+
+    def _generate_examples(self, split: str) -> Generator[tuple[int, dict[str, Any]]]:
+        sizes = self.sizes[split] = []
+        for index, (record, size) in enumerate(checked(self.sources[split], split)):
+            sizes.append(size)
+            yield index, pack(record)
+
+    def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
+        """Write the shards of all splits one after another, in the order of the sources.
+
+        TFDS's own sorts the records of a split first: in memory, and past 1 GB in files, for which
+        it imports TensorFlow.
+        """
+        generators = self._split_generators(dl_manager)
+        return [
+            self._write_split(split, examples, download_config.num_shards)
+            for split, examples in generators.items()
+        ]
+
+    def _write_split(self, split: str, examples: Generator, num_shards: int) -> tfds.core.SplitInfo:
+        template = self._get_filename_template(split)
+        count, num_bytes = len(self.sources[split]), 0
+        bounds = [round(count * shard / num_shards) for shard in range(num_shards + 1)]
+        lengths = [end - start for start, end in pairwise(bounds)]
+        with contextlib.closing(examples):
+            for shard, length in enumerate(lengths):
+                path = template.sharded_filepath(shard_index=shard, num_shards=num_shards)
+                writer = ArrayRecordWriter(str(path), "group_size:1")  # for random access
+                for _, example in islice(examples, length):
+                    stored = self.info.features.serialize_example(example)
+                    num_bytes += len(stored)
+                    writer.write(stored)
+                writer.close()
+        return tfds.core.SplitInfo(
+            name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template
+        )
+
+
+def checked(source: RecordSource, split: str) -> Iterator[tuple[Record, tuple[int, int]]]:
+    """Yield each record with its image's size, in order, decoded ahead by a few threads."""
+
+    def read(index: int) -> tuple[Record, tuple[int, int]]:
+        record = source.record(index)
+        height, width = source.decode(record)["label"].shape
+        return record, (height, width)
+
+    num_threads = os.cpu_count() or 1
+    ahead: deque = deque()
+    with (
+        ThreadPoolExecutor(num_threads) as pool,
+        tqdm(total=len(source), desc=split, unit="pair", dynamic_ncols=True) as bar,
+    ):
+        try:
+            for index in range(len(source) + 4 * num_threads):
+                if index < len(source):
+                    ahead.append(pool.submit(read, index))
+                if ahead and (index >= len(source) or len(ahead) > 4 * num_threads):
+                    result = ahead.popleft().result()
+                    bar.update()
+                    yield result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def checksum(name: bytes, image: bytes, label: bytes) -> int:
+    """Return the CRC-32 of a record's content."""
+    return zlib.crc32(label, zlib.crc32(image, zlib.crc32(name)))
+
+
+def pack(record: Record) -> dict[str, Any]:
+    """Return the example that stores `record`."""
+    name = record.name.encode()
+    return {
+        "name": name,
+        "image": record.image,
+        "label": record.label,
+        "checksum": checksum(name, record.image, record.label),
+    }
+
+
+def build(builder: PairBuilder, *, shards: int) -> None:
+    """Write all records of a builder, each split in `shards` files."""
+    config = tfds.download.DownloadConfig(num_shards=shards)
+    with tempfile.TemporaryDirectory() as unused:  # TFDS makes a folder for downloads
+        builder.download_and_prepare(download_dir=unused, download_config=config)
+
+
+def open_records(folder: str, split: str, *, data_dir: str, images: Iterable[str] = ()) -> Any:
+    """Return the random-access records of a split, each a dict, with `images` left undecoded.
+
+    `folder` holds the descriptions (dataset_info.json), `data_dir` the shards.
+    """
+    builder = tfds.builder_from_directory(folder)
+    builder.info.update_data_dir(data_dir)
+    skip = {name: tfds.decode.SkipDecoding() for name in images}
+    return builder.as_data_source(split=split, decoders=skip or None)

@@ -1,0 +1,148 @@
+"""The manifest of a prepared dataset: what was written, with sizes and checksums.
+
+It is written last, so a folder without it is incomplete. Beside it lie the shards, TFDS's two
+descriptions and `index.json`, which holds the names and image sizes of all records.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from segret_jax.data.datasets import DatasetSpec
+from segret_jax.errors import InputError
+
+VERSION = "1.0.0"
+"""Of the stored form; it names the folder DATA_DIR/NAME/VERSION."""
+
+MANIFEST, INDEX = "manifest.json", "index.json"
+PREPARE = "python -m segret_jax.data prepare"
+VERIFY = "python -m segret_jax.data verify"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split: the layout its labels were found in, and {shard: number of records}."""
+
+    layout: str
+    shards: dict[str, int]
+
+    @property
+    def num_records(self) -> int:
+        return sum(self.shards.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """Size in bytes and SHA-256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that was written for one dataset; `source` tells where from, without the machine.
+
+    `label_table` is the hash of what stored label values mean (`label_table_hash`).
+    """
+
+    dataset: str
+    version: str
+    source: str
+    label_table: str
+    splits: dict[str, Split]
+    files: dict[str, StoredFile]
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the size of all files."""
+        return sum(file.bytes for file in self.files.values())
+
+    def to_json(self) -> str:
+        """Return the text of manifest.json; the totals are for people."""
+        totals = {
+            "records": {name: split.num_records for name, split in self.splits.items()},
+            "bytes": self.num_bytes,
+        }
+        return json.dumps(dataclasses.asdict(self) | {"totals": totals}, indent=1) + "\n"
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """Read the text of manifest.json; InputError if it is none."""
+    try:
+        content = json.loads(text)
+        return Manifest(
+            **{key: content[key] for key in ("dataset", "version", "source", "label_table")},
+            splits={name: Split(**split) for name, split in content["splits"].items()},
+            files={name: StoredFile(**file) for name, file in content["files"].items()},
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{where} is damaged ({error!r}); delete its folder and prepare the dataset again"
+        ) from error
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a prepared dataset; InputError if it is damaged or not there."""
+    path = folder / MANIFEST
+    try:
+        return parse_manifest(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise incomplete(folder) from None
+
+
+def folder_name(spec: DatasetSpec) -> str:
+    """Return the dataset's name as TFDS takes it for folders and files."""
+    name = re.sub("[^a-z0-9]", "_", spec.name.lower())
+    return name if name[:1].isalpha() else f"set_{name}"
+
+
+def places(spec: DatasetSpec) -> tuple[str, ...]:
+    """Return where below a root the prepared form may lie."""
+    return f"{folder_name(spec)}/{VERSION}", VERSION, "."
+
+
+def incomplete(folder: Path) -> InputError:
+    """Return (not raise) the error for a folder that an interrupted run left behind."""
+    return InputError(
+        f"{folder} is incomplete (it has no {MANIFEST}): its preparation was interrupted; run "
+        f"{PREPARE} again, it starts over"
+    )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def label_table_hash(spec: DatasetSpec) -> str:
+    """Return a hash of the class names and of what every stored label value means."""
+    digest = hashlib.sha256("\n".join(spec.class_table.class_names).encode())
+    for layout in spec.layouts:
+        digest.update(f"\n{layout.name}\n".encode() + layout.lookup.tobytes())
+    return digest.hexdigest()
+
+
+def stored_file(
+    path: Path, *, read: Callable[[int], object] = lambda num_bytes: None
+) -> StoredFile:
+    """Return size and SHA-256 of a file; `read` is told the bytes of each part that was read."""
+    digest, size = hashlib.sha256(), 0
+    for part in _parts(path):
+        digest.update(part)
+        size += len(part)
+        read(len(part))
+    return StoredFile(bytes=size, sha256=digest.hexdigest())
+
+
+def _parts(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while part := file.read(_CHUNK):
+            yield part

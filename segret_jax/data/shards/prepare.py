@@ -1,0 +1,259 @@
+"""Write a dataset as ArrayRecord shards: python -m segret_jax.data prepare ade20k --source DIR ...
+
+Every pair is decoded and checked on the way. The folder is DATA_DIR/NAME/VERSION; it counts once
+its manifest is there, which is written last, so a run may be stopped at any time and run again.
+"""
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging as absl_logging
+from tqdm import tqdm
+
+from segret_jax import cli
+from segret_jax.data.datasets import DatasetSpec, get_dataset
+from segret_jax.data.shards.manifest import (
+    INDEX,
+    MANIFEST,
+    PREPARE,
+    VERIFY,
+    VERSION,
+    Manifest,
+    Split,
+    folder_name,
+    label_table_hash,
+    parse_manifest,
+    read_manifest,
+    stored_file,
+    write_atomically,
+)
+from segret_jax.data.sources import FolderSource, find_pairs
+from segret_jax.errors import InputError
+
+_SPARE = 1.1  # disk needed, as a multiple of the source's size
+SPLITS = ("training", "validation")
+
+
+def prepare(spec: DatasetSpec, source: Path, data_dir: str, *, shards: int) -> str:
+    """Write the splits found in the folder `source`; return where they lie, path or URL.
+
+    A remote `data_dir` is written in the user's cache first, then moved. Does nothing where the
+    same dataset is complete already. Raises InputError for a faulty pair, if another dataset is
+    there, or for too little disk; OSError if the disk is full nevertheless.
+    """
+    sources = find_splits(spec, source)
+    fewest = min(len(found) for found in sources.values())
+    if not 1 <= shards <= fewest:
+        raise InputError(f"--shards is {shards}; it takes 1 to {fewest}, the images of a split")
+    if "://" in data_dir:
+        return _prepare_remote(spec, sources, data_dir.rstrip("/"), shards)
+    folder = Path(data_dir).expanduser().absolute() / folder_name(spec) / VERSION
+    _prepare_local(spec, sources, folder, shards)
+    return str(folder)
+
+
+def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
+    """Return the splits that are there; InputError if none is, or images lack labels."""
+    found: dict[str, FolderSource] = {}
+    missing = None
+    for split in SPLITS:
+        try:
+            find_pairs(spec, source, split)
+        except InputError as error:
+            missing = missing or error
+            continue
+        found[split] = FolderSource(spec, source, split)
+        print(f"{split}: {len(found[split])} pairs, {found[split].layout.describe(split)}")
+    if missing and not found:
+        raise missing
+    if missing:
+        print(f"left out: {missing}")
+    return found
+
+
+def _prepare_remote(
+    spec: DatasetSpec, sources: Mapping[str, FolderSource], data_dir: str, shards: int
+) -> str:
+    from segret_jax.data.shards import remote
+
+    url = f"{data_dir}/{folder_name(spec)}/{VERSION}"
+    there = remote.read_text(f"{url}/{MANIFEST}")
+    if there is not None:
+        index = remote.read_text(f"{url}/{INDEX}") or "{}"
+        _refuse_other(spec, sources, shards, parse_manifest(there, url), json.loads(index), url)
+        print(f"{url} is complete already")
+        return url
+    folder = remote.cache_folder(f"written to {url}") / folder_name(spec) / VERSION
+    manifest = _prepare_local(spec, sources, folder, shards)
+    remote.upload(folder, manifest, url)
+    shutil.rmtree(folder)
+    return url
+
+
+def _prepare_local(
+    spec: DatasetSpec, sources: Mapping[str, FolderSource], folder: Path, shards: int
+) -> Manifest:
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        _refuse_other(spec, sources, shards, manifest, index, str(folder))
+        print(f"{folder} is complete already; {VERIFY} {folder} checks it")
+        return manifest
+    _remove_leftovers(folder)
+    _check_disk(sources, folder)
+    index = _write_shards(spec, sources, folder, shards)
+    write_atomically(folder / INDEX, json.dumps(index))
+    manifest = _describe(spec, sources, folder)
+    write_atomically(folder / MANIFEST, manifest.to_json())
+    return manifest
+
+
+def _refuse_other(
+    spec: DatasetSpec,
+    sources: Mapping[str, FolderSource],
+    shards: int,
+    manifest: Manifest,
+    index: Mapping[str, Any],
+    where: str,
+) -> None:
+    """Raise InputError if what is at `where` is not what is to be written."""
+    there = {
+        "class table": manifest.label_table,
+        "images": {split: content["names"] for split, content in index.items()},
+        "shards": {split: len(stored.shards) for split, stored in manifest.splits.items()},
+    }
+    wanted = {
+        "class table": label_table_hash(spec),
+        "images": {split: source.names for split, source in sources.items()},
+        "shards": dict.fromkeys(sources, shards),
+    }
+    differs = [what for what in there if there[what] != wanted[what]]
+    if differs:
+        raise InputError(
+            f"{where} is complete, but its {' and '.join(differs)} differ from what is to be "
+            "written; delete it, or choose another --data_dir"
+        )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what an interrupted run left: TFDS's unfinished folder, or one without manifest.
+
+    Raises InputError where another program wrote the folder.
+    """
+    leftovers = list(folder.parent.glob(f"incomplete.*_{VERSION}"))
+    if folder.is_dir():
+        info = folder / "dataset_info.json"
+        if not info.is_file() or '"segret_jax.data.shards.builders"' not in info.read_text():
+            raise InputError(f"{folder} is not from {PREPARE}; choose another --data_dir")
+        leftovers.append(folder)
+    for leftover in leftovers:
+        print(f"removing {leftover}, left by an interrupted run")
+        shutil.rmtree(leftover)
+
+
+def _check_disk(sources: Mapping[str, FolderSource], folder: Path) -> None:
+    size = sum(
+        source.image_path(i).stat().st_size + source.label_path(i).stat().st_size
+        for source in sources.values()
+        for i in range(len(source))
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < _SPARE * size:
+        raise InputError(
+            f"{folder.parent} has {free / 1e9:.1f} GB free; preparing needs about "
+            f"{_SPARE * size / 1e9:.1f} GB: free some, or choose another --data_dir"
+        )
+
+
+def _write_shards(
+    spec: DatasetSpec, sources: Mapping[str, FolderSource], folder: Path, shards: int
+) -> dict[str, dict[str, list]]:
+    """Write the shards; return the names and sizes of the records by split."""
+    from segret_jax.data.shards import builders
+
+    builder = builders.PairBuilder(
+        name=folder_name(spec), sources=sources, data_dir=str(folder.parents[1])
+    )
+    try:
+        with _quiet():
+            builders.build(builder, shards=shards)
+    except RuntimeError as error:  # ArrayRecord's, such as for a full disk
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"writing {folder} failed: {reason}") from error
+    return {
+        split: {"names": list(source.names), "sizes": builder.sizes[split]}
+        for split, source in sources.items()
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TFDS's own messages and progress bars away; ours go to the standard error."""
+    import tensorflow_datasets as tfds
+
+    level = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        absl_logging.set_verbosity(level)
+
+
+def _describe(spec: DatasetSpec, sources: Mapping[str, FolderSource], folder: Path) -> Manifest:
+    """Return the manifest of the files in `folder`."""
+    info = json.loads((folder / "dataset_info.json").read_text())
+    lengths = {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    with tqdm(total=size, desc="checksums", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+        stored = {path.name: stored_file(path, read=bar.update) for path in files}
+    return Manifest(
+        dataset=spec.name,
+        version=VERSION,
+        source="; ".join(source.layout.describe(split) for split, source in sources.items()),
+        label_table=label_table_hash(spec),
+        splits={
+            split: Split(
+                layout=source.layout.name,
+                shards=dict(
+                    zip(
+                        (name for name in stored if f"-{split}." in name),
+                        lengths[split],
+                        strict=True,
+                    )
+                ),
+            )
+            for split, source in sources.items()
+        },
+        files=stored,
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Prepare the dataset that `argv` names."""
+    parser = cli.Parser(__doc__)
+    parser.prog, parser.epilog = "python -m segret_jax.data prepare", None
+    parser.add_argument("dataset", help="a name, or your own as a .json file")
+    parser.add_argument("--source", type=Path, required=True, help="the folder as downloaded")
+    parser.add_argument(
+        "--data_dir", required=True, help="where to write: a folder, gs:// or s3://"
+    )
+    parser.add_argument("--shards", type=int, default=1, help="files per split (default: 1)")
+    parser.add_argument("--download", action="store_true", help="get the archive into --source")
+    args = parser.parse_args(argv)
+    spec = get_dataset(args.dataset)
+    if args.download:
+        from segret_jax.data.shards.download import download
+
+        download(spec, args.source)
+    where = prepare(spec, args.source, args.data_dir, shards=args.shards)
+    print(f"{spec.name} is in {where}; train with --config.data.root={args.data_dir}")

@@ -1,0 +1,150 @@
+"""Reading datasets that were prepared as ArrayRecord shards, by `prepare` or by TFDS itself."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from segret_jax.data.datasets import DatasetSpec
+from segret_jax.data.shards import tfds_sets
+from segret_jax.data.shards.manifest import (
+    INDEX,
+    MANIFEST,
+    PREPARE,
+    VERIFY,
+    VERSION,
+    folder_name,
+    incomplete,
+    label_table_hash,
+    places,
+    read_manifest,
+)
+from segret_jax.data.sources import FolderSource, Record, RecordSource
+from segret_jax.errors import InputError, unknown_name
+
+
+def open_files(spec: DatasetSpec, root: str | Path, split: str) -> RecordSource:
+    """Open a split below `root`, prepared or as a folder; InputError says what is wrong.
+
+    A remote root (gs://, s3://, any URL of fsspec) holds a prepared dataset; what cannot be read
+    there is copied to the local disk first.
+    """
+    spec.split_names(split)
+    if "://" in str(root):
+        from segret_jax.data.shards import remote  # with its libraries, which few runs need
+
+        folder, shards_at = remote.fetch(str(root), places(spec))
+        return PreparedSource(spec, folder, split, shards_at=shards_at)
+    top = Path(root).expanduser().absolute()
+    for place in places(spec):
+        if (top / place / MANIFEST).is_file():
+            return PreparedSource(spec, top / place, split)
+    by_tfds = tfds_sets.find(spec, top)
+    if by_tfds is not None:
+        return tfds_sets.TfdsSource(spec, by_tfds, split)
+    unfinished = top / folder_name(spec) / VERSION
+    if unfinished.is_dir() or any(unfinished.parent.glob("incomplete.*")):
+        raise incomplete(unfinished)
+    return FolderSource(spec, root, split)
+
+
+class StoredRecords:
+    """The names, image sizes and undecoded pairs of one split, each checked when it is read."""
+
+    def __init__(self, folder: Path, split: str, *, shards_at: str = "") -> None:
+        """Read manifest and index of `folder`; its shards may lie elsewhere, at `shards_at`.
+
+        Raises InputError where there is no such split, or the preparation was not finished.
+        """
+        self.manifest = read_manifest(folder)
+        if split not in self.manifest.splits:
+            raise unknown_name(f"split of {folder}", split, self.manifest.splits)
+        self.layout_name = self.manifest.splits[split].layout
+        self._shards = self.manifest.splits[split].shards
+        self._folder, self._split = folder, split
+        self._shards_at = shards_at or str(folder)
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))[split]
+            self.names: list[str] = index["names"]
+            self.sizes: list[tuple[int, int]] = [(h, w) for h, w in index["sizes"]]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{folder / INDEX} is damaged ({error!r}); delete {folder} and run {PREPARE} again"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the open shards: each worker process opens its own."""
+        return {key: value for key, value in self.__dict__.items() if key != "_records"}
+
+    @cached_property
+    def _records(self) -> Any:
+        from segret_jax.data.shards import builders
+
+        return builders.open_records(str(self._folder), self._split, data_dir=self._shards_at)
+
+    def where(self, index: int) -> str:
+        """Say in which shard a record lies, and as which."""
+        position = index
+        for shard, num_records in self._shards.items():
+            if position < num_records:
+                return f"{self._shards_at}/{shard}, record {position}"
+            position -= num_records
+        raise IndexError(f"record {index} of {len(self.names)}")
+
+    def read(self, index: int) -> tuple[bytes, bytes]:
+        """Return the bytes of image and label; InputError names a record that is damaged."""
+        from segret_jax.data.shards import builders
+
+        where = self.where(index)
+        try:
+            stored = self._records[index]
+        except Exception as error:  # ArrayRecord's own, whose kinds are not documented
+            raise self._damaged(where, index, str(error).partition("\n")[0]) from error
+        name, image, label = stored["name"], stored["image"], stored["label"]
+        if name != self.names[index].encode():
+            raise self._damaged(where, index, f"it holds {name.decode(errors='replace')}")
+        if stored["checksum"] != builders.checksum(name, image, label):
+            raise self._damaged(where, index, "its checksum does not fit")
+        return image, label
+
+    def _damaged(self, where: str, index: int, reason: str) -> InputError:
+        return InputError(
+            f"{where} ({self.names[index]}) is damaged: {reason}; {VERIFY} {self._folder} lists "
+            f"all that is, {PREPARE} writes the dataset again once that folder is deleted"
+        )
+
+
+class PreparedSource(RecordSource):
+    """The pairs of one split of a dataset that `prepare` wrote, in the order of its folder."""
+
+    def __init__(self, spec: DatasetSpec, folder: Path, split: str, *, shards_at: str = "") -> None:
+        """Open `folder`, which has a manifest; `shards_at` as in `StoredRecords`.
+
+        Raises InputError where it holds another dataset or was checked with another label table.
+        """
+        self._stored = StoredRecords(folder, split, shards_at=shards_at)
+        manifest = self._stored.manifest
+        if (manifest.dataset, manifest.label_table) != (spec.name, label_table_hash(spec)):
+            raise InputError(
+                f"{folder} holds {manifest.dataset} prepared with another class table than that of "
+                f"{spec.name} now; choose that dataset, or prepare this one into another folder"
+            )
+        self.spec, self.split = spec, split
+        self.layout = spec.layout(self._stored.layout_name)
+        self.names = self._stored.names
+
+    def __repr__(self) -> str:
+        """Name the data, not the machine, as `FolderSource` does."""
+        return f"PreparedSource({self.spec.name}, {self.split}, {len(self)} images)"
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the image's (height, width), which was noted when it was prepared."""
+        return self._stored.sizes[index]
+
+    def record(self, index: int) -> Record:
+        """Return the undecoded pair; InputError where it is damaged."""
+        name = self.names[index]
+        image, label = self._stored.read(index)
+        where = f"{self._stored.where(index)}: {name}"
+        image_path = f"{where}{self.layout.image_suffix}"
+        return Record(name, image, label, image_path, f"{where}{self.layout.label_suffix}")

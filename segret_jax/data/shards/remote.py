@@ -1,0 +1,141 @@
+"""Prepared datasets at remote places, through fsspec: copied to the local disk, or read there.
+
+ArrayRecord itself reads gs://, so only the small files are copied from there. From any other store
+all files are. A copy counts once its manifest is there, which comes last in both directions.
+"""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pooch
+from tqdm import tqdm
+
+from segret_jax.data.shards.manifest import (
+    MANIFEST,
+    PREPARE,
+    Manifest,
+    StoredFile,
+    parse_manifest,
+    stored_file,
+    write_atomically,
+)
+from segret_jax.errors import InputError
+
+_BACKENDS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}
+_CHUNK = 1 << 20
+
+
+def cache_folder(url: str) -> Path:
+    """Return the local folder that stands for a URL, in the user's cache (XDG_CACHE_HOME)."""
+    key = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return Path(pooch.os_cache("segret_jax")) / "data" / key
+
+
+def fetch(url: str, places: tuple[str, ...]) -> tuple[Path, str]:
+    """Make the prepared dataset at `url` readable; return (its local folder, where its shards are).
+
+    It lies at `url` or one of the `places` below. Files that were copied before are not copied
+    again. Raises InputError where there is none, or a file does not fit the manifest.
+    """
+    store = _store(url)
+    for place in places:
+        top = f"{url.rstrip('/')}/{place}" if place != "." else url.rstrip("/")
+        if _exists(store, f"{top}/{MANIFEST}"):
+            break
+    else:
+        raise InputError(
+            f"there is no prepared dataset at {url} (no {places[0]}/{MANIFEST}); write it there "
+            f"with {PREPARE} NAME --source DIR --data_dir {url}"
+        )
+    text = store.cat_file(f"{top}/{MANIFEST}").decode()
+    manifest = parse_manifest(text, f"{top}/{MANIFEST}")
+    folder = cache_folder(top)
+    shards = {shard for split in manifest.splits.values() for shard in split.shards}
+    native = url.startswith("gs://")
+    wanted = {name: f for name, f in manifest.files.items() if not (native and name in shards)}
+    if not _is_copied(folder, text):
+        _download(store, top, folder, wanted)
+        write_atomically(folder / MANIFEST, text)
+    return folder, top if native else str(folder)
+
+
+def _is_copied(folder: Path, text: str) -> bool:
+    path = folder / MANIFEST
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+def _download(store: Any, top: str, folder: Path, files: dict[str, StoredFile]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)  # of another version at the same place
+    lacking = {name: file for name, file in files.items() if not _is_here(folder / name, file)}
+    size = sum(file.bytes for file in lacking.values())
+    logging.warning("copying %s to %s first (%.1f MB)", top, folder, size / 1e6)
+    with tqdm(total=size, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+        for name, file in lacking.items():
+            partial = folder / f"{name}.{os.getpid()}.partial"
+            try:
+                with store.open(f"{top}/{name}", "rb") as source, partial.open("wb") as target:
+                    while part := source.read(_CHUNK):
+                        target.write(part)
+                        bar.update(len(part))
+                if stored_file(partial) != file:
+                    raise InputError(
+                        f"{top}/{name} does not fit its {MANIFEST}; write the dataset there again"
+                    )
+                partial.replace(folder / name)
+            finally:
+                partial.unlink(missing_ok=True)
+
+
+def _is_here(path: Path, file: StoredFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.bytes and stored_file(path) == file
+
+
+def read_text(url: str) -> str | None:
+    """Return the text of a small remote file, or None if it is not there."""
+    store = _store(url)
+    return store.cat_file(url).decode() if _exists(store, url) else None
+
+
+def upload(folder: Path, manifest: Manifest, url: str) -> None:
+    """Copy a prepared dataset to `url`, the manifest last; a second run goes on where one stopped.
+
+    A note of what is being written tells files of an interrupted run from those of another: the
+    shards of two preparations can have the same sizes.
+    """
+    store, note = _store(url), f"{url}/{MANIFEST}.partial"
+    text = manifest.to_json()
+    store.makedirs(url, exist_ok=True)
+    going_on = _exists(store, note) and store.cat_file(note).decode() == text
+    store.pipe_file(note, text.encode())
+    logging.warning("copying %s to %s (%.1f MB)", folder, url, manifest.num_bytes / 1e6)
+    with tqdm(total=manifest.num_bytes, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+        for name, file in manifest.files.items():
+            target = f"{url}/{name}"
+            if not (going_on and _exists(store, target) and store.size(target) == file.bytes):
+                store.put_file(str(folder / name), target)
+            bar.update(file.bytes)
+    store.pipe_file(f"{url}/{MANIFEST}", text.encode())
+    store.rm_file(note)
+
+
+def _store(url: str) -> Any:
+    protocol = url.split("://")[0]
+    try:
+        return fsspec.url_to_fs(url)[0]
+    except ImportError as error:
+        package = _BACKENDS.get(protocol, f"what fsspec needs for {protocol}://")
+        raise InputError(f"{url} needs {package}: pip install {package}") from error
+    except ValueError as error:
+        raise InputError(f"{url} cannot be opened: {error}") from error
+
+
+def _exists(store: Any, path: str) -> bool:
+    try:
+        return bool(store.exists(path))
+    except Exception as error:  # each store has its own errors: no access, no network
+        raise InputError(f"{path} cannot be reached: {error}") from error

@@ -1,0 +1,97 @@
+"""Check prepared datasets against their manifests: python -m segret_jax.data verify DATA_DIR.
+
+First the size and SHA-256 of every file, then every record by its own checksum. Exit status: 0 if
+all is as written, 1 if not; each fault is named.
+"""
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from segret_jax import cli
+from segret_jax.data.shards.manifest import MANIFEST, Manifest, read_manifest, stored_file
+from segret_jax.data.shards.prepared import StoredRecords
+from segret_jax.errors import InputError
+
+
+def verify(folder: Path) -> list[str]:
+    """Return what is wrong with the prepared dataset in `folder`, one line each; empty if nothing.
+
+    Raises InputError where there is no manifest, or it is damaged.
+    """
+    manifest = read_manifest(folder)
+    faults = _faulty_files(folder, manifest)
+    if not any(str(folder / name) in fault for name in _small(manifest) for fault in faults):
+        for split in manifest.splits:
+            faults += _faulty_records(folder, split)
+    return faults
+
+
+def _small(manifest: Manifest) -> set[str]:
+    """Return the files without which no record can be found."""
+    shards = {shard for split in manifest.splits.values() for shard in split.shards}
+    return set(manifest.files) - shards
+
+
+def _faulty_files(folder: Path, manifest: Manifest) -> list[str]:
+    faults = []
+    with tqdm(
+        total=manifest.num_bytes, desc="files", unit="B", unit_scale=True, dynamic_ncols=True
+    ) as bar:
+        for name, written in manifest.files.items():
+            path = folder / name
+            if not path.is_file():
+                faults.append(f"{path}: no such file")
+                continue
+            now = stored_file(path, read=bar.update)
+            if now.bytes != written.bytes:
+                faults.append(f"{path}: {now.bytes} bytes, {written.bytes} were written")
+            elif now.sha256 != written.sha256:
+                faults.append(f"{path}: its SHA-256 is {now.sha256}, not {written.sha256}")
+    return faults
+
+
+def _faulty_records(folder: Path, split: str) -> list[str]:
+    records, faults = StoredRecords(folder, split), []
+    for index in tqdm(range(len(records.names)), desc=split, unit="record", dynamic_ncols=True):
+        try:
+            records.read(index)
+        except InputError as error:
+            faults.append(str(error).split(";")[0])
+    return faults
+
+
+def find_folders(top: Path) -> list[Path]:
+    """Return the folders below `top`, or itself, that `prepare` wrote or began to write."""
+    if (top / MANIFEST).is_file():
+        return [top]
+    descriptions = [*top.glob("*/dataset_info.json"), *top.glob("*/*/dataset_info.json")]
+    unfinished = [*top.glob("incomplete.*"), *top.glob("*/incomplete.*")]
+    return sorted({*(path.parent for path in descriptions), *unfinished})
+
+
+def main(argv: list[str]) -> None:
+    """Verify what is below the folder that `argv` names; leave with status 1 if it is faulty."""
+    parser = cli.Parser(__doc__)
+    parser.prog, parser.epilog = "python -m segret_jax.data verify", None
+    parser.add_argument("folder", help="DATA_DIR, DATA_DIR/NAME or the folder itself")
+    where = parser.parse_args(argv).folder
+    if "://" in where:
+        raise InputError(
+            f"{where} is remote; its files are checked when they are copied from there"
+        )
+    top = Path(where).expanduser().absolute()
+    folders = find_folders(top)
+    if not folders:
+        raise InputError(f"there is no prepared dataset in {top}")
+    faulty = False
+    for folder in folders:
+        try:
+            faults = verify(folder)
+        except InputError as error:
+            faults = [str(error)]
+        faulty = faulty or bool(faults)
+        print("\n".join(faults) if faults else f"{folder}: as it was written")
+    if faulty:
+        sys.exit(1)

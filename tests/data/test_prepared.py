@@ -1,0 +1,303 @@
+"""Prepared datasets give what their folders give, and name what is damaged."""
+
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segret_jax.config import DataConfig
+from segret_jax.data.datasets import DatasetSpec, get_dataset, load_dataset
+from segret_jax.data.pipeline import open_source, training_dataset
+from segret_jax.data.shards import builders
+from segret_jax.data.shards.manifest import MANIFEST, read_manifest
+from segret_jax.data.shards.prepare import prepare
+from segret_jax.data.shards.prepared import PreparedSource, open_files
+from segret_jax.data.shards.tfds_sets import TFDS_SETS, TfdsSource
+from segret_jax.data.sources import FolderSource, RecordSource
+from segret_jax.errors import InputError
+from tests.data.pairs import flip, write_dataset
+
+CAMVID = get_dataset("camvid")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def write_camvid(root: Path, **counts: int) -> Path:
+    write_dataset(root, CAMVID, CAMVID.layouts[0], counts or {"training": 5, "validation": 3})
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with CamVid-like pairs in `raw`, prepared in `data`; not to be changed."""
+    top = tmp_path_factory.mktemp("camvid")
+    write_camvid(top / "raw")
+    prepare(CAMVID, top / "raw", str(top / "data"), shards=2)
+    return top
+
+
+@pytest.fixture
+def data(made: Path, tmp_path: Path) -> Path:
+    """Return a copy of the prepared dataset, to be damaged."""
+    return shutil.copytree(made / "data", tmp_path / "data")
+
+
+def assert_same(prepared: RecordSource, folder: FolderSource) -> None:
+    """Assert that both give the same records, names, sizes and samples in the same order."""
+    assert isinstance(prepared, PreparedSource)
+    assert list(prepared.names) == list(folder.names)
+    assert prepared.layout is folder.layout
+    for i in range(len(folder)):
+        one, two = prepared.record(i), folder.record(i)
+        assert (one.name, one.image, one.label) == (two.name, two.image, two.label)
+        assert prepared.size(i) == folder.size(i)
+        mine, theirs = prepared[i], folder[i]
+        assert mine["name"] == theirs["name"]
+        np.testing.assert_array_equal(mine["image"], theirs["image"])
+        np.testing.assert_array_equal(mine["label"], theirs["label"])
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("camvid", "annotations"),
+        ("camvid", "segnet"),
+        ("ade20k", "annotations"),
+        ("cityscapes", "labelIds"),
+        ("coco_stuff10k", "mat"),
+        ("coco_stuff164k", "stuffthingmaps"),
+    ],
+)
+def test_every_dataset_gives_what_its_folder_gives(name: str, layout: str, tmp_path: Path) -> None:
+    spec = get_dataset(name)
+    written = write_dataset(
+        tmp_path / "raw", spec, spec.layout(layout), {"training": 3, "validation": 2}
+    )
+    prepare(spec, tmp_path / "raw", str(tmp_path / "data"), shards=2)
+    for split, scenes in written.items():
+        prepared = open_files(spec, tmp_path / "data", split)
+        assert_same(prepared, FolderSource(spec, tmp_path / "raw", split))
+        by_name = {scene["name"]: scene["label"] for scene in scenes}
+        for i in range(len(prepared)):
+            np.testing.assert_array_equal(prepared[i]["label"], by_name[prepared.name(i)])
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real photographs are not part of the project")
+@pytest.mark.parametrize(("name", "folder"), [("ade20k", "ade20k_sample")])
+def test_real_photographs_give_what_their_folder_gives(
+    name: str, folder: str, tmp_path: Path
+) -> None:
+    spec = get_dataset(name)
+    prepare(spec, SHARED / folder, str(tmp_path), shards=1)
+    prepared = open_files(spec, tmp_path, "validation")
+    assert_same(prepared, FolderSource(spec, SHARED / folder, "validation"))
+
+
+def test_it_goes_into_the_same_pipeline(made: Path) -> None:
+    batches = []
+    for root in ("raw", "data"):
+        config = DataConfig(dataset="camvid", root=str(made / root), crop=(32, 32))
+        dataset = training_dataset(open_source(config, "training"), config, batch_size=2, seed=3)
+        batches.append([dataset[k] for k in range(4)])
+    for one, two in zip(*batches, strict=True):
+        np.testing.assert_array_equal(one["image"], two["image"])
+        np.testing.assert_array_equal(one["label"], two["label"])
+
+
+def test_the_root_may_be_any_folder_on_the_way(made: Path) -> None:
+    for below in ("", "camvid", "camvid/1.0.0"):
+        assert len(open_files(CAMVID, made / "data" / below, "validation")) == 3
+
+
+def test_it_pickles_for_workers_and_names_no_machine(made: Path) -> None:
+    source = open_files(CAMVID, made / "data", "training")
+    before = source[4]
+    content = pickle.dumps(source)
+    copy = pickle.loads(content)
+    np.testing.assert_array_equal(copy[4]["image"], before["image"])
+    assert len(content) < 10_000
+    assert repr(copy) == "PreparedSource(camvid, training, 5 images)"
+    with pytest.raises(IndexError):
+        copy[5]
+
+
+# Damage
+
+
+def test_a_damaged_record_is_named_and_the_others_are_read(data: Path) -> None:
+    source = open_files(CAMVID, data, "training")
+    shard = data / "camvid/1.0.0/camvid-training.array_record-00001-of-00002"
+    flip(shard, source.record(3).image)
+    again = open_files(CAMVID, data, "training")
+    with pytest.raises(InputError) as caught:
+        again[3]
+    message = str(caught.value)
+    assert message.startswith(
+        f"{shard}, record 1 (city_1/t001) is damaged: Corrupted Riegeli/records file"
+    )
+    assert f"python -m segret_jax.data verify {data}/camvid/1.0.0 lists all" in message
+    assert "\n" not in message
+    assert [again[i]["name"] for i in (0, 1, 2, 4)] == [again.names[i] for i in (0, 1, 2, 4)]
+
+
+def test_a_shard_that_is_cut_off_or_gone_is_named(data: Path) -> None:
+    shard = data / "camvid/1.0.0/camvid-training.array_record-00000-of-00002"
+    shard.write_bytes(shard.read_bytes()[:5000])
+    with pytest.raises(
+        InputError, match=rf"{re.escape(str(shard))}, record 0 \(city_0/t000\) is damaged"
+    ):
+        open_files(CAMVID, data, "training")[0]
+    shard.unlink()
+    with pytest.raises(
+        InputError, match=rf"{re.escape(str(shard))}, record 1 \(city_0/t002\) is damaged"
+    ):
+        open_files(CAMVID, data, "training")[1]
+
+
+def test_a_record_under_another_name_or_checksum_is_refused(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = data / "camvid/1.0.0/index.json"
+    index.write_text(index.read_text().replace('"city_0/t004"', '"777"'))
+    source = open_files(CAMVID, data, "training")
+    with pytest.raises(InputError, match=r"record 0 \(777\) is damaged: it holds city_0/t004;"):
+        source[2]
+    monkeypatch.setattr(builders, "checksum", lambda *content: 0)
+    with pytest.raises(InputError, match=r"\(city_0/t002\) is damaged: its checksum does not fit;"):
+        source[1]
+
+
+def test_the_checksum_covers_name_image_and_label() -> None:
+    whole = builders.checksum(b"a", b"bc", b"d")
+    others = [(b"x", b"bc", b"d"), (b"a", b"bx", b"d"), (b"a", b"bc", b"x")]
+    assert whole not in [builders.checksum(*other) for other in others]
+
+
+def test_without_a_manifest_it_is_incomplete(data: Path) -> None:
+    folder = data / "camvid/1.0.0"
+    (folder / MANIFEST).unlink()
+    remedy = "has no manifest.json.*run python -m segret_jax.data prepare again"
+    with pytest.raises(InputError, match=f"{folder} is incomplete .*{remedy}"):
+        open_files(CAMVID, data, "training")
+    folder.rename(folder.with_name("incomplete.ABC_1.0.0"))
+    with pytest.raises(InputError, match="is incomplete"):
+        open_files(CAMVID, data, "training")
+
+
+def test_another_class_table_or_a_damaged_manifest_is_refused(data: Path, tmp_path: Path) -> None:
+    classes = [{"id": 0, "name": "cat", "color": "#ff0080"}]
+    (tmp_path / "own.json").write_text(json.dumps({"name": "camvid", "classes": classes}))
+    with pytest.raises(InputError, match="holds camvid prepared with another class table"):
+        open_files(load_dataset(tmp_path / "own.json"), data, "training")
+    (data / "camvid/1.0.0" / MANIFEST).write_text('{"dataset": 3}')
+    with pytest.raises(InputError, match=r"manifest\.json is damaged \(KeyError\('version'\)\)"):
+        open_files(CAMVID, data, "training")
+
+
+def test_a_damaged_index_is_named(data: Path) -> None:
+    (data / "camvid/1.0.0/index.json").write_text('{"training": {"names": []}}')
+    with pytest.raises(InputError, match=r"index\.json is damaged \(KeyError\('sizes'\)\); delete"):
+        open_files(CAMVID, data, "training")
+
+
+def test_a_split_that_was_not_prepared_is_named(tmp_path: Path) -> None:
+    write_camvid(tmp_path / "raw", validation=2)
+    prepare(CAMVID, tmp_path / "raw", str(tmp_path / "data"), shards=1)
+    assert read_manifest(tmp_path / "data/camvid/1.0.0").splits.keys() == {"validation"}
+    with pytest.raises(InputError, match=r"unknown split of .*'training': .*Known: validation"):
+        open_files(CAMVID, tmp_path / "data", "training")
+
+
+# What TFDS itself wrote
+
+
+def write_with_tfds(root: Path, spec: DatasetSpec, raw: np.ndarray) -> tuple[Path, bytes]:
+    """Write two equal pairs in each split as TFDS stores the dataset; return folder and label."""
+    tfds: Any = builders.tfds
+    form = TFDS_SETS[spec.name]
+    Image.new("RGB", (5, 4)).save(root / "image.png")
+    Image.fromarray(raw).save(root / "label.png")
+    name, _, config = form.folder.partition("/")
+
+    class Miniature(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
+        code_path = None
+
+        def _info(self) -> Any:
+            features = {
+                "image_id": tfds.features.Text(),
+                form.image: tfds.features.Image(encoding_format="png"),
+                form.label: tfds.features.Image(encoding_format="png"),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+            return {split: self._generate_examples() for split in form.splits.values()}
+
+        def _generate_examples(self) -> Iterator:
+            for key in ("a", "b"):
+                files = {form.image: root / "image.png", form.label: root / "label.png"}
+                yield key, {"image_id": key, **files}
+
+    Miniature.name = name
+    builder = Miniature(data_dir=root / "tfds", file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_dir), (root / "label.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "expected"), [("ade20k", [0, 1, 150], [255, 0, 149]),
+                                     ("cityscapes", [7, 33, 1], [0, 18, 255])]
+)  # fmt: skip
+def test_what_tfds_prepared_is_read(
+    name: str, stored: list[int], expected: list[int], tmp_path: Path
+) -> None:
+    spec = get_dataset(name)
+    raw = np.resize(np.array(stored, np.uint8), (4, 5))
+    folder, label = write_with_tfds(tmp_path, spec, raw)
+    for root in (tmp_path / "tfds", folder):
+        source = open_files(spec, root, "validation")
+        assert isinstance(source, TfdsSource)
+        assert len(source) == 2
+        assert source.record(1).label == label
+    sample = pickle.loads(pickle.dumps(source))[1]
+    assert sample["label"][0, :3].tolist() == expected
+    assert sample["name"] == source.name(1) == f"{TFDS_SETS[name].splits['validation']}/000001"
+    assert source.size(0) == (4, 5)
+
+
+def test_the_instance_labels_of_scene_parse150_are_refused(tmp_path: Path) -> None:
+    ade = get_dataset("ade20k")
+    write_with_tfds(tmp_path, ade, np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(InputError) as caught:
+        open_files(ade, tmp_path / "tfds", "training")
+    message = str(caught.value)
+    assert "label is a PNG of mode RGB" in message
+    assert "annotations_instance.tar" in message
+    command = "python -m segret_jax.data prepare ade20k --source DIR --data_dir"
+    assert message.endswith(f"{command} {tmp_path}/tfds")
+
+
+@pytest.mark.parametrize("described", ["tfrecord", ""])
+def test_a_tfrecord_folder_says_how_to_prepare_it_again(described: str, tmp_path: Path) -> None:
+    folder = tmp_path / "cityscapes/semantic_segmentation/1.0.0"
+    folder.mkdir(parents=True)
+    info = {"name": "cityscapes", "configName": "semantic_segmentation", "splits": []}
+    info |= {"fileFormat": described} if described else {}  # old ones do not say
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError) as caught:
+        open_files(get_dataset("cityscapes"), tmp_path, "training")
+    message = str(caught.value)
+    assert message.startswith(f"{folder} is stored as tfrecord, which needs TensorFlow; ")
+    assert f"prepare cityscapes --source DIR --data_dir {tmp_path}, or" in message
+    line = 'builder("cityscapes/semantic_segmentation", file_format="array_record")'
+    assert line in message
