@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from segret_jax import cli
+from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
 
 
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> None:
     checkpoint = checkpoints.find(where)
     base = cli.load_config_file(args.config) if args.config else checkpoints.load_config(checkpoint)
     config = cli.apply_overrides(base, overrides)
+    check_segmentation(config.model)
     table = class_table(config.data)
     checkpoints.check_table(checkpoint, table)
     source = open_source(config.data, "validation")

@@ -10,6 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from segret_jax import cli
+from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
 
 
@@ -28,6 +29,7 @@ def main(argv: list[str]) -> None:
 
     checkpoint = checkpoints.find(args.checkpoint)
     config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
+    check_segmentation(config.model)
     table = checkpoints.load_table(checkpoint)
     predictor = Predictor(*checkpoints.load_model(checkpoint, config), config.eval)
     for file in tqdm(files, "predict", unit="image", disable=len(files) == 1):

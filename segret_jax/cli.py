@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segret_jax.config import ANY_LENGTH, Config, flatten, validate
+from segret_jax.config import ANY_LENGTH, Config, flatten, set_value, validate
 from segret_jax.errors import InputError, unknown_name
 
 OVERRIDE = "--config."
@@ -103,11 +103,10 @@ def apply_overrides(config: Config, overrides: list[str]) -> Config:
         key, _, text = override.removeprefix(OVERRIDE).partition("=")
         if key not in settings:
             raise unknown_name("config key", key, settings)
-        group, name = key.split(".")
         value = _parse(text, settings[key])
         if key in ANY_LENGTH and isinstance(value, int | float):
             value = (value,)
-        setattr(getattr(config, group), name, value)
+        set_value(config, key, value)
     return validate(config)
 
 

@@ -19,11 +19,13 @@ from segret_jax.errors import InputError
 class ModelConfig:
     """The network. Defaults are the released SegRet."""
 
+    task: str = "segmentation"  # segmentation | classification: an ImageNet classifier, converted
     variant: str = "tiny"  # tiny | small | base | large
     decoder_channels: int = 0  # 0: the variant's own (256, 256, 256, 512)
     zero_branch: bool = True  # False: the paper's ablation, F_i = Linear_i(f_i)
     rotary: bool = False  # True with ffn_conv: the encoder of the RMT ImageNet classifier
     ffn_conv: bool = False
+    token_head: bool = False  # of a classifier: it was trained with token labels
     decay: str = "additive"  # additive (released code) | post_softmax (the paper's wording)
     drop_path: float = -1.0  # of the last block; negative: the variant's own
     max_scores: int = 2**25  # of one image; above it retention goes in blocks: less memory
@@ -98,6 +100,7 @@ class EvalConfig:
 class Config:
     """All of a run."""
 
+    init_from: str = ""  # a checkpoint's or run's folder: the weights to start training from
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -106,6 +109,7 @@ class Config:
 
 
 CHOICES = {
+    "model.task": ("segmentation", "classification"),
     "model.variant": ("tiny", "small", "base", "large"),
     "model.decay": ("additive", "post_softmax"),
     "model.dtype": ("float32", "bfloat16"),
@@ -157,6 +161,15 @@ def validate(config: Config) -> Config:
     return config
 
 
+def check_segmentation(model: ModelConfig) -> None:
+    """Raise InputError for a classifier: what segments or trains to segment needs a decoder."""
+    if model.task != "segmentation":
+        raise InputError(
+            f"this is the classifier rmt_{model.variant}, which does not segment: train with its "
+            "encoder, by train.py --config.init_from=CHECKPOINT"
+        )
+
+
 def _check_type(key: str, value: Any, default: Any) -> None:
     if key in ANY_LENGTH:
         takes = "numbers separated by commas"
@@ -180,12 +193,22 @@ def _fits(value: Any, default: Any) -> bool:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Return {"group.key": value} of every setting."""
-    return {
-        f"{group}.{key}": value
-        for group, settings in dataclasses.asdict(config).items()
-        for key, value in settings.items()
-    }
+    """Return {"group.key": value} of every setting; those of no group are {"key": value}."""
+    return _flatten(dataclasses.asdict(config))
+
+
+def _flatten(groups: dict[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for group, value in groups.items():
+        grouped = isinstance(value, dict)
+        settings |= {f"{group}.{k}": v for k, v in value.items()} if grouped else {group: value}
+    return settings
+
+
+def set_value(config: Config, key: str, value: Any) -> None:
+    """Change the setting that `flatten` calls `key`."""
+    group, _, name = key.rpartition(".")
+    setattr(getattr(config, group) if group else config, name, value)
 
 
 def save(config: Config, path: Path) -> None:
@@ -205,10 +228,9 @@ def load(path: Path) -> Config:
         raise InputError(f"{path} does not hold this version's config: {error}") from None
 
 
-def from_dict(groups: dict[str, dict[str, Any]]) -> Config:
+def from_dict(groups: dict[str, Any]) -> Config:
     """Build a Config from nested plain values (JSON lists become tuples)."""
     config = Config()
-    for group, settings in groups.items():
-        for key, value in settings.items():
-            setattr(getattr(config, group), key, tuple(value) if isinstance(value, list) else value)
+    for key, value in _flatten(groups).items():
+        set_value(config, key, tuple(value) if isinstance(value, list) else value)
     return config

@@ -45,6 +45,7 @@ LEAVES = {
     "var": "running_var", "gamma1": "gamma_1", "gamma2": "gamma_2",
 }  # fmt: skip
 DEPTHWISE = ("pos", "lepe", "dwconv")
+POINTWISE = ("zero_conv", "fuse", "classify")  # 1×1 convolutions there, Linears here
 
 
 def torch_key(path: tuple[str | int, ...], *, prefix: bool = True) -> str:
@@ -71,3 +72,21 @@ def from_torch(tensor: np.ndarray, path: tuple[str | int, ...]) -> np.ndarray:
             return tensor[:, :, 0, 0].T  # a 1×1 convolution is a Linear here
         return np.transpose(tensor, (2, 3, 1, 0))  # OIHW → HWIO
     return tensor.T if tensor.ndim == 2 else tensor
+
+
+def to_torch(array: np.ndarray, path: tuple[str | int, ...]) -> np.ndarray:
+    """Bring the leaf at `path` into PyTorch's layout; the exact inverse of `from_torch`."""
+    if path[-1] in ("gamma1", "gamma2"):
+        return array.reshape(1, 1, 1, -1)
+    if path[-1] != "kernel":
+        return array
+    if path[-2] in DEPTHWISE:
+        return np.transpose(array, (2, 0, 1))[:, None]  # [k, k, c] → [c, 1, k, k]
+    if array.ndim == 4:
+        return np.transpose(array, (3, 2, 0, 1))  # HWIO → OIHW
+    return array.T[:, :, None, None] if path[-2] in POINTWISE else array.T
+
+
+def torch_shape(shape: tuple[int, ...], path: tuple[str | int, ...]) -> tuple[int, ...]:
+    """Return the shape in PyTorch of a leaf of `shape` at `path`."""
+    return to_torch(np.broadcast_to(np.float32(0), shape), path).shape

@@ -58,7 +58,7 @@ def fingerprint(
         "batch_size": config.eval.batch_size,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "jax": jax.__version__,
-        "version": _version(),
+        "version": package_version(),
         "code": code_digest(PACKAGE),
     }
     return {"id": digest(must_agree)[:12], "must_agree": must_agree, "may_differ": may_differ}
@@ -112,7 +112,8 @@ def _sha256(parts: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def _version() -> str:
+def package_version() -> str:
+    """Return the installed version, if it is installed."""
     try:
         return metadata.version("segret-jax")
     except metadata.PackageNotFoundError:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.models.layers import (
     BatchNorm,
+    accumulator,
     channel_dropout,
     normal_init,
     resize_bilinear,
@@ -88,7 +89,8 @@ class Decoder(nnx.Module):
         x = jax.nn.relu(self.fuse_norm(self._fuse(maps, train=train), train=train))
         if train and rngs is not None:
             x = channel_dropout(x, self.dropout, rngs=rngs)
-        return self.classify(x).astype(jnp.float32)
+        logits = self.classify(x)
+        return logits.astype(accumulator(logits.dtype))
 
     def _fuse(
         self, maps: Sequence[Float[Array, "b _h _w _c"]], *, train: bool

@@ -70,6 +70,11 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
 
 
+def accumulator(dtype: DTypeLike) -> jnp.dtype:
+    """Return the dtype of sums and statistics: float32, or float64 to check float32 by."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 class LayerNorm(nnx.LayerNorm):
     """Layer norm over channels with ε = 1e-6 and the two-pass variance."""
 
@@ -98,7 +103,7 @@ class BatchNorm(nnx.Module):
     def __call__(
         self, x: Float[Array, "*batch c"], *, train: bool = False
     ) -> Float[Array, "*batch c"]:
-        x = x.astype(jnp.float32)
+        x = x.astype(accumulator(x.dtype))
         if train:
             axes = tuple(range(x.ndim - 1))
             mean, var = jnp.mean(x, axes), jnp.var(x, axes)

@@ -30,7 +30,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segret_jax.models.layers import DepthwiseConv, normal_init
+from segret_jax.models.layers import DepthwiseConv, accumulator, normal_init
 
 LogDecay = tuple[float, ...]
 
@@ -68,7 +68,7 @@ def whole_retention(
     def attend(query: tuple[Array, Array, Array]) -> Array:
         q, query_y, query_x = query  # [b, n, d], one pixel's
         distance = jnp.abs(query_y - y) + jnp.abs(query_x - x)  # [l]
-        scores = jnp.einsum("bnd,blnd->bnl", q, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bnd,blnd->bnl", q, k, preferred_element_type=accumulator(q.dtype))
         weights = _weigh(scores, jnp.asarray(log_decay)[:, None] * distance, decay)
         return jnp.einsum("bnl,blnd->bnd", weights.astype(v.dtype), v)
 
@@ -100,7 +100,9 @@ def decomposed_retention(
 
         def attend(line: tuple[Array, Array, Array]) -> Array:
             q, k, v = line  # [b, l, n, d]
-            scores = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32)
+            scores = jnp.einsum(
+                "bqnd,bknd->bnqk", q, k, preferred_element_type=accumulator(q.dtype)
+            )
             weights = _weigh(scores, jnp.asarray(log_decay)[:, None, None] * distance, decay)
             return jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
 

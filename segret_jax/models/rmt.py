@@ -20,6 +20,7 @@ from segret_jax.models.layers import (
     BatchNorm,
     DepthwiseConv,
     LayerNorm,
+    accumulator,
     conv3x3,
     drop_path,
     gelu,
@@ -255,8 +256,12 @@ class Classifier(nnx.Module):
             self.aux_head = nnx.Linear(channels, num_classes, kernel_init=normal_init(), rngs=rngs)
 
     def __call__(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b k"]:
-        tokens = self.encoder(image)[-1]
-        pooled = jnp.mean(jax.nn.silu(self.norm(self.proj(tokens))).astype(jnp.float32), (1, 2))
+        return self.classify(self.encoder(image)[-1])
+
+    def classify(self, tokens: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+        """Return the logits of stage 4's tokens."""
+        features = jax.nn.silu(self.norm(self.proj(tokens)))
+        pooled = jnp.mean(features, (1, 2), dtype=accumulator(features.dtype))
         logits = self.head(pooled)
         if self.has_token_head:
             logits = logits + 0.5 * jnp.max(self.aux_head(tokens), axis=(1, 2))

@@ -11,6 +11,17 @@ from segret_jax.models.retention import Decay
 from segret_jax.models.rmt import VARIANTS, Encoder, EncoderOptions
 
 
+def encoder_options(config: ModelConfig) -> EncoderOptions:
+    """Return the encoder's share of the settings."""
+    return EncoderOptions(
+        rotary=config.rotary,
+        ffn_conv=config.ffn_conv,
+        decay=Decay(config.decay),
+        max_scores=config.max_scores,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
 class SegRet(nnx.Module):
     """Map normalised images to class logits at stride 4.
 
@@ -20,14 +31,7 @@ class SegRet(nnx.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int, *, rngs: nnx.Rngs):
         variant = VARIANTS[config.variant]
-        dtype = jnp.dtype(config.dtype)
-        options = EncoderOptions(
-            rotary=config.rotary,
-            ffn_conv=config.ffn_conv,
-            decay=Decay(config.decay),
-            max_scores=config.max_scores,
-            dtype=dtype,
-        )
+        options = encoder_options(config)
         drop_path = config.drop_path if config.drop_path >= 0 else variant.drop_path
         self.encoder = Encoder(variant, drop_path=drop_path, options=options, rngs=rngs)
         self.decoder = Decoder(
@@ -35,7 +39,7 @@ class SegRet(nnx.Module):
             config.decoder_channels or variant.decoder_channels,
             num_classes,
             zero_branch=config.zero_branch,
-            dtype=dtype,
+            dtype=options.dtype,
             rngs=rngs,
         )
         self.matmul_precision = config.matmul_precision

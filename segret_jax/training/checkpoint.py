@@ -6,6 +6,9 @@ A checkpoint is a folder `checkpoints/STEP` with the items
     training  step counters and optimizer state
     config    the resolved config
     classes   the class table: what the outputs mean
+
+and one made of converted weights, in any folder, with `source` (where they come from) and perhaps
+`kept` (tensors that the model has no use for) in the place of `training`.
 """
 
 import dataclasses
@@ -20,19 +23,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from segret_jax import config as configs
 from segret_jax.data.class_table import ClassTable, parse_class_table, read_json
 from segret_jax.errors import InputError
-from segret_jax.models.segret import SegRet
-from segret_jax.training.state import TrainState, abstract
+from segret_jax.training.state import Parts, TrainState, abstract, model_name
 
 FOLDER = "checkpoints"
 METRICS = Path("metrics", "metrics")  # where Orbax writes a checkpoint's scores
+MOST_CLASSES = 2**16  # of a classifier; a segmentation's are bounded by its 8-bit label maps
 
 
 class Checkpoints:
@@ -83,9 +86,8 @@ class Checkpoints:
             self._manager.save(step, args=items, metrics=metrics, force=True)
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            if isinstance(error, ValueError) and "os_error_code" not in str(error):
-                raise  # not the disk: TensorStore reports a full one as a ValueError
-            self._remove_partial(step)
+            _raise_unless_disk(error)
+            _remove_partial(self.folder / str(step))
             logging.error(
                 "checkpoint of step %d was not saved in %s (%s). Earlier checkpoints are whole; "
                 "free some space or choose another --workdir",
@@ -93,18 +95,6 @@ class Checkpoints:
             )  # fmt: skip
             return False
         return True
-
-    def _remove_partial(self, step: int) -> None:
-        """Delete what was written: its space may be all there is.
-
-        Orbax's other writers do not stop with the one that failed; wait for the last of them.
-        """
-        for _ in range(20):
-            for partial in self.folder.glob(f"{step}.*tmp*"):
-                shutil.rmtree(partial, ignore_errors=True)
-            time.sleep(0.1)
-            if not any(self.folder.glob(f"{step}.*tmp*")):
-                return
 
     def _add_score(self, step: int, mean_iou: float | None) -> None:
         """Note a score that was not known when the step was saved: its evaluation was cut off."""
@@ -147,6 +137,61 @@ def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"params": training.pop("params"), "batch_stats": training.pop("batch_stats")}, training
 
 
+def save_model(
+    folder: Path,
+    *,
+    config: configs.Config,
+    table: ClassTable,
+    params: Any,
+    batch_stats: Any,
+    source: dict[str, Any],
+    kept: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Write a model without training state as the checkpoint `folder`; it appears whole.
+
+    `source` are plain values for JSON that tell where the weights come from; `kept` are arrays to
+    be handed back by `load_kept`. Raises InputError if `folder` exists or the disk refuses.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} exists: choose another folder, or delete that one")
+    items = {
+        "model": ocp.args.StandardSave({"params": params, "batch_stats": batch_stats}),
+        "config": ocp.args.JsonSave(dataclasses.asdict(config)),
+        "classes": ocp.args.JsonSave(table.to_dict()),
+        "source": ocp.args.JsonSave(source),
+    }
+    if kept:
+        items["kept"] = ocp.args.StandardSave(kept)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder.absolute(), args=ocp.args.Composite(**items))
+    except (OSError, ValueError) as error:
+        _raise_unless_disk(error)
+        _remove_partial(folder)
+        raise InputError(
+            f"{folder} was not written ({_reason(error)}): free some space or choose another folder"
+        ) from error
+
+
+def _raise_unless_disk(error: OSError | ValueError) -> None:
+    """Raise what is not the disk's refusal: TensorStore reports a full one as a ValueError."""
+    if isinstance(error, ValueError) and "os_error_code" not in str(error):
+        raise error
+
+
+def _remove_partial(folder: Path) -> None:
+    """Delete what was written of a checkpoint: its space may be all there is.
+
+    Orbax's other writers do not stop with the one that failed; wait for the last of them.
+    """
+    for _ in range(20):
+        for partial in folder.parent.glob(f"{folder.name}.*tmp*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        time.sleep(0.1)
+        if not any(folder.parent.glob(f"{folder.name}.*tmp*")):
+            return
+
+
 def _reason(error: Exception) -> str:
     """Return the last clause of TensorStore's long message, such as "File too large"."""
     found = re.search(r"([^:]+) \[os_error_code", str(error))
@@ -161,7 +206,24 @@ def load_config(checkpoint: Path) -> configs.Config:
 def load_table(checkpoint: Path) -> ClassTable:
     """Read the class table saved in a checkpoint folder; InputError if it is not one."""
     file = checkpoint / "classes" / "metadata"
-    return parse_class_table(*read_json(file), default_name="")
+    return parse_class_table(*read_json(file), default_name="", most=MOST_CLASSES)
+
+
+def load_source(checkpoint: Path) -> dict[str, Any]:
+    """Read where converted weights come from; empty for a checkpoint of training."""
+    file = checkpoint / "source" / "metadata"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def load_kept(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Read the arrays that `save_model` was given to keep; empty if there were none."""
+    folder = (checkpoint / "kept").absolute()
+    if not folder.is_dir():
+        return {}
+    names = ocp.StandardCheckpointHandler().metadata(folder).tree
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return dict(checkpointer.restore(folder, restore_args=as_numpy))
 
 
 def check_table(checkpoint: Path, table: ClassTable) -> None:
@@ -176,7 +238,7 @@ def check_table(checkpoint: Path, table: ClassTable) -> None:
         )
 
 
-def load_model(checkpoint: Path, config: configs.Config) -> tuple[nnx.GraphDef[SegRet], Any, Any]:
+def load_model(checkpoint: Path, config: configs.Config) -> Parts:
     """Read the model of a checkpoint: its graph, parameters and batch statistics.
 
     `config` says which model it is; `load_config` gives the one that it was trained with.
@@ -186,7 +248,7 @@ def load_model(checkpoint: Path, config: configs.Config) -> tuple[nnx.GraphDef[S
     target = _abstract(dict(zip(("params", "batch_stats"), trees, strict=True)))
     folder = (checkpoint / "model").absolute()
     refusal = InputError(
-        f"{checkpoint} does not hold segret_{config.model.variant} with {num_classes} classes, "
+        f"{checkpoint} does not hold {model_name(config.model)} with {num_classes} classes, "
         "or is damaged; without --config the config saved with it is used"
     )
     try:
@@ -211,10 +273,15 @@ def find(path: Path) -> Path:
     """Return the checkpoint meant by `path`: one itself, or the best one of a run's folder."""
     if (path / "model").is_dir():
         return path
-    saved = [p for p in (path / FOLDER).glob("*") if p.name.isdigit()]
+    saved = saved_in(path)
     if not saved:
         raise InputError(f"no checkpoint in {path.absolute()}: train first, or give another folder")
     return max(saved, key=lambda p: (_saved_mean_iou(p), int(p.name)))
+
+
+def saved_in(workdir: Path) -> list[Path]:
+    """Return the checkpoints of a run's folder."""
+    return [path for path in (workdir / FOLDER).glob("*") if path.name.isdigit()]
 
 
 def _saved_mean_iou(checkpoint: Path) -> float:

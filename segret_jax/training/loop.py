@@ -25,10 +25,11 @@ from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.visualize import grid, save_png
 from segret_jax.models.segret import SegRet
 from segret_jax.training.checkpoint import Checkpoints
+from segret_jax.training.initialise import initialise
 from segret_jax.training.journal import Journal
 from segret_jax.training.losses import check_class_weights
 from segret_jax.training.optim import learning_rate_schedule, make_optimizer
-from segret_jax.training.state import TrainState, build, new_state
+from segret_jax.training.state import TrainState, new_state
 from segret_jax.training.step import data_mesh, make_train_step
 
 # Settings that may differ between the start of a run and its continuation.
@@ -88,13 +89,13 @@ def train(config: Config, workdir: Path) -> Result | None:
     check_class_weights(config.train, table.num_classes)
     training = open_source(config.data, "training")
     validation = open_source(config.data, "validation")
+    model = initialise(config, table, workdir)  # which may refuse: before the folder is claimed
     _claim(workdir, config)
-    graph, params, batch_stats = build(config.model, table.num_classes, seed=config.train.seed)
-    optimizer = make_optimizer(config.optim, params, config.train.steps)
-    train_step = make_train_step(graph, optimizer, config.train, mesh)
+    optimizer = make_optimizer(config.optim, model.params, config.train.steps)
+    train_step = make_train_step(model.graph, optimizer, config.train, mesh)
 
     checkpoints = Checkpoints(workdir, config, table)
-    state = new_state(params, batch_stats, optimizer)
+    state = new_state(model.params, model.batch_stats, optimizer)
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     if checkpoints.latest_step is not None:
         state = checkpoints.restore_latest(state)
@@ -111,8 +112,8 @@ def train(config: Config, workdir: Path) -> Result | None:
 
     journal = Journal(workdir, steps=config.train.steps, start=start)
     with closing(checkpoints), closing(batches), journal, StopRequest() as stop:
-        run = Run(config, workdir, table, validation, graph, checkpoints, journal, stop)
-        _introduce(run, mesh, start)
+        run = Run(config, workdir, table, validation, model.graph, checkpoints, journal, stop)
+        _introduce(run, mesh, start, model.notes)
         result, log = None, StepLog(run)
         for step in range(start + 1, config.train.steps + 1):
             with _saving_on_faulty_data(run, state):
@@ -196,7 +197,7 @@ def _claim(workdir: Path, config: Config) -> None:
         raise InputError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
 
 
-def _introduce(run: Run, mesh: Mesh, start: int) -> None:
+def _introduce(run: Run, mesh: Mesh, start: int, notes: tuple[str, ...]) -> None:
     model, device = run.config.model, mesh.devices.flat[0]
     run.journal.say(
         f"segret_{model.variant} on {run.config.data.dataset}, {run.table.num_classes} classes; "
@@ -204,6 +205,8 @@ def _introduce(run: Run, mesh: Mesh, start: int) -> None:
         f"matmul precision {model.matmul_precision}; in {run.workdir}"
         + (f"; continuing at step {start}" if start else "")
     )
+    for note in notes:
+        run.journal.say(note)
 
 
 def _shard(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

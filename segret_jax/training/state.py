@@ -10,7 +10,8 @@ import optax
 from flax import nnx
 
 from segret_jax.config import ModelConfig
-from segret_jax.models.segret import SegRet
+from segret_jax.models.rmt import VARIANTS, Classifier
+from segret_jax.models.segret import SegRet, encoder_options
 
 
 @jax.tree_util.register_dataclass
@@ -25,28 +26,45 @@ class TrainState:
     opt_state: optax.OptState
 
 
-Parts = tuple[nnx.GraphDef[SegRet], Any, Any]
+Parts = tuple[nnx.GraphDef[Any], Any, Any]  # of a SegRet, or a Classifier if the task is that
 
 
 def build(config: ModelConfig, num_classes: int, *, seed: int) -> Parts:
     """Initialise a model; return its graph, parameters and batch statistics (nested dicts)."""
-    return _parts(SegRet(config, num_classes, rngs=nnx.Rngs(seed)))
+    return _parts(_model(config, num_classes, nnx.Rngs(seed)))
 
 
 def abstract(config: ModelConfig, num_classes: int) -> Parts:
     """Return what `build` does with shapes in the place of arrays, in a fraction of the time."""
 
-    def initialise() -> SegRet:
+    def initialise() -> SegRet | Classifier:
         rngs = nnx.Rngs(0)
         # A traced counter makes every draw search the whole trace so far: 7 s for large.
         zero: Any = np.zeros((), np.uint32)
         rngs.default.count = nnx.RngCount(zero, tag="default")
-        return SegRet(config, num_classes, rngs=rngs)
+        return _model(config, num_classes, rngs)
 
     return _parts(nnx.eval_shape(initialise))
 
 
-def _parts(model: SegRet) -> Parts:
+def _model(config: ModelConfig, num_classes: int, rngs: nnx.Rngs) -> SegRet | Classifier:
+    if config.task == "segmentation":
+        return SegRet(config, num_classes, rngs=rngs)
+    return Classifier(
+        VARIANTS[config.variant],
+        num_classes=num_classes,
+        token_head=config.token_head,
+        options=encoder_options(config),
+        rngs=rngs,
+    )
+
+
+def model_name(config: ModelConfig) -> str:
+    """Return what to call the model in messages: segret_tiny, or rmt_tiny for the classifier."""
+    return f"{'segret' if config.task == 'segmentation' else 'rmt'}_{config.variant}"
+
+
+def _parts(model: SegRet | Classifier) -> Parts:
     graph, *trees = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, batch_stats = map(nnx.to_pure_dict, trees)
     return graph, params, batch_stats

@@ -1,0 +1,90 @@
+"""A model with its weights as one object, for use from Python.
+
+model = segret_jax.load("runs/camvid_tiny_cpu")
+label_map = model.predict(image)  # [H, W] class ids
+model.classes.class_names[label_map[0, 0]]
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float32, UInt8
+
+from segret_jax.config import Config, check_segmentation
+from segret_jax.data.class_table import ClassTable
+from segret_jax.data.transforms import MEAN, STD
+from segret_jax.errors import InputError
+from segret_jax.evaluation.inference import Predictor
+from segret_jax.training import checkpoint as checkpoints
+
+
+class Model:
+    """Weights with the config they were trained with and the classes of their outputs."""
+
+    def __init__(
+        self,
+        config: Config,
+        classes: ClassTable,
+        graph: nnx.GraphDef[Any],
+        params: Any,
+        batch_stats: Any,
+    ):
+        self.config = config
+        self.classes = classes
+        self.graph = graph
+        self.params = params
+        self.batch_stats = batch_stats
+
+    def logits(
+        self, images: UInt8[np.ndarray, "b H W 3"] | Float32[np.ndarray, "b H W 3"]
+    ) -> Float32[Array, "b h w k"] | Float32[Array, "b k"]:
+        """Return the class scores before the softmax, at stride 4: h = ⌈⌈H/2⌉/2⌉.
+
+        A classifier's are [b, k].
+        `images` are RGB: uint8 of 0 to 255, normalised here, or float32 already normalised by
+        `data.transforms.MEAN` and `STD`. They are not resized. Each new shape compiles once.
+        """
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype not in (np.uint8, np.float32):
+            raise InputError(
+                f"images are {images.dtype} of {images.shape}; give [b, H, W, 3], uint8 or "
+                "normalised float32"
+            )
+        return self._network((self.params, self.batch_stats), images)
+
+    def predict(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
+        """Return each pixel's class id, at the size of the image, which may be any.
+
+        The image (RGB) is resized for the network as `config.eval` says, by a sliding window or at
+        several scales if it says so. Raises InputError for a classifier: it has `logits` alone.
+        """
+        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+            raise InputError(f"the image is {image.dtype} of {image.shape}; give uint8 [H, W, 3]")
+        return self._predictor.label_map(image)
+
+    @functools.cached_property
+    def _predictor(self) -> Predictor:
+        check_segmentation(self.config.model)
+        return Predictor(self.graph, self.params, self.batch_stats, self.config.eval)
+
+    @functools.cached_property
+    def _network(self) -> Any:
+        def network(variables: Any, images: Array) -> Array:
+            if images.dtype == jnp.uint8:
+                images = (images.astype(jnp.float32) - MEAN) / STD
+            with jax.default_matmul_precision(self.config.model.matmul_precision):
+                return nnx.merge(self.graph, *variables)(images)
+
+        return jax.jit(network)
+
+
+def load(path: Path) -> Model:
+    """Load the model of a checkpoint's or a run's folder."""
+    checkpoint = checkpoints.find(path)
+    config = checkpoints.load_config(checkpoint)
+    parts = checkpoints.load_model(checkpoint, config)
+    return Model(config, checkpoints.load_table(checkpoint), *parts)

@@ -1,0 +1,92 @@
+"""From our parameters back to the names, layouts and buffers of the PyTorch original."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from segret_jax.config import ModelConfig
+from segret_jax.convert.family import Family
+from segret_jax.convert.safetensors import write_safetensors
+from segret_jax.convert.torch_names import to_torch, torch_key
+from segret_jax.convert.unused import unused_tensors
+from segret_jax.errors import InputError
+
+ENDINGS = (".safetensors", ".npz", ".pth", ".pt")
+
+
+def export_tensors(
+    model: ModelConfig,
+    num_classes: int,
+    params: Any,
+    batch_stats: Any,
+    *,
+    unused: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return every tensor of the original's state dict: its names and layouts, float32.
+
+    `unused` are the tensors that an import dropped; those not among them get their defaults.
+    Raises InputError for a model that PyTorch files cannot tell from another.
+    """
+    if model.rotary != model.ffn_conv:
+        raise InputError(
+            f"model.rotary is {model.rotary} and model.ffn_conv {model.ffn_conv}: no PyTorch model "
+            "has the one without the other, and its file would be read as another model"
+        )
+    if model.decay != "additive":
+        raise InputError(f"model.decay is {model.decay!r}; the PyTorch models have only 'additive'")
+    family = Family(model=model, num_classes=num_classes, prefix=model.task == "segmentation")
+    tensors = {}
+    for entries, leaf in jax.tree_util.tree_leaves_with_path((params, batch_stats)):
+        path = tuple(entry.key for entry in entries[1:])
+        name = torch_key(path, prefix=family.prefix)
+        tensors[name] = np.ascontiguousarray(to_torch(np.asarray(leaf, np.float32), path))
+    for name, default in unused_tensors(family, list(tensors)).items():
+        tensors[name] = np.asarray((unused or {}).get(name, default)).astype(default.dtype)
+    return dict(sorted(tensors.items()))
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Write a file of the format that its name ends in; metadata goes into .safetensors only.
+
+    Raises InputError if the file is there already, its ending is not among `ENDINGS`, or it is to
+    be PyTorch's and PyTorch is not installed. What is written becomes visible when it is whole.
+    """
+    writers: dict[str, Callable[[Path], None]] = {
+        ".safetensors": lambda file: write_safetensors(file, tensors, metadata),
+        ".npz": lambda file: _write_npz(file, tensors),
+        ".pth": lambda file: _write_torch(file, tensors),
+        ".pt": lambda file: _write_torch(file, tensors),
+    }
+    if path.suffix not in writers:
+        raise InputError(f"{path}: give a name that ends in {', '.join(ENDINGS)}")
+    if path.exists():
+        raise InputError(f"{path} exists already: delete it, or choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        writers[path.suffix](partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_npz(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **tensors)
+
+
+def _write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            "a .pth is written by PyTorch, which is not installed here; write .safetensors, which "
+            "safetensors.torch.load_file reads where it is"
+        ) from None
+    torch.save({name: torch.from_numpy(array.copy()) for name, array in tensors.items()}, path)

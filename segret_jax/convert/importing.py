@@ -1,0 +1,193 @@
+"""From the tensors of a PyTorch file to our parameters, strictly in both directions.
+
+Every tensor of the file is used or dropped for a reason of `UNUSED`; every leaf of the model is
+filled; shapes agree. All that is otherwise is told in one error, unless `allow` names it.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from segret_jax.config import ModelConfig
+from segret_jax.convert.family import Family, identify
+from segret_jax.convert.torch_names import from_torch, torch_key, torch_shape
+from segret_jax.convert.unused import UNUSED, unused_tensors
+from segret_jax.errors import InputError
+from segret_jax.training.state import abstract, build, model_name
+
+Path = tuple[str | int, ...]
+Leaves = dict[str, tuple[Path, tuple[int, ...]]]
+
+CONSTANT_TOLERANCE = 1e-2  # relative: rounding in bfloat16, yet far below any other setting
+MAX_NEAREST = 50  # differences for which the nearest name is searched: it is slow
+ALLOWED = "accepted by --allow {!r}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """A model out of a PyTorch file: nested dicts of float32 arrays, and what became of the file.
+
+    `leaves` has the path and the PyTorch shape of each leaf by its PyTorch name. `dropped` and
+    `initialised` are names with reasons: tensors that were not used, leaves that keep their
+    initial value. `unused` are the dropped tensors that the way back needs.
+    """
+
+    family: Family
+    params: Any
+    batch_stats: Any
+    leaves: Leaves
+    dropped: dict[str, str]
+    initialised: dict[str, str]
+    unused: dict[str, np.ndarray]
+
+
+def import_tensors(
+    tensors: Mapping[str, np.ndarray],
+    model: ModelConfig,
+    *,
+    given: Collection[str] = (),
+    allow: Sequence[str] = (),
+) -> Imported:
+    """Fill the model that `tensors`, by their PyTorch names, belong to.
+
+    `model` has the settings that no file can tell; `given` names its fields that the file must
+    agree with. What `allow` (regular expressions, searched in names) matches may differ: a tensor
+    too many is dropped, a leaf without a fitting tensor keeps its initial value.
+
+    Raises InputError, with all differences at once.
+    """
+    family = identify(tensors, model, given)
+    _, *trees = abstract(family.model, family.num_classes)
+    leaves = torch_leaves(*trees, prefix=family.prefix)
+    known, surplus = _split_surplus(tensors, leaves, family)
+    missing = {n: f"{list(s)} is missing" for n, (_, s) in leaves.items() if n not in tensors}
+    unfit = {n: _fault(tensors[n], s) for n, (_, s) in leaves.items() if n in tensors}
+    unfit = {name: fault for name, fault in unfit.items() if fault}
+    allowed = _allowed([*missing, *unfit, *surplus], allow)
+    _refuse(missing, unfit, surplus, allowed, family)
+    initialised = {name: allowed[name] for name in [*missing, *unfit]}
+    if initialised:
+        _, *trees = build(family.model, family.num_classes, seed=0)
+    params, batch_stats = (
+        _filled(tree, tensors, skip=initialised, prefix=family.prefix) for tree in trees
+    )
+    return Imported(
+        family=family,
+        params=params,
+        batch_stats=batch_stats,
+        leaves=leaves,
+        dropped=known | {name: allowed[name] for name in [*unfit, *surplus]},
+        initialised=initialised,
+        unused={n: tensors[n] for n in known},
+    )
+
+
+def torch_leaves(*trees: Any, prefix: bool) -> Leaves:
+    """Return path and PyTorch shape of each leaf of parameters and statistics, by PyTorch name."""
+    leaves = {}
+    for tree in trees:
+        for entries, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            path = tuple(entry.key for entry in entries)
+            leaves[torch_key(path, prefix=prefix)] = path, torch_shape(leaf.shape, path)
+    return leaves
+
+
+def _filled(
+    tree: Any,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    skip: Collection[str],
+    prefix: bool,
+) -> Any:
+    """Return `tree` with each leaf, but those to `skip`, from its tensor as float32."""
+
+    def leaf(entries: Any, initial: Any) -> np.ndarray:
+        path = tuple(entry.key for entry in entries)
+        name = torch_key(path, prefix=prefix)
+        value = initial if name in skip else from_torch(tensors[name], path)
+        return np.ascontiguousarray(value, np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def _fault(tensor: np.ndarray, shape: tuple[int, ...]) -> str:
+    """Say why `tensor` cannot fill a leaf of `shape`; "" if it can."""
+    if tensor.shape != shape:
+        turned = " (transposed?)" if tensor.shape == shape[::-1] else ""
+        return f"is {list(tensor.shape)}, the model needs {list(shape)}{turned}"
+    if tensor.dtype.kind != "f" and tensor.dtype != ml_dtypes.bfloat16:
+        return f"is of type {tensor.dtype}, the model needs floating point"
+    if not (np.abs(tensor) <= np.finfo(np.float32).max).all():
+        return "has values that are not finite in float32"
+    return ""
+
+
+def _split_surplus(
+    tensors: Mapping[str, np.ndarray], leaves: Leaves, family: Family
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return, of the tensors that no leaf takes, those to drop and why, and those left over."""
+    unused = unused_tensors(family, leaves)
+    known, surplus = {}, {}
+    for name in (name for name in tensors if name not in leaves):
+        if name not in unused:
+            surplus[name] = f"{list(tensors[name].shape)} is not in the model"
+        elif "Relpos" in name and not _equal(tensors[name], unused[name]):
+            found, expected = (
+                np.array2string(t.astype(np.float32).ravel()[:4], precision=5)
+                for t in (tensors[name], unused[name])
+            )
+            ours = model_name(family.model)
+            surplus[name] = f"begins {found}, but {ours} has {expected}: another model"
+        else:
+            known[name] = next(reason for part, reason in UNUSED.items() if part in name)
+    return known, surplus
+
+
+def _equal(tensor: np.ndarray, constant: np.ndarray) -> bool:
+    return tensor.shape == constant.shape and np.allclose(
+        tensor.astype(np.float64), constant, rtol=CONSTANT_TOLERANCE, atol=0
+    )
+
+
+def _allowed(names: Sequence[str], allow: Sequence[str]) -> dict[str, str]:
+    """Return the reason for each difference that a pattern allows."""
+    allowed: dict[str, str] = {}
+    for text in allow:
+        try:
+            matched = list(filter(re.compile(text).search, names))
+        except re.error as error:
+            raise InputError(f"--allow {text!r} is no regular expression: {error}") from None
+        if not matched:
+            raise InputError(
+                f"--allow {text!r} fits none of {len(names)} differences; leave it out"
+            )
+        allowed |= dict.fromkeys(matched, ALLOWED.format(text))
+    return allowed
+
+
+def _refuse(
+    missing: dict[str, str],
+    unfit: dict[str, str],
+    surplus: dict[str, str],
+    allowed: dict[str, str],
+    family: Family,
+) -> None:
+    """Raise InputError with all differences that are not allowed."""
+    lines: list[str] = []
+    for faults, others in ((missing, surplus), (unfit, {}), (surplus, missing)):
+        candidates = [name for name in others if name not in allowed]
+        for name in (name for name in faults if name not in allowed):
+            near = get_close_matches(name, candidates, n=1) if len(lines) < MAX_NEAREST else []
+            lines.append(f"{name} {faults[name]}" + (f"; nearest: {near[0]}" if near else ""))
+    if lines:
+        raise InputError(
+            f"differs from {model_name(family.model)} with {family.num_classes} classes in "
+            f"{len(lines)} tensors; give a complete file of this model, or --allow REGEX for names "
+            "whose tensor may be dropped, or stay at its initial value:\n  " + "\n  ".join(lines)
+        )

@@ -1,0 +1,111 @@
+"""The report of a conversion: what the file was, where each tensor went, what was left out."""
+
+import dataclasses
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from segret_jax.config import ModelConfig
+from segret_jax.convert.importing import Imported
+from segret_jax.convert.tensors import TensorFile
+from segret_jax.data.class_table import ClassTable
+from segret_jax.training.state import model_name
+
+WIDTH = 100
+
+
+def make_report(
+    path: Path, file: TensorFile, imported: Imported, table: ClassTable, *, allow: Sequence[str]
+) -> dict[str, Any]:
+    """Return what became of a file, as plain values for JSON."""
+    family, leaves = imported.family, imported.leaves
+    mapped = {name: leaf for name, leaf in leaves.items() if name not in imported.initialised}
+    numbers, filled = (
+        sum(math.prod(shape) for _, shape in part.values()) for part in (leaves, mapped)
+    )
+    return {
+        "file": path.name,
+        "sha256": file.sha256,
+        "format": file.format,
+        "wrapper": file.wrapper,
+        "other_wrappers": list(file.other_wrappers),
+        "prefix": file.prefix,
+        "family": model_name(family.model),
+        "num_classes": family.num_classes,
+        "classes": table.name,
+        "implies": implications(family.model),
+        "model": dataclasses.asdict(family.model),
+        "numbers": numbers,
+        "filled": filled,
+        "filled_percent": 100 * filled / numbers,
+        "dtypes": dict(Counter(str(file.tensors[name].dtype) for name in mapped)),
+        "mapped": {
+            name: {
+                "leaf": "/".join(map(str, path)),
+                "shape": list(shape),
+                "dtype": str(file.tensors[name].dtype),
+            }
+            for name, (path, shape) in mapped.items()
+        },
+        "dropped": imported.dropped,
+        "initialised": imported.initialised,
+        "allow": list(allow),
+        "metadata": file.metadata,
+    }
+
+
+def implications(model: ModelConfig) -> list[str]:
+    """Say in sentences what a model's family means for its use."""
+    flavour = "with" if model.ffn_conv else "without"
+    encoder = f"encoder {flavour} rotary phase and FFN convolutions"
+    if model.task == "segmentation":
+        return [f"SegRet for segmentation, {encoder}"]
+    head = ", with the second head of token labels" if model.token_head else ""
+    sentences = [f"RMT ImageNet classifier{head}, {encoder}"]
+    if model.ffn_conv:
+        sentences.append(
+            "NOTE: training that starts from it (--config.init_from) takes SegRet's plain encoder, "
+            "and so drops ffn.dwconv and the rotary phase, which changes the function. To keep "
+            "them: --config.model.rotary=true --config.model.ffn_conv=true"
+        )
+    return sentences
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Write a report in lines for the terminal."""
+    where = f", under {report['wrapper']!r}" if report["wrapper"] else ""
+    others = ", ".join(map(repr, report["other_wrappers"]))
+    lines = [
+        f"{report['file']}: {report['format']}{where}, sha256 {report['sha256'][:16]}...",
+        *([f"  other state dicts in it: {others} (choose with --wrapper)"] if others else []),
+        f"{report['family']}, {report['num_classes']} classes ({report['classes']})",
+        *(line for sentence in report["implies"] for line in _wrap(sentence)),
+        f"filled: {report['filled']:,} of {report['numbers']:,} numbers "
+        f"({report['filled_percent']:.2f} %) from {len(report['mapped'])} tensors",
+    ]
+    if casts := [f"{n} of {dtype}" for dtype, n in report["dtypes"].items() if dtype != "float32"]:
+        lines.append(f"converted to float32: {', '.join(casts)}")
+    for what in ("dropped", "initialised"):
+        lines += _grouped(what, report[what])
+    if report["metadata"]:
+        text = ", ".join(f"{key}: {value}" for key, value in report["metadata"].items())
+        lines += textwrap.wrap(f"metadata: {text}", WIDTH, subsequent_indent="  ", max_lines=4)
+    return "\n".join(lines)
+
+
+def _grouped(what: str, reasons: dict[str, str]) -> list[str]:
+    """Return a line for each reason, with the number of tensors and the first."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name)
+    return [
+        f"{what}: {names[0]}" + (f" and {len(names) - 1} more" * (len(names) > 1)) + f": {reason}"
+        for reason, names in groups.items()
+    ]
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")

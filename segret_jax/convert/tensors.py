@@ -1,0 +1,191 @@
+"""Tensors by name out of a PyTorch, safetensors or NumPy file, whatever its name ends in.
+
+A checkpoint of PyTorch is a state dict (tensors by name), or a dict that holds one or several of
+them beside the optimizer, the epoch and so on: these are unwrapped here.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from segret_jax.convert.safetensors import read_safetensors
+from segret_jax.convert.torch_file import LEGACY_START, TorchFile, open_legacy, open_zip
+from segret_jax.convert.torch_rebuild import Name, Record, Storage, Tensor
+from segret_jax.errors import InputError, unknown_name
+
+WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")  # the first found is taken
+PARALLEL = "module."  # before every name that nn.DataParallel or DistributedDataParallel saved
+MAX_NPZ_BYTES = 2**34  # unpacked: a file of some MB may claim any size
+MAX_ITEMS, MAX_TEXT = 256, 300  # of metadata that is kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorFile:
+    """What `read_tensors` found.
+
+    Arrays are read-only, in PyTorch's layouts; some may be views of one memory. `wrapper` is the
+    key under which they lay ("" if at the top), `other_wrappers` the keys of further state dicts,
+    `prefix` what was cut off every name. `metadata` is plain data that JSON can hold.
+    """
+
+    tensors: dict[str, np.ndarray]
+    format: str  # torch zip | torch legacy | safetensors | npz
+    wrapper: str
+    other_wrappers: tuple[str, ...]
+    prefix: str
+    sha256: str
+    metadata: dict[str, Any]
+
+
+def read_tensors(path: str | Path, *, wrapper: str = "") -> TensorFile:
+    """Read a checkpoint; nothing that the file asks to run is run, and PyTorch is not needed.
+
+    `wrapper` chooses among several state dicts in one file, such as "model_ema"; by default the
+    first of `WRAPPERS`. Raises InputError for a file that is missing, damaged, of another format,
+    or that holds more than tensors and plain data.
+    """
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            result = _read(file, size, wrapper, digest)
+        if wrapper and result.wrapper != wrapper:
+            raise InputError(f"has no {wrapper!r}; its tensors lie at the top, choose nothing")
+        return result
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged or hostile file meets the readers anywhere
+        reason = _shorten(" ".join(str(error).split())) or type(error).__name__
+        raise InputError(
+            f"{path}: is damaged or cut off ({reason}); download or save it again"
+        ) from error
+
+
+def _read(file: BufferedReader, size: int, wrapper: str, sha256: str) -> TensorFile:
+    """Tell the format by content, and read it."""
+    start = file.read(len(LEGACY_START))
+    file.seek(0)
+    if start.startswith(b"PK"):
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if any(name.endswith("/data.pkl") for name in names):
+                return _unwrap(open_zip(archive, size), "torch zip", wrapper, sha256)
+            if all(name.endswith(".npy") for name in names):
+                return _result(_read_npz(archive, file), {}, "npz", sha256)
+        raise InputError("is a zip archive, but neither of PyTorch nor of NumPy; unpack it first")
+    if start == LEGACY_START:
+        return _unwrap(open_legacy(file, size), "torch legacy", wrapper, sha256)
+    if start[8:9] == b"{":
+        return _result(*read_safetensors(file, size), "safetensors", sha256)
+    raise InputError(
+        "is no file of torch.save, .safetensors or .npz, or its beginning is damaged; "
+        "download it again, or save it as one of these"
+    )
+
+
+def _read_npz(archive: zipfile.ZipFile, file: BufferedReader) -> dict[str, np.ndarray]:
+    if sum(info.file_size for info in archive.infolist()) > MAX_NPZ_BYTES:
+        raise InputError("claims to unpack to more than 16 GiB; save the weights alone")
+    file.seek(0)
+    tensors = {}
+    for name, array in np.load(file, allow_pickle=False).items():
+        if array.dtype == "V2":  # NumPy writes bfloat16 without its name
+            array = array.view(ml_dtypes.bfloat16)
+        elif array.dtype.kind not in "biuf" or not array.dtype.isnative:
+            raise InputError(f"has array {name!r} of type {array.dtype}; save it as float32")
+        tensors[name] = array
+    return tensors
+
+
+def _unwrap(file: TorchFile, kind: str, wrapper: str, sha256: str) -> TensorFile:
+    """Choose a state dict in what was saved, and read its tensors."""
+    content = file.content if isinstance(file.content, dict) else {}
+    found = [key for key, value in content.items() if isinstance(key, str) and _has_tensors(value)]
+    if wrapper and found and wrapper not in found:
+        raise unknown_name("state dict", wrapper, found)
+    chosen = wrapper if wrapper in found else next((key for key in WRAPPERS if key in found), "")
+    if not chosen and not _has_tensors(content):
+        remedy = f"choose one of {', '.join(found)}" if found else "save model.state_dict() again"
+        where = ", ".join(WRAPPERS)
+        raise InputError(f"has no tensors at its top or under {where}; {_shorten(remedy)}")
+    state = content[chosen] if chosen else content
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    others = tuple(key for key in found if key != chosen)
+    metadata = {k: v for k, v in content.items() if k not in found} if chosen else {}
+    metadata |= {key: value for key, value in state.items() if key not in tensors}
+    return _result(_arrays(tensors, file.read), metadata, kind, sha256, chosen, others)
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
+
+
+def _arrays(tensors: dict[str, Tensor], read: Callable[[Storage], bytes]) -> dict[str, np.ndarray]:
+    """Read each storage once, as tied weights share theirs."""
+    data: dict[str, bytes] = {}
+    for tensor in tensors.values():
+        storage = tensor.storage
+        if storage.key not in data:
+            data[storage.key] = read(storage)
+        if len(data[storage.key]) < storage.nbytes:
+            raise ValueError("a storage is shorter than its tensors say")
+    return {name: tensor.array(data[tensor.storage.key]) for name, tensor in tensors.items()}
+
+
+def _result(
+    tensors: dict[str, np.ndarray],
+    metadata: dict[Any, Any],
+    kind: str,
+    sha256: str,
+    wrapper: str = "",
+    others: tuple[str, ...] = (),
+) -> TensorFile:
+    if not tensors:
+        raise InputError("holds no tensors; save model.state_dict() again")
+    prefix = PARALLEL if all(name.startswith(PARALLEL) for name in tensors) else ""
+    return TensorFile(
+        tensors={name.removeprefix(prefix): array for name, array in tensors.items()},
+        format=kind,
+        wrapper=wrapper,
+        other_wrappers=others,
+        prefix=prefix,
+        sha256=sha256,
+        metadata={_shorten(str(key)): _plain(value, 2) for key, value in metadata.items()},
+    )
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Return metadata as what JSON holds; what is long, deep or no plain data is only described."""
+    if isinstance(value, Record):
+        return _plain(value.state, depth) if isinstance(value.state, dict) else value.name
+    if isinstance(value, Name):
+        return value.full
+    if isinstance(value, Tensor):
+        return f"tensor {value.storage.dtype} {list(value.shape)}"
+    if isinstance(value, str):
+        return _shorten(value)
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, int) and abs(value) < 2**63:
+        return value
+    if isinstance(value, (dict, list, tuple)) and depth > 0 and len(value) <= MAX_ITEMS:
+        if isinstance(value, dict):
+            return {_shorten(str(k)): _plain(v, depth - 1) for k, v in value.items()}
+        return [_plain(v, depth - 1) for v in value]
+    size = f" of {len(value)}" if hasattr(value, "__len__") else ""
+    return f"{type(value).__name__}{size}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"

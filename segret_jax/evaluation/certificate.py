@@ -1,0 +1,203 @@
+"""Do weights compute what they should: each stage's map and the logits against a reference.
+
+The reference is tensors captured from the PyTorch model or, without any, a float64 forward of the
+same weights. Errors are relative to the RMS of what is expected. A wrong tensor shows in the first
+stage that uses it and, but for luck, in all that follow.
+"""
+
+import functools
+import hashlib
+import platform
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from segret_jax.config import ModelConfig
+from segret_jax.errors import InputError
+from segret_jax.evaluation.protocol import PACKAGE, code_digest, package_version, weights_digest
+from segret_jax.models.rmt import Classifier
+from segret_jax.training.state import abstract, model_name
+
+TOLERANCE = 1e-4  # of the largest error of a float32 forward; 1e-5 is typical
+PARTS = {
+    "c1": "the stem or stage 1 (encoder/stem, encoder/stages/0)",
+    "c2": "stage 2 or the downsample before it (encoder/stages/1, encoder/downsamples/0)",
+    "c3": "stage 3 or the downsample before it (encoder/stages/2, encoder/downsamples/1)",
+    "c4": "stage 4 or the downsample before it (encoder/stages/3, encoder/downsamples/2)",
+    "logits": "what follows the encoder (decoder; of a classifier proj, norm, head, aux_head)",
+}
+TEST_INPUT = "input/verify", (1, 3, 136, 200)  # for `noise`; sides that are no multiples of 32
+FORM = (
+    "it needs `input` [b, 3, H, W] and `logits`, and may hold c1, c2, c3, c4; of several cases "
+    "0/input, 0/logits, 1/input, …"
+)
+
+Outputs = dict[str, np.ndarray]  # of PARTS, NHWC; a classifier's logits are [b, k]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input of a reference, NHWC, with the outputs expected of it."""
+
+    name: str
+    image: Float32[np.ndarray, "b H W 3"]
+    expected: Outputs
+
+
+def noise(name: str, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
+    """Return standard normal numbers that the name determines: an input anyone can make again.
+
+    NumPy's RandomState, seeded with the CRC-32 of the name.
+    """
+    generator = np.random.RandomState(zlib.crc32(name.encode()))
+    return generator.standard_normal(shape).astype(np.float32)
+
+
+def read_reference(file: Path) -> list[Case]:
+    """Read the tensors captured from PyTorch (NCHW); raise InputError if that is not what is there.
+
+    `N/input_shape` in the place of `N/input` means `noise("input/N", shape)`.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"--reference {file} cannot be read as .npz ({error}); {FORM}") from error
+    groups: dict[str, Outputs] = {}
+    for key, array in arrays.items():
+        name, _, tensor = key.rpartition("/")
+        groups.setdefault(name, {})[tensor] = array
+    cases = []
+    for name, tensors in groups.items():
+        if "input_shape" in tensors:
+            tensors["input"] = noise(f"input/{name}", tuple(map(int, tensors["input_shape"])))
+        unknown = sorted(tensors.keys() - {"input", "input_shape", *PARTS})
+        missing = sorted({"input", "logits"} - tensors.keys())
+        if unknown or missing:
+            wrong = f"the unknown tensor {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
+            raise InputError(f"--reference {file} has {wrong}; {FORM}")
+        if tensors["input"].ndim != 4 or tensors["input"].shape[1] != 3:
+            raise InputError(f"--reference {file}: input is {tensors['input'].shape}; {FORM}")
+        expected = {stage: _nhwc(tensors[stage]) for stage in PARTS if stage in tensors}
+        cases.append(Case(name, _nhwc(tensors["input"]).astype(np.float32), expected))
+    return cases
+
+
+def _nhwc(array: np.ndarray) -> np.ndarray:
+    return np.moveaxis(array, 1, -1)
+
+
+def certify(
+    model: ModelConfig, num_classes: int, variables: Any, *, reference: Path | None = None
+) -> dict[str, Any]:
+    """Return the certificate of `variables` (parameters, batch statistics) as plain values.
+
+    `reference` is a file for `read_reference`. Raises InputError if it cannot be read, or if it
+    has other shapes than the model's outputs.
+    """
+    run = functools.partial(_forward, model, num_classes, variables)
+    if reference:
+        comparisons = {
+            f"float32, case {case.name}" if case.name else "float32": compare(
+                run(case.image, "float32"), case.expected
+            )
+            for case in read_reference(reference)
+        }
+    else:
+        image = _nhwc(noise(*TEST_INPUT))
+        exact = run(image, "float64")
+        dtypes = ("float32", "bfloat16")
+        comparisons = {dtype: compare(run(image, dtype), exact) for dtype in dtypes}
+    return {
+        **_verdict(comparisons),
+        "tolerance": TOLERANCE,
+        "compared_with": "tensors captured from PyTorch" if reference else "a float64 forward",
+        "comparisons": comparisons,
+        "model": f"{model_name(model)}, {num_classes} classes",
+        "settings": {key: getattr(model, key) for key in ("rotary", "ffn_conv", "decay")},
+        "weights": weights_digest(variables),
+        "reference": hashlib.sha256(reference.read_bytes()).hexdigest() if reference else None,
+        "code": code_digest(PACKAGE),
+        "device": jax.devices()[0].device_kind,
+        "matmul_precision": model.matmul_precision,
+        "versions": {
+            "segret_jax": package_version(),
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _verdict(comparisons: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Judge the float32 forwards; what is not a number is wrong."""
+    judged = [c["errors"] for name, c in comparisons.items() if name.startswith("float32")]
+    wrong = [
+        stage
+        for stage in PARTS
+        if any(stage in e and not e[stage]["largest"] <= TOLERANCE for e in judged)
+    ]
+    return {"verdict": "fail" if wrong else "pass", "starts_in": wrong[0] if wrong else None}
+
+
+def compare(outputs: Outputs, expected: Outputs) -> dict[str, Any]:
+    """Return {"errors": {stage: {"largest", "rms"}}, "argmax": {"equal", "of"}}.
+
+    Raises InputError if a shape is not the expected one.
+    """
+    errors = {}
+    for stage, theirs in expected.items():
+        ours = outputs[stage]
+        if ours.shape != theirs.shape:
+            raise InputError(
+                f"{stage} of the reference has the shape {theirs.shape} (channels last), the "
+                f"model's {ours.shape}: it is of another model, or of other classes"
+            )
+        difference = ours.astype(np.float64) - theirs
+        rms = max(_rms(theirs), np.finfo(np.float64).tiny)
+        errors[stage] = {
+            "largest": float(np.abs(difference).max() / rms),
+            "rms": _rms(difference) / rms,
+        }
+    equal = outputs["logits"].argmax(-1) == expected["logits"].argmax(-1)
+    return {"errors": errors, "argmax": {"equal": int(equal.sum()), "of": equal.size}}
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+def _forward(
+    model: ModelConfig, num_classes: int, variables: Any, image: np.ndarray, dtype: str
+) -> Outputs:
+    """Compute every stage in `dtype`; float64 on the CPU, since some devices do not have it."""
+    in_float64 = dtype == "float64"
+    device = jax.devices("cpu")[0] if in_float64 else jax.devices()[0]
+    with jax.enable_x64(in_float64), jax.default_device(device):
+        graph, *_ = abstract(replace(model, dtype=dtype), num_classes)
+        kind = np.float64 if in_float64 else np.float32
+        arguments = jax.tree.map(lambda x: np.asarray(x, kind), (variables, image))
+        outputs = _program(graph, model.matmul_precision)(*arguments)
+        return jax.tree.map(np.asarray, outputs)
+
+
+@functools.cache
+def _program(graph: nnx.GraphDef[Any], precision: str) -> Callable:
+    def stages(variables: Any, image: Float[Array, "b H W 3"]) -> dict[str, Array]:
+        network = nnx.merge(graph, *variables)
+        with jax.default_matmul_precision(precision):
+            maps = network.encoder(image)
+            if isinstance(network, Classifier):
+                logits = network.classify(maps[-1])
+            else:
+                logits = network.decoder(maps)
+        return dict(zip(PARTS, (*maps, logits), strict=True))
+
+    return jax.jit(stages)

@@ -1,0 +1,205 @@
+"""The command: golden weights through files of each format, what it says, and back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from segret_jax.convert.__main__ import main
+from segret_jax.convert.exporting import write_tensors
+from segret_jax.convert.tensors import read_tensors
+from segret_jax.errors import InputError
+from segret_jax.training import checkpoint as checkpoints
+from tests import golden_weights as golden
+from tests.convert.models import CLASSIFIER, random_tensors
+
+DATA = Path(__file__).parent / "data"
+
+
+def convert(*arguments: str | Path) -> None:
+    main([str(argument) for argument in arguments])
+
+
+def fault(*arguments: str | Path) -> str:
+    with pytest.raises(InputError) as caught:
+        convert(*arguments)
+    return str(caught.value)
+
+
+def load(checkpoint: Path) -> tuple[Any, Any, Any]:
+    return checkpoints.load_model(checkpoint, checkpoints.load_config(checkpoint))
+
+
+def golden_tensors(name: str) -> dict[str, np.ndarray]:
+    computed = ("Relpos", "num_batches_tracked")
+    shapes = {k: s for k, s in golden.keys(name).items() if not any(c in k for c in computed)}
+    return {key: golden.weight(key, shape) for key, shape in shapes.items()}
+
+
+def logits(checkpoint: Path, image: np.ndarray) -> jax.Array:
+    graph, params, batch_stats = load(checkpoint)
+    forward = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x))
+    jax.config.update("jax_disable_most_optimizations", True)  # one image: compile fast
+    try:
+        return forward(params, batch_stats, image.transpose(0, 2, 3, 1))
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_golden_logits_through_files_of_each_format(tmp_path: Path) -> None:
+    tensors = golden_tensors("segret_tiny")
+    for ending in ("npz", "safetensors"):
+        write_tensors(tmp_path / f"a.{ending}", tensors, {})
+        convert(tmp_path / f"a.{ending}", tmp_path / ending)
+    first, second = (load(tmp_path / ending)[1:] for ending in ("npz", "safetensors"))
+    assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
+    expected = golden.load("segret_tiny")
+    image = golden.noise("input/1", tuple(expected["1/input_shape"]))
+    nchw = logits(tmp_path / "npz", image).transpose(0, 3, 1, 2)
+    assert golden.relative_error(nchw, expected["1/logits"]) < 1e-5
+
+
+def test_golden_logits_of_a_classifier_through_a_file(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", golden_tensors("rmt_tiny"), {})
+    convert(tmp_path / "a.safetensors", tmp_path / "a")
+    image, expected = golden.noise("input/cls", (2, 3, 64, 96)), golden.load("rmt_imagenet_logits")
+    assert golden.relative_error(logits(tmp_path / "a", image), expected["tiny"]) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+def test_a_file_of_real_pytorch_gives_the_same(tmp_path: Path, options: dict[str, bool]) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = golden_tensors("segret_tiny")
+    state = {f"module.{name}": torch.tensor(array) for name, array in tensors.items()}
+    torch.save({"state_dict": state, "meta": {"epoch": 3}}, tmp_path / "a.pth", **options)
+    write_tensors(tmp_path / "b.npz", tensors, {})
+    for file in ("a.pth", "b.npz"):
+        convert(tmp_path / file, tmp_path / file[0])
+    first, second = (load(tmp_path / name)[1:] for name in "ab")
+    assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
+
+
+@pytest.mark.usefixtures("mini")
+@pytest.mark.parametrize("model", [{}, CLASSIFIER | {"token_head": True}], ids=["segret", "rmt"])
+def test_to_a_checkpoint_and_back_is_bit_equal(model: dict[str, Any], tmp_path: Path) -> None:
+    tensors = random_tensors(19, **model)
+    for name, tensor in tensors.items():
+        if "conv_seg" in name:
+            tensors[name] = np.full_like(tensor, 0.25)  # unused, but not lost
+        if "num_batches_tracked" in name:
+            tensors[name] = np.array(2**40)
+    write_tensors(tmp_path / "a.npz", tensors, {})
+    convert(tmp_path / "a.npz", tmp_path / "checkpoint")
+    convert(tmp_path / "checkpoint", tmp_path / "b.safetensors", "--to", "torch")
+    convert(tmp_path / "a.npz", tmp_path / "c.npz")  # without a checkpoint between
+    for file in ("b.safetensors", "c.npz"):
+        back = read_tensors(tmp_path / file).tensors
+        assert back.keys() == tensors.keys()
+        assert all(np.array_equal(back[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.usefixtures("mini")
+def test_the_report_is_printed_saved_and_kept_in_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = random_tensors(19)
+    tensors["decode_head.extra"] = np.zeros(3)
+    del tensors["decode_head.linear_pred.bias"]
+    half = {n: t.astype(np.float16) if t.dtype == np.float32 else t for n, t in tensors.items()}
+    write_tensors(tmp_path / "half.safetensors", half, {"epoch": "3"})
+    allow = ["--allow", r"head\.extra$", "--allow", r"linear_pred\.bias"]
+    convert(tmp_path / "half.safetensors", tmp_path / "a", *allow, "--report", tmp_path / "r.json")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report == checkpoints.load_source(tmp_path / "a")
+    _, *trees = load(tmp_path / "a")
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(trees))
+    assert (report["numbers"], report["filled"]) == (numbers, numbers - 19)
+    assert report["filled_percent"] == pytest.approx(100 * (1 - 19 / numbers))
+    assert report["mapped"]["backbone.layers.0.blocks.0.ffn.fc1.weight"] == {
+        "leaf": "encoder/stages/0/0/ffn/fc1/kernel", "shape": [16, 8], "dtype": "float16",
+    }  # fmt: skip
+    assert report["sha256"] == read_tensors(tmp_path / "half.safetensors").sha256
+    assert report["allow"] == allow[1::2]
+    assert report["metadata"] == {"epoch": "3"}
+    text = capsys.readouterr().out
+    for line in (
+        "segret_tiny, 19 classes (cityscapes)",
+        f"filled: {numbers - 19:,} of {numbers:,} numbers",
+        f"converted to float32: {len(report['mapped'])} of float16",
+        r"dropped: decode_head.extra: accepted by --allow 'head\\.extra$'",
+        r"initialised: decode_head.linear_pred.bias: accepted by --allow 'linear_pred\\.bias'",
+        "metadata: epoch: 3",
+    ):
+        assert line in text, line
+
+
+@pytest.mark.usefixtures("mini")
+def test_a_classifier_says_loudly_what_a_plain_encoder_would_lose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tensors(tmp_path / "a.npz", random_tensors(10, **CLASSIFIER), {})
+    convert(tmp_path / "a.npz", tmp_path / "a")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "NOTE: training that starts from it" in text
+    assert "--config.model.rotary=true --config.model.ffn_conv=true" in text
+    plain = {n: t for n, t in random_tensors(10, **CLASSIFIER).items() if "dwconv" not in n}
+    write_tensors(tmp_path / "b.npz", plain, {})
+    convert(tmp_path / "b.npz", tmp_path / "b")
+    assert "NOTE" not in capsys.readouterr().out
+    assert not checkpoints.load_config(tmp_path / "b").model.rotary
+
+
+@pytest.mark.usefixtures("mini")
+def test_the_config_of_the_checkpoint_is_the_files_and_the_users(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.npz", random_tensors(11), {})
+    settings = ["--config.model.dtype=bfloat16", "--config.eval.flip=true"]
+    convert(tmp_path / "a.npz", tmp_path / "a", *settings)
+    config = checkpoints.load_config(tmp_path / "a")
+    assert (config.model.variant, config.data.dataset) == ("tiny", "camvid")
+    assert (config.model.dtype, config.eval.flip) == ("bfloat16", True)
+    classes = [{"id": i, "name": f"c{i}", "color": f"#0000{i:02x}"} for i in range(11)]
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"name": "own", "classes": classes}))
+    convert(tmp_path / "a.npz", tmp_path / "b", f"--config.data.dataset={own}")
+    assert checkpoints.load_table(tmp_path / "b").class_names[10] == "c10"
+    message = fault(tmp_path / "a.npz", tmp_path / "c", "--config", "configs/cityscapes_tiny.py")
+    assert message.startswith(f"{tmp_path}/a.npz: data.dataset is set to 'cityscapes' with 19")
+    message = fault(tmp_path / "a.npz", tmp_path / "c", "--config", "configs/cityscapes_base.py")
+    assert "model.variant is set to 'base', but the file holds 'tiny'" in message
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_state_dict_is_chosen_and_a_file_of_another_model_refused(tmp_path: Path) -> None:
+    file, out = DATA / "checkpoint_zip.pth", tmp_path / "out"
+    message = fault(file, out, "--wrapper", "model_ema")
+    assert message.startswith(f"{file}: is no SegRet and no RMT classifier")
+    assert "its names begin with 0.weight" in message
+    assert "did you mean 'model_ema'" in fault(file, out, "--wrapper", "model_em")
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("mini")
+def test_arguments_that_do_not_go_together(tmp_path: Path) -> None:
+    source, checkpoint = tmp_path / "a.npz", tmp_path / "a"
+    write_tensors(source, random_tensors(11), {})
+    assert "a file for PyTorch ends in" in fault(source, checkpoint, "--to", "torch")
+    assert "a file for PyTorch ends in" in fault(source, "b.npz", "--to", "checkpoint")
+    convert(source, checkpoint)
+    assert f"{checkpoint} exists" in fault(source, checkpoint)
+    assert "is a checkpoint already" in fault(checkpoint, tmp_path / "b")
+    for option in (["--allow", "x"], ["--wrapper", "x"], ["--config.model.rotary=true"]):
+        assert "give SRC and DST only" in fault(checkpoint, tmp_path / "b.npz", *option)
+    assert "no checkpoint in" in fault(tmp_path, tmp_path / "b.npz")
+
+
+def test_the_command_ends_with_status_2_and_one_line() -> None:
+    command = [sys.executable, "-m", "segret_jax.convert", "nowhere.pth", "out"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "error: nowhere.pth: No such file or directory\n"

@@ -1,0 +1,128 @@
+"""Names and shapes tell the model: of the released files, and of those that differ from them."""
+
+import numpy as np
+import pytest
+
+from segret_jax.config import ModelConfig
+from segret_jax.convert.classes import choose_classes
+from segret_jax.convert.family import Family, identify
+from segret_jax.errors import InputError
+from tests import golden_weights as golden
+
+VARIANTS = ("tiny", "small", "base", "large")
+Tensors = dict[str, np.ndarray]
+
+
+def released(name: str) -> Tensors:
+    """Tensors of the right names and shapes, without memory."""
+    return {key: np.broadcast_to(np.float32(0), s) for key, s in golden.keys(name).items()}
+
+
+def without(tensors: Tensors, part: str) -> Tensors:
+    return {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_released_models_are_told_apart(variant: str) -> None:
+    segret = identify(released(f"segret_{variant}"), ModelConfig())
+    assert segret == Family(model=ModelConfig(variant=variant), num_classes=150, prefix=True)
+    rmt = identify(released(f"rmt_{variant}"), ModelConfig())
+    expected = ModelConfig(task="classification", variant=variant, rotary=True, ffn_conv=True)
+    assert rmt == Family(model=expected, num_classes=1000, prefix=False)
+
+
+def test_what_differs_from_the_released_models_is_told_too() -> None:
+    segret, rmt = released("segret_base"), released("rmt_base")
+    assert not identify(without(segret, "zeroLayer"), ModelConfig()).model.zero_branch
+    assert not identify(without(rmt, "ffn.dwconv"), ModelConfig()).model.rotary
+    token = rmt | {"aux_head.weight": np.zeros((1000, 512)), "aux_head.bias": np.zeros(1000)}
+    assert identify(token, ModelConfig()).model.token_head
+    segret["decode_head.linear_fuse.conv.weight"] = np.zeros((512, 2048, 1, 1))
+    segret["decode_head.linear_pred.weight"] = np.zeros((7, 512, 1, 1))
+    family = identify(segret, ModelConfig())
+    assert (family.model.decoder_channels, family.num_classes) == (512, 7)
+    both = segret | {"backbone.layers.0.blocks.0.ffn.dwconv.conv.bias": np.zeros(320)}
+    assert identify(both, ModelConfig()).model.rotary
+
+
+def test_a_block_too_few_does_not_hide_the_variant() -> None:
+    tensors = without(released("segret_small"), "layers.2.blocks.17.")
+    assert identify(tensors, ModelConfig()).model.variant == "small"
+
+
+def test_what_no_file_tells_is_taken_from_the_settings() -> None:
+    model = ModelConfig(rotary=True, decay="post_softmax", dtype="bfloat16", variant="large")
+    found = identify(released("segret_tiny"), model, given=["rotary", "decay"]).model
+    assert (found.rotary, found.decay, found.dtype) == (True, "post_softmax", "bfloat16")
+    assert (found.variant, found.ffn_conv) == ("tiny", False)
+    assert not identify(released("segret_tiny"), model).model.rotary  # it was not asked for
+
+
+def test_a_setting_that_contradicts_the_file_is_named_with_what_it_holds() -> None:
+    model = ModelConfig(variant="base", ffn_conv=True, decoder_channels=512)
+    given = ["variant", "ffn_conv", "decoder_channels"]
+    with pytest.raises(InputError) as caught:
+        identify(released("segret_small"), model, given)
+    assert "model.variant is set to 'base', but the file holds 'small'" in str(caught.value)
+    assert "model.ffn_conv is set to True, but the file holds False" in str(caught.value)
+    assert "model.decoder_channels is set to 512, but the file holds 0" in str(caught.value)
+    agreeing = ModelConfig(variant="small", decoder_channels=256)
+    assert identify(released("segret_small"), agreeing, given).model.variant == "small"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "what"),
+    [
+        ({"conv1.weight": np.zeros((64, 3, 7, 7))}, "its names begin with conv1.weight"),
+        (
+            {f"layers.{i}.blocks.{j}.pos.conv.bias": np.zeros(9) for i in range(4) for j in (0, 1)},
+            r"\(width, blocks\) \[\(9, 2\), \(9, 2\), \(9, 2\), \(9, 2\)\]",
+        ),
+        ({"layers.0.blocks.0.pos.conv.bias": np.zeros(64)}, r"\[\(64, 1\)\]"),
+        ({"layers.9999.blocks.0.pos.conv.bias": np.zeros(64)}, r"\[\(64, 1\)\]"),
+    ],
+)
+def test_another_model_is_refused_with_what_it_has(tensors: Tensors, what: str) -> None:
+    with pytest.raises(InputError, match=f"tiny, small, base, large: .*{what}"):
+        identify(tensors, ModelConfig())
+
+
+def test_an_impossible_number_of_classes_is_refused() -> None:
+    last = "decode_head.linear_pred"
+    segret = released("segret_tiny")
+    for shape in ((10**6, 256, 1, 1), (0, 256, 1, 1)):
+        wrong = segret | {f"{last}.weight": np.broadcast_to(np.float32(0), shape)}
+        with pytest.raises(InputError, match=rf"has {shape[0]} classes; a model of 1 to 65536"):
+            identify(without(wrong, f"{last}.bias"), ModelConfig())
+    assert identify(without(segret, last), ModelConfig()).num_classes == 150  # conv_seg's
+    with pytest.raises(InputError, match=rf"lacks {last}.weight, which tells"):
+        identify(without(without(segret, last), "conv_seg"), ModelConfig())
+    scalar = released("rmt_tiny") | {"head.weight": np.float32(0)}
+    assert identify(scalar, ModelConfig()).num_classes == 1000
+
+
+@pytest.mark.parametrize(
+    ("count", "dataset", "first"),
+    [
+        (150, "ade20k", "wall"), (19, "cityscapes", "road"), (171, "coco_stuff10k", "person"),
+        (11, "camvid", "sky"), (7, "synthetic", "class 0"),
+    ],
+)  # fmt: skip
+def test_the_number_of_classes_tells_the_dataset(count: int, dataset: str, first: str) -> None:
+    family = Family(model=ModelConfig(), num_classes=count, prefix=True)
+    name, table = choose_classes(family, "synthetic", given=False)
+    assert (name, table.num_classes, table.class_names[0]) == (dataset, count, first)
+    if name == "synthetic":  # no dataset has 7 classes: names and colours are made up
+        assert len({color.tobytes() for color in table.colors}) == count
+    with pytest.raises(InputError, match=rf"'synthetic' with 8 classes, but .* a model of {count}"):
+        choose_classes(family, "synthetic", given=True)
+
+
+def test_a_classifier_has_generic_classes() -> None:
+    family = Family(model=ModelConfig(task="classification"), num_classes=1000, prefix=False)
+    _, table = choose_classes(family, "synthetic", given=True)
+    assert (table.name, table.num_classes, table.class_names[999]) == (
+        "imagenet",
+        1000,
+        "class 999",
+    )
