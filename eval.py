@@ -41,6 +41,8 @@ def main(argv: list[str]) -> None:
     predictor = Predictor(*checkpoints.load_model(checkpoint, config), config.eval)
     out = args.out or checkpoint.parent.parent / "evaluation"
 
+    results.make_folder(out)  # a folder that cannot be written is told before the work, not after
+
     def save_overlay(name: str, image: np.ndarray, pred: np.ndarray) -> None:
         save_png(overlay(image, pred, table), out / "overlays" / f"{name}.png")
 
@@ -54,10 +56,11 @@ def main(argv: list[str]) -> None:
         on_prediction=save_overlay if args.overlays else None,
     )
     assert result is not None  # it was not cancelled
+    print(f"{result.per_class(table)}\n\n{checkpoint}: {result.summary()}")
     file = results.save(
         out, result, predictor, source, config=config, table=table, checkpoint=checkpoint
     )
-    print(f"{result.per_class(table)}\n\n{checkpoint}: {result.summary()}\nwritten to {file}")
+    print(f"written to {file}")
 
 
 def _default_workdir(config: str | None) -> Path:

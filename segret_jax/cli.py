@@ -12,6 +12,7 @@ import os
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from segret_jax.config import ANY_LENGTH, Config, flatten, set_value, validate
 from segret_jax.errors import InputError, unknown_name
 
 OVERRIDE = "--config."
+FAULT = 70  # exit status, as in sysexits.h
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,6 +58,9 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:  # a fault of the program: status 1 is a verdict of check, verify, compare
+        traceback.print_exc()
+        sys.exit(FAULT)
 
 
 def _use_huge_pages() -> None:

@@ -148,6 +148,9 @@ def validate(config: Config) -> Config:
     for key in ("optim.beta1", "optim.beta2", "model.drop_path", "train.ohem_threshold"):
         if flatten(config)[key] >= 1:
             raise InputError(f"{key} is {flatten(config)[key]}; it must be below 1")
+    scales = config.eval.scales
+    if min(scales) < 0.1 or max(scales) > 10 or len(set(scales)) < len(scales):
+        raise InputError(f"eval.scales is {scales}; give different numbers from 0.1 to 10")
     low, high = config.data.resize_ratio
     if low > high:
         raise InputError(f"data.resize_ratio is ({low}, {high}); give (smallest, largest)")

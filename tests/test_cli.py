@@ -265,7 +265,7 @@ def test_an_input_error_is_one_line_and_status_2(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "error: this is wrong; give another\n")
 
 
-def test_ctrl_c_has_its_own_status_and_faults_of_the_program_their_traceback(monkeypatch):
+def test_ctrl_c_and_faults_of_the_program_have_their_own_status(monkeypatch, capsys):
     def interrupted(argv: list[str]) -> None:
         raise KeyboardInterrupt
 
@@ -275,8 +275,10 @@ def test_ctrl_c_has_its_own_status_and_faults_of_the_program_their_traceback(mon
     with pytest.raises(SystemExit) as exit:
         run_program(interrupted, monkeypatch)
     assert exit.value.code == 130
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as exit:
         run_program(broken, monkeypatch)
+    assert exit.value.code == 70  # 1 is the verdict of check, verify and compare
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_the_program_starts_again_once_with_huge_pages(monkeypatch):

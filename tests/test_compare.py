@@ -13,6 +13,7 @@ from segret_jax import compare
 from segret_jax.errors import InputError
 from segret_jax.evaluation import results
 from segret_jax.evaluation.areas import Areas
+from segret_jax.evaluation.protocol import identify
 
 CLASSES = ("sky", "road", "car", "tree", "fence", "pole", "sign")
 MUST_AGREE = {
@@ -41,9 +42,10 @@ def write(
     may_differ: dict[str, Any] | None = None,
     **must_agree: Any,
 ) -> str:
+    settings = MUST_AGREE | must_agree
     protocol = {
-        "id": "0123456789ab",
-        "must_agree": MUST_AGREE | must_agree,
+        "id": identify(settings),
+        "must_agree": settings,
         "may_differ": MAY_DIFFER | (may_differ or {}),
     }
     content = {"classes": dict.fromkeys(CLASSES), "faults": list(faults)}

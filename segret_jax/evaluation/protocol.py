@@ -61,7 +61,7 @@ def fingerprint(
         "version": package_version(),
         "code": code_digest(PACKAGE),
     }
-    return {"id": digest(must_agree)[:12], "must_agree": must_agree, "may_differ": may_differ}
+    return {"id": identify(must_agree), "must_agree": must_agree, "may_differ": may_differ}
 
 
 def _settings(config: EvalConfig) -> dict[str, Any]:
@@ -77,6 +77,11 @@ def _settings(config: EvalConfig) -> dict[str, Any]:
         "scales": list(config.scales),
         "flip": config.flip,
     }
+
+
+def identify(must_agree: dict[str, Any]) -> str:
+    """Return the protocol's id, a hash of the settings that must agree."""
+    return digest(must_agree)[:12]
 
 
 def digest(value: Any) -> str:

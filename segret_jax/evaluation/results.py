@@ -7,6 +7,7 @@ hash of its per_image.npz, since two files can be parted or mixed up.
 import hashlib
 import io
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from segret_jax.evaluation.areas import Areas
 from segret_jax.evaluation.confusion import picture, write_csv
 from segret_jax.evaluation.evaluate import Result
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.evaluation.protocol import fingerprint
+from segret_jax.evaluation.protocol import fingerprint, identify
 from segret_jax.evaluation.visualize import save_png
 
 METRICS = "metrics.json"
@@ -72,10 +73,21 @@ def save(
         variables=predictor.variables,
         devices=predictor.mesh.devices.flatten().tolist(),
     )
-    save_png(picture(board.counts, table.class_names), folder / "confusion.png")
-    write_csv(board.counts, table.class_names, folder / "confusion.csv")
     content = {"checkpoint": str(checkpoint), **result.to_dict(table)}
-    return write(folder, content, protocol=protocol, names=names, images=board.images)
+    file = write(folder, content, protocol=protocol, names=names, images=board.images)
+    write_csv(board.counts, table.class_names, folder / "confusion.csv")
+    save_png(picture(board.counts, table.class_names), folder / "confusion.png")
+    return file
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder for a result; InputError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def write(
@@ -116,8 +128,11 @@ def read(file: Path) -> SavedResult:
         content = json.loads(text)
     except ValueError as error:
         raise InputError(f"{file} is no JSON ({error}); give a {METRICS}, or {AGAIN}") from error
-    if not isinstance(content, dict) or not {"protocol", "per_image"} <= content.keys():
+    if not _is_result(content):
         raise InputError(f"{file} does not say by which protocol it was made; {AGAIN}")
+    protocol = content["protocol"]
+    if protocol["id"] != identify(protocol["must_agree"]):
+        raise InputError(f"{file}: the protocol's id is not that of its settings; {AGAIN}")
     beside = file.parent / PER_IMAGE
     stored = _bytes_of(beside, f"it belongs to {file.name}: put it there, or {AGAIN}")
     if hashlib.sha256(stored).hexdigest() != content["per_image"]:
@@ -126,6 +141,16 @@ def read(file: Path) -> SavedResult:
         names, *areas = (arrays[key] for key in KEYS)
     order = np.argsort(names, kind="stable")
     return SavedResult(file, content, names[order].tolist(), Areas(*areas)[order])
+
+
+def _is_result(content: Any) -> bool:
+    """Tell whether this is what `write` writes, as far as it is read."""
+    if not isinstance(content, dict) or not isinstance(content.get("protocol"), dict):
+        return False
+    parts = [content["protocol"].get(key) for key in ("must_agree", "may_differ")]
+    parts.append(content.get("classes"))
+    lists = isinstance(content.get("faults", []), list) and "per_image" in content
+    return lists and "id" in content["protocol"] and all(isinstance(x, dict) for x in parts)
 
 
 def _bytes_of(file: Path, remedy: str) -> bytes:

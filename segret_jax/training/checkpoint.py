@@ -119,7 +119,7 @@ class Checkpoints:
         )
         try:
             restored = self._manager.restore(self.latest_step, args=items)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # Orbax's own, of whatever kind, for damaged files
             raise InputError(
                 f"{self.folder / str(self.latest_step)} is damaged: delete that folder to go on "
                 "from the checkpoint before it"
@@ -256,7 +256,7 @@ def load_model(checkpoint: Path, config: configs.Config) -> Parts:
         fits = _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree) == _shapes(target)
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(folder, target) if fits else None
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # Orbax's own, of whatever kind, for damaged files
         raise refusal from error
     if restored is None:
         raise refusal

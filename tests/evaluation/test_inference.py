@@ -225,6 +225,9 @@ import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 from segret_jax.config import EvalConfig, ModelConfig
+from segret_jax.data.class_table import load_class_table
+from segret_jax.data.synthetic import SyntheticSource
+from segret_jax.evaluation.evaluate import evaluate
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models import rmt
 from segret_jax.training.state import build
@@ -234,22 +237,32 @@ rmt.VARIANTS["tiny"] = rmt.Variant(
     decomposed=(True, False, False, False), layer_scale=(False,) * 4, drop_path=0.0,
     decoder_channels=8,
 )
-model = build(ModelConfig(), 5, seed=0)
-pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 64, 3), np.uint8)
-logits = []
+rng = np.random.default_rng(0)
+graph, params, stats = build(ModelConfig(), 8, seed=0)
+params = jax.tree.map(lambda p: p + 0.5 * rng.standard_normal(p.shape, np.float32), params)
+model = graph, params, stats
+pixels = rng.integers(0, 256, (16, 32, 64, 3), np.uint8)
+scenes = SyntheticSource(seed=0, num_images=13, size=(32, 64))
+logits, counts = [], []
 for n in (1, 2, 4, 8):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:n]), ("data",))
-    predictor = Predictor(*model, EvalConfig(batch_size=2), mesh=mesh)
+    config = EvalConfig(resize_target=(64, 32), batch_size=2)
+    predictor = Predictor(*model, config, mesh=mesh)
+    result = evaluate(predictor, scenes, load_class_table("synthetic"))
+    counts.append(result.scoreboard.counts)
     batches = np.split(pixels, 16 // predictor.batch_size)
     network = [predictor.programs.network(predictor.variables, batch) for batch in batches]
     logits.append(np.concatenate(network))
 assert logits[0].std() > 1e-3
 assert all(np.array_equal(logits[0], other) for other in logits[1:])
+assert counts[0].sum() == 13 * 32 * 64, counts[0].sum()
+assert np.count_nonzero(counts[0].sum(0)) > 1, counts[0].sum(0)
+assert all(np.array_equal(counts[0], other) for other in counts[1:])
 print("equal")
 """
 
 
-def test_logits_are_equal_to_the_bit_on_1_2_4_and_8_devices():
+def test_logits_and_confusion_matrix_are_equal_to_the_bit_on_1_2_4_and_8_devices():
     run = [sys.executable, "-W", "error", "-c", ON_EIGHT_DEVICES]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert done.stdout == "equal\n", done.stderr

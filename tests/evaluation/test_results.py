@@ -1,6 +1,7 @@
 """metrics.json with its per_image.npz: whole, together, and what is said where they are not."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 from segret_jax.errors import InputError
 from segret_jax.evaluation import results
 from segret_jax.evaluation.areas import Areas
+from segret_jax.evaluation.protocol import identify
 
-PROTOCOL = {"id": "0123456789ab", "must_agree": {"flip": False}, "may_differ": {"jax": "1"}}
+SETTINGS = {"flip": False}
+PROTOCOL = {"id": identify(SETTINGS), "must_agree": SETTINGS, "may_differ": {"jax": "1"}}
 AREAS = Areas(*np.arange(18).reshape(3, 3, 2))
 NAMES = ("town/b", "town/c", "country/a")
 
 
 def write(folder: Path, **scores: Any) -> Path:
+    scores = {"classes": {"a": {}}} | scores
     return results.write(folder, scores, protocol=PROTOCOL, names=NAMES, images=AREAS)
 
 
@@ -58,6 +62,17 @@ def older(file: Path) -> None:
     file.write_text(json.dumps(content))
 
 
+def changed(**protocol: Any) -> Callable[[Path], None]:
+    """Return what puts other values into the protocol."""
+
+    def change(file: Path) -> None:
+        content = json.loads(file.read_text())
+        content["protocol"] |= protocol
+        file.write_text(json.dumps(content))
+
+    return change
+
+
 def no_dict(file: Path) -> None:
     file.write_text("[1, 2]")
 
@@ -72,7 +87,11 @@ def parted(file: Path) -> None:
 
 def mixed_up(file: Path) -> None:
     other = results.write(
-        file.parent / "other", {}, protocol=PROTOCOL, names=NAMES, images=AREAS[np.array([2, 1, 0])]
+        file.parent / "other",
+        {"classes": {}},
+        protocol=PROTOCOL,
+        names=NAMES,
+        images=AREAS[np.array([2, 1, 0])],
     )
     (other.parent / "per_image.npz").replace(file.parent / "per_image.npz")
 
@@ -89,6 +108,12 @@ def removed(file: Path) -> None:
         (binary, r"metrics\.json is no JSON"),
         (older, r"metrics\.json does not say by which protocol it was made; evaluate again with"),
         (no_dict, r"metrics\.json does not say by which protocol"),
+        (
+            changed(must_agree={"flip": True}),
+            r"metrics\.json: the protocol.s id is not",
+        ),
+        (changed(must_agree=[1]), r"metrics\.json does not say by which protocol"),
+        (changed(may_differ=None), r"metrics\.json does not say by which protocol"),
         (parted, r"per_image\.npz cannot be read \(.+\); it belongs to metrics\.json: put it"),
         (mixed_up, r"per_image\.npz does not belong to metrics\.json, its hash differs; evaluate"),
     ],
