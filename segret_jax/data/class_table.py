@@ -105,7 +105,7 @@ def parse_class_table(
             name=str(content.get("name", default_name)),
             class_names=tuple(str(row["name"]) for row in rows),
             colors=np.array([_rgb(row["color"]) for row in rows], np.uint8).reshape(-1, 3),
-            raw_ids=tuple(_ids(row.get("raw_id", row["id"])) for row in rows),
+            raw_ids=tuple(stored_values(row.get("raw_id", row["id"])) for row in rows),
         )
         ids = [row["id"] for row in rows]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -123,8 +123,8 @@ def _rgb(color: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _ids(value: Any) -> tuple[int, ...]:
-    """Read one stored value, or a list of several."""
+def stored_values(value: Any) -> tuple[int, ...]:
+    """Read one stored label value or a list of several; ValueError if not integers 0 to 255."""
     ids = tuple(value) if isinstance(value, list) else (value,)
     if not all(type(i) is int and 0 <= i <= IGNORE for i in ids):
         raise ValueError(f"{value!r} is not among 0 to {IGNORE}")

@@ -22,6 +22,7 @@ from segret_jax.data.class_table import (
     load_class_table,
     parse_class_table,
     read_json,
+    stored_values,
 )
 from segret_jax.errors import InputError, unknown_name
 
@@ -276,14 +277,9 @@ def load_dataset(path: Path) -> DatasetSpec:
     for key in content:
         if key not in (*TABLE_KEYS, *_OWN_FILES):
             raise unknown_name(f"key in {where}", key, (*TABLE_KEYS, *_OWN_FILES))
-    files = _OWN_FILES | {key: content[key] for key in _OWN_FILES if key in content}
-    for key, value in files.items():
-        if type(value) is not type(_OWN_FILES[key]):
-            raise InputError(f"{where}: {key} is {value!r}; write it as {_OWN_FILES[key]!r}")
-    if set(files["splits"]) != set(_OWN_FILES["splits"]):
-        raise InputError(f"{where}: splits is {files['splits']}; it names training and validation")
+    files = _own_files(content, where)
     suffixes = [files.pop("image_suffix")] if files["image_suffix"] else IMAGE_SUFFIXES
-    void = tuple(files.pop("ignore"))
+    void = files.pop("ignore")
     lookup = _own_lookup(table, void, where)
     return DatasetSpec(
         name=table.name,
@@ -296,6 +292,26 @@ def load_dataset(path: Path) -> DatasetSpec:
         ),
         download_hint=f"files as {where} describes them",
     )
+
+
+def _own_files(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Read the keys of `_OWN_FILES`, with their defaults; InputError for a wrong value."""
+    files = _OWN_FILES | {key: content[key] for key in _OWN_FILES if key in content}
+    for key, value in files.items():
+        if type(value) is not type(_OWN_FILES[key]):
+            raise InputError(f"{where}: {key} is {value!r}; write it as {_OWN_FILES[key]!r}")
+        if isinstance(value, str) and set("{}") & set(value.replace("{split}", "")):
+            raise InputError(f"{where}: {key} is {value!r}; the only braces in it can be {{split}}")
+    splits = files["splits"]
+    if set(splits) != set(_OWN_FILES["splits"]):
+        raise InputError(f"{where}: splits is {splits}; it names training and validation")
+    for split, folder in splits.items():
+        if not isinstance(folder, str):
+            raise InputError(f"{where}: splits: {split} is {folder!r}; write the folder's name")
+    try:
+        return files | {"ignore": stored_values(files["ignore"])}
+    except ValueError as error:
+        raise InputError(f"{where}: ignore: {error}; write integers, such as [255]") from error
 
 
 def _own_lookup(table: ClassTable, void: tuple[int, ...], where: str) -> UInt8[np.ndarray, "256"]:

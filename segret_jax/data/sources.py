@@ -11,7 +11,7 @@ from typing import Protocol, SupportsIndex, TypedDict, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from segret_jax.data.datasets import DatasetSpec, Layout
+from segret_jax.data.datasets import IMAGE_SUFFIXES, DatasetSpec, Layout
 from segret_jax.data.decode import decode_image, decode_label, image_size, map_label
 from segret_jax.errors import InputError
 
@@ -109,6 +109,21 @@ class FilePairs:
     without_label: list[str]
     without_image: list[str]
 
+    def other_images(self) -> str:
+        """Say, for an error's text, that images lie there under a suffix that is not read."""
+        suffixes = [
+            suffix
+            for suffix in IMAGE_SUFFIXES
+            if (self.image_folder, suffix) != (self.label_folder, self.layout.label_suffix)
+            and any(
+                (self.image_folder / f"{name}{suffix}").is_file() for name in self.without_image
+            )
+        ]
+        if not suffixes:
+            return ""
+        read, others = self.layout.image_suffix, " and ".join(suffixes)
+        return f" (only *{read} is read there, but some are {others}: convert those to {read})"
+
 
 def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> FilePairs:
     """List the files of `split` ("training" or "validation") in the first layout that is there.
@@ -183,7 +198,8 @@ class FolderSource(RecordSource):
             raise InputError(
                 f"{_unpaired('images', 'label', pairs.without_label)}"
                 f"{_unpaired('labels', 'image', pairs.without_image)}"
-                f"in {pairs.image_folder} and {pairs.label_folder}; {_remedy(spec, split)}"
+                f"in {pairs.image_folder} and {pairs.label_folder}{pairs.other_images()}; "
+                f"{_remedy(spec, split)}"
             )
         self.spec, self.split = spec, split
         self.layout, self.names = pairs.layout, pairs.names

@@ -277,6 +277,13 @@ def test_own_dataset_needs_no_more_than_its_classes(tmp_path: Path) -> None:
         ({"ignore": 0}, r"ignore is 0; write it as \[255\]"),
         ({"ignore": [20]}, r"the stored values \[20\] have two meanings"),
         ({"splits": {"train": "a"}}, "splits is .*; it names training and validation"),
+        ({"splits": {"training": None, "validation": "b"}}, "splits: training is None; write the"),
+        ({"ignore": [-5]}, r"ignore: \[-5\] is not among 0 to 255; write integers"),
+        ({"ignore": [300]}, r"ignore: \[300\] is not among"),
+        ({"ignore": ["255"]}, r"ignore: \['255'\] is not among"),
+        ({"ignore": [[1]]}, r"ignore: \[\[1\]\] is not among"),
+        ({"images": "{foo}/x"}, "images is '{foo}/x'; the only braces in it can be {split}"),
+        ({"labels": "{split"}, "labels is '{split'; the only braces"),
     ],
 )
 def test_a_wrong_description_of_own_files(

@@ -107,6 +107,23 @@ def test_files_without_a_partner(folder):
     assert len(folder.check().scans["training"].examined) == 4
 
 
+def test_images_of_another_suffix_are_named(tmp_path):
+    folder = Folder(tmp_path)
+    for path in (folder.image(0), folder.label(0)):
+        path.parent.mkdir(parents=True)
+    for i, path in enumerate((folder.image(0), folder.image(1).with_suffix(".png"))):
+        Image.fromarray(photograph(i)).save(path)
+        folder.write_label(i, label_map(i))
+    hint = "only *.jpg is read there, but some are .png: convert those to .jpg"
+    (found,) = [f for f in folder.check(split="training").findings if f.severity == "error"]
+    assert "1 labels have no image in" in found.message
+    assert hint in found.message
+    with pytest.raises(InputError, match=re.escape(hint)):
+        FolderSource(CAMVID, tmp_path, "training")
+    folder.image(1).with_suffix(".png").unlink()
+    assert "only *" not in folder.check(split="training").findings[0].message
+
+
 def test_an_empty_split_is_an_error_and_one_that_is_not_there_a_note(folder):
     for path in folder.label(0, "validation").parent.iterdir():
         path.unlink()
@@ -325,9 +342,21 @@ def test_exit_status_terminal_and_files(folder, tmp_path, capsys):
     assert len(finding["places"]) == 5
     assert content["splits"]["training"]["pixels_by_stored_value"]["77"] == 5 * 36 * 48
 
-    for wrong in (["--split=test"], ["--frobnicate"]):
-        with pytest.raises(InputError):
+    for wrong in (["--split=test"], ["--frobnicate"], ["--workers=-3"]):
+        with pytest.raises(InputError, match=wrong[0].split("=")[0]):
             run(folder, report, *wrong)
+
+
+def test_a_report_that_cannot_be_written(folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "full" / "index.html").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"index\.html"):
+        run(folder, tmp_path / "full", "--workers=1")
+    assert "camvid: sound" in capsys.readouterr().out  # what was found is not lost
+
+    monkeypatch.setattr(doctor, "check", None)  # nothing may be read before this fails
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=f"--report={tmp_path / 'file'}: cannot be written to"):
+        run(folder, tmp_path / "file")
 
 
 # Worker processes

@@ -144,6 +144,9 @@ def test_picture_shows_classes_ignored_and_stray_pixels(diagnosis):
     marked = (drawn == HIGHLIGHT).all(axis=2)
     assert marked[50, 50]
     assert 9 <= marked.sum() <= 49
+    for shape, size in (((300, 1), (2 * WIDTH, 3)), ((1, 3000), (1, WIDTH))):  # a box holds them
+        narrow = sample_picture(np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8), table)
+        assert narrow.shape == (size[0], 2 * size[1], 3)
     stretched = sample_picture(image, label[::3, ::3], table)
     assert (stretched[:, :WIDTH] == 200).all()
     assert stretched[10, WIDTH + 10].tolist() == [90, 90, 230]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import resource
 import shutil
@@ -84,7 +85,17 @@ def test_preparing_again_does_nothing_or_says_what_differs(
     with pytest.raises(InputError, match="is complete, but its shards differ from what is to be"):
         prepare(ADE, raw, str(data), shards=1)
     shutil.rmtree(raw / "images/training")
-    with pytest.raises(InputError, match="is complete, but its images and shards differ"):
+    with pytest.raises(InputError, match="is complete, but its files and shards differ"):
+        prepare(ADE, raw, str(data), shards=2)
+
+
+@pytest.mark.parametrize(
+    "file", ["images/training/city_0/t002.jpg", "annotations/validation/city_1/v001.png"]
+)
+def test_a_file_that_was_mended_since_is_seen(file: str, raw: Path, data: Path) -> None:
+    with (raw / file).open("ab") as changed:
+        changed.write(b"more")
+    with pytest.raises(InputError, match="is complete, but its files differ from what is to be"):
         prepare(ADE, raw, str(data), shards=2)
 
 
@@ -206,11 +217,17 @@ def test_shards_are_at_least_one_and_never_empty(raw: Path, shards: int) -> None
         prepare(ADE, raw, "unused", shards=shards)
 
 
+@pytest.mark.parametrize(
+    ("size", "needed"), [(3_000_000, r"3\.\d MB"), (3_000_000_000, r"3\.3 GB")]
+)
 def test_too_little_disk_is_said_before_the_start(
-    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: int, needed: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2000))
-    with pytest.raises(InputError, match=r"has 0\.0 GB free; preparing needs about"):
+    os.truncate(raw / "images/training/city_0/t002.jpg", size)  # sparse
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
+    with pytest.raises(
+        InputError, match=rf"has 2\.0 MB free; preparing needs about {needed}: free"
+    ):
         prepare(ADE, raw, str(tmp_path / "data"), shards=1)
     assert not (tmp_path / "data" / FOLDER).exists()
 
@@ -291,11 +308,14 @@ def test_commands_prepare_and_verify_ones_own_dataset(
     for where in (data, folder.parent, folder):
         main(["verify", str(where)])
         assert capsys.readouterr().out == f"{folder}: as it was written\n"
-    (folder / "index.json").unlink()
-    with pytest.raises(SystemExit) as caught:
-        main(["verify", str(data)])
-    assert caught.value.code == 1
-    assert capsys.readouterr().out == f"{folder}/index.json: no such file\n"
+    for name in ("index.json", "dataset_info.json"):
+        (folder / name).rename(data / name)
+        for where in (data, folder.parent):
+            with pytest.raises(SystemExit) as caught:
+                main(["verify", str(where)])
+            assert caught.value.code == 1
+            assert capsys.readouterr().out == f"{folder}/{name}: no such file\n"
+        (data / name).rename(folder / name)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Prepared datasets give what their folders give, and name what is damaged."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -15,8 +16,8 @@ from PIL import Image
 from segret_jax.config import DataConfig
 from segret_jax.data.datasets import DatasetSpec, get_dataset, load_dataset
 from segret_jax.data.pipeline import open_source, training_dataset
-from segret_jax.data.shards import builders
-from segret_jax.data.shards.manifest import MANIFEST, read_manifest
+from segret_jax.data.shards import builders, tfds_sets
+from segret_jax.data.shards.manifest import INDEX, MANIFEST, read_manifest, stored_file
 from segret_jax.data.shards.prepare import prepare
 from segret_jax.data.shards.prepared import PreparedSource, open_files
 from segret_jax.data.shards.tfds_sets import TFDS_SETS, TfdsSource
@@ -89,7 +90,7 @@ def test_every_dataset_gives_what_its_folder_gives(name: str, layout: str, tmp_p
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real photographs are not part of the project")
-@pytest.mark.parametrize(("name", "folder"), [("ade20k", "ade20k_sample")])
+@pytest.mark.parametrize(("name", "folder"), [("ade20k", "ade20k_sample"), ("camvid", "camvid")])
 def test_real_photographs_give_what_their_folder_gives(
     name: str, folder: str, tmp_path: Path
 ) -> None:
@@ -130,6 +131,14 @@ def test_it_pickles_for_workers_and_names_no_machine(made: Path) -> None:
 # Damage
 
 
+def write_index(folder: Path, text: str) -> None:
+    """Write another index.json, and its checksum into the manifest."""
+    (folder / INDEX).write_text(text)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][INDEX] = dataclasses.asdict(stored_file(folder / INDEX))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
 def test_a_damaged_record_is_named_and_the_others_are_read(data: Path) -> None:
     source = open_files(CAMVID, data, "training")
     shard = data / "camvid/1.0.0/camvid-training.array_record-00001-of-00002"
@@ -163,8 +172,8 @@ def test_a_shard_that_is_cut_off_or_gone_is_named(data: Path) -> None:
 def test_a_record_under_another_name_or_checksum_is_refused(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = data / "camvid/1.0.0/index.json"
-    index.write_text(index.read_text().replace('"city_0/t004"', '"777"'))
+    folder = data / "camvid/1.0.0"
+    write_index(folder, (folder / INDEX).read_text().replace('"city_0/t004"', '"777"'))
     source = open_files(CAMVID, data, "training")
     with pytest.raises(InputError, match=r"record 0 \(777\) is damaged: it holds city_0/t004;"):
         source[2]
@@ -190,19 +199,53 @@ def test_without_a_manifest_it_is_incomplete(data: Path) -> None:
         open_files(CAMVID, data, "training")
 
 
-def test_another_class_table_or_a_damaged_manifest_is_refused(data: Path, tmp_path: Path) -> None:
+def test_another_class_table_is_refused(data: Path, tmp_path: Path) -> None:
     classes = [{"id": 0, "name": "cat", "color": "#ff0080"}]
     (tmp_path / "own.json").write_text(json.dumps({"name": "camvid", "classes": classes}))
     with pytest.raises(InputError, match="holds camvid prepared with another class table"):
         open_files(load_dataset(tmp_path / "own.json"), data, "training")
-    (data / "camvid/1.0.0" / MANIFEST).write_text('{"dataset": 3}')
-    with pytest.raises(InputError, match=r"manifest\.json is damaged \(KeyError\('version'\)\)"):
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (rb".*", b"null", "'NoneType' object is not"),
+        (rb".*", b"\xff\xfe", "UnicodeDecodeError"),
+        (rb".$", b"", "JSONDecodeError"),
+        (rb'"version": "1.0.0",', b"", "KeyError('version')"),
+        (rb'"dataset": "camvid"', b'"dataset": 3', "dataset is int, not str"),
+        (rb'"splits": .*"files"', b'"splits": [], "files"', "splits is list, not dict"),
+        (rb'(00002": )3', rb"\1null", "00001-of-00002 is NoneType, not int"),
+        (rb'"bytes": \d+', b'"bytes": "1"', "bytes is str, not int"),
+    ],
+)
+def test_a_damaged_manifest_is_named(old: bytes, new: bytes, reason: str, data: Path) -> None:
+    manifest = data / "camvid/1.0.0" / MANIFEST
+    damaged = re.sub(old, new, manifest.read_bytes().strip(), count=1, flags=re.DOTALL)
+    manifest.write_bytes(damaged)
+    with pytest.raises(InputError, match=rf"{manifest} is damaged .*{re.escape(reason)}.*; delete"):
         open_files(CAMVID, data, "training")
 
 
-def test_a_damaged_index_is_named(data: Path) -> None:
-    (data / "camvid/1.0.0/index.json").write_text('{"training": {"names": []}}')
-    with pytest.raises(InputError, match=r"index\.json is damaged \(KeyError\('sizes'\)\); delete"):
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (r".*", "[", "JSONDecodeError"),
+        (r"sizes", "size", "KeyError('sizes')"),
+        (r'"city_0/t004", ', "", "4 names, 5 sizes and 5 records of training"),
+        (r"\[32, 48\], ", "", "5 names, 4 sizes and 5 records of training"),
+    ],
+)
+def test_a_damaged_index_is_named(old: str, new: str, reason: str, data: Path) -> None:
+    folder = data / "camvid/1.0.0"
+    damaged = re.sub(old, new, (folder / INDEX).read_text(), count=1)
+    (folder / INDEX).write_text(damaged)
+    with pytest.raises(InputError, match=r"index\.json is damaged .*does not fit manifest\.json"):
+        open_files(CAMVID, data, "training")
+    write_index(folder, damaged)
+    with pytest.raises(
+        InputError, match=rf"index\.json is damaged .*{re.escape(reason)}.*; delete"
+    ):
         open_files(CAMVID, data, "training")
 
 
@@ -301,3 +344,40 @@ def test_a_tfrecord_folder_says_how_to_prepare_it_again(described: str, tmp_path
     assert f"prepare cityscapes --source DIR --data_dir {tmp_path}, or" in message
     line = 'builder("cityscapes/semantic_segmentation", file_format="array_record")'
     assert line in message
+
+
+CITYSCAPES = get_dataset("cityscapes")
+
+
+def write_info(folder: Path, content: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_newest_version_that_tfds_wrote_is_found(tmp_path: Path) -> None:
+    top = tmp_path / "cityscapes/semantic_segmentation"
+    for version in ("9.0.0", "10.0.0", "10.0.0.incompleteABC"):
+        write_info(top / version, {})
+    assert tfds_sets.find(CITYSCAPES, tmp_path) == top / "10.0.0"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"splits": [{"name": "train"}]}, "the split train of .*1.0.0 is empty; prepare it again"),
+        ({"splits": []}, "unknown split of .*1.0.0 'train'"),
+        ({"splits": [{}]}, r"dataset_info\.json is damaged \(KeyError\('name'\)\); prepare"),
+        ({"splits": None}, r"dataset_info\.json is damaged \(TypeError"),
+        (None, r"dataset_info\.json is damaged \(AttributeError"),
+    ],
+)
+def test_what_tfds_described_badly_is_named(
+    change: dict | None, message: str, tmp_path: Path
+) -> None:
+    info = {"name": "cityscapes", "configName": "semantic_segmentation"}
+    content = change and info | {"fileFormat": "array_record"} | change
+    folder = write_info(tmp_path / "cityscapes/semantic_segmentation/1.0.0", content)
+    for root in (tmp_path, folder):
+        with pytest.raises(InputError, match=message):
+            open_files(CITYSCAPES, root, "training")

@@ -135,7 +135,7 @@ def test_an_upload_that_was_interrupted_goes_on_and_ends_with_the_manifest(
 
 def test_another_dataset_at_the_place_is_not_overwritten(prepared: Path) -> None:
     shutil.rmtree(prepared / "images/validation")
-    with pytest.raises(InputError, match=f"{THERE} is complete, but its images and shards differ"):
+    with pytest.raises(InputError, match=f"{THERE} is complete, but its files and shards differ"):
         prepare(CAMVID, prepared, URL, shards=2)
 
 

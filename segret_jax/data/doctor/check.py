@@ -2,11 +2,12 @@
 
 Reads every pair of image and label, in a folder or prepared, on all cores; names what is wrong
 with it and how to mend it, and writes a report with pictures. Exit status: 0 without errors, 1
-with errors, 2 if there was nothing to check.
+with errors, 2 if there was nothing to check or the report cannot be written.
 """
 
 import os
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -45,13 +46,29 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes; default: all cores")
     parser.add_argument("--seed", type=int, default=0, help="of the random samples that are shown")
     args = parser.parse_args(argv)
+    if args.workers < 0:
+        raise InputError(f"--workers is {args.workers}; it must be 0 (all cores) or more")
+    spec = get_dataset(args.dataset)
+    _make_folder(args.report)
     start = time.monotonic()
-    diagnosis = check(get_dataset(args.dataset), args.path, split=args.split, workers=args.workers)
+    diagnosis = check(spec, args.path, split=args.split, workers=args.workers)
+    print(summary(diagnosis), flush=True)
     write_report(diagnosis, args.report, seed=args.seed)
-    print(summary(diagnosis))
     print(f"{time.monotonic() - start:.0f} s; report: {args.report / 'index.html'}")
     if diagnosis.count(ERROR):
         sys.exit(1)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the report's folder and try to write there: not after an hour of reading."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--report={folder}: cannot be written to ({error.strerror}); name another folder"
+        ) from error
 
 
 def check(
@@ -111,7 +128,7 @@ def _open_split(
         )
         for these, names, other, folder in (
             ("images", pairs.without_label, "label", pairs.label_folder),
-            ("labels", pairs.without_image, "image", pairs.image_folder),
+            ("labels", pairs.without_image, "image", f"{pairs.image_folder}{pairs.other_images()}"),
         )
         if names
     ]

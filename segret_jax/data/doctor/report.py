@@ -28,7 +28,7 @@ from segret_jax.data.doctor.findings import (
 from segret_jax.evaluation.visualize import overlay
 
 PICTURES = 8  # worst samples of each split, and as many random ones
-WIDTH = 420  # pixels of each half of a picture
+WIDTH = 420  # pixels of each half of a picture, which is at most twice as high
 LISTED = 50  # places of a finding in the HTML file
 HIGHLIGHT = (255, 0, 255)
 STYLE = """
@@ -44,7 +44,7 @@ table { border-collapse: collapse; } td, th { padding: .2em .7em; text-align: le
 .swatch { display: inline-block; width: .9em; height: .9em; border: 1px solid #0006;
        margin: 0 .3em 0 .8em; vertical-align: -.1em; }
 figure { display: inline-block; margin: 0 1em 1.5em 0; width: 840px; max-width: 100%; }
-figure img { width: 100%; } figcaption { font-size: .9em; overflow-wrap: anywhere; }
+figure img { max-width: 100%; } figcaption { font-size: .9em; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; background: #f5f5f5; padding: .7em; }
 """
 
@@ -223,13 +223,14 @@ def _figure(scan: SplitScan, examined: Examined) -> str:
 def sample_picture(
     image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "lh lw"], table: ClassTable
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Draw an image beside the same under its label, each `WIDTH` wide.
+    """Draw an image beside the same under its label, each scaled to fit `WIDTH` x 2 `WIDTH`.
 
     Ignored pixels are dark; ids outside the table (STRAY) are bright and grown to be seen. A label
     of another size is stretched.
     """
-    height = max(1, round(image.shape[0] * WIDTH / image.shape[1]))
-    size = (WIDTH, height)
+    height, width = image.shape[:2]
+    scale = min(WIDTH / width, 2 * WIDTH / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
     classes = np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
     stray = Image.fromarray(np.where(label == STRAY, np.uint8(255), np.uint8(0)))

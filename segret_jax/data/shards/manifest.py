@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from segret_jax.data.datasets import DatasetSpec
 from segret_jax.errors import InputError
@@ -26,9 +27,13 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split: the layout its labels were found in, and {shard: number of records}."""
+    """One split: the layout its labels were found in, and {shard: number of records}.
+
+    `source_digest` tells whether the files it was made from changed since.
+    """
 
     layout: str
+    source_digest: str
     shards: dict[str, int]
 
     @property
@@ -72,28 +77,74 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self) | {"totals": totals}, indent=1) + "\n"
 
 
-def parse_manifest(text: str, where: str) -> Manifest:
-    """Read the text of manifest.json; InputError if it is none."""
+def parse_manifest(stored: bytes, where: str) -> Manifest:
+    """Read the content of manifest.json; InputError if it is none."""
     try:
-        content = json.loads(text)
+        content = json.loads(stored.decode())
+        texts = ("dataset", "version", "source", "label_table")
+        splits, files = (_typed(content, key, dict) for key in ("splits", "files"))
         return Manifest(
-            **{key: content[key] for key in ("dataset", "version", "source", "label_table")},
-            splits={name: Split(**split) for name, split in content["splits"].items()},
-            files={name: StoredFile(**file) for name, file in content["files"].items()},
+            **{key: _typed(content, key, str) for key in texts},
+            splits={name: _parse_split(split) for name, split in splits.items()},
+            files={
+                name: StoredFile(
+                    bytes=_typed(file, "bytes", int), sha256=_typed(file, "sha256", str)
+                )
+                for name, file in files.items()
+            },
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{where} is damaged ({error!r}); delete its folder and prepare the dataset again"
         ) from error
+
+
+def _parse_split(content: Any) -> Split:
+    shards = _typed(content, "shards", dict)
+    return Split(
+        layout=_typed(content, "layout", str),
+        source_digest=_typed(content, "source_digest", str),
+        shards={shard: _typed(shards, shard, int) for shard in shards},
+    )
+
+
+def _typed(content: Any, key: str, kind: type) -> Any:
+    value = content[key]
+    if not isinstance(value, kind):
+        raise TypeError(f"{key} is {type(value).__name__}, not {kind.__name__}")
+    return value
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a prepared dataset; InputError if it is damaged or not there."""
     path = folder / MANIFEST
     try:
-        return parse_manifest(path.read_text(encoding="utf-8"), str(path))
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise incomplete(folder) from None
+
+
+def read_index(
+    folder: Path, manifest: Manifest, split: str
+) -> tuple[list[str], list[tuple[int, int]]]:
+    """Return names and image sizes (height, width) of a split's records, in their order.
+
+    Raises InputError where index.json is not there, or is not what the manifest tells.
+    """
+    path = folder / INDEX
+    try:
+        if stored_file(path) != manifest.files.get(INDEX):
+            raise ValueError(f"it does not fit {MANIFEST}")
+        content = json.loads(path.read_text(encoding="utf-8"))[split]
+        names, sizes = content["names"], [(height, width) for height, width in content["sizes"]]
+        counts = len(names), len(sizes), manifest.splits[split].num_records
+        if len(set(counts)) > 1:
+            raise ValueError("{} names, {} sizes and {} records of {}".format(*counts, split))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path} is damaged ({error!r}); delete {folder} and run {PREPARE} again"
+        ) from error
+    return names, sizes
 
 
 def folder_name(spec: DatasetSpec) -> str:

@@ -5,12 +5,12 @@ its manifest is there, which is written last, so a run may be stopped at any tim
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import logging as absl_logging
 from tqdm import tqdm
@@ -27,7 +27,6 @@ from segret_jax.data.shards.manifest import (
     Split,
     folder_name,
     label_table_hash,
-    parse_manifest,
     read_manifest,
     stored_file,
     write_atomically,
@@ -82,10 +81,9 @@ def _prepare_remote(
     from segret_jax.data.shards import remote
 
     url = f"{data_dir}/{folder_name(spec)}/{VERSION}"
-    there = remote.read_text(f"{url}/{MANIFEST}")
+    there = remote.read_manifest(url)
     if there is not None:
-        index = remote.read_text(f"{url}/{INDEX}") or "{}"
-        _refuse_other(spec, sources, shards, parse_manifest(there, url), json.loads(index), url)
+        _refuse_other(spec, sources, shards, there, url)
         print(f"{url} is complete already")
         return url
     folder = remote.cache_folder(f"written to {url}") / folder_name(spec) / VERSION
@@ -100,15 +98,15 @@ def _prepare_local(
 ) -> Manifest:
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        _refuse_other(spec, sources, shards, manifest, index, str(folder))
+        _refuse_other(spec, sources, shards, manifest, str(folder))
         print(f"{folder} is complete already; {VERIFY} {folder} checks it")
         return manifest
     _remove_leftovers(folder)
     _check_disk(sources, folder)
+    digests = _digests(sources)  # before the writing: a file changed during it differs afterwards
     index = _write_shards(spec, sources, folder, shards)
     write_atomically(folder / INDEX, json.dumps(index))
-    manifest = _describe(spec, sources, folder)
+    manifest = _describe(spec, sources, digests, folder)
     write_atomically(folder / MANIFEST, manifest.to_json())
     return manifest
 
@@ -118,18 +116,17 @@ def _refuse_other(
     sources: Mapping[str, FolderSource],
     shards: int,
     manifest: Manifest,
-    index: Mapping[str, Any],
     where: str,
 ) -> None:
     """Raise InputError if what is at `where` is not what is to be written."""
     there = {
         "class table": manifest.label_table,
-        "images": {split: content["names"] for split, content in index.items()},
+        "files": {split: stored.source_digest for split, stored in manifest.splits.items()},
         "shards": {split: len(stored.shards) for split, stored in manifest.splits.items()},
     }
     wanted = {
         "class table": label_table_hash(spec),
-        "images": {split: source.names for split, source in sources.items()},
+        "files": _digests(sources),
         "shards": dict.fromkeys(sources, shards),
     }
     differs = [what for what in there if there[what] != wanted[what]]
@@ -138,6 +135,18 @@ def _refuse_other(
             f"{where} is complete, but its {' and '.join(differs)} differ from what is to be "
             "written; delete it, or choose another --data_dir"
         )
+
+
+def _digests(sources: Mapping[str, FolderSource]) -> dict[str, str]:
+    """Return by split a SHA-256 of the names, the sizes of the images, and the labels."""
+    digests = {}
+    for split, source in sources.items():
+        digest = hashlib.sha256()
+        for i in tqdm(range(len(source)), desc=f"{split} files", unit="pair", dynamic_ncols=True):
+            size, label = source.image_path(i).stat().st_size, stored_file(source.label_path(i))
+            digest.update(f"{source.names[i]} {size} {label.sha256}\n".encode())
+        digests[split] = digest.hexdigest()
+    return digests
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -163,12 +172,16 @@ def _check_disk(sources: Mapping[str, FolderSource], folder: Path) -> None:
         for i in range(len(source))
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < _SPARE * size:
+    needed, free = int(_SPARE * size), shutil.disk_usage(folder.parent).free
+    if free < needed:
         raise InputError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free; preparing needs about "
-            f"{_SPARE * size / 1e9:.1f} GB: free some, or choose another --data_dir"
+            f"{folder.parent} has {_readable(free)} free; preparing needs about "
+            f"{_readable(needed)}: free some, or choose another --data_dir"
         )
+
+
+def _readable(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _write_shards(
@@ -208,7 +221,12 @@ def _quiet() -> Iterator[None]:
         absl_logging.set_verbosity(level)
 
 
-def _describe(spec: DatasetSpec, sources: Mapping[str, FolderSource], folder: Path) -> Manifest:
+def _describe(
+    spec: DatasetSpec,
+    sources: Mapping[str, FolderSource],
+    digests: Mapping[str, str],
+    folder: Path,
+) -> Manifest:
     """Return the manifest of the files in `folder`."""
     info = json.loads((folder / "dataset_info.json").read_text())
     lengths = {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
@@ -224,6 +242,7 @@ def _describe(spec: DatasetSpec, sources: Mapping[str, FolderSource], folder: Pa
         splits={
             split: Split(
                 layout=source.layout.name,
+                source_digest=digests[split],
                 shards=dict(
                     zip(
                         (name for name in stored if f"-{split}." in name),

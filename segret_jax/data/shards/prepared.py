@@ -1,6 +1,5 @@
 """Reading datasets that were prepared as ArrayRecord shards, by `prepare` or by TFDS itself."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 from segret_jax.data.datasets import DatasetSpec
 from segret_jax.data.shards import tfds_sets
 from segret_jax.data.shards.manifest import (
-    INDEX,
     MANIFEST,
     PREPARE,
     VERIFY,
@@ -17,6 +15,7 @@ from segret_jax.data.shards.manifest import (
     incomplete,
     label_table_hash,
     places,
+    read_index,
     read_manifest,
 )
 from segret_jax.data.sources import FolderSource, Record, RecordSource
@@ -26,7 +25,8 @@ from segret_jax.errors import InputError, unknown_name
 def open_files(spec: DatasetSpec, root: str | Path, split: str) -> RecordSource:
     """Open a split below `root`, prepared or as a folder; InputError says what is wrong.
 
-    A remote root (gs://, s3://, any URL of fsspec) holds a prepared dataset; what cannot be read
+    Where a root holds both, shards are taken before the folder, and those of `prepare` first. A
+    remote root (gs://, s3://, any URL of fsspec) holds a prepared dataset; what cannot be read
     there is copied to the local disk first.
     """
     spec.split_names(split)
@@ -54,7 +54,7 @@ class StoredRecords:
     def __init__(self, folder: Path, split: str, *, shards_at: str = "") -> None:
         """Read manifest and index of `folder`; its shards may lie elsewhere, at `shards_at`.
 
-        Raises InputError where there is no such split, or the preparation was not finished.
+        Raises InputError where there is no such split, or a file is lacking or damaged.
         """
         self.manifest = read_manifest(folder)
         if split not in self.manifest.splits:
@@ -63,14 +63,7 @@ class StoredRecords:
         self._shards = self.manifest.splits[split].shards
         self._folder, self._split = folder, split
         self._shards_at = shards_at or str(folder)
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))[split]
-            self.names: list[str] = index["names"]
-            self.sizes: list[tuple[int, int]] = [(h, w) for h, w in index["sizes"]]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InputError(
-                f"{folder / INDEX} is damaged ({error!r}); delete {folder} and run {PREPARE} again"
-            ) from error
+        self.names, self.sizes = read_index(folder, self.manifest, split)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the open shards: each worker process opens its own."""

@@ -51,21 +51,21 @@ def fetch(url: str, places: tuple[str, ...]) -> tuple[Path, str]:
             f"there is no prepared dataset at {url} (no {places[0]}/{MANIFEST}); write it there "
             f"with {PREPARE} NAME --source DIR --data_dir {url}"
         )
-    text = store.cat_file(f"{top}/{MANIFEST}").decode()
-    manifest = parse_manifest(text, f"{top}/{MANIFEST}")
+    content = store.cat_file(f"{top}/{MANIFEST}")
+    manifest = parse_manifest(content, f"{top}/{MANIFEST}")
     folder = cache_folder(top)
     shards = {shard for split in manifest.splits.values() for shard in split.shards}
     native = url.startswith("gs://")
     wanted = {name: f for name, f in manifest.files.items() if not (native and name in shards)}
-    if not _is_copied(folder, text):
+    if not _is_copied(folder, content):
         _download(store, top, folder, wanted)
-        write_atomically(folder / MANIFEST, text)
+        write_atomically(folder / MANIFEST, content.decode())
     return folder, top if native else str(folder)
 
 
-def _is_copied(folder: Path, text: str) -> bool:
+def _is_copied(folder: Path, manifest: bytes) -> bool:
     path = folder / MANIFEST
-    return path.is_file() and path.read_text(encoding="utf-8") == text
+    return path.is_file() and path.read_bytes() == manifest
 
 
 def _download(store: Any, top: str, folder: Path, files: dict[str, StoredFile]) -> None:
@@ -95,10 +95,10 @@ def _is_here(path: Path, file: StoredFile) -> bool:
     return path.is_file() and path.stat().st_size == file.bytes and stored_file(path) == file
 
 
-def read_text(url: str) -> str | None:
-    """Return the text of a small remote file, or None if it is not there."""
-    store = _store(url)
-    return store.cat_file(url).decode() if _exists(store, url) else None
+def read_manifest(url: str) -> Manifest | None:
+    """Return the manifest of the prepared dataset at `url`, or None if none is complete there."""
+    store, path = _store(url), f"{url}/{MANIFEST}"
+    return parse_manifest(store.cat_file(path), path) if _exists(store, path) else None
 
 
 def upload(folder: Path, manifest: Manifest, url: str) -> None:
@@ -108,10 +108,10 @@ def upload(folder: Path, manifest: Manifest, url: str) -> None:
     shards of two preparations can have the same sizes.
     """
     store, note = _store(url), f"{url}/{MANIFEST}.partial"
-    text = manifest.to_json()
+    content = manifest.to_json().encode()
     store.makedirs(url, exist_ok=True)
-    going_on = _exists(store, note) and store.cat_file(note).decode() == text
-    store.pipe_file(note, text.encode())
+    going_on = _exists(store, note) and store.cat_file(note) == content
+    store.pipe_file(note, content)
     logging.warning("copying %s to %s (%.1f MB)", folder, url, manifest.num_bytes / 1e6)
     with tqdm(total=manifest.num_bytes, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
         for name, file in manifest.files.items():
@@ -119,7 +119,7 @@ def upload(folder: Path, manifest: Manifest, url: str) -> None:
             if not (going_on and _exists(store, target) and store.size(target) == file.bytes):
                 store.put_file(str(folder / name), target)
             bar.update(file.bytes)
-    store.pipe_file(f"{url}/{MANIFEST}", text.encode())
+    store.pipe_file(f"{url}/{MANIFEST}", content)
     store.rm_file(note)
 
 

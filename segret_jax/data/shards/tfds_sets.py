@@ -1,6 +1,7 @@
 """Reading `scene_parse150` and `cityscapes` where TFDS itself prepared them as ArrayRecord."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,17 +50,46 @@ def find(spec: DatasetSpec, top: Path) -> Path | None:
     form = TFDS_SETS[spec.name]
     if _describes(top, form):
         return top
-    versions = sorted((top / form.folder).glob("*/dataset_info.json"))
-    return versions[-1].parent if versions else None
+    versions = [
+        path.parent
+        for path in (top / form.folder).glob("*/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+    ]
+    return max(versions, key=lambda path: [*map(int, path.name.split("."))], default=None)
 
 
 def _describes(folder: Path, form: TfdsSet) -> bool:
-    path = folder / "dataset_info.json"
-    if not path.is_file():
+    if not (folder / "dataset_info.json").is_file():
         return False
-    info = json.loads(path.read_text())
-    parts = (info.get("name"), info.get("configName"))
-    return "/".join(part for part in parts if part) == form.folder
+    info = _read_info(folder)
+    return "/".join(part for part in (info.name, info.config) if part) == form.folder
+
+
+@dataclass(frozen=True)
+class _Info:
+    """What dataset_info.json tells; it leaves out what is empty."""
+
+    name: str
+    config: str
+    file_format: str
+    lengths: dict[str, int]
+
+
+def _read_info(folder: Path) -> _Info:
+    path = folder / "dataset_info.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _Info(
+            str(content.get("name", "")),
+            str(content.get("configName", "")),
+            str(content.get("fileFormat", "tfrecord")),
+            {
+                s["name"]: sum(map(int, s.get("shardLengths", [])))
+                for s in content.get("splits", [])
+            },
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); prepare {folder} again") from error
 
 
 class TfdsSource(RecordSource):
@@ -70,14 +100,15 @@ class TfdsSource(RecordSource):
         self.spec, self.split, self._folder = spec, split, folder
         self._form = TFDS_SETS[spec.name]
         self.layout = spec.layout(self._form.layout)
-        info = json.loads((folder / "dataset_info.json").read_text())
-        if info.get("fileFormat", "tfrecord") != "array_record":
-            raise _other_format(spec, folder, info.get("fileFormat", "tfrecord"))
-        lengths = {s["name"]: sum(map(int, s["shardLengths"])) for s in info.get("splits", [])}
+        info = _read_info(folder)
+        if info.file_format != "array_record":
+            raise _other_format(spec, folder, info.file_format)
         stored = self._form.splits[split]
-        if stored not in lengths:
-            raise unknown_name(f"split of {folder}", stored, lengths)
-        self.names = [f"{stored}/{i:06d}" for i in range(lengths[stored])]
+        if stored not in info.lengths:
+            raise unknown_name(f"split of {folder}", stored, info.lengths)
+        if not info.lengths[stored]:
+            raise InputError(f"the split {stored} of {folder} is empty; prepare it again")
+        self.names = [f"{stored}/{i:06d}" for i in range(info.lengths[stored])]
         self._check_labels()
 
     def __repr__(self) -> str:

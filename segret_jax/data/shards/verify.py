@@ -66,9 +66,12 @@ def find_folders(top: Path) -> list[Path]:
     """Return the folders below `top`, or itself, that `prepare` wrote or began to write."""
     if (top / MANIFEST).is_file():
         return [top]
-    descriptions = [*top.glob("*/dataset_info.json"), *top.glob("*/*/dataset_info.json")]
-    unfinished = [*top.glob("incomplete.*"), *top.glob("*/incomplete.*")]
-    return sorted({*(path.parent for path in descriptions), *unfinished})
+    written = [
+        path.parent
+        for name in (MANIFEST, "dataset_info.json")  # one of them may be lost
+        for path in (*top.glob(f"*/{name}"), *top.glob(f"*/*/{name}"))
+    ]
+    return sorted({*written, *top.glob("incomplete.*"), *top.glob("*/incomplete.*")})
 
 
 def main(argv: list[str]) -> None:
