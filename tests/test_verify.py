@@ -172,6 +172,9 @@ def test_a_classifier_is_compared_by_its_logits(mini, tmp_path):
         ({"0/input": np.zeros((1, 3, 8, 8)), "0/C1": np.zeros(1)}, "the unknown tensor 'C1'"),
         ({"input": np.zeros((1, 8, 8, 3)), "logits": np.zeros(1)}, "input is (1, 8, 8, 3)"),
         ({"input": np.array([None])}, "cannot be read as .npz"),
+        ({}, "holds nothing"),
+        ({"input": np.zeros((1, 3, 8, 8)), "logits": np.array(["a"])}, "logits holds no numbers"),
+        ({"input": np.zeros((0, 3, 8, 8)), "logits": np.zeros((0, 5))}, "input holds no numbers"),
     ],
 )
 def test_a_reference_of_another_form_is_refused(tmp_path, tensors, message):
@@ -179,6 +182,14 @@ def test_a_reference_of_another_form_is_refused(tmp_path, tensors, message):
     with pytest.raises(InputError, match=re.escape(message)) as error:
         read_reference(tmp_path / "reference.npz")
     assert "it needs `input` [b, 3, H, W] and `logits`" in str(error.value)
+
+
+def test_a_reference_that_is_cut_off_is_refused(tmp_path):
+    file = tmp_path / "reference.npz"
+    np.savez(file, input=np.zeros((1, 3, 8, 8)), logits=np.zeros((1, 5, 2, 2)))
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"cannot be read as \.npz"):
+        read_reference(file)
 
 
 def test_a_reference_of_other_classes_is_refused(reference):

@@ -24,7 +24,8 @@ from segret_jax.training.state import abstract, build, model_name
 Path = tuple[str | int, ...]
 Leaves = dict[str, tuple[Path, tuple[int, ...]]]
 
-CONSTANT_TOLERANCE = 1e-2  # relative: rounding in bfloat16, yet far below any other setting
+CONSTANT_TOLERANCE = 1e-4  # relative
+HALF_TOLERANCE = 1e-2  # of constants that were rounded to 16 bits
 MAX_NEAREST = 50  # differences for which the nearest name is searched: it is slow
 ALLOWED = "accepted by --allow {!r}"
 
@@ -137,6 +138,9 @@ def _split_surplus(
     for name in (name for name in tensors if name not in leaves):
         if name not in unused:
             surplus[name] = f"{list(tensors[name].shape)} is not in the model"
+        elif "conv_seg" in name and tensors[name].shape != unused[name].shape:
+            shapes = list(tensors[name].shape), list(unused[name].shape)
+            surplus[name] = f"is {shapes[0]}, the original's is {shapes[1]}"
         elif "Relpos" in name and not _equal(tensors[name], unused[name]):
             found, expected = (
                 np.array2string(t.astype(np.float32).ravel()[:4], precision=5)
@@ -150,8 +154,9 @@ def _split_surplus(
 
 
 def _equal(tensor: np.ndarray, constant: np.ndarray) -> bool:
+    tolerance = HALF_TOLERANCE if tensor.dtype.itemsize == 2 else CONSTANT_TOLERANCE
     return tensor.shape == constant.shape and np.allclose(
-        tensor.astype(np.float64), constant, rtol=CONSTANT_TOLERANCE, atol=0
+        tensor.astype(np.float64), constant, rtol=tolerance, atol=0
     )
 
 

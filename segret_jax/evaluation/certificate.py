@@ -7,6 +7,7 @@ stage that uses it and, but for luck, in all that follow.
 
 import functools
 import hashlib
+import io
 import platform
 import zlib
 from collections.abc import Callable, Mapping
@@ -66,12 +67,16 @@ def read_reference(file: Path) -> list[Case]:
     `N/input_shape` in the place of `N/input` means `noise("input/N", shape)`.
     """
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
             arrays = dict(stored)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged file meets NumPy's reader anywhere
         raise InputError(f"--reference {file} cannot be read as .npz ({error}); {FORM}") from error
+    if not arrays:
+        raise InputError(f"--reference {file} holds nothing; {FORM}")
     groups: dict[str, Outputs] = {}
     for key, array in arrays.items():
+        if array.dtype.kind not in "fiu" or not array.size or not array.ndim:
+            raise InputError(f"--reference {file}: {key} holds no numbers; {FORM}")
         name, _, tensor = key.rpartition("/")
         groups.setdefault(name, {})[tensor] = array
     cases = []

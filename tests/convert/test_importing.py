@@ -89,9 +89,15 @@ def test_another_decay_is_another_model() -> None:
     tensors = random_tensors()
     tensors[DECAY] = tensors[DECAY].astype(ml_dtypes.bfloat16)  # rounded: still the same
     assert DECAY in imported(tensors).dropped
-    tensors[DECAY] = tensors[DECAY].astype(np.float32) * np.float32(1.02)
+    tensors[DECAY] = random_tensors()[DECAY] * np.float32(1.001)
     (line,) = differences(tensors)
     assert "another model" in line
+
+
+def test_the_layer_that_is_never_called_has_its_shape_too() -> None:
+    name = "decode_head.conv_seg.weight"
+    tensors = random_tensors() | {name: np.zeros((5, 256, 1, 1), np.float32)}
+    assert differences(tensors) == [f"{name} is [5, 256, 1, 1], the original's is [5, 128, 1, 1]"]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
