@@ -41,7 +41,9 @@ def main(argv: list[str]) -> None:
     predictor = Predictor(*checkpoints.load_model(checkpoint, config), config.eval)
     out = args.out or checkpoint.parent.parent / "evaluation"
 
-    results.make_folder(out)  # a folder that cannot be written is told before the work, not after
+    results.prepare_folder(
+        out
+    )  # a folder that cannot be written is told before the work, not after
 
     def save_overlay(name: str, image: np.ndarray, pred: np.ndarray) -> None:
         save_png(overlay(image, pred, table), out / "overlays" / f"{name}.png")

@@ -17,9 +17,8 @@ from jaxtyping import Array, Float32, UInt8
 
 from segret_jax.config import Config, check_segmentation
 from segret_jax.data.class_table import ClassTable
-from segret_jax.data.transforms import MEAN, STD
 from segret_jax.errors import InputError
-from segret_jax.evaluation.inference import Predictor
+from segret_jax.evaluation.inference import Predictor, normalised
 from segret_jax.training import checkpoint as checkpoints
 
 
@@ -75,7 +74,7 @@ class Model:
     def _network(self) -> Any:
         def network(variables: Any, images: Array) -> Array:
             if images.dtype == jnp.uint8:
-                images = (images.astype(jnp.float32) - MEAN) / STD
+                images = normalised(images)
             with jax.default_matmul_precision(self.config.model.matmul_precision):
                 return nnx.merge(self.graph, *variables)(images)
 

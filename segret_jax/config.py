@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from segret_jax.errors import InputError
+from segret_jax.files import write_whole
 
 
 @dataclass(slots=True, kw_only=True)
@@ -216,9 +217,7 @@ def set_value(config: Config, key: str, value: Any) -> None:
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved config as JSON; what was there stays whole if the disk is full."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def load(path: Path) -> Config:

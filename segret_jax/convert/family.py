@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from segret_jax.config import ModelConfig
+from segret_jax.data.class_table import MOST_CLASSES
 from segret_jax.errors import InputError
 from segret_jax.models.rmt import VARIANTS
 
 BLOCK = re.compile(r"(?:backbone\.)?layers\.(\d{1,4})\.blocks\.(\d{1,4})\.")
 WIDTH = re.compile(r"(?:backbone\.)?layers\.(\d{1,4})\.blocks\.\d{1,4}\.pos\.conv\.bias")
 IMAGENET_CLASSES = 1000  # of a classifier file that lost its head
-MOST_CLASSES = 2**16
 MAX_UNLIKE = 3  # of the 8 widths and depths: the nearest variant is meant, and compared strictly
 
 

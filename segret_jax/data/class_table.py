@@ -20,6 +20,9 @@ STRAY = 254
 """Entry of a lookup table for a stored value that has no meaning: `sources.map_label` refuses it.
 Class ids therefore end at 253."""
 
+MOST_CLASSES = 2**16
+"""Of a classifier; a segmentation's are bounded by its 8-bit label maps."""
+
 _TABLE_FILES = {
     file.name.removesuffix(".json"): file
     for file in (resources.files("segret_jax.data") / "class_tables").iterdir()

@@ -26,6 +26,8 @@ from segret_jax.data.class_table import (
 )
 from segret_jax.errors import InputError, unknown_name
 
+SPLITS = ("training", "validation")
+
 SYNTHETIC = "synthetic"
 """Name of the generated scenes, which are no `DatasetSpec`: they have no files."""
 
@@ -303,7 +305,7 @@ def _own_files(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         if isinstance(value, str) and set("{}") & set(value.replace("{split}", "")):
             raise InputError(f"{where}: {key} is {value!r}; the only braces in it can be {{split}}")
     splits = files["splits"]
-    if set(splits) != set(_OWN_FILES["splits"]):
+    if set(splits) != set(SPLITS):
         raise InputError(f"{where}: splits is {splits}; it names training and validation")
     for split, folder in splits.items():
         if not isinstance(folder, str):

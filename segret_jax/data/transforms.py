@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from segret_jax.data.datasets import IGNORE
+from segret_jax.data.class_table import IGNORE
 
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 STD = np.array([58.395, 57.12, 57.375], np.float32)

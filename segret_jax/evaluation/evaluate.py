@@ -1,16 +1,15 @@
 """Evaluation of a predictor on every image of a source, and its results in words."""
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from segret_jax.data.ahead import work_ahead
 from segret_jax.data.class_table import IGNORE, ClassTable
 from segret_jax.data.sources import Sample, Source
 from segret_jax.errors import InputError
@@ -20,8 +19,6 @@ from segret_jax.evaluation.plan import Plan, Size, make_plan
 
 READERS = 4  # threads that decode and resize while the devices are at work
 
-A = TypeVar("A")
-B = TypeVar("B")
 Picture = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, label, prediction
 
 
@@ -101,7 +98,7 @@ def evaluate(
         scoreboard.add(done.index, done.prediction.label_map, done.sample["label"])
         return done
 
-    scored = _ahead(score, _predictions(predictor, reader, plan), workers=2, ahead=2)
+    scored = work_ahead(score, _predictions(predictor, reader, plan), workers=2, ahead=2)
     total = sum(map(len, plan.batches))
     for done in tqdm(scored, "evaluate", total, unit="image", leave=False, mininterval=1):
         if cancelled():
@@ -165,29 +162,11 @@ class _Predicted:
 def _predictions(predictor: Predictor, reader: _Reader, plan: Plan) -> Iterator[_Predicted]:
     """Predict batch after batch, while threads read the next images."""
     order = itertools.chain.from_iterable(plan.batches)
-    images = _ahead(reader.read, order, workers=READERS, ahead=READERS + predictor.batch_size)
+    images = work_ahead(reader.read, order, workers=READERS, ahead=READERS + predictor.batch_size)
 
     def predict(indices: list[int]) -> list[_Predicted]:
         samples, inputs = zip(*itertools.islice(images, len(indices)), strict=True)
         predicted = zip(indices, samples, predictor.predict(inputs), strict=True)
         return [_Predicted(*one) for one in predicted if one[1] is not None]
 
-    return itertools.chain.from_iterable(_ahead(predict, plan.batches, workers=1, ahead=1))
-
-
-def _ahead(
-    function: Callable[[A], B], items: Iterable[A], *, workers: int, ahead: int
-) -> Iterator[B]:
-    """Yield function(item) in order; threads work up to `ahead` items ahead."""
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[B]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    return itertools.chain.from_iterable(work_ahead(predict, plan.batches, workers=1, ahead=1))

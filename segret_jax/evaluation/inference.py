@@ -223,7 +223,7 @@ def _programs(graph: nnx.GraphDef[SegRet], mesh: Mesh) -> Programs:
     """Build the programs; every evaluation in a training run uses the same compiled ones."""
 
     def network(variables: Any, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w k"]:
-        return nnx.merge(graph, *variables)((image.astype(jnp.float32) - MEAN) / STD)
+        return nnx.merge(graph, *variables)(normalised(image))
 
     def per_device(function: Callable, *, replicated: int = 0, num_args: int = 1) -> Any:
         specs = (PartitionSpec(),) * replicated + (PartitionSpec("data"),) * (num_args - replicated)
@@ -239,6 +239,11 @@ def _programs(graph: nnx.GraphDef[SegRet], mesh: Mesh) -> Programs:
         average=per_device(_average),
         best=per_device(_best),
     )
+
+
+def normalised(image: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+    """Do on the device what `transforms.normalise` does on the host."""
+    return (image.astype(jnp.float32) - MEAN) / STD
 
 
 def _average(views: list[Float[Array, "b h w k"]]) -> Float[Array, "b h w k"]:

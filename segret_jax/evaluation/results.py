@@ -7,7 +7,6 @@ hash of its per_image.npz, since two files can be parted or mixed up.
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from segret_jax.evaluation.evaluate import Result
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.protocol import fingerprint, identify
 from segret_jax.evaluation.visualize import save_png
+from segret_jax.files import make_folder, write_whole
 
 METRICS = "metrics.json"
 PER_IMAGE = "per_image.npz"
@@ -80,12 +80,10 @@ def save(
     return file
 
 
-def make_folder(folder: Path) -> None:
+def prepare_folder(folder: Path) -> None:
     """Make the folder for a result; InputError if nothing can be written there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        make_folder(folder)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
 
@@ -109,11 +107,11 @@ def write(
     areas = (images.intersection, images.label, images.pred)
     arrays = dict(zip(KEYS, (np.array(names, str), *areas), strict=True))
     np.savez_compressed(stored, allow_pickle=False, **arrays)
-    _write_whole(folder / PER_IMAGE, stored.getvalue())
+    _write(folder / PER_IMAGE, stored.getvalue())
     belongs = hashlib.sha256(stored.getvalue()).hexdigest()
     content = {**content, "protocol": protocol, "per_image": belongs}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    _write_whole(folder / METRICS, text.encode())
+    _write(folder / METRICS, text.encode())
     return folder / METRICS
 
 
@@ -160,11 +158,9 @@ def _bytes_of(file: Path, remedy: str) -> bytes:
         raise InputError(f"{file} cannot be read ({error.strerror}); {remedy}") from error
 
 
-def _write_whole(file: Path, content: bytes) -> None:
-    partial = file.with_suffix(".partial")
+def _write(file: Path, content: bytes) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(file)
+        write_whole(file, content)
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror or error}") from error

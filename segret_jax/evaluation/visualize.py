@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from segret_jax.data.datasets import IGNORE, ClassTable
+from segret_jax.data.class_table import IGNORE, ClassTable
 from segret_jax.errors import InputError
 
 BACKGROUND = (255, 255, 255)

@@ -29,13 +29,18 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from segret_jax import config as configs
-from segret_jax.data.class_table import ClassTable, parse_class_table, read_json
+from segret_jax.data.class_table import (
+    MOST_CLASSES,
+    ClassTable,
+    parse_class_table,
+    read_json,
+)
 from segret_jax.errors import InputError
+from segret_jax.files import write_whole
 from segret_jax.training.state import Parts, TrainState, abstract, model_name
 
 FOLDER = "checkpoints"
 METRICS = Path("metrics", "metrics")  # where Orbax writes a checkpoint's scores
-MOST_CLASSES = 2**16  # of a classifier; a segmentation's are bounded by its 8-bit label maps
 
 
 class Checkpoints:
@@ -100,10 +105,8 @@ class Checkpoints:
         """Note a score that was not known when the step was saved: its evaluation was cut off."""
         if mean_iou is not None and not math.isnan(mean_iou):
             file = self.folder / str(step) / METRICS
-            partial = file.with_suffix(".partial")
             try:
-                partial.write_text(json.dumps({"mIoU": mean_iou}))
-                partial.replace(file)
+                write_whole(file, json.dumps({"mIoU": mean_iou}))
             except OSError as error:  # the state itself is safe
                 logging.error("the score of step %d was not saved (%s)", step, error.strerror)
 

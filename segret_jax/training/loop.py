@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segret_jax import config as configs
 from segret_jax.config import Config
-from segret_jax.data.datasets import ClassTable
+from segret_jax.data.class_table import ClassTable
 from segret_jax.data.pipeline import batches_from, class_table, open_source, training_dataset
 from segret_jax.data.sources import Source
 from segret_jax.errors import InputError

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
 from segret_jax.config import TrainConfig
-from segret_jax.data.datasets import IGNORE
+from segret_jax.data.class_table import IGNORE
 from segret_jax.errors import InputError
 from segret_jax.models.layers import resize_bilinear
 

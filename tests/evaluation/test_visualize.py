@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segret_jax.data.datasets import load_class_table
+from segret_jax.data.class_table import load_class_table
 from segret_jax.errors import InputError
 from segret_jax.evaluation import visualize
 from segret_jax.evaluation.visualize import colorize, grid, legend, overlay, save_png, with_legend

@@ -7,7 +7,6 @@ with errors, 2 if there was nothing to check or the report cannot be written.
 
 import os
 import sys
-import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from segret_jax import cli
-from segret_jax.data.datasets import DatasetSpec, get_dataset
+from segret_jax.data.datasets import SPLITS, DatasetSpec, get_dataset
 from segret_jax.data.doctor.examine import examine_all
 from segret_jax.data.doctor.findings import (
     ERROR,
@@ -30,8 +29,8 @@ from segret_jax.data.doctor.report import write_report
 from segret_jax.data.shards.prepared import open_files
 from segret_jax.data.sources import FolderSource, RecordSource, find_pairs
 from segret_jax.errors import InputError
+from segret_jax.files import make_folder
 
-SPLITS = ("training", "validation")
 SHOWN = 3  # places of a finding on the terminal; the report has more, findings.json all
 
 
@@ -49,7 +48,7 @@ def main(argv: list[str]) -> None:
     if args.workers < 0:
         raise InputError(f"--workers is {args.workers}; it must be 0 (all cores) or more")
     spec = get_dataset(args.dataset)
-    _make_folder(args.report)
+    _prepare_folder(args.report)
     start = time.monotonic()
     diagnosis = check(spec, args.path, split=args.split, workers=args.workers)
     print(summary(diagnosis), flush=True)
@@ -59,12 +58,10 @@ def main(argv: list[str]) -> None:
         sys.exit(1)
 
 
-def _make_folder(folder: Path) -> None:
-    """Make the report's folder and try to write there: not after an hour of reading."""
+def _prepare_folder(folder: Path) -> None:
+    """Make the report's folder; InputError if nothing can be written there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        make_folder(folder)
     except OSError as error:
         raise InputError(
             f"--report={folder}: cannot be written to ({error.strerror}); name another folder"

@@ -8,9 +8,7 @@ import contextlib
 import os
 import tempfile
 import zlib
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
 from typing import Any
 
@@ -19,6 +17,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
+from segret_jax.data.ahead import work_ahead
 from segret_jax.data.shards.manifest import VERSION
 from segret_jax.data.sources import Record, RecordSource
 
@@ -98,22 +97,9 @@ def checked(source: RecordSource, split: str) -> Iterator[tuple[Record, tuple[in
         height, width = source.decode(record)["label"].shape
         return record, (height, width)
 
-    num_threads = os.cpu_count() or 1
-    ahead: deque = deque()
-    with (
-        ThreadPoolExecutor(num_threads) as pool,
-        tqdm(total=len(source), desc=split, unit="pair", dynamic_ncols=True) as bar,
-    ):
-        try:
-            for index in range(len(source) + 4 * num_threads):
-                if index < len(source):
-                    ahead.append(pool.submit(read, index))
-                if ahead and (index >= len(source) or len(ahead) > 4 * num_threads):
-                    result = ahead.popleft().result()
-                    bar.update()
-                    yield result
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    workers = os.cpu_count() or 1
+    results = work_ahead(read, range(len(source)), workers=workers, ahead=4 * workers)
+    yield from tqdm(results, split, len(source), unit="pair", dynamic_ncols=True)
 
 
 def checksum(name: bytes, image: bytes, label: bytes) -> int:

@@ -166,13 +166,6 @@ def incomplete(folder: Path) -> InputError:
     )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def label_table_hash(spec: DatasetSpec) -> str:
     """Return a hash of the class names and of what every stored label value means."""
     digest = hashlib.sha256("\n".join(spec.class_table.class_names).encode())

@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from segret_jax import cli
-from segret_jax.data.datasets import DatasetSpec, get_dataset
+from segret_jax.data.datasets import SPLITS, DatasetSpec, get_dataset
 from segret_jax.data.shards.manifest import (
     INDEX,
     MANIFEST,
@@ -29,13 +29,12 @@ from segret_jax.data.shards.manifest import (
     label_table_hash,
     read_manifest,
     stored_file,
-    write_atomically,
 )
 from segret_jax.data.sources import FolderSource, find_pairs
 from segret_jax.errors import InputError
+from segret_jax.files import write_whole
 
 _SPARE = 1.1  # disk needed, as a multiple of the source's size
-SPLITS = ("training", "validation")
 
 
 def prepare(spec: DatasetSpec, source: Path, data_dir: str, *, shards: int) -> str:
@@ -105,9 +104,9 @@ def _prepare_local(
     _check_disk(sources, folder)
     digests = _digests(sources)  # before the writing: a file changed during it differs afterwards
     index = _write_shards(spec, sources, folder, shards)
-    write_atomically(folder / INDEX, json.dumps(index))
+    write_whole(folder / INDEX, json.dumps(index))
     manifest = _describe(spec, sources, digests, folder)
-    write_atomically(folder / MANIFEST, manifest.to_json())
+    write_whole(folder / MANIFEST, manifest.to_json())
     return manifest
 
 

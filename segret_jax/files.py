@@ -1,0 +1,21 @@
+"""Files that appear whole or not at all, and folders that are known to take them."""
+
+import tempfile
+from pathlib import Path
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file; until the new content is whole, what was there stays.
+
+    Raises OSError, such as for a full disk.
+    """
+    partial = file.with_suffix(".partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(file)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and try to write in it: before long work, not after. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
