@@ -21,6 +21,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--reference", type=Path, metavar="FILE.npz")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="written with FILE.md beside")
     args, overrides = parser.parse(argv)
+    if args.out and args.out.suffix != ".json":
+        raise InputError(f"--out {args.out}: give a name that ends in .json; FILE.md lies beside")
 
     from segret_jax.evaluation.certificate import certify  # heavy imports, after the arguments
     from segret_jax.training import checkpoint as checkpoints
@@ -44,7 +46,7 @@ def to_text(certificate: dict[str, Any]) -> str:
     """Return a certificate as Markdown."""
     from segret_jax.evaluation.certificate import PARTS
 
-    stage, tolerance = certificate["starts_in"], certificate["tolerance"]
+    stages, tolerance = certificate["starts_in"], certificate["tolerance"]
     lines = [
         f"# {certificate['verdict'].upper()}: {certificate['model']}, against "
         f"{certificate['compared_with']}",
@@ -52,8 +54,11 @@ def to_text(certificate: dict[str, Any]) -> str:
         f"float32 passes where no value is further off than {tolerance:g} of the RMS; 1e-5 is "
         "typical.",
     ]
-    if stage:
-        lines += ["", f"**It goes wrong first in {stage}: {PARTS[stage]}.**"]
+    if stages:
+        places = "; or ".join(f"{stage}: {PARTS[stage]}" for stage in stages)
+        lines += ["", f"**It goes wrong first in {places}.**"]
+    if len(stages) > 1:
+        lines += ["", f"Which of them, a reference with {', '.join(stages[:-1])} would tell."]
     lines += ["", "| forward | stage | largest error / RMS | RMS of the error / RMS |"]
     lines += ["| --- | --- | --- | --- |"]
     for name, comparison in certificate["comparisons"].items():

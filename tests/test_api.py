@@ -77,6 +77,9 @@ def test_images_of_another_form_are_refused(tmp_path):
         predict(model, photograph(32, 32, 3).astype(np.float32))
     with pytest.raises(InputError, match="no checkpoint in"):
         segret_jax.load(tmp_path)
+    (tmp_path / "released.pth").touch()
+    with pytest.raises(InputError, match=r"python -m segret_jax\.convert .*\.pth .*/released$"):
+        segret_jax.load(tmp_path / "released.pth")
 
 
 def test_importing_the_package_does_not_import_jax():

@@ -46,7 +46,7 @@ def test_the_tensors_of_pytorch_pass(tmp_path):
     variables = tuple(golden.filled(tree) for tree in trees)
     certificate = certify(MODEL, 150, variables, reference=tmp_path / "reference.npz")
     assert certificate["verdict"] == "pass"
-    assert certificate["starts_in"] is None
+    assert certificate["starts_in"] == []
     comparison = certificate["comparisons"]["float32, case 1"]
     assert list(comparison["errors"]) == list(PARTS)
     assert all(1e-8 < e["rms"] < e["largest"] < 1e-5 for e in comparison["errors"].values())
@@ -76,10 +76,39 @@ def test_a_wrong_tensor_fails_and_is_found_in_its_stage(reference):
         module[keys[-1]] = jnp.asarray(spoil(np.asarray(right)))
         assert module[keys[-1]].shape == right.shape, path
         certificate = certify(MODEL, NUM_CLASSES, (params, batch_stats), reference=reference)
-        assert (certificate["verdict"], certificate["starts_in"]) == ("fail", stage), path
+        assert (certificate["verdict"], certificate["starts_in"]) == ("fail", [stage]), path
         module[keys[-1]] = right
     certificate = certify(MODEL, NUM_CLASSES, (params, batch_stats), reference=reference)
     assert certificate["verdict"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("held", "suspects"),
+    [
+        (["logits"], list(PARTS)),
+        (["c1", "logits"], ["c2", "c3", "c4", "logits"]),
+        (["c3", "logits"], ["c1", "c2", "c3"]),
+        (["c1", "c3", "logits"], ["c2", "c3"]),
+    ],
+)
+def test_where_the_reference_holds_no_map_no_stage_is_cleared(reference, tmp_path, held, suspects):
+    _, params, batch_stats = random_model(MODEL, NUM_CLASSES)
+    q = params["encoder"]["stages"][1][0]["retention"]["q"]
+    q["kernel"] = q["kernel"].T
+    with np.load(reference) as stored:
+        part = {k: v for k, v in stored.items() if k.rpartition("/")[2] in ("input", *held)}
+    np.savez(tmp_path / "part.npz", **part)
+    variables = params, batch_stats
+    certificate = certify(MODEL, NUM_CLASSES, variables, reference=tmp_path / "part.npz")
+    assert certificate["starts_in"] == suspects
+    text = verify.to_text(certificate)
+    assert all(f"{stage}: {PARTS[stage]}" in text for stage in suspects)
+    assert f"a reference with {', '.join(suspects[:-1])} would tell" in text
+
+
+def test_a_certificate_is_not_written_over_its_own_text(tmp_path):
+    with pytest.raises(InputError, match=r"certificate\.md: give a name that ends in \.json"):
+        verify.main(["nowhere", "--out", str(tmp_path / "certificate.md")])
 
 
 def test_the_command_prints_and_writes_the_certificate(reference, tmp_path, capsys):

@@ -14,6 +14,7 @@ from typing import Any
 from segret_jax import cli
 from segret_jax.config import Config, flatten
 from segret_jax.errors import InputError
+from segret_jax.files import make_folder, write_whole
 
 
 def main(argv: list[str]) -> None:
@@ -35,11 +36,13 @@ def main(argv: list[str]) -> None:
 
     from segret_jax.convert.exporting import ENDINGS  # heavy, after the arguments
 
-    to_torch, endings = args.dst.suffix in ENDINGS, ", ".join(ENDINGS)
+    to_torch, endings = args.dst.suffix.lower() in ENDINGS, ", ".join(ENDINGS)
     if args.to and to_torch != (args.to == "torch"):
         raise InputError(f"{args.dst}: a file for PyTorch ends in {endings}; a checkpoint in none")
     if args.dst.exists():
         raise InputError(f"{args.dst} exists: choose another name, or delete that one")
+    if args.report:
+        _check_report(args.report)
     if not args.src.is_dir():
         _from_file(args, overrides, to_torch=to_torch)
     elif not to_torch:
@@ -82,9 +85,19 @@ def _from_file(args: argparse.Namespace, overrides: list[str], *, to_torch: bool
         save_model(
             args.dst, config=config, table=table, **model, source=report, kept=imported.unused
         )
-    if args.report:
-        args.report.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {args.dst}")
+    if args.report:
+        write_whole(args.report, json.dumps(report, indent=1) + "\n")
+
+
+def _check_report(file: Path) -> None:
+    """Raise InputError if the report could not be written: before the work, not after."""
+    if file.suffix != ".json":
+        raise InputError(f"--report {file}: give a name that ends in .json")
+    try:
+        make_folder(file.parent)
+    except OSError as error:
+        raise InputError(f"cannot write --report {file}: {error.strerror}") from error
 
 
 def _key(override: str) -> str:

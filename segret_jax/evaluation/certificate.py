@@ -142,14 +142,24 @@ def certify(
 
 
 def _verdict(comparisons: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Judge the float32 forwards; what is not a number is wrong."""
+    """Judge the float32 forwards; what is not a number is wrong.
+
+    "starts_in" has the first wrong stage, and before it those between that and the last right one
+    of which the reference holds nothing: any of them may be the cause.
+    """
     judged = [c["errors"] for name, c in comparisons.items() if name.startswith("float32")]
+    stages = list(PARTS)
+    compared = [stage for stage in stages if any(stage in errors for errors in judged)]
     wrong = [
         stage
-        for stage in PARTS
-        if any(stage in e and not e[stage]["largest"] <= TOLERANCE for e in judged)
+        for stage in compared
+        if any(not errors[stage]["largest"] <= TOLERANCE for errors in judged if stage in errors)
     ]
-    return {"verdict": "fail" if wrong else "pass", "starts_in": wrong[0] if wrong else None}
+    if not wrong:
+        return {"verdict": "pass", "starts_in": []}
+    right = compared[: compared.index(wrong[0])]
+    first = stages.index(right[-1]) + 1 if right else 0
+    return {"verdict": "fail", "starts_in": stages[first : stages.index(wrong[0]) + 1]}
 
 
 def compare(outputs: Outputs, expected: Outputs) -> dict[str, Any]:

@@ -12,6 +12,7 @@ and one made of converted weights, in any folder, with `source` (where they come
 """
 
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -88,6 +89,7 @@ class Checkpoints:
         )
         metrics = {} if mean_iou is None else {"mIoU": mean_iou}
         try:
+            _check_space(self.folder, (model, training))
             self._manager.save(step, args=items, metrics=metrics, force=True)
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -166,6 +168,7 @@ def save_model(
     if kept:
         items["kept"] = ocp.args.StandardSave(kept)
     try:
+        _check_space(folder.absolute().parent, (params, batch_stats, kept))
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder.absolute(), args=ocp.args.Composite(**items))
     except (OSError, ValueError) as error:
@@ -174,6 +177,18 @@ def save_model(
         raise InputError(
             f"{folder} was not written ({_reason(error)}): free some space or choose another folder"
         ) from error
+
+
+def _check_space(folder: Path, tree: Any) -> None:
+    """Raise OSError if the disk is too full for `tree`: Orbax, once it writes, spreads tracebacks.
+
+    A quota or a limit that the disk does not tell is met while writing all the same.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    needed, free = sum(x.nbytes for x in jax.tree.leaves(tree)), shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"it takes {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
 
 
 def _raise_unless_disk(error: OSError | ValueError) -> None:
@@ -198,7 +213,8 @@ def _remove_partial(folder: Path) -> None:
 def _reason(error: Exception) -> str:
     """Return the last clause of TensorStore's long message, such as "File too large"."""
     found = re.search(r"([^:]+) \[os_error_code", str(error))
-    return found[1].strip() if found else str(error).splitlines()[0]
+    strerror = getattr(error, "strerror", None)
+    return found[1].strip() if found else strerror or str(error).splitlines()[0]
 
 
 def load_config(checkpoint: Path) -> configs.Config:
@@ -276,6 +292,11 @@ def find(path: Path) -> Path:
     """Return the checkpoint meant by `path`: one itself, or the best one of a run's folder."""
     if (path / "model").is_dir():
         return path
+    if path.is_file():
+        raise InputError(
+            f"{path} is a file, not a checkpoint's folder; convert PyTorch weights first: "
+            f"python -m segret_jax.convert {path} {path.with_suffix('')}"
+        )
     saved = saved_in(path)
     if not saved:
         raise InputError(f"no checkpoint in {path.absolute()}: train first, or give another folder")

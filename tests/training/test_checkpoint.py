@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import resource
 import shutil
 import subprocess
@@ -171,6 +172,14 @@ def test_a_full_disk_harms_no_earlier_checkpoint_and_no_later_one(mini, tmp_path
         assert "File too large" in line
         assert "free some space" in line
         assert len(line) < 400
+
+
+def test_a_disk_that_is_seen_to_be_full_is_not_written_to(checkpoints, monkeypatch, caplog):
+    usage = shutil.disk_usage(checkpoints.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1_000))
+    monkeypatch.setattr(checkpoints._manager, "save", None)
+    assert not checkpoints.save(state_of(2))
+    assert re.search(r"step 2 was not saved in .* \(it takes [\d.]+ MB, 0.0 MB are free\)", caplog.text)
 
 
 def test_a_score_that_comes_later_still_counts(checkpoints, tmp_path):
