@@ -186,9 +186,10 @@ def _check_space(folder: Path, tree: Any) -> None:
     """
     while not folder.exists():
         folder = folder.parent
-    needed, free = sum(x.nbytes for x in jax.tree.leaves(tree)), shutil.disk_usage(folder).free
+    needed = sum(x.nbytes for x in jax.tree.leaves(tree)) / 1e6
+    free = shutil.disk_usage(folder).free / 1e6
     if free < needed:
-        raise OSError(errno.ENOSPC, f"it takes {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
+        raise OSError(errno.ENOSPC, f"it takes {needed:,.1f} MB, {free:,.1f} MB are free")
 
 
 def _raise_unless_disk(error: OSError | ValueError) -> None:
