@@ -34,8 +34,9 @@ from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.rmt import VARIANTS
 from segret_jax.summary import parse_size
 from segret_jax.training.optim import make_optimizer
+from segret_jax.training.sharding import data_mesh
 from segret_jax.training.state import build, new_state
-from segret_jax.training.step import data_mesh, make_train_step
+from segret_jax.training.step import make_train_step
 
 NUM_CLASSES = 150
 MODES = ("forward", "labels", "train")
@@ -131,6 +132,7 @@ def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
     batch = {
         "image": rng.standard_normal(shape, np.float32),
         "label": rng.integers(0, NUM_CLASSES, shape[:3], np.uint8),
+        "index": np.arange(shape[0], dtype=np.int32),
     }
     step = make_train_step(graph, optimizer, TrainConfig(), data_mesh())
     compiled, seconds = _compiled(step, state, batch)

@@ -30,6 +30,7 @@ class ModelConfig:
     decay: str = "additive"  # additive (released code) | post_softmax (the paper's wording)
     drop_path: float = -1.0  # of the last block; negative: the variant's own
     max_scores: int = 2**25  # of one image; above it retention goes in blocks: less memory
+    remat: tuple[int, ...] = ()  # stages 1 to 4 computed twice in training: less memory
     dtype: str = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
     matmul_precision: str = "default"  # default | high | highest; highest for parity on GPU, TPU
 
@@ -77,9 +78,25 @@ class TrainConfig:
     class_weights: tuple[float, ...] = ()  # of the loss, one per class; empty: all 1
     ohem_threshold: float = 0.0  # train on pixels whose class has less probability; 0: on all
     ohem_min_kept: int = 100_000  # pixels per image that OHEM keeps at least
+    accumulate: int = 1  # parts of a batch that are computed one after another: less memory
+    ema_decay: float = 0.0  # of averaged weights, which are then evaluated and used; 0: none
+    max_bad_steps: int = 0  # steps to skip whose loss or gradient is not finite, before stopping
     log_every: int = 50
+    save_every: int = 1_000  # save a checkpoint, beside those of evaluations
     eval_every: int = 8_000  # evaluate, save a checkpoint and a picture
     keep_checkpoints: int = 2  # newest ones, beside the best
+
+
+@dataclass(slots=True, kw_only=True)
+class MeshConfig:
+    """How training is spread over the devices; results do not depend on it.
+
+    The batch is split over all of them. Along `fsdp` the parameters and the optimizer's moments
+    are split, too; along `data` they are repeated.
+    """
+
+    data: int = -1  # devices; -1: all that the other axis leaves
+    fsdp: int = 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,6 +123,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
@@ -123,16 +141,18 @@ POSITIVE = (
     "model.max_scores", "data.crop", "data.resize_base", "data.resize_ratio",
     "data.synthetic_size", "data.synthetic_train", "data.synthetic_validation",
     "optim.learning_rate", "optim.epsilon", "optim.poly_power",
-    "train.steps", "train.batch_size", "train.log_every", "train.eval_every",
-    "train.keep_checkpoints", "train.ohem_min_kept", "eval.resize_target", "eval.multiple_of",
+    "train.steps", "train.batch_size", "train.accumulate", "train.log_every", "train.save_every",
+    "train.eval_every", "train.keep_checkpoints", "train.ohem_min_kept",
+    "eval.resize_target", "eval.multiple_of",
     "eval.window", "eval.stride", "eval.scales", "eval.batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "model.decoder_channels", "data.workers", "optim.weight_decay", "optim.beta1", "optim.beta2",
     "optim.min_learning_rate", "optim.warmup_steps", "optim.warmup_ratio", "train.seed",
-    "train.class_weights", "train.ohem_threshold", "eval.pictures",
+    "train.class_weights", "train.ohem_threshold", "train.ema_decay", "train.max_bad_steps",
+    "eval.pictures",
 )  # fmt: skip
-ANY_LENGTH = ("train.class_weights", "eval.scales")
+ANY_LENGTH = {"train.class_weights": 1.0, "eval.scales": 1.0, "model.remat": 1}  # and an entry
 
 
 def validate(config: Config) -> Config:
@@ -146,12 +166,21 @@ def validate(config: Config) -> Config:
         if (key in POSITIVE and not smallest > 0) or (key in NOT_NEGATIVE and not smallest >= 0):
             bound = "positive" if key in POSITIVE else "0 or more"
             raise InputError(f"{key} is {value}; it must be {bound}")
-    for key in ("optim.beta1", "optim.beta2", "model.drop_path", "train.ohem_threshold"):
+    for key in (
+        "optim.beta1", "optim.beta2", "model.drop_path", "train.ohem_threshold", "train.ema_decay",
+    ):  # fmt: skip
         if flatten(config)[key] >= 1:
             raise InputError(f"{key} is {flatten(config)[key]}; it must be below 1")
     scales = config.eval.scales
     if min(scales) < 0.1 or max(scales) > 10 or len(set(scales)) < len(scales):
         raise InputError(f"eval.scales is {scales}; give different numbers from 0.1 to 10")
+    if not set(config.model.remat) <= {1, 2, 3, 4}:
+        raise InputError(f"model.remat is {config.model.remat}; give stages from 1 to 4")
+    if config.train.batch_size % config.train.accumulate:
+        raise InputError(
+            f"train.accumulate is {config.train.accumulate}; "
+            f"it must divide train.batch_size, {config.train.batch_size}"
+        )
     low, high = config.data.resize_ratio
     if low > high:
         raise InputError(f"data.resize_ratio is ({low}, {high}); give (smallest, largest)")
@@ -177,7 +206,7 @@ def check_segmentation(model: ModelConfig) -> None:
 def _check_type(key: str, value: Any, default: Any) -> None:
     if key in ANY_LENGTH:
         takes = "numbers separated by commas"
-        fits = isinstance(value, tuple) and all(_fits(x, 1.0) for x in value)
+        fits = isinstance(value, tuple) and all(_fits(x, ANY_LENGTH[key]) for x in value)
     elif isinstance(default, tuple):
         takes = f"{len(default)} numbers"
         fits = isinstance(value, tuple) and len(value) == len(default)

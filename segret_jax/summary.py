@@ -17,6 +17,7 @@ from flax import nnx
 from segret_jax import cli
 from segret_jax.config import Config, ModelConfig
 from segret_jax.errors import InputError, unknown_name
+from segret_jax.models.layers import SampleKeys
 from segret_jax.models.rmt import VARIANTS, Variant
 from segret_jax.training.state import abstract
 
@@ -184,7 +185,8 @@ def summarize(config: ModelConfig, num_classes: int, size: Size, *, batch: int =
     graph, params, batch_stats = abstract(config, num_classes)
 
     def forward(variables: Any, image: jax.Array) -> jax.Array:
-        return nnx.merge(graph, *variables)(image, train=True, rngs=nnx.Rngs(dropout=0))
+        keys = SampleKeys(jax.random.key(0), jnp.arange(batch))
+        return nnx.merge(graph, *variables)(image, train=True, keys=keys)
 
     image = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
     costs = {part: cost * batch for part, cost in count(config, num_classes, size).items()}

@@ -112,9 +112,10 @@ def training_dataset(
 ) -> grain.MapDataset:
     """Return the lazy, endless sequence whose element k is batch k.
 
-    Each batch holds "image" float32 [b, h, w, 3] (normalised), "label" uint8 [b, h, w] and
-    "skipped" int32 [b], with b = batch_size / process_count: host i takes every n-th sample of
-    the one global order, after augmentation was fixed.
+    Each batch holds "image" float32 [b, h, w, 3] (normalised), "label" uint8 [b, h, w], "index"
+    int32 [b], each sample's place in the global batch, and "skipped" int32 [b]. Here b =
+    batch_size / process_count: host i takes every n-th sample of the one global order, after
+    augmentation was fixed.
     """
     if config.on_error == "skip":
         source = SkipFaulty(source)
@@ -124,6 +125,7 @@ def training_dataset(
         .shuffle()
         .repeat()
         .random_map(Augment(config))
+        .map_with_index(lambda i, sample: sample | {"index": np.int32(i % batch_size)})
         .slice(slice(process_index, None, process_count))
         .batch(batch_size // process_count, drop_remainder=True)
     )

@@ -40,7 +40,7 @@ from segret_jax.evaluation.rescale import (
     stack_taps,
 )
 from segret_jax.models.segret import SegRet
-from segret_jax.training.step import data_mesh
+from segret_jax.training.sharding import data_mesh
 
 NOT_A_NUMBER = 255  # in a label map; no class has this number
 SLOW_PASS = 5.0  # seconds

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.models.layers import (
     BatchNorm,
+    SampleKeys,
     accumulator,
     channel_dropout,
     normal_init,
@@ -84,11 +85,11 @@ class Decoder(nnx.Module):
         maps: Sequence[Float[Array, "b _h _w _c"]],
         *,
         train: bool = False,
-        rngs: nnx.Rngs | None = None,
+        keys: SampleKeys | None = None,
     ) -> Float[Array, "b h w k"]:
         x = jax.nn.relu(self.fuse_norm(self._fuse(maps, train=train), train=train))
-        if train and rngs is not None:
-            x = channel_dropout(x, self.dropout, rngs=rngs)
+        if train and keys is not None:
+            x = channel_dropout(x, self.dropout, keys=keys)
         logits = self.classify(x)
         return logits.astype(accumulator(logits.dtype))
 

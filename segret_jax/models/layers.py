@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 def normal_init(std: float = 0.02) -> nnx.Initializer:
@@ -209,25 +209,42 @@ def _grouped_conv(x: Array, kernel: Array, *, precision: str | None) -> Array:
     )  # fmt: skip
 
 
+class SampleKeys:
+    """Randomness of a training step that belongs to the samples, not to their places.
+
+    Each sample draws from a key of its own, made of the step's key and the sample's `index` in the
+    global batch, so that accumulation, devices and hosts may split the batch as they like.
+    """
+
+    def __init__(self, key: Array, index: Int[Array, " b"]):
+        self.keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
+        self.draws = 0
+
+    def bernoulli(self, probability: float, shape: tuple[int, ...]) -> Bool[Array, "b *shape"]:
+        """Draw anew, `shape` for each sample."""
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, self.draws))(self.keys)
+        self.draws += 1
+        return jax.vmap(lambda key: jax.random.bernoulli(key, probability, shape))(keys)
+
+
 def drop_path(
-    x: Float[Array, "b h w c"], rate: float, *, rngs: nnx.Rngs
+    x: Float[Array, "b h w c"], rate: float, *, keys: SampleKeys
 ) -> Float[Array, "b h w c"]:
     """Zero whole samples with probability `rate` and scale the others by 1/(1 − rate)."""
-    return _drop(x, rate, (x.shape[0], 1, 1, 1), rngs)
+    return _drop(x, rate, (1, 1, 1), keys)
 
 
 def channel_dropout(
-    x: Float[Array, "b h w c"], rate: float, *, rngs: nnx.Rngs
+    x: Float[Array, "b h w c"], rate: float, *, keys: SampleKeys
 ) -> Float[Array, "b h w c"]:
     """Zero whole channels, per sample, with probability `rate` and scale the others."""
-    return _drop(x, rate, (x.shape[0], 1, 1, x.shape[-1]), rngs)
+    return _drop(x, rate, (1, 1, x.shape[-1]), keys)
 
 
-def _drop(x: Array, rate: float, mask_shape: tuple[int, ...], rngs: nnx.Rngs) -> Array:
+def _drop(x: Array, rate: float, shape: tuple[int, ...], keys: SampleKeys) -> Array:
     if rate == 0:
         return x
-    keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, mask_shape)
-    return x * (keep / (1 - rate)).astype(x.dtype)
+    return x * (keys.bernoulli(1 - rate, shape) / (1 - rate)).astype(x.dtype)
 
 
 def resize_bilinear(

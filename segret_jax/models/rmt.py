@@ -8,6 +8,7 @@ of the RMT ImageNet classifier, so the two families of checkpoints need differen
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -20,6 +21,7 @@ from segret_jax.models.layers import (
     BatchNorm,
     DepthwiseConv,
     LayerNorm,
+    SampleKeys,
     accumulator,
     conv3x3,
     drop_path,
@@ -86,6 +88,7 @@ class EncoderOptions:
     decay: Decay = Decay.ADDITIVE
     max_scores: int = 2**25
     dtype: DTypeLike = jnp.float32
+    remat: tuple[int, ...] = ()  # stages, from 1, whose blocks the backward pass computes again
 
 
 class Stem(nnx.Module):
@@ -166,13 +169,13 @@ class Block(nnx.Module):
         self.drop_rate = drop_path
 
     def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool, rngs: nnx.Rngs | None
+        self, x: Float[Array, "b h w c"], *, train: bool, keys: SampleKeys | None
     ) -> Float[Array, "b h w c"]:
         def scaled(branch: Array, gamma: nnx.Param | None) -> Array:
             if gamma is not None:
                 branch = gamma[...].astype(branch.dtype) * branch
-            if train and rngs is not None:
-                branch = drop_path(branch, self.drop_rate, rngs=rngs)
+            if train and keys is not None:
+                branch = drop_path(branch, self.drop_rate, keys=keys)
             return branch
 
         x = x + self.pos(x)
@@ -214,9 +217,14 @@ class Encoder(nnx.Module):
             Downsample(c_in, c_out, options=options, rngs=rngs)
             for c_in, c_out in zip(variant.widths[:-1], variant.widths[1:], strict=True)
         )
+        self.remat = options.remat
 
     def __call__(
-        self, image: Float[Array, "b H W 3"], *, train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        image: Float[Array, "b H W 3"],
+        *,
+        train: bool = False,
+        keys: SampleKeys | None = None,
     ) -> Sequence[Float[Array, "b h w c"]]:
         x = self.stem(image, train=train)
         maps = []
@@ -224,7 +232,8 @@ class Encoder(nnx.Module):
             if i > 0:
                 x = self.downsamples[i - 1](x, train=train)
             for block in blocks:
-                x = block(x, train=train, rngs=rngs)
+                apply = functools.partial(block, train=train, keys=keys)
+                x = jax.checkpoint(apply)(x) if i + 1 in self.remat else apply(x)
             maps.append(x)  # before the downsample
         return maps
 

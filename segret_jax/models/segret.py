@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.config import ModelConfig
 from segret_jax.models.decoder import Decoder
+from segret_jax.models.layers import SampleKeys
 from segret_jax.models.retention import Decay
 from segret_jax.models.rmt import VARIANTS, Encoder, EncoderOptions
 
@@ -19,6 +20,7 @@ def encoder_options(config: ModelConfig) -> EncoderOptions:
         decay=Decay(config.decay),
         max_scores=config.max_scores,
         dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
     )
 
 
@@ -45,12 +47,16 @@ class SegRet(nnx.Module):
         self.matmul_precision = config.matmul_precision
 
     def __call__(
-        self, image: Float[Array, "b H W 3"], *, train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        image: Float[Array, "b H W 3"],
+        *,
+        train: bool = False,
+        keys: SampleKeys | None = None,
     ) -> Float[Array, "b h w k"]:
         """Return float32 logits; `train` uses and updates batch statistics.
 
-        `rngs` (stream `dropout`) is needed for training with drop path or dropout.
+        `keys` are needed for training with drop path and dropout.
         """
         with jax.default_matmul_precision(self.matmul_precision):
-            maps = self.encoder(image, train=train, rngs=rngs)
-            return self.decoder(maps, train=train, rngs=rngs)
+            maps = self.encoder(image, train=train, keys=keys)
+            return self.decoder(maps, train=train, keys=keys)

@@ -129,7 +129,7 @@ class Checkpoints:
                 f"{self.folder / str(self.latest_step)} is damaged: delete that folder to go on "
                 "from the checkpoint before it"
             ) from error
-        return TrainState(**restored.model, **restored.training)
+        return _joined(restored.model, restored.training)
 
     def close(self) -> None:
         """Release the manager's threads."""
@@ -137,9 +137,21 @@ class Checkpoints:
 
 
 def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split the state into the items `model` and `training`."""
+    """Split the state into the items `model` and `training`.
+
+    With averaged weights these are the model, and those in training go with the optimizer's state.
+    """
     training = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {"params": training.pop("params"), "batch_stats": training.pop("batch_stats")}, training
+    if training.pop("ema") is None:
+        del training["params"], training["batch_stats"]
+    return state.model, training
+
+
+def _joined(model: dict[str, Any], training: dict[str, Any]) -> TrainState:
+    """Undo `_items`."""
+    if "params" in training:
+        return TrainState(**training, ema=model)
+    return TrainState(**training, **model, ema=None)
 
 
 def save_model(

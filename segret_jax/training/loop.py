@@ -11,7 +11,7 @@ import grain
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from segret_jax import config as configs
 from segret_jax.config import Config
@@ -29,13 +29,15 @@ from segret_jax.training.initialise import initialise
 from segret_jax.training.journal import Journal
 from segret_jax.training.losses import check_class_weights
 from segret_jax.training.optim import learning_rate_schedule, make_optimizer
+from segret_jax.training.sharding import check_batch, make_mesh, shard_batch, shardings
 from segret_jax.training.state import TrainState, new_state
-from segret_jax.training.step import data_mesh, make_train_step
+from segret_jax.training.step import make_train_step
 
 # Settings that may differ between the start of a run and its continuation.
 MAY_CHANGE = (
     "data.root", "data.workers", "data.on_error", "train.log_every", "train.eval_every",
-    "train.keep_checkpoints", "eval.pictures", "model.max_scores",
+    "train.save_every", "train.keep_checkpoints", "train.max_bad_steps", "eval.pictures",
+    "model.max_scores", "model.remat", "mesh.data", "mesh.fsdp",
 )  # fmt: skip
 
 
@@ -84,7 +86,8 @@ def train(config: Config, workdir: Path) -> Result | None:
     Returns None if the run was stopped before its end. Raises InputError for anything that the
     user can mend: data, config, another run's folder, a loss that is not finite.
     """
-    mesh = _mesh_for(config)
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
     table = class_table(config.data)
     check_class_weights(config.train, table.num_classes)
     training = open_source(config.data, "training")
@@ -95,8 +98,9 @@ def train(config: Config, workdir: Path) -> Result | None:
     train_step = make_train_step(model.graph, optimizer, config.train, mesh)
 
     checkpoints = Checkpoints(workdir, config, table)
-    state = new_state(model.params, model.batch_stats, optimizer)
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    averaged = config.train.ema_decay > 0
+    state = new_state(model.params, model.batch_stats, optimizer, averaged=averaged)
+    state = jax.device_put(state, shardings(state, mesh))
     if checkpoints.latest_step is not None:
         state = checkpoints.restore_latest(state)
     start = int(state.step)
@@ -119,7 +123,7 @@ def train(config: Config, workdir: Path) -> Result | None:
             with _saving_on_faulty_data(run, state):
                 batch = next(batches)
             log.count_skipped(batch.pop("skipped"))
-            state, metrics = train_step(state, _shard(batch, mesh))
+            state, metrics = train_step(state, shard_batch(batch, mesh, config.train.accumulate))
             log.add(metrics)
             is_evaluation = step % config.train.eval_every == 0 or step == config.train.steps
             if is_evaluation or step % config.train.log_every == 0:
@@ -127,6 +131,9 @@ def train(config: Config, workdir: Path) -> Result | None:
             if is_evaluation:
                 with _saving_on_faulty_data(run, state):
                     result = _evaluate_and_save(run, state)
+            elif step % config.train.save_every == 0:
+                _refuse_if_not_finite(run, state, dataset)
+                checkpoints.save(state)
             if stop.requested and (step < config.train.steps or result is None):
                 _refuse_if_not_finite(run, state, dataset)
                 _save_and_stop(run, state)
@@ -163,19 +170,11 @@ class StepLog:
         values = jax.device_get(self.pending)
         self.pending = []
         _refuse_if_not_finite(self.run, state, dataset)
-        means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+        good = [v for v in values if np.isfinite(v["loss"])]
+        means = {name: float(np.mean([v[name] for v in good])) for name in values[0]}
         means["learning_rate"] = float(self.schedule(step - 1))
-        self.run.journal.train(step, means | {"skipped_samples": self.skipped})
-
-
-def _mesh_for(config: Config) -> Mesh:
-    mesh = data_mesh()
-    if config.train.batch_size % mesh.size:
-        raise InputError(
-            f"train.batch_size is {config.train.batch_size}, the batch of all {mesh.size} devices "
-            f"together: give a multiple of {mesh.size}"
-        )
-    return mesh
+        skipped = {"skipped_samples": self.skipped, "skipped_steps": int(state.num_bad)}
+        self.run.journal.train(step, means | skipped)
 
 
 def _claim(workdir: Path, config: Config) -> None:
@@ -209,14 +208,9 @@ def _introduce(run: Run, mesh: Mesh, start: int, notes: tuple[str, ...]) -> None
         run.journal.say(note)
 
 
-def _shard(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
-
-
 def _evaluate_and_save(run: Run, state: TrainState) -> Result | None:
     """Score the validation set, draw the picture, save a checkpoint."""
-    predictor = Predictor(run.graph, state.params, state.batch_stats, run.config.eval)
+    predictor = Predictor(run.graph, **state.model, config=run.config.eval)
     result = evaluate(
         predictor,
         run.validation,

@@ -24,24 +24,32 @@ def check_class_weights(config: TrainConfig, num_classes: int) -> None:
         )
 
 
+def divisor(label: UInt8[Array, "*batch h w"], normalizer: str) -> Float[Array, ""]:
+    """Return by how many pixels the sum of their losses is divided.
+
+    `all_pixels`, the released code's mean, counts the ignored ones (255), `valid_pixels` does not.
+    Neither depends on the weights of the classes or on OHEM, as in mmsegmentation 0.x, so that
+    pixels which OHEM drops count as pixels without a loss.
+    """
+    if normalizer == "all_pixels":
+        return jnp.float32(label.size)
+    return jnp.maximum(jnp.sum(label != IGNORE), 1).astype(jnp.float32)
+
+
 def cross_entropy(
     logits: Float[Array, "b h w k"],
     label: UInt8[Array, "b label_h label_w"],
+    pixels: Float[Array, ""],
     *,
-    normalizer: str = "all_pixels",
     class_weights: tuple[float, ...] = (),
     ohem_threshold: float = 0.0,
     ohem_min_kept: int = 1,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the mean loss and the pixel accuracy in percent.
+    """Return the sum of the pixels' losses over `pixels`, a `divisor`, and the accuracy in percent.
 
-    Logits are first resized to the label. Ignored pixels (255) contribute nothing, but
-    `all_pixels`, the released code's mean, divides by their number too; `valid_pixels` does not.
-    Neither divisor depends on the weights of the classes or on OHEM, as in mmsegmentation 0.x,
-    so that pixels which OHEM drops count as pixels without a loss.
-
-    A pixel's loss is multiplied by its class's entry of `class_weights`. OHEM, unless its
-    threshold is 0, drops all but the pixels of `hard_pixels`.
+    Logits are first resized to the label. Ignored pixels (255) contribute nothing. A pixel's loss
+    is multiplied by its class's entry of `class_weights`. OHEM, unless its threshold is 0, drops
+    all but the pixels of `hard_pixels`.
 
     The accuracy is of all pixels, ignored ones counted as wrong, as the released code logs it.
     """
@@ -51,7 +59,6 @@ def cross_entropy(
     is_class = jnp.arange(logits.shape[-1], dtype=label.dtype) == label[..., None]
     score = jnp.sum(jnp.where(is_class, logits, 0), axis=-1)
     loss = jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - score, 0)
-    count = jnp.maximum(jnp.sum(valid), 1) if normalizer == "valid_pixels" else label.size
     correct = jnp.argmax(logits, axis=-1) == label
     if ohem_threshold:
         probability = jnp.exp(-jax.lax.stop_gradient(loss))
@@ -60,7 +67,7 @@ def cross_entropy(
     if class_weights:
         weights = jnp.array(class_weights, jnp.float32)
         loss *= jnp.sum(jnp.where(is_class, weights, 0), axis=-1)
-    return jnp.sum(loss) / count, 100 * jnp.mean(correct)
+    return jnp.sum(loss) / pixels, 100 * jnp.mean(correct)
 
 
 def hard_pixels(

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax import Array, lax
+from jax.sharding import Mesh
 
 from segret_jax.config import TrainConfig
+from segret_jax.models.layers import SampleKeys
 from segret_jax.models.segret import SegRet
-from segret_jax.training.losses import cross_entropy
+from segret_jax.training.losses import cross_entropy, divisor
+from segret_jax.training.sharding import batch_sharding, shardings
 from segret_jax.training.state import TrainState
 
 Batch = dict[str, Array]
@@ -27,66 +29,113 @@ def make_train_step(
     *,
     regularize: bool = True,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Build the step for a batch {"image" [b, h, w, 3], "label" [b, h, w]} sharded over `data`.
+    """Build the step for a batch {"image" [b, h, w, 3], "label" [b, h, w], "index" [b]}.
 
-    The state is replicated. Means over the batch (loss, batch norm) are over the whole of it,
-    whatever the number of devices. Drop path and dropout draw from (seed, step) alone;
-    `regularize=False` leaves them out.
+    State and batch are sharded as `training.sharding` says. Means over the batch (loss, batch
+    norm) are over the whole of it, whatever the number of devices. Drop path and dropout draw from
+    (seed, step, place of the sample in the global batch); `regularize=False` leaves them out, and
+    then no "index" is needed.
+
+    With `config.accumulate` = a > 1 the batch is [a, b/a, ...], and the gradient the mean of those
+    of its parts, one after another. That is the whole batch's gradient but for batch norm, which
+    normalises each part by its own statistics and moves the running ones a times, and for OHEM,
+    which chooses within each part.
     """
 
-    def loss_of(params: Any, batch_stats: Any, batch: Batch, key: Array) -> tuple[Array, tuple]:
+    def loss_of(params: Any, batch_stats: Any, part: Batch, key: Array, pixels: Array) -> Any:
         model = nnx.merge(graph, params, batch_stats)
-        rngs = nnx.Rngs(dropout=key) if regularize else None
-        logits = model(batch["image"], train=True, rngs=rngs)
+        keys = SampleKeys(key, part["index"]) if regularize else None
         loss, accuracy = cross_entropy(
-            logits,
-            batch["label"],
-            normalizer=config.loss_normalizer,
+            model(part["image"], train=True, keys=keys),
+            part["label"],
+            pixels,
             class_weights=config.class_weights,
             ohem_threshold=config.ohem_threshold,
             ohem_min_kept=config.ohem_min_kept,
         )
         return loss, (accuracy, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def gradient(state: TrainState, batch: Batch) -> tuple[Any, Any, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        (loss, (accuracy, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, state.batch_stats, batch, key
-        )
+        pixels = divisor(batch["label"], config.loss_normalizer) / config.accumulate
+
+        def of_part(batch_stats: Any, part: Batch) -> tuple[Any, Any]:
+            (loss, (accuracy, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+                state.params, batch_stats, part, key, pixels
+            )
+            return batch_stats, (grads, {"loss": loss, "accuracy": accuracy})
+
+        if config.accumulate == 1:
+            batch_stats, (grads, metrics) = of_part(state.batch_stats, batch)
+            return grads, batch_stats, metrics
+
+        def add(carry: Any, part: Batch) -> tuple[Any, None]:
+            sums, batch_stats = carry
+            batch_stats, found = of_part(batch_stats, part)
+            return (jax.tree.map(jnp.add, sums, found), batch_stats), None
+
+        zero = jnp.zeros((), jnp.float32)
+        sums = jax.tree.map(jnp.zeros_like, state.params), {"loss": zero, "accuracy": zero}
+        (sums, batch_stats), _ = lax.scan(add, (sums, state.batch_stats), batch)
+        grads, metrics = jax.tree.map(lambda x: x / config.accumulate, sums)
+        return grads, batch_stats, metrics
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = lax.with_sharding_constraint(batch, batch_sharding(mesh, config.accumulate))
+        grads, batch_stats, metrics = gradient(state, batch)
+        grads = lax.with_sharding_constraint(grads, shardings(grads, mesh))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         updated = TrainState(
             step=state.step + 1,
+            num_bad=state.num_bad,
             bad_step=state.bad_step,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
+            ema=_averaged(state, {"params": params, "batch_stats": batch_stats}, config.ema_decay),
         )
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
-        metrics = {"loss": loss, "accuracy": accuracy}
-        return _advance_if(finite, state, updated), metrics
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        metrics["update_norm"] = optax.tree.norm(updates)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        state = _advance_if(finite, state, updated, max_bad_steps=config.max_bad_steps)
+        return lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 
-    replicated = NamedSharding(mesh, PartitionSpec())
-    sharded = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=(replicated, sharded),
-        out_shardings=(replicated, replicated),
-    )
+    return jax.jit(step, donate_argnums=0)
 
 
-def _advance_if(finite: Array, state: TrainState, updated: TrainState) -> TrainState:
-    """Return `updated`, or on a non-finite step `state` with the step's index in `bad_step`.
+def _averaged(state: TrainState, model: Any, decay: float) -> Any:
+    """Return the exponential moving average of `model`, or None without one.
 
-    After that the state stays as it was before the bad step: the host, which looks only at its
-    next log step, finds it unharmed.
+    Its decay grows with the steps, min(decay, (1 + t)/(10 + t)), so that it soon forgets where the
+    weights started.
     """
-    advance = finite & (state.bad_step < 0)
-    kept = jax.tree.map(lambda old, new: jnp.where(advance, new, old), state, updated)
-    first_bad = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
-    return TrainState(kept.step, first_bad, kept.params, kept.batch_stats, kept.opt_state)
+    if state.ema is None:
+        return None
+    early = (1.0 + state.step) / (10.0 + state.step)
+    decay_now = jnp.minimum(decay, early)
+    return jax.tree.map(lambda old, new: old + (1 - decay_now) * (new - old), state.ema, model)
 
 
-def data_mesh() -> Mesh:
-    """Return a mesh of all devices along `data`, over which batches are split."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+def _advance_if(
+    finite: Array, state: TrainState, updated: TrainState, *, max_bad_steps: int
+) -> TrainState:
+    """Return `updated`, or after a non-finite step what was before it.
+
+    Up to `max_bad_steps` such steps are skipped: counted, and all else but `step` as before. At
+    the next one `bad_step` becomes its index, and from then on nothing changes: the host, which
+    looks only at its next log step, finds the state from before that step unharmed.
+    """
+    alive = state.bad_step < 0
+    skipped = alive & ~finite & (state.num_bad < max_bad_steps)
+    kept = jax.tree.map(lambda old, new: jnp.where(alive & finite, new, old), state, updated)
+    stopped = alive & ~finite & ~skipped
+    return TrainState(
+        step=jnp.where(skipped, state.step + 1, kept.step),
+        num_bad=state.num_bad + skipped,
+        bad_step=jnp.where(stopped, state.step, state.bad_step),
+        params=kept.params,
+        batch_stats=kept.batch_stats,
+        opt_state=kept.opt_state,
+        ema=kept.ema,
+    )

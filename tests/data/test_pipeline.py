@@ -64,7 +64,7 @@ def dataset(source: Any = None, *, batch_size: int = 4, seed: int = 7, **changes
 
 
 def assert_same(one: Batch, other: Batch) -> None:
-    assert one.keys() == other.keys() == {"image", "label", "skipped"}
+    assert one.keys() == other.keys() == {"image", "label", "index", "skipped"}
     for key in one:
         assert one[key].dtype == other[key].dtype
         np.testing.assert_array_equal(one[key], other[key])
@@ -83,8 +83,10 @@ def test_a_batch_is_what_the_training_step_takes():
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
         "image": ((4, 32, 32, 3), "float32"),
         "label": ((4, 32, 32), "uint8"),
+        "index": ((4,), "int32"),
         "skipped": ((4,), "int32"),
     }
+    assert dataset()[3]["index"].tolist() == [0, 1, 2, 3]
     assert batch["skipped"].tolist() == [0, 0, 0, 0]
 
 

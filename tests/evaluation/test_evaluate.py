@@ -19,8 +19,8 @@ from segret_jax.evaluation.evaluate import READERS, Result, evaluate
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
 from segret_jax.evaluation.metrics import Scoreboard
 from segret_jax.evaluation.plan import Plan, Tiling, make_plan
+from segret_jax.training.sharding import data_mesh
 from segret_jax.training.state import build
-from segret_jax.training.step import data_mesh
 from tests import golden_weights as golden
 
 TABLE = ClassTable(

@@ -12,7 +12,7 @@ from flax import nnx
 
 from segret_jax.config import ModelConfig
 from segret_jax.models.decoder import Decoder
-from segret_jax.models.layers import BatchNorm
+from segret_jax.models.layers import BatchNorm, SampleKeys
 from segret_jax.models.segret import SegRet
 from tests.models.test_layers import bilinear, noise
 
@@ -37,8 +37,8 @@ def run(
 def _run(
     graph: nnx.GraphDef, train: bool, drop: bool, variables: Any, x: Any, key: jax.Array
 ) -> jax.Array:
-    rngs = nnx.Rngs(dropout=key) if drop else None
-    return nnx.merge(graph, variables)(x, train=train, rngs=rngs)
+    keys = SampleKeys(key, jnp.arange(2)) if drop else None
+    return nnx.merge(graph, variables)(x, train=train, keys=keys)
 
 
 def randomize(model: nnx.Module) -> None:

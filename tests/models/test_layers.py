@@ -13,6 +13,7 @@ from jax import lax
 from segret_jax.models.layers import (
     BatchNorm,
     LayerNorm,
+    SampleKeys,
     channel_dropout,
     conv3x3,
     depthwise_conv,
@@ -26,6 +27,10 @@ from segret_jax.models.layers import (
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def sample_keys(seed: int, count: int) -> SampleKeys:
+    return SampleKeys(jax.random.key(seed), jnp.arange(count))
 
 
 def scaled_batch_norm() -> BatchNorm:
@@ -174,7 +179,7 @@ def test_resize_has_half_pixel_centres_and_no_antialiasing(size):
 )
 def test_drops_whole_units_at_the_rate_and_scales_the_others(drop, axes):
     x = jnp.ones((4000, 2, 2, 3)) * jnp.array([1.0, 2.0, -3.0])
-    y = np.asarray(drop(x, 0.25, rngs=nnx.Rngs(dropout=0)) / x)
+    y = np.asarray(drop(x, 0.25, keys=sample_keys(0, 4000)) / x)
     units = y.mean(axes, keepdims=True)
     np.testing.assert_allclose(y, np.broadcast_to(units, y.shape), rtol=1e-6)
     kept = units != 0
@@ -182,9 +187,15 @@ def test_drops_whole_units_at_the_rate_and_scales_the_others(drop, axes):
     assert abs(kept.mean() - 0.75) < 4 * math.sqrt(0.25 * 0.75 / kept.size)
     assert kept.size == (4000 if drop is drop_path else 12000)
     assert abs(np.corrcoef(kept.ravel()[:-1], kept.ravel()[1:])[0, 1]) < 0.06
-    again, other = (np.asarray(drop(x, 0.25, rngs=nnx.Rngs(dropout=s)) / x) for s in (0, 1))
+    again, other = (np.asarray(drop(x, 0.25, keys=sample_keys(s, 4000)) / x) for s in (0, 1))
     assert (again == y).all()
     assert (other != y).any()
+    # A sample draws the same wherever it stands, and anew at each call.
+    places = jnp.array([7, 3999, 0, *range(100, 120)])
+    few = SampleKeys(jax.random.key(0), places)
+    first, second = (np.asarray(drop(x[places], 0.25, keys=few) / x[places]) for _ in range(2))
+    assert (first == y[np.asarray(places)]).all()
+    assert (second != first).any()
 
 
 @pytest.mark.parametrize("traced", [False, True])

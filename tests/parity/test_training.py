@@ -12,8 +12,9 @@ import pytest
 from segret_jax.config import ModelConfig, OptimConfig, TrainConfig
 from segret_jax.convert.torch_names import torch_key
 from segret_jax.training.optim import learning_rate_schedule, make_optimizer, parameter_rule
+from segret_jax.training.sharding import data_mesh
 from segret_jax.training.state import abstract, new_state
-from segret_jax.training.step import data_mesh, make_train_step
+from segret_jax.training.step import make_train_step
 from tests import golden_weights as golden
 
 UNUSED = re.compile("conv_seg|num_batches_tracked|Relpos")

@@ -32,7 +32,7 @@ def state_of(step: int) -> TrainState:
     rng = np.random.default_rng(step)
     leaves, treedef = jax.tree.flatten(state)
     random = [np.asarray(10 * rng.standard_normal(x.shape)).astype(x.dtype) for x in leaves]
-    random[0], random[1] = np.int32(step), np.int32(-1)
+    random[:3] = np.int32(step), np.int32(0), np.int32(-1)
     return jax.tree.unflatten(treedef, [jax.numpy.asarray(x) for x in random])
 
 

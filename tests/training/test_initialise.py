@@ -1,4 +1,7 @@
-"""Training that starts from other weights, and the checkpoint that holds them."""
+"""Training that starts from other weights, and the checkpoint that holds them.
+
+From a file of PyTorch to the first step: tests/integration/test_start_from_converted.py.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,7 @@ import pytest
 
 from segret_jax import cli
 from segret_jax import config as configs
-from segret_jax.config import Config, DataConfig, ModelConfig, TrainConfig
-from segret_jax.data.pipeline import class_table
+from segret_jax.config import Config, ModelConfig, TrainConfig
 from segret_jax.errors import InputError
 from segret_jax.training import checkpoint as checkpoints
 from segret_jax.training import loop
@@ -49,21 +51,6 @@ def split_by_source(tmp_path: Path, start: Start, saved: Any, **model: Any) -> s
         np.testing.assert_array_equal(leaf, initial[name], err_msg=name, strict=True)
         anew.add(name)
     return anew
-
-
-@pytest.mark.parametrize("flavour", [{}, COMPLETE], ids=["plain", "complete"])
-def test_a_run_starts_with_the_exact_encoder_of_a_classifier(tmp_path, flavour):
-    saved = saved_model(tmp_path / "weights", CLASSIFIER, 1000)
-    start = begin(tmp_path, **flavour)
-    anew = split_by_source(tmp_path, start, saved, **flavour)
-    assert anew == {name for name in tensors(start) if "['encoder']" not in name}
-    assert sum("dwconv" in name for name in tensors(start)) == (8 if flavour else 0)
-    assert "its encoder; the decoder starts anew" in start.notes[0]
-    if flavour:
-        assert len(start.notes) == 1
-    else:
-        assert "LEFT OUT" in start.notes[1]
-        assert "--config.model.rotary=true --config.model.ffn_conv=true" in start.notes[1]
 
 
 def test_only_what_is_left_out_is_named(tmp_path):
@@ -118,26 +105,11 @@ def test_every_tensor_that_does_not_fit_is_listed(tmp_path):
     assert "batch_stats/decoder/fuse_norm/var is (16,) there, (24,) here" in str(error.value)
 
 
-def test_the_training_state_begins_with_them(tmp_path, monkeypatch):
-    class BegunError(Exception):
-        pass
-
-    def stop(*parts: Any) -> None:
-        raise BegunError(*parts[:2])
-
-    saved = saved_model(tmp_path / "weights", ModelConfig(), class_table(DataConfig()).num_classes)
-    monkeypatch.setattr(loop, "new_state", stop)
+def test_weights_that_are_not_there_are_told_before_a_folder_is_made(tmp_path):
     config = Config(init_from=str(tmp_path / "nothing"))
     with pytest.raises(InputError, match=r"no checkpoint in .*nothing"):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # so that the command can be put right
-    config.init_from = str(tmp_path / "weights")
-    with pytest.raises(BegunError) as begun:
-        loop.train(config, tmp_path / "run")
-    found, expected = flat(begun.value.args), flat(saved[1:])
-    assert found.keys() == expected.keys()
-    for name, leaf in expected.items():
-        np.testing.assert_array_equal(found[name], leaf, err_msg=name, strict=True)
 
 
 def test_the_command_line_and_the_saved_config_know_the_setting(tmp_path):

@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from segret_jax.config import TrainConfig
 from segret_jax.errors import InputError
-from segret_jax.training.losses import check_class_weights, cross_entropy, hard_pixels
-from segret_jax.training.step import data_mesh
+from segret_jax.training.losses import check_class_weights, cross_entropy, divisor, hard_pixels
+from segret_jax.training.sharding import data_mesh
 from tests.models.test_layers import bilinear, noise
 
 NORMALIZERS = ["all_pixels", "valid_pixels"]
@@ -33,8 +33,9 @@ OPTIONS = ("normalizer", "class_weights", "ohem_threshold", "ohem_min_kept")
 @functools.partial(jax.jit, static_argnames=OPTIONS)
 def run(logits, label, normalizer="all_pixels", **options):
     """Loss, accuracy and the gradient in the logits."""
-    f = functools.partial(cross_entropy, normalizer=normalizer, **options)
-    (loss, accuracy), grad = jax.value_and_grad(f, has_aux=True)(logits, label)
+    f = functools.partial(cross_entropy, **options)
+    pixels = divisor(label, normalizer)
+    (loss, accuracy), grad = jax.value_and_grad(f, has_aux=True)(logits, label, pixels)
     return loss, accuracy, grad
 
 

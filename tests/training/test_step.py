@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from segret_jax.config import ModelConfig, OptimConfig, TrainConfig
+from segret_jax.config import MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from segret_jax.training.optim import make_optimizer
+from segret_jax.training.sharding import make_mesh
 from segret_jax.training.state import TrainState, build, new_state
 from segret_jax.training.step import make_train_step
 
@@ -20,8 +21,7 @@ OPTIM = OptimConfig(learning_rate=1e-2, epsilon=1e-3)
 
 
 def mesh_of(num_devices: int) -> Mesh:
-    devices = jax.devices()[:num_devices]
-    return jax.make_mesh((num_devices,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    return make_mesh(MeshConfig(), jax.devices()[:num_devices])
 
 
 def setup(num_devices: int) -> tuple[TrainState, Callable]:
@@ -45,7 +45,8 @@ def batch_of(seed: int, *, size: int = 32) -> dict[str, np.ndarray]:
     colours = np.random.default_rng(99).standard_normal((CLASSES, 3))
     image = colours[label] + 0.3 * rng.standard_normal((4, size, size, 3))
     label[:, :2] = 255
-    return {"image": image.astype(np.float32), "label": label.astype(np.uint8)}
+    index = np.arange(4, dtype=np.int32)
+    return {"image": image.astype(np.float32), "label": label.astype(np.uint8), "index": index}
 
 
 def named(tree: Any) -> dict[str, np.ndarray]:

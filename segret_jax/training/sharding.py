@@ -1,0 +1,100 @@
+"""Where arrays live: a mesh of all devices, and the axis of each array that it splits.
+
+The mesh has two axes. The batch is split over both. Along `fsdp` the large parameters are split
+as well, and with them their gradients and moments (ZeRO 3; "fully sharded data parallel"); XLA
+gathers each where it is used. Along `data` they are repeated. Nothing that is computed depends on
+the mesh: means over the batch are over the whole of it.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from segret_jax.config import Config, MeshConfig
+from segret_jax.errors import InputError
+
+AXES = ("data", "fsdp")
+# Parameters to split along fsdp, by the end of their path: the kernels of dense layers and of full
+# convolutions. All else (biases, norms, layer scales, depthwise kernels) is too small to gain.
+SPLIT = re.compile(
+    r"(q|k|v|out|fc1|fc2|proj|head|conv|convs/\d+|linear|zero_conv|fuse|classify)/kernel$"
+)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Return the mesh that `config` asks for, of `devices` (default: all).
+
+    Raises InputError if its axes do not multiply to their number.
+    """
+    devices = jax.devices() if devices is None else devices
+    count, sizes = len(devices), [config.data, config.fsdp]
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = count // max(abs(int(np.prod(sizes))), 1)
+    if min(sizes) < 1 or sizes[0] * sizes[1] != count:
+        raise InputError(
+            f"mesh.data is {config.data} and mesh.fsdp is {config.fsdp}, but there are {count} "
+            f"devices: give numbers that multiply to {count}, or -1 for one of them"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def data_mesh() -> Mesh:
+    """Return the mesh of this process's devices, over which evaluation splits its images."""
+    return make_mesh(MeshConfig(), jax.local_devices())
+
+
+def check_batch(config: Config, mesh: Mesh) -> None:
+    """Raise InputError unless the global batch can be split over accumulation and devices."""
+    train = config.train
+    if train.batch_size % (mesh.size * train.accumulate):
+        parts = f"{mesh.size} devices" + f" x train.accumulate {train.accumulate}" * (
+            train.accumulate > 1
+        )
+        raise InputError(
+            f"train.batch_size is {train.batch_size}, the batch of all {parts} together: give a "
+            f"multiple of {mesh.size * train.accumulate}"
+        )
+
+
+def partition(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """Return how a leaf of the state, or of a tree of parameters, is split.
+
+    Of a kernel that `SPLIT` names it is the last axis that `fsdp` divides: as a rule the outputs.
+    """
+    if fsdp > 1 and SPLIT.search(path):
+        for axis in reversed(range(len(shape))):
+            if shape[axis] % fsdp == 0:
+                return PartitionSpec(*[None] * axis, "fsdp")
+    return PartitionSpec()
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Return the sharding of each leaf of a tree of arrays, or of their shapes."""
+
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, partition(name, leaf.shape, mesh.shape["fsdp"]))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def batch_sharding(mesh: Mesh, accumulate: int) -> NamedSharding:
+    """Return the sharding of a batch [b, ...], or with accumulation [accumulate, b', ...]."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * (accumulate > 1), AXES))
+
+
+def shard_batch(
+    batch: dict[str, np.ndarray], mesh: Mesh, accumulate: int = 1
+) -> dict[str, jax.Array]:
+    """Put this process's share of a batch on its devices; leading axis as in `batch_sharding`."""
+    sharding = batch_sharding(mesh, accumulate)
+
+    def put(x: np.ndarray) -> jax.Array:
+        parts = x.reshape(accumulate, -1, *x.shape[1:]) if accumulate > 1 else x
+        return jax.make_array_from_process_local_data(sharding, parts)
+
+    return {name: put(x) for name, x in batch.items()}
