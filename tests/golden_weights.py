@@ -69,3 +69,10 @@ def relative_error(actual: Any, expected: np.ndarray) -> float:
     return float(
         np.abs(actual - expected).max() / np.sqrt(np.mean(np.square(expected, dtype=float)))
     )
+
+
+def tensors(name: str) -> dict[str, np.ndarray]:
+    """Return a PyTorch model's tensors by name, but those that the model computes itself."""
+    computed = ("Relpos", "num_batches_tracked")
+    shapes = {k: s for k, s in keys(name).items() if not any(c in k for c in computed)}
+    return {key: weight(key, shape) for key, shape in shapes.items()}

@@ -3,8 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+
+from segret_jax.convert.exporting import write_tensors
+from tests import golden_weights as golden
 
 
 @pytest.mark.slow
@@ -38,3 +43,27 @@ def test_the_largest_scale_of_multi_scale_evaluation_stays_under_8_gb():
     command = [sys.executable, "-c", LARGEST_VIEW]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     assert int(result.stdout) < 8e6  # KiB
+
+
+CONVERT = """
+import re, sys
+from pathlib import Path
+from segret_jax.convert.__main__ import main
+
+main(sys.argv[1:])
+print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_file_of_400_mb_is_converted_within_1_5_gb(tmp_path: Path) -> None:
+    computed = ("Relpos", "num_batches_tracked")
+    shapes = {
+        k: s for k, s in golden.keys("segret_large").items() if not any(c in k for c in computed)
+    }
+    file = tmp_path / "large.safetensors"
+    write_tensors(file, {k: np.ones(shape, np.float32) for k, shape in shapes.items()}, {})
+    assert file.stat().st_size > 3.8e8
+    command = [sys.executable, "-c", CONVERT, str(file), str(tmp_path / "large")]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(result.stdout.splitlines()[-1]) * 1024 < 1.5e9

@@ -15,18 +15,24 @@ BY_COUNT = {150: "ade20k", 19: "cityscapes", 171: "coco_stuff10k", 11: "camvid"}
 def choose_classes(family: Family, dataset: str, *, given: bool) -> tuple[str, ClassTable]:
     """Return the name of the dataset that a model is for, and its classes.
 
-    If `given`, it is `dataset`: InputError if that has another number of classes. Otherwise the
-    number tells; if it is that of no known dataset, the classes get generic names.
+    If `given`, it is `dataset`: InputError if there is none of that name, it has another number of
+    classes, or the model is a classifier. Otherwise the number tells; if it is that of no known
+    dataset, the classes get generic names.
     """
-    count = family.num_classes
-    if family.model.task == "classification":
-        return dataset, _generic("imagenet", count, label_ids=False)
+    count, is_classifier = family.num_classes, family.model.task == "classification"
     if not given:
+        if is_classifier:
+            return dataset, _generic("imagenet", count, label_ids=False)
         if count not in BY_COUNT:
             return dataset, _generic("unnamed", count, label_ids=True)
         dataset = BY_COUNT[count]
     synthetic = dataset == SYNTHETIC
     table = load_class_table(dataset) if synthetic else get_dataset(dataset).class_table
+    if is_classifier:
+        raise InputError(
+            f"is a classifier of {count} ImageNet classes, but data.dataset is set to {dataset!r}; "
+            "leave data.dataset out"
+        )
     if table.num_classes != count:
         raise InputError(
             f"data.dataset is set to {dataset!r} with {table.num_classes} classes, but the file "

@@ -54,8 +54,9 @@ def write_tensors(
 ) -> None:
     """Write a file of the format that its name ends in; metadata goes into .safetensors only.
 
-    Raises InputError if the file is there already, its ending is not among `ENDINGS`, or it is to
-    be PyTorch's and PyTorch is not installed. What is written becomes visible when it is whole.
+    Raises InputError if the file is there already, its ending is not among `ENDINGS` (in capitals
+    or not), it is to be PyTorch's and PyTorch is not installed, or the disk refuses. What is
+    written becomes visible when it is whole.
     """
     writers: dict[str, Callable[[Path], None]] = {
         ".safetensors": lambda file: write_safetensors(file, tensors, metadata),
@@ -63,17 +64,24 @@ def write_tensors(
         ".pth": lambda file: _write_torch(file, tensors),
         ".pt": lambda file: _write_torch(file, tensors),
     }
-    if path.suffix not in writers:
+    ending = path.suffix.lower()
+    if ending not in writers:
         raise InputError(f"{path}: give a name that ends in {', '.join(ENDINGS)}")
     if path.exists():
         raise InputError(f"{path} exists already: delete it, or choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        writers[path.suffix](partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            writers[ending](partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path} was not written ({error.strerror or error}): free some space or choose "
+            "another folder"
+        ) from error
 
 
 def _write_npz(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -89,4 +97,7 @@ def _write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             "a .pth is written by PyTorch, which is not installed here; write .safetensors, which "
             "safetensors.torch.load_file reads where it is"
         ) from None
-    torch.save({name: torch.from_numpy(array.copy()) for name, array in tensors.items()}, path)
+    try:
+        torch.save({name: torch.from_numpy(array.copy()) for name, array in tensors.items()}, path)
+    except RuntimeError as error:  # what a full disk is to PyTorch
+        raise OSError("PyTorch could not write it") from error

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from segret_jax.config import ModelConfig
-from segret_jax.data.class_table import MOST_CLASSES
+from segret_jax.convert.metadata import printable
+from segret_jax.data.class_table import MOST_CLASSES, STRAY
 from segret_jax.errors import InputError
 from segret_jax.models.rmt import VARIANTS
 
@@ -48,10 +49,16 @@ def identify(
     if "rotary" in given:
         inferred["rotary"] = model.rotary
     found = dataclasses.replace(model, **inferred)
+    asked = {field: getattr(model, field) for field in given if field in inferred}
+    held = {field: inferred[field] for field in asked}
+    if "decoder_channels" in asked:
+        own = VARIANTS[found.variant].decoder_channels  # what 0 stands for
+        asked["decoder_channels"] = asked["decoder_channels"] or own
+        held["decoder_channels"] = held["decoder_channels"] or own
     wrong = [
-        f"model.{field} is set to {getattr(model, field)!r}, but the file holds {inferred[field]!r}"
-        for field in given
-        if field in inferred and _effective(model, field) != _effective(found, field)
+        f"model.{field} is set to {asked[field]!r}, but the file holds {held[field]!r}"
+        for field in asked
+        if asked[field] != held[field]
     ]
     if wrong:
         raise InputError(f"{'; '.join(wrong)}. Leave out what the file tells itself")
@@ -68,8 +75,9 @@ def _num_classes(tensors: Mapping[str, np.ndarray], task: str) -> int:
     if not counts and task == "segmentation":
         raise InputError(f"lacks {names[0]}, which tells the number of classes")
     count = counts[0] if counts else IMAGENET_CLASSES
-    if not 1 <= count <= MOST_CLASSES:
-        raise InputError(f"has {count} classes; a model of 1 to {MOST_CLASSES} is read")
+    most = STRAY if task == "segmentation" else MOST_CLASSES  # label maps have 8 bits
+    if not 1 <= count <= most:
+        raise InputError(f"has {count} classes; a {task} model of 1 to {most} is read")
     return count
 
 
@@ -96,13 +104,6 @@ def _length(tensors: Mapping[str, np.ndarray], name: str) -> int | None:
     return next(iter(tensors[name].shape), None) if name in tensors else None
 
 
-def _effective(model: ModelConfig, field: str) -> Any:
-    value = getattr(model, field)
-    if field == "decoder_channels":
-        return value or VARIANTS[model.variant].decoder_channels
-    return value
-
-
 def _variant(tensors: Mapping[str, np.ndarray]) -> str:
     """Return the variant whose widths and depths are those of the blocks, or nearly."""
     blocks = {(int(m[1]), int(m[2])) for m in map(BLOCK.match, tensors) if m}
@@ -118,7 +119,7 @@ def _variant(tensors: Mapping[str, np.ndarray]) -> str:
     best = min(VARIANTS, key=unlike)
     if unlike(best) <= MAX_UNLIKE:
         return best
-    first = ", ".join(list(tensors)[:3])
+    first = printable(", ".join(list(tensors)[:3]))
     what = (
         f"its stages have (width, blocks) {found[:8]}" if found else f"its names begin with {first}"
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from segret_jax.config import ModelConfig
 from segret_jax.convert.family import Family, identify
+from segret_jax.convert.metadata import printable
 from segret_jax.convert.torch_names import from_torch, torch_key, torch_shape
 from segret_jax.convert.unused import UNUSED, unused_tensors
 from segret_jax.errors import InputError
@@ -27,6 +28,7 @@ Leaves = dict[str, tuple[Path, tuple[int, ...]]]
 CONSTANT_TOLERANCE = 1e-4  # relative
 HALF_TOLERANCE = 1e-2  # of constants that were rounded to 16 bits
 MAX_NEAREST = 50  # differences for which the nearest name is searched: it is slow
+COUNTER, CONSTANT = ".num_batches_tracked", ".Relpos."
 ALLOWED = "accepted by --allow {!r}"
 
 
@@ -36,7 +38,7 @@ class Imported:
 
     `leaves` has the path and the PyTorch shape of each leaf by its PyTorch name. `dropped` and
     `initialised` are names with reasons: tensors that were not used, leaves that keep their
-    initial value. `unused` are the dropped tensors that the way back needs.
+    initial value. `unused` are the dropped tensors that the way back cannot compute as well.
     """
 
     family: Family
@@ -85,7 +87,7 @@ def import_tensors(
         leaves=leaves,
         dropped=known | {name: allowed[name] for name in [*unfit, *surplus]},
         initialised=initialised,
-        unused={n: tensors[n] for n in known},
+        unused={n: tensors[n] for n in known if _is_needed_back(n, tensors[n])},
     )
 
 
@@ -138,26 +140,40 @@ def _split_surplus(
     for name in (name for name in tensors if name not in leaves):
         if name not in unused:
             surplus[name] = f"{list(tensors[name].shape)} is not in the model"
-        elif "conv_seg" in name and tensors[name].shape != unused[name].shape:
-            shapes = list(tensors[name].shape), list(unused[name].shape)
-            surplus[name] = f"is {shapes[0]}, the original's is {shapes[1]}"
-        elif "Relpos" in name and not _equal(tensors[name], unused[name]):
-            found, expected = (
-                np.array2string(t.astype(np.float32).ravel()[:4], precision=5)
-                for t in (tensors[name], unused[name])
-            )
-            ours = model_name(family.model)
-            surplus[name] = f"begins {found}, but {ours} has {expected}: another model"
+        elif fault := _fault_of_unused(name, tensors[name], unused[name]):
+            surplus[name] = fault
         else:
             known[name] = next(reason for part, reason in UNUSED.items() if part in name)
     return known, surplus
 
 
-def _equal(tensor: np.ndarray, constant: np.ndarray) -> bool:
-    tolerance = HALF_TOLERANCE if tensor.dtype.itemsize == 2 else CONSTANT_TOLERANCE
-    return tensor.shape == constant.shape and np.allclose(
-        tensor.astype(np.float64), constant, rtol=tolerance, atol=0
-    )
+def _fault_of_unused(name: str, tensor: np.ndarray, default: np.ndarray) -> str:
+    """Say why `tensor` is not the one that the original has at `default`; "" if it is."""
+    if tensor.shape != default.shape:
+        return f"is {list(tensor.shape)}, the original's is {list(default.shape)}"
+    if COUNTER in name:
+        return "is of type bool, the original's is a number" if tensor.dtype == bool else ""
+    if CONSTANT not in name:
+        return _fault(tensor, default.shape)
+    pair = tensor.astype(np.float64), default.astype(np.float64)
+    if np.allclose(*pair, rtol=HALF_TOLERANCE if _is_half(tensor) else CONSTANT_TOLERANCE, atol=0):
+        return ""
+    found, expected = (np.array2string(t[:4], precision=5) for t in pair)
+    return f"begins {found}, but the original has {expected}: another model"
+
+
+def _is_half(tensor: np.ndarray) -> bool:
+    return tensor.dtype.itemsize == 2
+
+
+def _is_needed_back(name: str, tensor: np.ndarray) -> bool:
+    """Say whether a dropped tensor is better than its default, for the file of an export.
+
+    16 bits round constants, which are computed anew, and overflow a counter.
+    """
+    if COUNTER in name:
+        return 0 <= tensor.item() < 2**63
+    return CONSTANT not in name or not _is_half(tensor)
 
 
 def _allowed(names: Sequence[str], allow: Sequence[str]) -> dict[str, str]:
@@ -189,7 +205,8 @@ def _refuse(
         candidates = [name for name in others if name not in allowed]
         for name in (name for name in faults if name not in allowed):
             near = get_close_matches(name, candidates, n=1) if len(lines) < MAX_NEAREST else []
-            lines.append(f"{name} {faults[name]}" + (f"; nearest: {near[0]}" if near else ""))
+            line = f"{name} {faults[name]}" + (f"; nearest: {near[0]}" if near else "")
+            lines.append(printable(line))
     if lines:
         raise InputError(
             f"differs from {model_name(family.model)} with {family.num_classes} classes in "

@@ -10,6 +10,7 @@ from typing import Any
 
 from segret_jax.config import ModelConfig
 from segret_jax.convert.importing import Imported
+from segret_jax.convert.metadata import printable
 from segret_jax.convert.tensors import TensorFile
 from segret_jax.data.class_table import ClassTable
 from segret_jax.training.state import model_name
@@ -59,17 +60,26 @@ def make_report(
 
 def implications(model: ModelConfig) -> list[str]:
     """Say in sentences what a model's family means for its use."""
-    flavour = "with" if model.ffn_conv else "without"
-    encoder = f"encoder {flavour} rotary phase and FFN convolutions"
+    extras = {"rotary phase": model.rotary, "FFN convolutions": model.ffn_conv}
+    parts = [
+        f"{word} {' and '.join(name for name in extras if extras[name] == present)}"
+        for word, present in (("with", True), ("without", False))
+        if present in extras.values()
+    ]
+    encoder = f"encoder {', '.join(parts)}"
     if model.task == "segmentation":
         return [f"SegRet for segmentation, {encoder}"]
     head = ", with the second head of token labels" if model.token_head else ""
     sentences = [f"RMT ImageNet classifier{head}, {encoder}"]
-    if model.ffn_conv:
+    if model.rotary or model.ffn_conv:
+        lost = ["ffn.dwconv"] * model.ffn_conv + ["the rotary phase"] * model.rotary
+        keep = [
+            f"--config.model.{key}=true" for key in ("rotary", "ffn_conv") if getattr(model, key)
+        ]
         sentences.append(
             "NOTE: training that starts from it (--config.init_from) takes SegRet's plain encoder, "
-            "and so drops ffn.dwconv and the rotary phase, which changes the function. To keep "
-            "them: --config.model.rotary=true --config.model.ffn_conv=true"
+            f"and so drops {' and '.join(lost)}, which changes the function. To keep "
+            f"{'them' if len(lost) > 1 else 'it'}: {' '.join(keep)}"
         )
     return sentences
 
@@ -93,7 +103,7 @@ def summary(report: dict[str, Any]) -> str:
     if report["metadata"]:
         text = ", ".join(f"{key}: {value}" for key, value in report["metadata"].items())
         lines += textwrap.wrap(f"metadata: {text}", WIDTH, subsequent_indent="  ", max_lines=4)
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _grouped(what: str, reasons: dict[str, str]) -> list[str]:

@@ -21,6 +21,8 @@ DTYPES = {
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
     "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"),
 }  # fmt: skip
+MAX_HEADER = 2**24  # bytes, of some 100 for a tensor; as objects of Python they take 20 times that
+MAX_AXES = 64  # NumPy's
 
 
 def read_safetensors(
@@ -28,21 +30,27 @@ def read_safetensors(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the tensors, read-only, and the metadata of a file of `size` bytes.
 
-    Raises InputError, without the path, for a dtype that is not read; ValueError and its like
-    mean a damaged file.
+    Raises InputError, without the path, for a dtype that is not read and a header that is too long;
+    ValueError and its like mean a damaged file.
     """
     header_size = int.from_bytes(file.read(8), "little")
+    if header_size > size:
+        raise ValueError("its header is longer than the file")
+    if header_size > MAX_HEADER:
+        raise InputError(f"has a header of {header_size} bytes; save the weights alone")
     header = json.loads(file.read(header_size))
     metadata = header.pop("__metadata__", {})
     tensors, position = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in DTYPES:
             raise InputError(
-                f"has tensor {name!r} of type {entry['dtype']!r}, which is not read; save it as F32"
+                f"has tensor {name[:100]!r} of type {str(entry['dtype'])[:20]!r}, "
+                "which is not read; save it as F32"
             )
         dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
         start, stop = entry["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in shape):
+        # Bounded, as the product of many long numbers takes hours.
+        if len(shape) > MAX_AXES or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
             raise ValueError(f"the shape of tensor {name!r} is impossible")
         # Tensors follow each other without gap or overlap, so that no byte is hidden.
         if start != position or stop - start != math.prod(shape) * dtype.itemsize:

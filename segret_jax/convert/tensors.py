@@ -4,7 +4,9 @@ A checkpoint of PyTorch is a state dict (tensors by name), or a dict that holds 
 them beside the optimizer, the epoch and so on: these are unwrapped here.
 """
 
+import errno
 import hashlib
+import math
 import os
 import zipfile
 from collections.abc import Callable
@@ -16,15 +18,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from segret_jax.convert.metadata import MAX_TEXT, plain_metadata, shorten
 from segret_jax.convert.safetensors import read_safetensors
 from segret_jax.convert.torch_file import LEGACY_START, TorchFile, open_legacy, open_zip
-from segret_jax.convert.torch_rebuild import Name, Record, Storage, Tensor
+from segret_jax.convert.torch_rebuild import RESAVE, Storage, Tensor
 from segret_jax.errors import InputError, unknown_name
 
 WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")  # the first found is taken
 PARALLEL = "module."  # before every name that nn.DataParallel or DistributedDataParallel saved
-MAX_NPZ_BYTES = 2**34  # unpacked: a file of some MB may claim any size
-MAX_ITEMS, MAX_TEXT = 256, 300  # of metadata that is kept
+MAX_NPZ_BYTES = 2**32  # unpacked: a file of some MB may claim any size
+MAX_SHARING = 8  # bytes of all tensors for each byte of their storages, as tied ones share theirs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,7 @@ class TensorFile:
     """
 
     tensors: dict[str, np.ndarray]
-    format: str  # torch zip | torch legacy | safetensors | npz
+    format: str  # torch zip [without checksums] | torch legacy | safetensors | npz
     wrapper: str
     other_wrappers: tuple[str, ...]
     prefix: str
@@ -63,10 +66,10 @@ def read_tensors(path: str | Path, *, wrapper: str = "") -> TensorFile:
         return result
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged or hostile file meets the readers anywhere
-        reason = _shorten(" ".join(str(error).split())) or type(error).__name__
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a wrong place
+            raise InputError(f"{path}: {error.strerror or error}") from error
+        reason = shorten(" ".join(str(error).split())) or type(error).__name__
         raise InputError(
             f"{path}: is damaged or cut off ({reason}); download or save it again"
         ) from error
@@ -80,12 +83,12 @@ def _read(file: BufferedReader, size: int, wrapper: str, sha256: str) -> TensorF
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             if any(name.endswith("/data.pkl") for name in names):
-                return _unwrap(open_zip(archive, size), "torch zip", wrapper, sha256)
+                return _unwrap(open_zip(archive, size), wrapper, sha256)
             if all(name.endswith(".npy") for name in names):
                 return _result(_read_npz(archive, file), {}, "npz", sha256)
         raise InputError("is a zip archive, but neither of PyTorch nor of NumPy; unpack it first")
     if start == LEGACY_START:
-        return _unwrap(open_legacy(file, size), "torch legacy", wrapper, sha256)
+        return _unwrap(open_legacy(file, size), wrapper, sha256)
     if start[8:9] == b"{":
         return _result(*read_safetensors(file, size), "safetensors", sha256)
     raise InputError(
@@ -96,39 +99,49 @@ def _read(file: BufferedReader, size: int, wrapper: str, sha256: str) -> TensorF
 
 def _read_npz(archive: zipfile.ZipFile, file: BufferedReader) -> dict[str, np.ndarray]:
     if sum(info.file_size for info in archive.infolist()) > MAX_NPZ_BYTES:
-        raise InputError("claims to unpack to more than 16 GiB; save the weights alone")
+        raise InputError("claims to unpack to more than 4 GiB; save the weights alone")
     file.seek(0)
     tensors = {}
     for name, array in np.load(file, allow_pickle=False).items():
         if array.dtype == "V2":  # NumPy writes bfloat16 without its name
             array = array.view(ml_dtypes.bfloat16)
         elif array.dtype.kind not in "biuf" or not array.dtype.isnative:
-            raise InputError(f"has array {name!r} of type {array.dtype}; save it as float32")
+            raise InputError(
+                f"has array {name[:100]!r} of type {shorten(str(array.dtype))}; save it as float32"
+            )
         tensors[name] = array
     return tensors
 
 
-def _unwrap(file: TorchFile, kind: str, wrapper: str, sha256: str) -> TensorFile:
+def _unwrap(file: TorchFile, wrapper: str, sha256: str) -> TensorFile:
     """Choose a state dict in what was saved, and read its tensors."""
     content = file.content if isinstance(file.content, dict) else {}
-    found = [key for key, value in content.items() if isinstance(key, str) and _has_tensors(value)]
+    # Each value is searched once, as a pickle can put one long dict under a million keys.
+    values = {id(value): value for value in content.values()}
+    holders = {place for place, value in values.items() if _has_tensors(value)}
+    found = [key for key, value in content.items() if _is_name(key) and id(value) in holders]
     if wrapper and found and wrapper not in found:
-        raise unknown_name("state dict", wrapper, found)
+        raise InputError(shorten(str(unknown_name("state dict", wrapper, found))))
     chosen = wrapper if wrapper in found else next((key for key in WRAPPERS if key in found), "")
     if not chosen and not _has_tensors(content):
         remedy = f"choose one of {', '.join(found)}" if found else "save model.state_dict() again"
         where = ", ".join(WRAPPERS)
-        raise InputError(f"has no tensors at its top or under {where}; {_shorten(remedy)}")
+        raise InputError(f"has no tensors at its top or under {where}; {shorten(remedy)}")
     state = content[chosen] if chosen else content
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     others = tuple(key for key in found if key != chosen)
     metadata = {k: v for k, v in content.items() if k not in found} if chosen else {}
     metadata |= {key: value for key, value in state.items() if key not in tensors}
-    return _result(_arrays(tensors, file.read), metadata, kind, sha256, chosen, others)
+    return _result(_arrays(tensors, file.read), metadata, file.format, sha256, chosen, others)
 
 
 def _has_tensors(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
+
+
+def _is_name(key: Any) -> bool:
+    """Say whether a key can be printed in a line."""
+    return isinstance(key, str) and key.isprintable() and len(key) <= MAX_TEXT
 
 
 def _arrays(tensors: dict[str, Tensor], read: Callable[[Storage], bytes]) -> dict[str, np.ndarray]:
@@ -140,6 +153,9 @@ def _arrays(tensors: dict[str, Tensor], read: Callable[[Storage], bytes]) -> dic
             data[storage.key] = read(storage)
         if len(data[storage.key]) < storage.nbytes:
             raise ValueError("a storage is shorter than its tensors say")
+    claimed = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
+    if claimed > MAX_SHARING * sum(map(len, data.values())):
+        raise InputError(f"has many tensors that share one memory; {RESAVE}")
     return {name: tensor.array(data[tensor.storage.key]) for name, tensor in tensors.items()}
 
 
@@ -153,6 +169,10 @@ def _result(
 ) -> TensorFile:
     if not tensors:
         raise InputError("holds no tensors; save model.state_dict() again")
+    if bad := [name for name in tensors if not _is_name(name)]:
+        raise InputError(
+            f"has a tensor named '{shorten(str(bad[0]))}'; save model.state_dict() again"
+        )
     prefix = PARALLEL if all(name.startswith(PARALLEL) for name in tensors) else ""
     return TensorFile(
         tensors={name.removeprefix(prefix): array for name, array in tensors.items()},
@@ -161,31 +181,5 @@ def _result(
         other_wrappers=others,
         prefix=prefix,
         sha256=sha256,
-        metadata={_shorten(str(key)): _plain(value, 2) for key, value in metadata.items()},
+        metadata=plain_metadata(metadata),
     )
-
-
-def _plain(value: Any, depth: int) -> Any:
-    """Return metadata as what JSON holds; what is long, deep or no plain data is only described."""
-    if isinstance(value, Record):
-        return _plain(value.state, depth) if isinstance(value.state, dict) else value.name
-    if isinstance(value, Name):
-        return value.full
-    if isinstance(value, Tensor):
-        return f"tensor {value.storage.dtype} {list(value.shape)}"
-    if isinstance(value, str):
-        return _shorten(value)
-    if value is None or isinstance(value, (bool, float)):
-        return value
-    if isinstance(value, int) and abs(value) < 2**63:
-        return value
-    if isinstance(value, (dict, list, tuple)) and depth > 0 and len(value) <= MAX_ITEMS:
-        if isinstance(value, dict):
-            return {_shorten(str(k)): _plain(v, depth - 1) for k, v in value.items()}
-        return [_plain(v, depth - 1) for v in value]
-    size = f" of {len(value)}" if hasattr(value, "__len__") else ""
-    return f"{type(value).__name__}{size}"
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"

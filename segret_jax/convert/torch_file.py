@@ -25,13 +25,16 @@ class TorchFile:
     """What was saved, its tensors as `torch_rebuild.Tensor`, and how to read their storages."""
 
     content: Any
+    format: str  # as in `TensorFile`
     read: Callable[[Storage], bytes]
 
 
 def open_zip(archive: zipfile.ZipFile, size: int) -> TorchFile:
     """Read the pickle of a zip archive of `size` bytes; reading a storage checks its CRC.
 
-    Raises InputError, without the path, for what is refused; other exceptions mean damage.
+    After `torch.serialization.set_crc32_options(False)` PyTorch leaves every CRC at 0: then none
+    is checked, and `format` says so. Raises InputError, without the path, for what is refused;
+    other exceptions mean damage.
     """
     names = archive.namelist()
     prefix = next(n for n in names if n.endswith("/data.pkl")).removesuffix("data.pkl")
@@ -41,6 +44,10 @@ def open_zip(archive: zipfile.ZipFile, size: int) -> TorchFile:
         raise InputError(f"has compressed data, which PyTorch never writes; {RESAVE}")
     if sum(info.file_size for info in archive.infolist()) > size:
         raise ValueError("its parts are larger than the file or overlap")
+    checked = any(info.CRC for info in archive.infolist())
+    if not checked:
+        for info in archive.infolist():
+            del info.CRC  # zipfile checks those that it knows
     if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") != b"little":
         raise InputError(BIG_ENDIAN)
 
@@ -48,7 +55,7 @@ def open_zip(archive: zipfile.ZipFile, size: int) -> TorchFile:
         return archive.read(f"{prefix}data/{storage.key}")
 
     content, _ = torch_pickle.load(BytesIO(archive.read(f"{prefix}data.pkl")))
-    return TorchFile(content, read)
+    return TorchFile(content, "torch zip" if checked else "torch zip without checksums", read)
 
 
 def open_legacy(file: BufferedReader, size: int) -> TorchFile:
@@ -66,6 +73,8 @@ def open_legacy(file: BufferedReader, size: int) -> TorchFile:
     keys, _ = torch_pickle.load(file)
     starts = {}
     for key in keys:
+        if type(key) is not str:  # to hash another may never end
+            raise TypeError("a storage with a key of wrong type")
         if int.from_bytes(file.read(8), "little") != storages[key].numel:
             raise ValueError("a storage has another length than its tensors say")
         starts[key] = file.tell()
@@ -76,4 +85,4 @@ def open_legacy(file: BufferedReader, size: int) -> TorchFile:
         file.seek(starts[storage.key])
         return file.read(storages[storage.key].nbytes)
 
-    return TorchFile(content, read)
+    return TorchFile(content, "torch legacy", read)

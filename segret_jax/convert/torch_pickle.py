@@ -10,7 +10,20 @@ from collections.abc import Callable
 from io import BufferedReader, BytesIO
 from typing import Any
 
-from segret_jax.convert.torch_rebuild import REBUILD, Record, Storage, refer, resolve, set_items
+from segret_jax.convert.torch_rebuild import (
+    REBUILD,
+    RESAVE,
+    Record,
+    Storage,
+    refer,
+    resolve,
+    set_items,
+)
+from segret_jax.errors import InputError
+
+# An opcode of one byte can take 100 bytes of memory. A checkpoint has some ten thousand opcodes.
+MAX_OPCODES = 2**22
+MAX_ARGUMENTS = 64  # of a call; a path has one for each of its folders
 
 
 def load(stream: BytesIO | BufferedReader) -> tuple[Any, dict[str, Storage]]:
@@ -20,9 +33,11 @@ def load(stream: BytesIO | BufferedReader) -> tuple[Any, dict[str, Storage]]:
     without the path, for a name outside `REBUILD`; other exceptions mean a damaged pickle.
     """
     machine = _Machine()
-    for opcode, argument, _ in pickletools.genops(stream):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name == "STOP":
             break
+        if count == MAX_OPCODES:
+            raise InputError(f"holds millions of values beside its tensors; {RESAVE}")
         machine.step(opcode.name, argument)
     return machine.stack.pop(), machine.storages
 
@@ -96,6 +111,8 @@ class _Machine:
                 self.stack.append(resolve(".".join(self._cut(len(self.stack) - 2))))
             case "REDUCE" | "NEWOBJ":
                 name, args = self._cut(len(self.stack) - 2)
+                if type(args) is not tuple or len(args) > MAX_ARGUMENTS:
+                    raise TypeError("a call without a tuple of arguments, or with too many")
                 self.stack.append(REBUILD[name.full](*args))
             case "BINPERSID":
                 storage = refer(self.stack.pop())

@@ -2,12 +2,15 @@
 
 `REBUILD` holds the few functions and classes that the tensors and the usual metadata of a
 checkpoint need, each with a function of this file in its place. Any other name is refused.
+
+An argument may be any earlier value of the pickle, again and again. So no function copies one that
+can be long, or a file of some kB could fill the memory.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 import ml_dtypes
@@ -28,6 +31,7 @@ DTYPES = {
     "torch.uint16": np.dtype("<u2"), "torch.uint8": np.dtype("u1"), "torch.bool": np.dtype("?"),
 }  # fmt: skip
 MAX_AXES = 64  # NumPy's; PyTorch has as many
+MAX_KEY_PARTS = 8  # of a tuple that is a key in a dict
 STORAGES = {
     "torch.DoubleStorage": "torch.float64", "torch.FloatStorage": "torch.float32",
     "torch.HalfStorage": "torch.float16", "torch.BFloat16Storage": "torch.bfloat16",
@@ -96,18 +100,29 @@ def _is_size(number: Any) -> bool:
     return type(number) is int and 0 <= number < 2**63
 
 
+def _brief(sizes: tuple[int, ...]) -> str:
+    return str(sizes) if len(sizes) <= 6 else f"({len(sizes)} axes)"
+
+
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
     """torch._utils._rebuild_tensor_v2; rest: requires_grad, hooks, conjugate and negative bits."""
     if not (isinstance(storage, Storage) and type(shape) is type(strides) is tuple):
         raise InputError("holds a tensor with arguments of wrong types; download the file again")
-    numbers = (offset, *shape, *strides)
-    if not len(shape) == len(strides) <= MAX_AXES or not all(map(_is_size, numbers)):
+    if not len(shape) == len(strides) <= MAX_AXES or not all(
+        map(_is_size, (offset, *shape, *strides))
+    ):
         raise InputError("holds a tensor with impossible sizes; download the file again")
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if 0 not in shape and last >= storage.numel:
         raise InputError(
-            f"holds a tensor of shape {shape}, strides {strides} and offset {offset} that leaves "
-            f"its storage of {storage.numel} elements; the file is damaged, download it again"
+            f"holds a tensor of shape {_brief(shape)}, strides {_brief(strides)} and offset "
+            f"{offset} that leaves its storage of {storage.numel} elements; the file is damaged, "
+            "download it again"
+        )
+    if math.prod(shape) > storage.numel:
+        raise InputError(
+            f"holds an expanded tensor of shape {_brief(shape)} in a storage of {storage.numel} "
+            "elements; save a .contiguous() copy of it"
         )
     if len(rest) > 2 and rest[2]:
         raise InputError(f"holds a tensor that is stored conjugate or negated; {RESAVE}")
@@ -125,47 +140,58 @@ def _parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 
-_PLAIN = (str, bytes, int, float, bool, type(None))
+def _is_key(key: Any) -> bool:
+    return type(key) in (str, float, bool, type(None)) or (type(key) is int and abs(key) < 2**63)
 
 
 def set_items(mapping: Any, pairs: Any) -> None:
-    """Put pairs into what must be a dict, with keys that are plain data or tuples of such."""
+    """Put pairs into what must be a dict, with keys that are plain or short tuples of such."""
     if type(mapping) is not dict:
         raise TypeError(f"items for a {type(mapping).__name__}")
     for key, value in pairs:
-        # Nothing deep is hashed: Python's own stack would overflow.
-        if not all(type(k) in _PLAIN for k in (key if type(key) is tuple else (key,))):
+        # Nothing deep or long is hashed: it overflows Python's own stack, or never ends.
+        parts = key if type(key) is tuple else (key,)
+        if len(parts) > MAX_KEY_PARTS or not all(map(_is_key, parts)):
             raise TypeError(f"a {type(key).__name__} as key")
         mapping[key] = value
 
 
-def _mapping(pairs: Any = ()) -> dict:
+def _mapping(pairs: Any = None) -> dict:
     if type(pairs) is dict:
         return pairs
     mapping: dict = {}
-    set_items(mapping, pairs)
+    if pairs is not None:
+        set_items(mapping, pairs)
+        pairs.clear()  # they moved, so that the next dict of the same list is no copy
     return mapping
 
 
 def _device(kind: Any, index: Any = 0) -> str:
-    if type(kind) is not str or type(index) is not int:
+    if type(kind) is not str or len(kind) > 20 or not _is_size(index):
         raise TypeError("a device of wrong types")
     return f"{kind}:{index}"
 
 
-def _encode(text: str, encoding: str) -> bytes:
+def _encode(text: Any, encoding: Any) -> Record:
     """_codecs.encode, which is how protocol 2 writes bytes."""
-    if encoding != "latin1":
+    if type(text) is not str or encoding != "latin1":
         raise ValueError("bytes in another encoding than latin1")
-    return text.encode("latin1")
+    return Record("bytes", (text,))
 
 
-def _scalar(dtype: Record, data: bytes) -> int | float | bool:
+def _path(*parts: Any) -> Record:
+    if not all(type(part) is str for part in parts):
+        raise TypeError("a path of other parts than text")
+    return Record("pathlib.PosixPath", parts)
+
+
+def _scalar(dtype: Record, data: bytes | Record) -> int | float | bool:
     """numpy's scalar, such as the best accuracy so far, as a plain number."""
     code = dtype.args[0]
     if not re.fullmatch("[iuf][1248]|b1", code) or dtype.state[1] == ">":
         raise ValueError(f"a numpy scalar of type {code[:10]!r}")
-    return np.frombuffer(data, code, count=1)[0].item()
+    raw = data.args[0][:8].encode("latin1") if isinstance(data, Record) else data
+    return np.frombuffer(raw, code, count=1)[0].item()
 
 
 def _record(name: str) -> Callable[..., Record]:
@@ -193,7 +219,7 @@ REBUILD: dict[str, Callable[..., Any]] = {
         for name, made in (("scalar", _scalar), ("_reconstruct", _record("numpy.ndarray")))
     },
     **{
-        f"{module}.{name}": lambda *parts: str(PurePosixPath(*parts))
+        f"{module}.{name}": _path
         for module in ("pathlib", "pathlib._local")
         for name in ("PosixPath", "PurePosixPath")
     },
@@ -214,7 +240,7 @@ def resolve(full: str) -> Name:
 
 def refer(saved: tuple) -> Storage:
     """Read what PyTorch leaves in the pickle where a storage was: its type, key and length."""
-    kind, storage_type, key, _location, numel, *view = saved
+    kind, storage_type, key, _location, numel, *view = saved[:6]
     if kind != "storage" or any(view):
         raise InputError(f"refers to its tensors in a form that is not read; {RESAVE}")
     if type(key) is not str or not _is_size(numel):

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
+from segret_jax.config import ModelConfig
 from segret_jax.convert.__main__ import main
 from segret_jax.convert.exporting import write_tensors
+from segret_jax.convert.report import implications, summary
 from segret_jax.convert.tensors import read_tensors
 from segret_jax.errors import InputError
 from segret_jax.training import checkpoint as checkpoints
@@ -36,46 +37,10 @@ def load(checkpoint: Path) -> tuple[Any, Any, Any]:
     return checkpoints.load_model(checkpoint, checkpoints.load_config(checkpoint))
 
 
-def golden_tensors(name: str) -> dict[str, np.ndarray]:
-    computed = ("Relpos", "num_batches_tracked")
-    shapes = {k: s for k, s in golden.keys(name).items() if not any(c in k for c in computed)}
-    return {key: golden.weight(key, shape) for key, shape in shapes.items()}
-
-
-def logits(checkpoint: Path, image: np.ndarray) -> jax.Array:
-    graph, params, batch_stats = load(checkpoint)
-    forward = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x))
-    jax.config.update("jax_disable_most_optimizations", True)  # one image: compile fast
-    try:
-        return forward(params, batch_stats, image.transpose(0, 2, 3, 1))
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_golden_logits_through_files_of_each_format(tmp_path: Path) -> None:
-    tensors = golden_tensors("segret_tiny")
-    for ending in ("npz", "safetensors"):
-        write_tensors(tmp_path / f"a.{ending}", tensors, {})
-        convert(tmp_path / f"a.{ending}", tmp_path / ending)
-    first, second = (load(tmp_path / ending)[1:] for ending in ("npz", "safetensors"))
-    assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
-    expected = golden.load("segret_tiny")
-    image = golden.noise("input/1", tuple(expected["1/input_shape"]))
-    nchw = logits(tmp_path / "npz", image).transpose(0, 3, 1, 2)
-    assert golden.relative_error(nchw, expected["1/logits"]) < 1e-5
-
-
-def test_golden_logits_of_a_classifier_through_a_file(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "a.safetensors", golden_tensors("rmt_tiny"), {})
-    convert(tmp_path / "a.safetensors", tmp_path / "a")
-    image, expected = golden.noise("input/cls", (2, 3, 64, 96)), golden.load("rmt_imagenet_logits")
-    assert golden.relative_error(logits(tmp_path / "a", image), expected["tiny"]) < 1e-5
-
-
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
 def test_a_file_of_real_pytorch_gives_the_same(tmp_path: Path, options: dict[str, bool]) -> None:
     torch = pytest.importorskip("torch")
-    tensors = golden_tensors("segret_tiny")
+    tensors = golden.tensors("segret_tiny")
     state = {f"module.{name}": torch.tensor(array) for name, array in tensors.items()}
     torch.save({"state_dict": state, "meta": {"epoch": 3}}, tmp_path / "a.pth", **options)
     write_tensors(tmp_path / "b.npz", tensors, {})
@@ -153,6 +118,57 @@ def test_a_classifier_says_loudly_what_a_plain_encoder_would_lose(
     convert(tmp_path / "b.npz", tmp_path / "b")
     assert "NOTE" not in capsys.readouterr().out
     assert not checkpoints.load_config(tmp_path / "b").model.rotary
+
+
+@pytest.mark.usefixtures("mini")
+@pytest.mark.parametrize(("rotary", "ffn_conv", "encoder", "note"), [
+    (False, False, "without rotary phase and FFN convolutions", ""),
+    (True, False, "with rotary phase, without FFN convolutions",
+     "so drops the rotary phase, which changes the function. To keep it: "
+     "--config.model.rotary=true"),
+    (False, True, "with FFN convolutions, without rotary phase",
+     "so drops ffn.dwconv, which changes the function. To keep it: "
+     "--config.model.ffn_conv=true"),
+    (True, True, "with rotary phase and FFN convolutions",
+     "so drops ffn.dwconv and the rotary phase, which changes the function. To keep them: "
+     "--config.model.rotary=true --config.model.ffn_conv=true"),
+])  # fmt: skip
+def test_the_report_tells_rotation_and_convolutions_apart(
+    rotary: bool, ffn_conv: bool, encoder: str, note: str
+) -> None:
+    model = ModelConfig(task="classification", rotary=rotary, ffn_conv=ffn_conv)
+    first, *notes = implications(model)
+    assert first == f"RMT ImageNet classifier, encoder {encoder}"
+    assert len(notes) == bool(note)
+    assert note in "".join(notes)
+
+
+def test_the_summary_can_be_printed_whatever_the_file_says() -> None:
+    bad = "\x1b[2J\ud800"
+    report = {
+        "file": f"{bad}.npz", "format": "npz", "wrapper": bad, "other_wrappers": [bad],
+        "sha256": "0" * 64, "family": "segret_tiny", "num_classes": 2, "classes": bad,
+        "implies": [], "filled": 1, "numbers": 1, "filled_percent": 100.0, "mapped": {},
+        "dtypes": {}, "dropped": {bad: "reason"}, "initialised": {}, "metadata": {bad: bad},
+    }  # fmt: skip
+    lines = summary(report).splitlines()
+    assert len(lines) == 6
+    assert all(line.isprintable() for line in lines)
+    assert r"dropped: \x1b[2J\ud800: reason" in lines
+
+
+@pytest.mark.usefixtures("mini")
+def test_the_report_goes_where_it_can_be_written_or_nothing_is_done(tmp_path: Path) -> None:
+    source, out = tmp_path / "a.npz", tmp_path / "out"
+    write_tensors(source, random_tensors(11), {})
+    message = fault(source, out, "--report", tmp_path / "report.txt")
+    assert message == f"--report {tmp_path}/report.txt: give a name that ends in .json"
+    message = fault(source, out, "--report", source / "report.json")
+    assert message == f"cannot write --report {source}/report.json: File exists"
+    assert list(tmp_path.iterdir()) == [source]
+    convert(source, out, "--report", tmp_path / "new/folder/report.json")
+    report = json.loads((tmp_path / "new/folder/report.json").read_text())
+    assert report == checkpoints.load_source(out)
 
 
 @pytest.mark.usefixtures("mini")

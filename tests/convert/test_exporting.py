@@ -1,10 +1,13 @@
 """The way back: every tensor of the original, by its name, bit for bit."""
 
 import math
+import resource
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -76,6 +79,35 @@ def test_what_was_not_imported_gets_the_values_of_a_new_original() -> None:
 
 
 @pytest.mark.usefixtures("mini")
+def test_constants_are_kept_as_found_unless_16_bits_rounded_them() -> None:
+    original = random_tensors()
+    full = {n: np.nextafter(t, 0) if "Relpos" in n else t for n, t in original.items()}
+    back = exported(import_tensors(full, ModelConfig()))
+    assert all(np.array_equal(back[name], full[name]) for name in full)
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        half = {n: t.astype(dtype) for n, t in original.items()}
+        back = exported(import_tensors(half, ModelConfig()))
+        for name, tensor in half.items():
+            expected = original[name] if "Relpos" in name else tensor.astype(np.float32)
+            assert np.array_equal(back[name], expected), name
+
+
+@pytest.mark.usefixtures("mini")
+def test_a_counter_of_another_type_comes_back_unless_it_overflowed() -> None:
+    tensors = random_tensors()
+    counts = [
+        (np.float16(1024), 1024), (ml_dtypes.bfloat16(2048), 2048), (np.float16(math.inf), 0),
+        (np.float32(math.nan), 0), (np.uint64(2**63), 0), (np.int64(2**63 - 1), 2**63 - 1),
+    ]  # fmt: skip
+    names = [name for name in tensors if name.endswith("num_batches_tracked")][: len(counts)]
+    for name, (count, _) in zip(names, counts, strict=True):
+        tensors[name] = np.array(count)
+    back = exported(import_tensors(tensors, ModelConfig()))
+    assert {back[name].dtype.name for name in names} == {"int64"}
+    assert [int(back[name]) for name in names] == [expected for _, expected in counts]
+
+
+@pytest.mark.usefixtures("mini")
 @pytest.mark.parametrize("ending", ["safetensors", "npz", "pth"])
 def test_each_format_reads_back_bit_equal(tmp_path: Path, ending: str) -> None:
     if ending == "pth":
@@ -106,6 +138,44 @@ def test_a_file_that_cannot_be_written_leaves_nothing(
     write_tensors(tmp_path / "model.npz", tensors, {})
     with pytest.raises(InputError, match=r"model\.npz exists"):
         write_tensors(tmp_path / "model.npz", tensors, {})
+
+
+@pytest.mark.parametrize("name", ["model.NPZ", "model.Safetensors"])
+def test_endings_may_be_in_capitals(name: str, tmp_path: Path) -> None:
+    write_tensors(tmp_path / name, {"w": np.ones(2, np.float32)}, {})
+    assert read_tensors(tmp_path / name).tensors["w"].all()
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_a_full_disk_is_told_with_path_reason_and_remedy(ending: str, tmp_path: Path) -> None:
+    path, (soft, hard) = tmp_path / f"m.{ending}", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(InputError) as caught:
+            write_tensors(path, {"w": np.zeros(2**16, np.float32)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    reason, remedy = "File too large", "free some space or choose another folder"
+    assert str(caught.value) == f"{path} was not written ({reason}): {remedy}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_pytorch_on_a_full_disk_and_a_folder_that_cannot_be_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(tensors: dict[str, np.ndarray], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+    torch = SimpleNamespace(save=save, from_numpy=np.asarray)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    tensors = {"w": np.zeros(2, np.float32)}
+    with pytest.raises(InputError, match=r"model\.PTH was not written \(PyTorch could not"):
+        write_tensors(tmp_path / "model.PTH", tensors, {})
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/a\.npz was not written \(File exists\)"):
+        write_tensors(tmp_path / "file/a.npz", tensors, {})
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from segret_jax.config import ModelConfig
 from segret_jax.convert.classes import choose_classes
 from segret_jax.convert.family import Family, identify
+from segret_jax.data.class_table import MOST_CLASSES, parse_class_table
 from segret_jax.errors import InputError
 from tests import golden_weights as golden
 
@@ -65,9 +66,14 @@ def test_a_setting_that_contradicts_the_file_is_named_with_what_it_holds() -> No
         identify(released("segret_small"), model, given)
     assert "model.variant is set to 'base', but the file holds 'small'" in str(caught.value)
     assert "model.ffn_conv is set to True, but the file holds False" in str(caught.value)
-    assert "model.decoder_channels is set to 512, but the file holds 0" in str(caught.value)
+    assert "model.decoder_channels is set to 512, but the file holds 256" in str(caught.value)
     agreeing = ModelConfig(variant="small", decoder_channels=256)
     assert identify(released("segret_small"), agreeing, given).model.variant == "small"
+    own = ModelConfig(decoder_channels=0)  # of whichever variant: 512 of the large one
+    assert identify(released("segret_large"), own, ["decoder_channels"]).model.variant == "large"
+    wide = {"decode_head.linear_fuse.conv.weight": np.zeros((512, 2048, 1, 1))}
+    with pytest.raises(InputError, match="channels is set to 256, but the file holds 512"):
+        identify(released("segret_tiny") | wide, own, ["decoder_channels"])
 
 
 @pytest.mark.parametrize(
@@ -80,6 +86,7 @@ def test_a_setting_that_contradicts_the_file_is_named_with_what_it_holds() -> No
         ),
         ({"layers.0.blocks.0.pos.conv.bias": np.zeros(64)}, r"\[\(64, 1\)\]"),
         ({"layers.9999.blocks.0.pos.conv.bias": np.zeros(64)}, r"\[\(64, 1\)\]"),
+        ({"\x1b[2J\ud800": np.zeros(1)}, r"its names begin with \\x1b\[2J\\ud800;"),
     ],
 )
 def test_another_model_is_refused_with_what_it_has(tensors: Tensors, what: str) -> None:
@@ -90,10 +97,14 @@ def test_another_model_is_refused_with_what_it_has(tensors: Tensors, what: str) 
 def test_an_impossible_number_of_classes_is_refused() -> None:
     last = "decode_head.linear_pred"
     segret = released("segret_tiny")
-    for shape in ((10**6, 256, 1, 1), (0, 256, 1, 1)):
-        wrong = segret | {f"{last}.weight": np.broadcast_to(np.float32(0), shape)}
-        with pytest.raises(InputError, match=rf"has {shape[0]} classes; a model of 1 to 65536"):
-            identify(without(wrong, f"{last}.bias"), ModelConfig())
+    for count in (10**6, 255, 0):
+        wrong = segret | {f"{last}.weight": np.broadcast_to(np.float32(0), (count, 256, 1, 1))}
+        message = rf"has {count} classes; a segmentation model of 1 to 254 is read"
+        with pytest.raises(InputError, match=message):
+            identify(wrong, ModelConfig())
+    wrong = {"head.weight": np.broadcast_to(np.float32(0), (2**16 + 1, 512))}
+    with pytest.raises(InputError, match=r"65537 classes; a classification model of 1 to 65536"):
+        identify(released("rmt_tiny") | wrong, ModelConfig())
     assert identify(without(segret, last), ModelConfig()).num_classes == 150  # conv_seg's
     with pytest.raises(InputError, match=rf"lacks {last}.weight, which tells"):
         identify(without(without(segret, last), "conv_seg"), ModelConfig())
@@ -118,11 +129,24 @@ def test_the_number_of_classes_tells_the_dataset(count: int, dataset: str, first
         choose_classes(family, "synthetic", given=True)
 
 
-def test_a_classifier_has_generic_classes() -> None:
+def test_a_classifier_has_generic_classes_and_no_dataset() -> None:
     family = Family(model=ModelConfig(task="classification"), num_classes=1000, prefix=False)
-    _, table = choose_classes(family, "synthetic", given=True)
+    _, table = choose_classes(family, "synthetic", given=False)
     assert (table.name, table.num_classes, table.class_names[999]) == (
         "imagenet",
         1000,
         "class 999",
     )
+    for known in ("ade20k", "synthetic"):
+        with pytest.raises(InputError, match=rf"classifier .* '{known}'; leave data.dataset out"):
+            choose_classes(family, known, given=True)
+    with pytest.raises(InputError, match="unknown dataset 'nope'"):
+        choose_classes(family, "nope", given=True)
+
+
+@pytest.mark.parametrize(("task", "most"), [("segmentation", 254), ("classification", 1000)])
+def test_as_many_classes_as_are_converted_can_be_loaded(task: str, most: int) -> None:
+    family = Family(model=ModelConfig(task=task), num_classes=most, prefix=True)
+    _, table = choose_classes(family, "synthetic", given=False)
+    loaded = parse_class_table(table.to_dict(), "", default_name="", most=MOST_CLASSES)
+    assert loaded.class_names == table.class_names

@@ -14,6 +14,7 @@ from tests.convert.models import CLASSIFIER, random_tensors
 Q = "backbone.layers.1.blocks.0.retention.q_proj.weight"
 FC1 = "backbone.layers.0.blocks.0.ffn.fc1.weight"
 DECAY = "backbone.layers.2.Relpos.decay"
+COUNTER = "decode_head.linear_fuse.bn.num_batches_tracked"
 
 pytestmark = pytest.mark.usefixtures("mini")
 
@@ -94,10 +95,31 @@ def test_another_decay_is_another_model() -> None:
     assert "another model" in line
 
 
-def test_the_layer_that_is_never_called_has_its_shape_too() -> None:
+def test_a_constant_of_another_shape_or_beyond_float32_is_another_model() -> None:
+    assert differences(random_tensors() | {DECAY: np.zeros(3)}) == [
+        f"{DECAY} is [3], the original's is [2]"
+    ]
+    (line,) = differences(random_tensors() | {DECAY: np.full(2, 1e300)})
+    assert "begins [1.e+300 1.e+300]" in line
+
+
+def test_what_is_never_used_has_its_shape_and_type_too() -> None:
     name = "decode_head.conv_seg.weight"
-    tensors = random_tensors() | {name: np.zeros((5, 256, 1, 1), np.float32)}
-    assert differences(tensors) == [f"{name} is [5, 256, 1, 1], the original's is [5, 128, 1, 1]"]
+    wrong = {name: np.zeros((5, 256, 1, 1), np.float32), COUNTER: np.zeros((3, 3))}
+    assert differences(random_tensors() | wrong) == [
+        f"{name} is [5, 256, 1, 1], the original's is [5, 128, 1, 1]",
+        f"{COUNTER} is [3, 3], the original's is []",
+    ]
+    wrong = {name: np.full((5, 128, 1, 1), 1e39), COUNTER: np.array(True)}
+    assert differences(random_tensors() | wrong) == [
+        f"{name} has values that are not finite in float32",
+        f"{COUNTER} is of type bool, the original's is a number",
+    ]
+
+
+def test_names_are_printable_in_errors() -> None:
+    tensors = random_tensors() | {"decode_head.\x1b[31m\ud800\n": np.zeros(1)}
+    assert differences(tensors) == [r"decode_head.\x1b[31m\ud800\n [1] is not in the model"]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])

@@ -1,4 +1,7 @@
-"""The models against tensors that the released PyTorch code computed."""
+"""The models, read from PyTorch files, against tensors that the released PyTorch code computed."""
+
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -6,14 +9,54 @@ import pytest
 from flax import nnx
 
 from segret_jax.config import ModelConfig
-from segret_jax.convert.torch_names import torch_key
-from segret_jax.models.rmt import VARIANTS, Classifier
+from segret_jax.convert.exporting import write_tensors
+from segret_jax.convert.importing import Imported, import_tensors
+from segret_jax.convert.tensors import read_tensors
 from segret_jax.training.state import abstract
 from tests import golden_weights as golden
+from tests.convert import forge
 
 # Released parameter counts at 150 classes, without the never used decode_head.conv_seg.
 PARAMETERS = {"tiny": 13_474_998, "small": 25_983_862, "base": 53_029_822, "large": 95_795_150}
 UNUSED = ("decode_head.conv_seg", "num_batches_tracked", "Relpos.angle", "Relpos.decay")
+
+
+def write_torch_zip(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write what `torch.save({"model": state_dict})` does, without PyTorch."""
+    parts, storages = {}, {}
+    for key, (name, array) in enumerate(tensors.items()):
+        strides = tuple(stride // array.itemsize for stride in array.strides)
+        stored = forge.storage(str(key), array.size)
+        parts[name] = forge.tensor(0, array.shape, strides, stored)
+        storages[f"data/{key}"] = array.tobytes()
+    forge.write_zip(path, forge.state(model=forge.state(**parts)), **storages)
+
+
+def assert_equal(tensors: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Of 400 MB: numpy.testing would take seconds."""
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert tensors[name].dtype == tensor.dtype, name
+        assert np.array_equal(tensors[name], tensor), name
+
+
+def through_files(folder: Path, name: str) -> Imported:
+    """Import the golden weights from a file; each format gives the same tensors, bit for bit."""
+    tensors, found = golden.tensors(name), {}
+    for ending in ("npz", "safetensors", "pth"):
+        path = folder / f"{name}.{ending}"
+        if ending == "pth":
+            write_torch_zip(path, tensors)
+        else:
+            write_tensors(path, tensors, {})
+        found = read_tensors(path).tensors
+        path.unlink()
+        assert_equal(found, tensors)
+    return import_tensors(found, ModelConfig(matmul_precision="highest"))
+
+
+def graph_of(imported: Imported) -> nnx.GraphDef[Any]:
+    return abstract(imported.family.model, imported.family.num_classes)[0]
 
 
 @pytest.fixture(scope="module", params=PARAMETERS)
@@ -21,11 +64,13 @@ def variant(request):
     return request.param
 
 
-def test_every_stage_and_the_logits_equal_the_original(variant):
-    expected = golden.load(f"segret_{variant}")
-    config = ModelConfig(variant=variant, matmul_precision="highest")
-    graph, params, batch_stats = abstract(config, 150)
-    params, batch_stats = (golden.filled(t, f"segret_{variant}") for t in (params, batch_stats))
+@pytest.fixture(scope="module")
+def segret(variant, tmp_path_factory):
+    return through_files(tmp_path_factory.mktemp("segret"), f"segret_{variant}")
+
+
+def test_every_stage_and_the_logits_equal_the_original(variant, segret):
+    expected, graph = golden.load(f"segret_{variant}"), graph_of(segret)
 
     @jax.jit
     def forward(params, batch_stats, image):
@@ -37,30 +82,35 @@ def test_every_stage_and_the_logits_equal_the_original(variant):
     assert cases == 2
     for case in range(cases):
         image = golden.noise(f"input/{case}", tuple(expected[f"{case}/input_shape"]))
-        outputs = forward(params, batch_stats, image.transpose(0, 2, 3, 1))
+        outputs = forward(segret.params, segret.batch_stats, image.transpose(0, 2, 3, 1))
         for name, output in zip(("c1", "c2", "c3", "c4", "logits"), outputs, strict=True):
             nchw = np.transpose(output, (0, 3, 1, 2))
             error = golden.relative_error(nchw, expected[f"{case}/{name}"])
             assert error < 1e-5, (case, name, error)
 
 
-def test_parameters_are_exactly_the_released_ones(variant):
-    _, params, batch_stats = abstract(ModelConfig(variant=variant), 150)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PARAMETERS[variant]
-    leaves = jax.tree_util.tree_leaves_with_path((params, batch_stats))
-    ours = {torch_key(tuple(entry.key for entry in path[1:])) for path, _ in leaves}
+def test_parameters_are_exactly_the_released_ones(variant, segret):
+    assert sum(leaf.size for leaf in jax.tree.leaves(segret.params)) == PARAMETERS[variant]
     theirs = {k for k in golden.keys(f"segret_{variant}") if not any(u in k for u in UNUSED)}
-    assert ours == theirs
+    assert segret.leaves.keys() == theirs
+    assert segret.dropped.keys() == {f"decode_head.conv_seg.{leaf}" for leaf in ("weight", "bias")}
 
 
-def test_rmt_imagenet_classifiers_equal_the_original(variant):
+def test_rmt_imagenet_classifiers_equal_the_original(variant, tmp_path):
     """Both have what SegRet leaves out: the rotary phase and the FFN's convolution."""
-    expected = golden.load("rmt_imagenet_logits")
-    model = Classifier(VARIANTS[variant], rngs=nnx.Rngs(0))
-    graph, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    params, batch_stats = (
-        golden.filled(nnx.to_pure_dict(t), f"rmt_{variant}") for t in (params, batch_stats)
-    )
+    expected, rmt = golden.load("rmt_imagenet_logits"), through_files(tmp_path, f"rmt_{variant}")
+    graph = graph_of(rmt)
     image = golden.noise("input/cls", (2, 3, 64, 96)).transpose(0, 2, 3, 1)
-    logits = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x))(params, batch_stats, image)
+    forward = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x))
+    logits = forward(rmt.params, rmt.batch_stats, image)
     assert golden.relative_error(logits, expected[variant]) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["segret", "rmt"])
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+def test_files_of_real_pytorch_hold_the_same_tensors(variant, family, options, tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors, path = golden.tensors(f"{family}_{variant}"), tmp_path / "a.pth"
+    torch.save({"model": {n: torch.tensor(t) for n, t in tensors.items()}}, path, **options)
+    assert_equal(read_tensors(path).tensors, tensors)
+    path.unlink()

@@ -1,0 +1,120 @@
+"""From a PyTorch classifier's file to the first training step: each shared tensor, bit for bit.
+
+Names and layouts are written out here once more: the converter's own table is under test.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from segret_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from segret_jax.convert.__main__ import main as convert
+from segret_jax.convert.exporting import write_tensors
+from segret_jax.data.pipeline import class_table
+from segret_jax.training import loop
+from segret_jax.training.state import TrainState, build
+from tests.convert.models import CLASSIFIER, random_tensors
+
+COMPLETE = {"rotary": True, "ffn_conv": True}
+BLOCK = {
+    "pos.conv": "pos", "retention_layer_norm": "norm1", "final_layer_norm": "norm2",
+    "retention.q_proj": "retention/q", "retention.k_proj": "retention/k",
+    "retention.v_proj": "retention/v", "retention.out_proj": "retention/out",
+    "retention.lepe.conv": "retention/lepe",
+    "ffn.fc1": "ffn/fc1", "ffn.dwconv.conv": "ffn/dwconv", "ffn.fc2": "ffn/fc2",
+}  # fmt: skip
+MODULES = {
+    **{f"patch_embed.proj.{3 * i}": f"stem/convs/{i}" for i in range(4)},
+    **{f"patch_embed.proj.{3 * i + 1}": f"stem/norms/{i}" for i in range(4)},
+    **{f"layers.{s}.blocks.0": f"stages/{s}/0" for s in range(4)},  # of gamma_1 and gamma_2
+    **{f"layers.{s}.blocks.0.{a}": f"stages/{s}/0/{b}" for s in range(4) for a, b in BLOCK.items()},
+    **{f"layers.{s}.downsample.reduction": f"downsamples/{s}/conv" for s in range(3)},
+    **{f"layers.{s}.downsample.norm": f"downsamples/{s}/norm" for s in range(3)},
+}
+LEAVES = {
+    "bias": "bias", "running_mean": "mean", "running_var": "var", "gamma_1": "gamma1",
+    "gamma_2": "gamma2",
+}  # fmt: skip
+LEFT_OUT = ("Relpos.angle", "Relpos.decay", "num_batches_tracked")
+
+
+def encoder_of(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what an encoder with the tensors of a classifier's file must hold."""
+    encoder = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(("patch_embed.", "layers.")) or name.endswith(LEFT_OUT):
+            continue
+        module, _, leaf = name.rpartition(".")
+        if leaf == "weight":
+            leaf = "scale" if tensor.ndim == 1 else "kernel"
+        if tensor.ndim == 4 and leaf != "kernel":
+            tensor = tensor.ravel()  # [1, 1, 1, c]
+        elif tensor.ndim == 4 and module.endswith(("pos.conv", "lepe.conv", "dwconv.conv")):
+            tensor = np.moveaxis(tensor.squeeze(1), 0, 2)  # [c, 1, h, w] → [h, w, c]
+        elif tensor.ndim == 4:
+            tensor = np.einsum("oihw->hwio", tensor)
+        elif tensor.ndim == 2:
+            tensor = tensor.T
+        encoder[f"encoder/{MODULES[module]}/{LEAVES.get(leaf, leaf)}"] = tensor
+    return encoder
+
+
+def by_name(*trees: Any) -> dict[str, np.ndarray]:
+    leaves = [leaf for tree in trees for leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.array(leaf)
+        for path, leaf in leaves
+    }
+
+
+class BegunError(Exception):
+    """The first step of a run was about to be made, from the state in `args`."""
+
+
+def begin(state: TrainState, batch: Any) -> None:
+    raise BegunError(state)
+
+
+@pytest.mark.usefixtures("mini")
+@pytest.mark.parametrize("flavour", [{}, COMPLETE], ids=["plain", "complete"])
+def test_the_first_step_has_the_exact_values_of_the_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flavour: dict[str, bool],
+) -> None:
+    tensors = random_tensors(10, **CLASSIFIER, token_head=True)
+    write_tensors(tmp_path / "rmt.safetensors", tensors, {})
+    convert([str(tmp_path / "rmt.safetensors"), str(tmp_path / "rmt")])
+    capsys.readouterr()
+    config = Config(
+        init_from=str(tmp_path / "rmt"),
+        model=ModelConfig(**flavour),
+        data=DataConfig(crop=(32, 32), synthetic_size=(32, 32), resize_base=(32, 32)),
+        train=TrainConfig(steps=1, batch_size=2),
+    )
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: begin)
+    with pytest.raises(BegunError) as begun:
+        loop.train(config, tmp_path / "run")
+    (state,) = begun.value.args
+    found = by_name(state.params, state.batch_stats)
+
+    _, *trees = build(config.model, class_table(config.data).num_classes, seed=config.train.seed)
+    decoder = {name: leaf for name, leaf in by_name(*trees).items() if name.startswith("decoder/")}
+    encoder = encoder_of(tensors)
+    convolutions = {name for name in encoder if "/ffn/dwconv/" in name}
+    assert len(convolutions) == 8
+    assert found.keys() == decoder.keys() | encoder.keys() - (set() if flavour else convolutions)
+    for name, leaf in found.items():
+        expected = (decoder | encoder)[name]
+        np.testing.assert_array_equal(leaf, expected, err_msg=name, strict=True)
+
+    said = capsys.readouterr().out
+    assert f"started from the classifier {tmp_path / 'rmt'}: its encoder; the decoder" in said
+    lost = "LEFT OUT of that encoder: the rotation of queries and keys and the FFN's convolutions"
+    assert (lost in said) == (not flavour)
+    remedy = "--config.model.rotary=true --config.model.ffn_conv=true would keep them"
+    assert (remedy in said) == (not flavour)
