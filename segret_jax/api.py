@@ -48,7 +48,8 @@ class Model:
         `images` are RGB: uint8 of 0 to 255, normalised here, or float32 already normalised by
         `data.transforms.MEAN` and `STD`. They are not resized. Each new shape compiles once.
         """
-        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype not in (np.uint8, np.float32):
+        usable = images.ndim == 4 and images.size and images.shape[-1] == 3
+        if not usable or images.dtype not in (np.uint8, np.float32):
             raise InputError(
                 f"images are {images.dtype} of {images.shape}; give [b, H, W, 3], uint8 or "
                 "normalised float32"

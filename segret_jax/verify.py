@@ -7,12 +7,16 @@ a float64 forward of the same weights. Prints a certificate; --out writes it. Ex
 """
 
 import json
+import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from segret_jax import cli
 from segret_jax.errors import InputError
+from segret_jax.files import make_folder, write_whole
 
 
 def main(argv: list[str]) -> None:
@@ -23,6 +27,9 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse(argv)
     if args.out and args.out.suffix != ".json":
         raise InputError(f"--out {args.out}: give a name that ends in .json; FILE.md lies beside")
+    if args.out:
+        with _writing(args.out):
+            make_folder(args.out.parent)  # known before the work, not after
 
     from segret_jax.evaluation.certificate import certify  # heavy imports, after the arguments
     from segret_jax.training import checkpoint as checkpoints
@@ -37,8 +44,9 @@ def main(argv: list[str]) -> None:
     text = to_text(certificate)
     print(text)
     if args.out:
-        _write(args.out, json.dumps(certificate, indent=2) + "\n")
-        _write(args.out.with_suffix(".md"), text + "\n")
+        with _writing(args.out):
+            write_whole(args.out, json.dumps(_strict(certificate), indent=2) + "\n")
+            write_whole(args.out.with_suffix(".md"), text + "\n")
     sys.exit(0 if certificate["verdict"] == "pass" else 1)
 
 
@@ -77,10 +85,17 @@ def to_text(certificate: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _write(file: Path, text: str) -> None:
+def _strict(value: Any) -> Any:
+    """Return what JSON holds: it has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        yield
     except OSError as error:
         raise InputError(f"cannot write --out {file}: {error.strerror}") from error
 

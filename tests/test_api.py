@@ -75,6 +75,8 @@ def test_images_of_another_form_are_refused(tmp_path):
         logits(model, photograph(32, 32, 3))
     with pytest.raises(InputError, match=r"the image is float32 of \(32, 32, 3\); give uint8"):
         predict(model, photograph(32, 32, 3).astype(np.float32))
+    with pytest.raises(InputError, match=r"images are uint8 of \(0, 32, 32, 3\)"):
+        logits(model, photograph(0, 32, 32, 3))
     with pytest.raises(InputError, match="no checkpoint in"):
         segret_jax.load(tmp_path)
     (tmp_path / "released.pth").touch()

@@ -202,6 +202,15 @@ def test_a_classifier_is_compared_by_its_logits(mini, tmp_path):
         ({"input": np.zeros((1, 8, 8, 3)), "logits": np.zeros(1)}, "input is (1, 8, 8, 3)"),
         ({"input": np.array([None])}, "cannot be read as .npz"),
         ({}, "holds nothing"),
+        ({"input": np.zeros((1, 3, 8, 8)), "logits": np.zeros(5)}, "logits is (5,)"),
+        (
+            {"input": np.zeros((1, 3, 8, 8)), "logits": np.zeros((1, 5)), "c1": np.zeros((1, 5))},
+            "c1 is (1, 5)",
+        ),
+        ({"0/input_shape": np.array([[1, 3, 8, 8]]), "0/logits": np.zeros((1, 5))}, "input_shape"),
+        ({"0/input_shape": np.array([1, 3, -8, 8]), "0/logits": np.zeros((1, 5))}, "input_shape"),
+        ({"0/input_shape": np.array([1, 3, 2**40, 8]), "0/logits": np.zeros((1, 5))}, "[1, 3, 109"),
+        ({"0/input_shape": np.array([1, 3, np.nan, 8]), "0/logits": np.zeros((1, 5))}, "nan"),
         ({"input": np.zeros((1, 3, 8, 8)), "logits": np.array(["a"])}, "logits holds no numbers"),
         ({"input": np.zeros((0, 3, 8, 8)), "logits": np.zeros((0, 5))}, "input holds no numbers"),
     ],
@@ -211,6 +220,32 @@ def test_a_reference_of_another_form_is_refused(tmp_path, tensors, message):
     with pytest.raises(InputError, match=re.escape(message)) as error:
         read_reference(tmp_path / "reference.npz")
     assert "it needs `input` [b, 3, H, W] and `logits`" in str(error.value)
+
+
+def test_a_reference_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"there is no file --reference .*nothing\.npz$"):
+        read_reference(tmp_path / "nothing.npz")
+
+
+def test_a_certificate_of_what_is_not_a_number_is_strict_json(mini, tmp_path):
+    saved_model(tmp_path / "weights", MODEL, NUM_CLASSES)
+    image = noise("input/0", (1, 3, 32, 32))
+    tensors = captured(random_model(MODEL, NUM_CLASSES), image)
+    tensors["c2"] = np.where(tensors["c2"] == tensors["c2"].max(), np.nan, tensors["c2"])
+    np.savez(tmp_path / "reference.npz", **tensors)
+    out = tmp_path / "certificate.json"
+    options = ["--reference", str(tmp_path / "reference.npz"), "--out", str(out)]
+    with pytest.raises(SystemExit, match="1"):
+        verify.main([str(tmp_path / "weights"), *options])
+    certificate = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert certificate["starts_in"] == ["c2"]
+    assert certificate["comparisons"]["float32"]["errors"]["c2"]["largest"] == "nan"
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write --out .*file/c\.json: "):
+        verify.main(["nowhere", "--out", str(tmp_path / "file" / "c.json")])
 
 
 def test_a_reference_that_is_cut_off_is_refused(tmp_path):

@@ -16,6 +16,8 @@ from segret_jax.config import Config, flatten
 from segret_jax.errors import InputError
 from segret_jax.files import make_folder, write_whole
 
+UNREAD = (".bin", ".ckpt", ".onnx", ".h5", ".pkl", ".msgpack")  # of files, not of folders
+
 
 def main(argv: list[str]) -> None:
     """Convert what `argv` names, and print what became of it."""
@@ -41,8 +43,12 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{args.dst}: a file for PyTorch ends in {endings}; a checkpoint in none")
     if args.dst.exists():
         raise InputError(f"{args.dst} exists: choose another name, or delete that one")
+    if args.dst.suffix.lower() in UNREAD:
+        raise InputError(
+            f"{args.dst}: such files are not written; one for PyTorch ends in {endings}"
+        )
     if args.report:
-        _check_report(args.report)
+        _check_report(args.report, args.dst)
     if not args.src.is_dir():
         _from_file(args, overrides, to_torch=to_torch)
     elif not to_torch:
@@ -76,7 +82,6 @@ def _from_file(args: argparse.Namespace, overrides: list[str], *, to_torch: bool
     except InputError as error:
         raise InputError(f"{args.src}: {error}") from None
     report = make_report(args.src, file, imported, table, allow=args.allow)
-    print(summary(report))
     del file  # a large model need not be in memory twice while it is written
     model = {"params": imported.params, "batch_stats": imported.batch_stats}
     if to_torch:
@@ -85,15 +90,18 @@ def _from_file(args: argparse.Namespace, overrides: list[str], *, to_torch: bool
         save_model(
             args.dst, config=config, table=table, **model, source=report, kept=imported.unused
         )
+    print(summary(report))
     print(f"written to {args.dst}")
     if args.report:
         write_whole(args.report, json.dumps(report, indent=1) + "\n")
 
 
-def _check_report(file: Path) -> None:
+def _check_report(file: Path, dst: Path) -> None:
     """Raise InputError if the report could not be written: before the work, not after."""
-    if file.suffix != ".json":
+    if file.suffix.lower() != ".json":
         raise InputError(f"--report {file}: give a name that ends in .json")
+    if dst.absolute() in file.absolute().parents:
+        raise InputError(f"--report {file} lies in {dst}, which keeps the report anyway: leave it")
     try:
         make_folder(file.parent)
     except OSError as error:

@@ -16,6 +16,7 @@ from segret_jax.data.class_table import ClassTable
 from segret_jax.training.state import model_name
 
 WIDTH = 100
+BESIDE = "lies beside the state dict that was read, so it is no part of the model"
 
 
 def make_report(
@@ -51,7 +52,7 @@ def make_report(
             }
             for name, (path, shape) in mapped.items()
         },
-        "dropped": imported.dropped,
+        "dropped": imported.dropped | dict.fromkeys(file.beside, BESIDE),
         "initialised": imported.initialised,
         "allow": list(allow),
         "metadata": file.metadata,
@@ -67,10 +68,11 @@ def implications(model: ModelConfig) -> list[str]:
         if present in extras.values()
     ]
     encoder = f"encoder {', '.join(parts)}"
+    sentences = _unusual(model)
     if model.task == "segmentation":
-        return [f"SegRet for segmentation, {encoder}"]
+        return [f"SegRet for segmentation, {encoder}", *sentences]
     head = ", with the second head of token labels" if model.token_head else ""
-    sentences = [f"RMT ImageNet classifier{head}, {encoder}"]
+    sentences.insert(0, f"RMT ImageNet classifier{head}, {encoder}")
     if model.rotary or model.ffn_conv:
         lost = ["ffn.dwconv"] * model.ffn_conv + ["the rotary phase"] * model.rotary
         keep = [
@@ -81,6 +83,21 @@ def implications(model: ModelConfig) -> list[str]:
             f"and so drops {' and '.join(lost)}, which changes the function. To keep "
             f"{'them' if len(lost) > 1 else 'it'}: {' '.join(keep)}"
         )
+    return sentences
+
+
+def _unusual(model: ModelConfig) -> list[str]:
+    """Say where a model, but for the encoder's flavour, is not a released one."""
+    sentences = []
+    if model.task == "segmentation" and not model.zero_branch:
+        sentences.append(
+            "NOTE: the file has no zeroLayer, so this is taken for the ablation without the zero "
+            "branch, F_i = Linear_i(f_i); --config.model.zero_branch=true makes that an error"
+        )
+    if model.task == "segmentation" and model.decoder_channels:
+        sentences.append(f"NOTE: decoder of {model.decoder_channels} channels, not the variant's")
+    if model.decay != ModelConfig().decay:
+        sentences.append(f"NOTE: decay {model.decay!r}, which no released weights are trained with")
     return sentences
 
 

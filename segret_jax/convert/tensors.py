@@ -10,7 +10,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from segret_jax.convert.metadata import MAX_TEXT, plain_metadata, shorten
+from segret_jax.convert.metadata import MAX_ITEMS, MAX_TEXT, plain_metadata, shorten
 from segret_jax.convert.safetensors import read_safetensors
 from segret_jax.convert.torch_file import LEGACY_START, TorchFile, open_legacy, open_zip
 from segret_jax.convert.torch_rebuild import RESAVE, Storage, Tensor
@@ -36,7 +36,8 @@ class TensorFile:
 
     Arrays are read-only, in PyTorch's layouts; some may be views of one memory. `wrapper` is the
     key under which they lay ("" if at the top), `other_wrappers` the keys of further state dicts,
-    `prefix` what was cut off every name. `metadata` is plain data that JSON can hold.
+    `prefix` what was cut off every name. `metadata` is plain data that JSON can hold; `beside` are
+    names of tensors that lie beside the state dict, where metadata does.
     """
 
     tensors: dict[str, np.ndarray]
@@ -46,6 +47,7 @@ class TensorFile:
     prefix: str
     sha256: str
     metadata: dict[str, Any]
+    beside: tuple[str, ...] = ()
 
 
 def read_tensors(path: str | Path, *, wrapper: str = "") -> TensorFile:
@@ -132,7 +134,10 @@ def _unwrap(file: TorchFile, wrapper: str, sha256: str) -> TensorFile:
     others = tuple(key for key in found if key != chosen)
     metadata = {k: v for k, v in content.items() if k not in found} if chosen else {}
     metadata |= {key: value for key, value in state.items() if key not in tensors}
-    return _result(_arrays(tensors, file.read), metadata, file.format, sha256, chosen, others)
+    beside = [shorten(str(key)) for key, value in metadata.items() if isinstance(value, Tensor)]
+    metadata = {key: value for key, value in metadata.items() if not isinstance(value, Tensor)}
+    result = _result(_arrays(tensors, file.read), metadata, file.format, sha256, chosen, others)
+    return replace(result, beside=tuple(beside[:MAX_ITEMS]))
 
 
 def _has_tensors(value: Any) -> bool:

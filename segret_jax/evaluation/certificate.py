@@ -66,6 +66,8 @@ def read_reference(file: Path) -> list[Case]:
 
     `N/input_shape` in the place of `N/input` means `noise("input/N", shape)`.
     """
+    if not file.is_file():
+        raise InputError(f"there is no file --reference {file}")
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
             arrays = dict(stored)
@@ -82,7 +84,12 @@ def read_reference(file: Path) -> list[Case]:
     cases = []
     for name, tensors in groups.items():
         if "input_shape" in tensors:
-            tensors["input"] = noise(f"input/{name}", tuple(map(int, tensors["input_shape"])))
+            shape = tensors["input_shape"].tolist()
+            if not (
+                isinstance(shape, list) and len(shape) == 4 and all(_is_side(n) for n in shape)
+            ):
+                raise InputError(f"--reference {file}: input_shape is {shape}; {FORM}")
+            tensors["input"] = noise(f"input/{name}", tuple(map(int, shape)))
         unknown = sorted(tensors.keys() - {"input", "input_shape", *PARTS})
         missing = sorted({"input", "logits"} - tensors.keys())
         if unknown or missing:
@@ -90,9 +97,16 @@ def read_reference(file: Path) -> list[Case]:
             raise InputError(f"--reference {file} has {wrong}; {FORM}")
         if tensors["input"].ndim != 4 or tensors["input"].shape[1] != 3:
             raise InputError(f"--reference {file}: input is {tensors['input'].shape}; {FORM}")
+        for stage in (stage for stage in PARTS if stage in tensors):
+            if tensors[stage].ndim not in ((2, 4) if stage == "logits" else (4,)):
+                raise InputError(f"--reference {file}: {stage} is {tensors[stage].shape}; {FORM}")
         expected = {stage: _nhwc(tensors[stage]) for stage in PARTS if stage in tensors}
         cases.append(Case(name, _nhwc(tensors["input"]).astype(np.float32), expected))
     return cases
+
+
+def _is_side(n: Any) -> bool:
+    return isinstance(n, int) and 1 <= n <= 2**14
 
 
 def _nhwc(array: np.ndarray) -> np.ndarray:

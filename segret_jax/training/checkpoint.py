@@ -242,9 +242,12 @@ def load_table(checkpoint: Path) -> ClassTable:
 
 
 def load_source(checkpoint: Path) -> dict[str, Any]:
-    """Read where converted weights come from; empty for a checkpoint of training."""
+    """Read where converted weights come from; empty for a checkpoint of training.
+
+    Raises InputError if that is damaged, as `load_kept` does.
+    """
     file = checkpoint / "source" / "metadata"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(file)[0] if file.is_file() else {}
 
 
 def load_kept(checkpoint: Path) -> dict[str, np.ndarray]:
@@ -252,10 +255,13 @@ def load_kept(checkpoint: Path) -> dict[str, np.ndarray]:
     folder = (checkpoint / "kept").absolute()
     if not folder.is_dir():
         return {}
-    names = ocp.StandardCheckpointHandler().metadata(folder).tree
-    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return dict(checkpointer.restore(folder, restore_args=as_numpy))
+    try:
+        names = ocp.StandardCheckpointHandler().metadata(folder).tree
+        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return dict(checkpointer.restore(folder, restore_args=as_numpy))
+    except Exception as error:  # Orbax's own, of whatever kind, for damaged files
+        raise InputError(f"{folder} is damaged: convert the weights again") from error
 
 
 def check_table(checkpoint: Path, table: ClassTable) -> None:
@@ -307,7 +313,7 @@ def find(path: Path) -> Path:
         return path
     if path.is_file():
         raise InputError(
-            f"{path} is a file, not a checkpoint's folder; convert PyTorch weights first: "
+            f"{path} is a file, not a checkpoint's folder; weights of PyTorch are converted first: "
             f"python -m segret_jax.convert {path} {path.with_suffix('')}"
         )
     saved = saved_in(path)

@@ -167,8 +167,40 @@ def test_the_report_goes_where_it_can_be_written_or_nothing_is_done(tmp_path: Pa
     assert message == f"cannot write --report {source}/report.json: File exists"
     assert list(tmp_path.iterdir()) == [source]
     convert(source, out, "--report", tmp_path / "new/folder/report.json")
+    message = fault(source, tmp_path / "other", "--report", tmp_path / "other" / "report.json")
+    assert f"lies in {tmp_path}/other, which keeps the report anyway" in message
+    assert not (tmp_path / "other").exists()
+    assert "model.bin: such files are not written" in fault(source, tmp_path / "model.bin")
     report = json.loads((tmp_path / "new/folder/report.json").read_text())
     assert report == checkpoints.load_source(out)
+
+
+@pytest.mark.usefixtures("mini")
+def test_what_is_not_as_released_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = {n: t for n, t in random_tensors(11).items() if "zeroLayer" not in n}
+    write_tensors(tmp_path / "a.npz", tensors, {})
+    convert(tmp_path / "a.npz", tmp_path / "a", "--config.model.decay=post_softmax")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the file has no zeroLayer, so this is taken for the ablation" in printed
+    assert "NOTE: decay 'post_softmax', which no released weights" in printed
+    assert implications(ModelConfig()) == implications(ModelConfig(zero_branch=False))[:1]
+    assert "decoder of 96 channels" in implications(ModelConfig(decoder_channels=96))[1]
+    message = fault(tmp_path / "a.npz", tmp_path / "b", "--config.model.zero_branch=true")
+    assert "model.zero_branch is set to True, but the file holds False" in message
+
+
+@pytest.mark.usefixtures("mini")
+def test_a_damaged_part_of_a_checkpoint_is_named(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.npz", random_tensors(11), {})
+    convert(tmp_path / "a.npz", tmp_path / "a")
+    (tmp_path / "a/source/metadata").write_text("{")
+    with pytest.raises(InputError, match="a/source/metadata"):
+        checkpoints.load_source(tmp_path / "a")
+    (tmp_path / "a/kept/_METADATA").write_text("{")
+    message = fault(tmp_path / "a", tmp_path / "b.npz")
+    assert message == f"{tmp_path}/a/kept is damaged: convert the weights again"
 
 
 @pytest.mark.usefixtures("mini")

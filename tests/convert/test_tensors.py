@@ -12,6 +12,7 @@ import pytest
 
 from segret_jax.convert.tensors import read_tensors
 from segret_jax.errors import InputError
+from tests.convert import forge
 
 DATA = Path(__file__).parent / "data"
 BASE = (np.arange(24, dtype=np.float32) / 8 - 1).reshape(4, 6)  # as in data/README.md
@@ -200,3 +201,10 @@ def test_a_wrapper_that_is_not_there_is_named() -> None:
     for file in ("zip.pth", "tensors.safetensors"):
         expected = "has no 'model'; its tensors lie at the top, choose nothing"
         assert fault(DATA / file, wrapper="model") == expected
+
+
+def test_tensors_beside_the_state_dict_are_named(tmp_path: Path) -> None:
+    content = forge.state(model=forge.state(w=forge.tensor()), stray=forge.tensor())
+    file = forge.write_zip(tmp_path / "a.pth", content)
+    found = read_tensors(file)
+    assert (list(found.tensors), found.beside, found.metadata) == (["w"], ("stray",), {})
