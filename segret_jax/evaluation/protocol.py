@@ -51,10 +51,12 @@ def fingerprint(
         "labels": _sha256([label_areas[order].tobytes()]),
         **_settings(config.eval),
     }
+    model = dataclasses.asdict(config.model)
+    del model["remat"]  # it is of training
     may_differ = {
         "weights": weights_digest(variables),
         "stored_labels": None if lookup is None else digest(lookup.tolist()),
-        **{f"model.{key}": value for key, value in dataclasses.asdict(config.model).items()},
+        **{f"model.{key}": value for key, value in model.items()},
         "batch_size": config.eval.batch_size,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "jax": jax.__version__,
