@@ -1,7 +1,20 @@
 """Files that appear whole or not at all, and folders that are known to take them."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from segret_jax.errors import InputError
+
+
+@contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Turn the disk's refusal into InputError: "cannot write WHAT", and why."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {what}: {error.strerror or error}") from error
 
 
 def write_whole(file: Path, content: str | bytes) -> None:

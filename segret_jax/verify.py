@@ -9,14 +9,12 @@ a float64 forward of the same weights. Prints a certificate; --out writes it. Ex
 import json
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from segret_jax import cli
 from segret_jax.errors import InputError
-from segret_jax.files import make_folder, write_whole
+from segret_jax.files import make_folder, write_whole, writing
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +26,7 @@ def main(argv: list[str]) -> None:
     if args.out and args.out.suffix != ".json":
         raise InputError(f"--out {args.out}: give a name that ends in .json; FILE.md lies beside")
     if args.out:
-        with _writing(args.out):
+        with writing(f"--out {args.out}"):
             make_folder(args.out.parent)  # known before the work, not after
 
     from segret_jax.evaluation.certificate import certify  # heavy imports, after the arguments
@@ -44,7 +42,7 @@ def main(argv: list[str]) -> None:
     text = to_text(certificate)
     print(text)
     if args.out:
-        with _writing(args.out):
+        with writing(f"--out {args.out}"):
             write_whole(args.out, json.dumps(_strict(certificate), indent=2) + "\n")
             write_whole(args.out.with_suffix(".md"), text + "\n")
     sys.exit(0 if certificate["verdict"] == "pass" else 1)
@@ -90,14 +88,6 @@ def _strict(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _strict(item) for key, item in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write --out {file}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from typing import Any
 from segret_jax import cli
 from segret_jax.config import Config, flatten
 from segret_jax.errors import InputError
-from segret_jax.files import make_folder, write_whole
+from segret_jax.files import make_folder, write_whole, writing
 
-UNREAD = (".bin", ".ckpt", ".onnx", ".h5", ".pkl", ".msgpack")  # of files, not of folders
+# Endings of files that are not written; as names of folders they would surprise.
+OTHER_ENDINGS = (".bin", ".ckpt", ".onnx", ".h5", ".pkl", ".msgpack")
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{args.dst}: a file for PyTorch ends in {endings}; a checkpoint in none")
     if args.dst.exists():
         raise InputError(f"{args.dst} exists: choose another name, or delete that one")
-    if args.dst.suffix.lower() in UNREAD:
+    if args.dst.suffix.lower() in OTHER_ENDINGS:
         raise InputError(
             f"{args.dst}: such files are not written; one for PyTorch ends in {endings}"
         )
@@ -93,7 +94,8 @@ def _from_file(args: argparse.Namespace, overrides: list[str], *, to_torch: bool
     print(summary(report))
     print(f"written to {args.dst}")
     if args.report:
-        write_whole(args.report, json.dumps(report, indent=1) + "\n")
+        with writing(f"--report {args.report}"):
+            write_whole(args.report, json.dumps(report, indent=1) + "\n")
 
 
 def _check_report(file: Path, dst: Path) -> None:
@@ -102,10 +104,8 @@ def _check_report(file: Path, dst: Path) -> None:
         raise InputError(f"--report {file}: give a name that ends in .json")
     if dst.absolute() in file.absolute().parents:
         raise InputError(f"--report {file} lies in {dst}, which keeps the report anyway: leave it")
-    try:
+    with writing(f"--report {file}"):
         make_folder(file.parent)
-    except OSError as error:
-        raise InputError(f"cannot write --report {file}: {error.strerror}") from error
 
 
 def _key(override: str) -> str:

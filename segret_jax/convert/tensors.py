@@ -10,7 +10,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,10 @@ def _unwrap(file: TorchFile, wrapper: str, sha256: str) -> TensorFile:
     metadata |= {key: value for key, value in state.items() if key not in tensors}
     beside = [shorten(str(key)) for key, value in metadata.items() if isinstance(value, Tensor)]
     metadata = {key: value for key, value in metadata.items() if not isinstance(value, Tensor)}
-    result = _result(_arrays(tensors, file.read), metadata, file.format, sha256, chosen, others)
-    return replace(result, beside=tuple(beside[:MAX_ITEMS]))
+    return _result(
+        _arrays(tensors, file.read), metadata, file.format, sha256,
+        wrapper=chosen, others=others, beside=tuple(beside[:MAX_ITEMS]),
+    )  # fmt: skip
 
 
 def _has_tensors(value: Any) -> bool:
@@ -169,8 +171,10 @@ def _result(
     metadata: dict[Any, Any],
     kind: str,
     sha256: str,
+    *,
     wrapper: str = "",
     others: tuple[str, ...] = (),
+    beside: tuple[str, ...] = (),
 ) -> TensorFile:
     if not tensors:
         raise InputError("holds no tensors; save model.state_dict() again")
@@ -187,4 +191,5 @@ def _result(
         prefix=prefix,
         sha256=sha256,
         metadata=plain_metadata(metadata),
+        beside=beside,
     )

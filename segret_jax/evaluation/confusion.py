@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from segret_jax.errors import InputError
 from segret_jax.evaluation.areas import ratio
 from segret_jax.evaluation.visualize import BACKGROUND, FONT_SIZE, GAP, INK, RGB
+from segret_jax.files import writing
 
 RIGHT, WRONG = (8, 69, 148), (165, 15, 21)  # colours of 100 %
 NO_LABEL = (225, 225, 225)
@@ -25,15 +25,11 @@ NUM_PAIRS = 10
 
 def write_csv(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str], path: Path) -> None:
     """Write pixel counts, a row for each label and a column for each prediction, with names."""
-    try:
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["label / prediction", *class_names])
-            writer.writerows(
-                [name, *row] for name, row in zip(class_names, counts.tolist(), strict=True)
-            )
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    rows = ([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
+    with writing(path), path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label / prediction", *class_names])
+        writer.writerows(rows)
 
 
 def most_confused(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> list[str]:

@@ -89,7 +89,7 @@ class Predictor:
         *,
         mesh: Mesh | None = None,
     ):
-        """`mesh` has one axis, `data`; by default it is of all devices."""
+        """Images are split along the axis `data` of `mesh`; by default it is of all devices."""
         self.config = config
         self.mesh = mesh or data_mesh()
         self.programs = _programs(graph, self.mesh)

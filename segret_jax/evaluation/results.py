@@ -24,7 +24,7 @@ from segret_jax.evaluation.evaluate import Result
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.protocol import fingerprint, identify
 from segret_jax.evaluation.visualize import save_png
-from segret_jax.files import make_folder, write_whole
+from segret_jax.files import make_folder, write_whole, writing
 
 METRICS = "metrics.json"
 PER_IMAGE = "per_image.npz"
@@ -82,10 +82,8 @@ def save(
 
 def prepare_folder(folder: Path) -> None:
     """Make the folder for a result; InputError if nothing can be written there."""
-    try:
+    with writing(f"to {folder}"):
         make_folder(folder)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def write(
@@ -159,8 +157,6 @@ def _bytes_of(file: Path, remedy: str) -> bytes:
 
 
 def _write(file: Path, content: bytes) -> None:
-    try:
+    with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content)
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror or error}") from error

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from segret_jax.data.class_table import IGNORE, ClassTable
-from segret_jax.errors import InputError
+from segret_jax.files import writing
 
 BACKGROUND = (255, 255, 255)
 INK = (40, 40, 40)
@@ -21,11 +21,9 @@ Labels = UInt8[np.ndarray, "_ _"]
 
 def save_png(picture: RGB | Labels, path: Path) -> None:
     """Write a PNG, making its folder; InputError if that cannot be."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def colorize(label: Labels, table: ClassTable) -> RGB:

@@ -23,6 +23,7 @@ from segret_jax.evaluation import results
 from segret_jax.evaluation.evaluate import Result, evaluate
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.visualize import grid, save_png
+from segret_jax.files import writing
 from segret_jax.models.segret import SegRet
 from segret_jax.training.checkpoint import Checkpoints
 from segret_jax.training.initialise import initialise
@@ -189,11 +190,9 @@ def _claim(workdir: Path, config: Config) -> None:
                 f"{workdir} holds a run of another config: {listed}. "
                 "Choose another --workdir, or delete that folder"
             )
-    try:
+    with writing(f"to --workdir {workdir}"):
         (workdir / "pictures").mkdir(parents=True, exist_ok=True)
         configs.save(config, saved)
-    except OSError as error:
-        raise InputError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
 
 
 def _introduce(run: Run, mesh: Mesh, start: int, notes: tuple[str, ...]) -> None:

@@ -41,48 +41,11 @@ def make_train_step(
     normalises each part by its own statistics and moves the running ones a times, and for OHEM,
     which chooses within each part.
     """
-
-    def loss_of(params: Any, batch_stats: Any, part: Batch, key: Array, pixels: Array) -> Any:
-        model = nnx.merge(graph, params, batch_stats)
-        keys = SampleKeys(key, part["index"]) if regularize else None
-        loss, accuracy = cross_entropy(
-            model(part["image"], train=True, keys=keys),
-            part["label"],
-            pixels,
-            class_weights=config.class_weights,
-            ohem_threshold=config.ohem_threshold,
-            ohem_min_kept=config.ohem_min_kept,
-        )
-        return loss, (accuracy, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
-
-    def gradient(state: TrainState, batch: Batch) -> tuple[Any, Any, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        pixels = divisor(batch["label"], config.loss_normalizer) / config.accumulate
-
-        def of_part(batch_stats: Any, part: Batch) -> tuple[Any, Any]:
-            (loss, (accuracy, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params, batch_stats, part, key, pixels
-            )
-            return batch_stats, (grads, {"loss": loss, "accuracy": accuracy})
-
-        if config.accumulate == 1:
-            batch_stats, (grads, metrics) = of_part(state.batch_stats, batch)
-            return grads, batch_stats, metrics
-
-        def add(carry: Any, part: Batch) -> tuple[Any, None]:
-            sums, batch_stats = carry
-            batch_stats, found = of_part(batch_stats, part)
-            return (jax.tree.map(jnp.add, sums, found), batch_stats), None
-
-        zero = jnp.zeros((), jnp.float32)
-        sums = jax.tree.map(jnp.zeros_like, state.params), {"loss": zero, "accuracy": zero}
-        (sums, batch_stats), _ = lax.scan(add, (sums, state.batch_stats), batch)
-        grads, metrics = jax.tree.map(lambda x: x / config.accumulate, sums)
-        return grads, batch_stats, metrics
+    gradient_of_part = jax.value_and_grad(_loss(graph, config, regularize), has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = lax.with_sharding_constraint(batch, batch_sharding(mesh, config.accumulate))
-        grads, batch_stats, metrics = gradient(state, batch)
+        grads, batch_stats, metrics = _gradient(gradient_of_part, state, batch, config)
         grads = lax.with_sharding_constraint(grads, shardings(grads, mesh))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -102,6 +65,54 @@ def make_train_step(
         return lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _loss(graph: nnx.GraphDef[SegRet], config: TrainConfig, regularize: bool) -> Callable:
+    """Return the loss of a part of a batch, with its accuracy and batch statistics."""
+
+    def loss_of(params: Any, batch_stats: Any, part: Batch, key: Array, pixels: Array) -> Any:
+        model = nnx.merge(graph, params, batch_stats)
+        keys = SampleKeys(key, part["index"]) if regularize else None
+        loss, accuracy = cross_entropy(
+            model(part["image"], train=True, keys=keys),
+            part["label"],
+            pixels,
+            class_weights=config.class_weights,
+            ohem_threshold=config.ohem_threshold,
+            ohem_min_kept=config.ohem_min_kept,
+        )
+        return loss, (accuracy, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    return loss_of
+
+
+def _gradient(
+    gradient_of_part: Callable, state: TrainState, batch: Batch, config: TrainConfig
+) -> tuple[Any, Any, Metrics]:
+    """Return the gradient of a whole batch, the new batch statistics, loss and accuracy."""
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    pixels = divisor(batch["label"], config.loss_normalizer) / config.accumulate
+
+    def of_part(batch_stats: Any, part: Batch) -> tuple[Any, Any]:
+        (loss, (accuracy, batch_stats)), grads = gradient_of_part(
+            state.params, batch_stats, part, key, pixels
+        )
+        return batch_stats, (grads, {"loss": loss, "accuracy": accuracy})
+
+    if config.accumulate == 1:
+        batch_stats, (grads, metrics) = of_part(state.batch_stats, batch)
+        return grads, batch_stats, metrics
+
+    def add(carry: Any, part: Batch) -> tuple[Any, None]:
+        sums, batch_stats = carry
+        batch_stats, found = of_part(batch_stats, part)
+        return (jax.tree.map(jnp.add, sums, found), batch_stats), None
+
+    zero = jnp.zeros((), jnp.float32)
+    sums = jax.tree.map(jnp.zeros_like, state.params), {"loss": zero, "accuracy": zero}
+    (sums, batch_stats), _ = lax.scan(add, (sums, state.batch_stats), batch)
+    grads, metrics = jax.tree.map(lambda x: x / config.accumulate, sums)
+    return grads, batch_stats, metrics
 
 
 def _averaged(state: TrainState, model: Any, decay: float) -> Any:
