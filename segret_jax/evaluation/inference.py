@@ -92,7 +92,7 @@ class Predictor:
         """Images are split along the axis `data` of `mesh`; by default it is of all devices."""
         self.config = config
         self.mesh = mesh or data_mesh()
-        self.programs = _programs(graph, self.mesh)
+        self.programs = compiled_programs(graph, self.mesh)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self.variables = jax.device_put((params, batch_stats), replicated)
 
@@ -148,7 +148,7 @@ class Predictor:
         Memory is that of its weights and buffers and of the logits held; time is that of the
         compilations and the passes.
         """
-        pixels = np.zeros((self.batch_size, *plan.largest, 3), np.uint8)
+        pixels = self._split(np.zeros((self.batch_size, *plan.largest, 3), np.uint8))
         start = time.perf_counter()
         program = self.programs.network.lower(self.variables, pixels).compile()
         compiled = time.perf_counter()
@@ -201,7 +201,8 @@ class Predictor:
                 pixels[i] = whole[top : top + height, left : left + width]
                 rows[i], columns[i] = image_taps(image.size, tiling, number, mirrored=mirrored)
         # Waited for, so that no two passes take memory at once.
-        logits = jax.block_until_ready(self.programs.network(self.variables, pixels))
+        placed = self._split(pixels)
+        logits = jax.block_until_ready(self.programs.network(self.variables, placed))
         num_rows, num_columns = _largest(batch)
         return Tile(
             logits,
@@ -210,8 +211,15 @@ class Predictor:
         )
 
     def _blocks(self, batch: Sequence[Prepared]) -> Iterator[tuple[Size, list[Array]]]:
-        views = self._views(batch)
-        return blocks(views, self.programs.rows, self.programs.columns)
+        def on_devices(program: Any) -> Callable[[Array, np.ndarray, np.ndarray], Array]:
+            return lambda logits, *taps: program(logits, *self._split(taps))
+
+        rows, columns = on_devices(self.programs.rows), on_devices(self.programs.columns)
+        return blocks(self._views(batch), rows, columns)
+
+    def _split(self, arrays: Any) -> Any:
+        """Put what the host made onto the devices: one of several processes must say where."""
+        return jax.device_put(arrays, NamedSharding(self.mesh, PartitionSpec("data")))
 
 
 def _largest(batch: Sequence[Prepared]) -> Size:
@@ -219,7 +227,7 @@ def _largest(batch: Sequence[Prepared]) -> Size:
 
 
 @functools.cache
-def _programs(graph: nnx.GraphDef[SegRet], mesh: Mesh) -> Programs:
+def compiled_programs(graph: nnx.GraphDef[SegRet], mesh: Mesh) -> Programs:
     """Build the programs; every evaluation in a training run uses the same compiled ones."""
 
     def network(variables: Any, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w k"]:

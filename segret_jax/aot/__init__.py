@@ -1,0 +1,1 @@
+"""Ahead of time: what a run will need on an accelerator that is not there."""

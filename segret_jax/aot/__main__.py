@@ -1,0 +1,96 @@
+"""Compile a run for chips that are not there: will it fit, and what bounds its speed?
+
+    python -m segret_jax.aot --config configs/ade_large.py --topology v5e:4x4
+
+compiles the very training step, and the network of evaluation at its largest input, for a slice of
+TPU chips, and prints memory per chip, operations, bytes moved, what is sent between chips, and the
+time that the chips' published peaks allow at best. Needs libtpu (pip install 'jax[tpu]'), no TPU;
+takes minutes. Exits with 0 if all fits, with 1 if not.
+"""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from segret_jax import cli
+from segret_jax.errors import InputError
+from segret_jax.files import make_folder, write_whole, writing
+
+PROGRAMS = ("train", "eval")
+STACK = 2**30  # bytes
+
+
+def main(argv: list[str]) -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--config", required=True, help="a file in configs/, or your own")
+    parser.add_argument("--topology", required=True, help="v4:2x2x4, v5e:4x4, v5p:…, v6e:…, h100:8")
+    parser.add_argument("--program", choices=PROGRAMS, help="default: both")
+    parser.add_argument(
+        "--largest-batch",
+        action="store_true",
+        help="find the largest global batch that fits, by compiling again",
+    )
+    parser.add_argument("--gpu-target", type=Path, help="XLA's description of the GPU, as text")
+    parser.add_argument("--out", type=Path, help="write the receipts as JSON, too")
+    args, overrides = parser.parse(argv)
+    config = cli.apply_overrides(cli.load_config_file(args.config), overrides)
+    if args.out:
+        with writing(f"--out {args.out}"):
+            make_folder(args.out.parent)
+
+    _quiet()
+    from segret_jax.aot.chips import topology  # heavy imports, after the arguments
+    from segret_jax.aot.fitting import evaluation_receipt, largest_batch, train_receipt
+    from segret_jax.aot.receipt import to_text
+
+    chips = topology(args.topology, args.gpu_target)
+    receipts: list[dict[str, Any]] = []
+
+    def keep(receipt: dict[str, Any]) -> dict[str, Any]:
+        receipts.append(receipt)
+        print(to_text(receipt), flush=True)
+        if args.out:
+            with writing(f"--out {args.out}"):
+                write_whole(args.out, json.dumps(receipts, indent=1) + "\n")
+        return receipt
+
+    if args.program != "eval":
+        trained = keep(train_receipt(config, chips))
+        if args.largest_batch:
+            print(largest_batch(config, chips, trained, keep))
+    elif args.largest_batch:
+        raise InputError("--largest-batch is of training: leave out --program eval")
+    if args.program != "train":
+        keep(evaluation_receipt(config, chips))
+    sys.exit(0 if all(receipt["fits"] for receipt in receipts[:2]) else 1)
+
+
+def _quiet() -> None:
+    """Keep JAX from looking for a TPU, and libtpu from telling that there is none."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    for name in ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
+        os.environ.setdefault(name, "3")
+    # Only to keep it from asking a cloud that is not there; the topology is that of --topology.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is shared: no chip is used
+
+
+def _deepen_stack() -> None:
+    """Start again with a large stack: the compiler for v6e goes deeper than 8 MiB for large models.
+
+    Threads take the limit that was there when the program started.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+        os.execv(sys.executable, sys.orig_argv)
+
+
+if __name__ == "__main__":
+    _deepen_stack()
+    cli.run(main)

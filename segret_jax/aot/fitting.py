@@ -1,0 +1,99 @@
+"""Receipts of a config's programs, and the largest batch that fits."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from segret_jax.aot import programs
+from segret_jax.aot.chips import Topology
+from segret_jax.aot.receipt import compile_for
+from segret_jax.config import Config
+from segret_jax.data.pipeline import class_table
+from segret_jax.errors import InputError
+from segret_jax.evaluation.plan import Size
+from segret_jax.summary import count
+from segret_jax.training.state import model_name
+
+Receipt = dict[str, Any]
+
+
+def train_receipt(config: Config, topology: Topology) -> Receipt:
+    """Compile the training step of `config` for `topology`."""
+    num_classes = class_table(config.data).num_classes
+    batch, crop = config.train.batch_size, config.data.crop
+    lowered = programs.train_step(config, num_classes, topology)
+    flops = 3 * batch * _flops(config, num_classes, crop)  # backward: twice the forward
+    receipt = compile_for(lowered, topology, num_chips=len(topology.devices), model_flops=flops)
+    return _described(config, "train step", f"global batch {batch} of {_x(crop)}") | receipt
+
+
+def evaluation_receipt(config: Config, topology: Topology) -> Receipt:
+    """Compile the network of evaluation at its largest input for one host of `topology`."""
+    num_classes = class_table(config.data).num_classes
+    size, batch = programs.largest_input(config), config.eval.batch_size
+    lowered = programs.evaluation(config, num_classes, topology)
+    num_chips = len(topology.one_host)
+    flops = batch * num_chips * _flops(config, num_classes, size)
+    receipt = compile_for(lowered, topology, num_chips=num_chips, model_flops=flops)
+    return _described(config, "evaluation", f"{batch} image of {_x(size)} per chip") | receipt
+
+
+def largest_batch(
+    config: Config, topology: Topology, first: Receipt, keep: Callable[[Receipt], Receipt]
+) -> str:
+    """Find the largest global batch whose training step fits, from the `first` receipt on.
+
+    Memory grows by about the same with each image on a chip. That gives a guess, which is compiled;
+    `keep` is given each receipt. Returns the answer in words.
+    """
+    if "bound" not in first:
+        return "the batch of the config does not fit; give a smaller train.batch_size to start from"
+    unit = first["chips"] * config.train.accumulate
+    per_part = first["memory"]["temporary"] / (config.train.batch_size / unit)
+    room = first["limit"] - first["memory"]["total"] + first["memory"]["temporary"]
+    parts, largest = int(room // per_part), config.train.batch_size
+    tried = {config.train.batch_size // unit: first}
+    while parts * unit > largest:
+        larger = copy.deepcopy(config)
+        larger.train.batch_size = parts * unit
+        tried[parts] = keep(train_receipt(larger, topology))
+        if tried[parts]["fits"]:
+            largest = parts * unit
+            parts += 1
+        else:
+            parts -= 1
+        if parts in tried:
+            break
+    return f"largest global batch that fits: {largest}, {largest // first['chips']} per chip"
+
+
+def _described(config: Config, program: str, shape: str) -> Receipt:
+    model, spread = config.model, config.mesh
+    remat = f", remat {','.join(map(str, model.remat))}" if model.remat else ""
+    parts = config.train.accumulate
+    if program == "train step":
+        shape += f" in {parts} parts" if parts > 1 else ""
+        remat += f", mesh.fsdp {spread.fsdp}" if spread.fsdp != 1 else ""
+    return {
+        "model": model_name(model),
+        "dataset": config.data.dataset,
+        "dtype": model.dtype,
+        "remat": list(model.remat),
+        "fsdp": spread.fsdp,
+        "accumulate": parts,
+        "batch_size": config.train.batch_size,
+        "program": f"{model_name(model)}: {program}",
+        "shape": f"{shape}, {model.dtype}{remat}",
+    }
+
+
+def _flops(config: Config, num_classes: int, size: Size) -> float:
+    """Return 2 operations for each multiply-add of a forward pass over one image."""
+    if config.model.task != "segmentation":
+        raise InputError("a classifier is not trained or evaluated here")
+    cost = count(config.model, num_classes, size)
+    return 2.0 * sum(part.mult_adds + part.retention for part in cost.values())
+
+
+def _x(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,140 @@
+"""The ahead-of-time report: what it is given, what it says, and the compiler where it is there."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from segret_jax.aot import programs
+from segret_jax.aot.chips import TPUS, Topology, parse, topology
+from segret_jax.aot.fitting import evaluation_receipt, largest_batch, train_receipt
+from segret_jax.aot.receipt import bound, to_text
+from segret_jax.config import Config
+from segret_jax.errors import InputError
+from segret_jax.training.state import abstract
+
+ROOT = Path(__file__).parents[2]
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+
+
+@pytest.fixture
+def here(mini) -> Topology:
+    """This machine's devices as if they were two chips of a v5e."""
+    return Topology("v5e:1x2", TPUS["v5e"], jax.devices())
+
+
+def config_of(batch_size: int = 4) -> Config:
+    config = Config()
+    config.data.crop, config.eval.resize_target = (32, 32), (64, 32)
+    config.train.batch_size = batch_size
+    return config
+
+
+def test_names_of_topologies():
+    assert parse("v5e:4x4") == ("v5e", (4, 4))
+    assert parse("h100:8") == ("h100", (8,))
+    for name, remedy in (
+        ("v5e:16", "v5e:4x4"), ("v4:4x4", "v4:2x2x4"), ("h100:2x4", "h100:8"), ("v5e", "v5e:4x4"),
+        ("v5e:0x4", "v5e:4x4"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"write it like {remedy}"):
+            parse(name)
+    with pytest.raises(InputError, match="unknown kind of chip 'v7'"):
+        parse("v7:4x4")
+
+
+def test_a_gpu_needs_its_description():
+    with pytest.raises(InputError, match="--topology h100:8 needs --gpu-target FILE"):
+        topology("h100:8")
+
+
+@pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is there")
+def test_without_its_compiler_a_topology_is_refused():
+    with pytest.raises(InputError, match=r"Is the compiler installed \(libtpu, by pip install"):
+        topology("v5e:4x4")
+
+
+def test_receipts_of_programs_compiled_for_these_devices(here):
+    receipt = train_receipt(config_of(), here)
+    assert receipt["chips"] == 2
+    assert receipt["fits"]
+    memory = receipt["memory"]
+    assert memory["total"] == sum(memory[k] for k in memory if k != "total")
+    # On each chip parameters and two moments, batch statistics, counters, and half of the batch.
+    _, params, batch_stats = abstract(config_of().model, 8)
+    weights, statistics = (sum(x.size for x in jax.tree.leaves(t)) for t in (params, batch_stats))
+    batch = 2 * 32 * 32 * (3 * 4 + 1) + 2 * 4
+    assert memory["arguments"] == 4 * (3 * weights + statistics) + batch + 5 * 4
+    assert receipt["collectives"]["all-reduce"]["bytes"] > 4 * weights  # the gradients
+    assert receipt["flops_by_xla"] > 0
+    text = to_text(receipt)
+    assert "segret_tiny: train step on v5e:1x2 (2 chips): fits" in text
+    assert "global batch 4 of 32x32, float32" in text
+    assert "no faster than" in text
+
+    evaluated = evaluation_receipt(config_of(), here)
+    assert evaluated["shape"].startswith("1 image of 32x64 per chip")
+    assert evaluated["collectives"] == {}
+
+
+def test_what_does_not_fit_is_said(here, monkeypatch):
+    class Refused:
+        def compile(self) -> None:
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+                "space hbm. Used 80.36G of 15.75G hbm. Exceeded hbm capacity by 64.61G."
+            )
+
+    monkeypatch.setattr(programs, "train_step", lambda *args: Refused())
+    receipt = train_receipt(config_of(), here)
+    assert not receipt["fits"]
+    assert "DOES NOT FIT, 86.29 GB of 16.91 GB per chip" in to_text(receipt)
+    assert "does not fit; give a smaller" in largest_batch(config_of(), here, receipt, lambda r: r)
+
+
+def test_the_bound_is_of_the_slowest_part():
+    receipt = {
+        "chips": 2, "flops": 197e12, "bytes": 819e9 * 3,
+        "collectives": {"all-reduce": {"count": 1, "bytes": 100e9}},
+    }  # fmt: skip
+    assert bound(receipt, TPUS["v5e"]) == {"compute": 1.0, "memory": 3.0, "links": 1.0}
+
+
+def test_the_largest_batch_is_found_by_compiling(here, monkeypatch):
+    """Of a compiler for which an image takes 1 GB, and more than ten of them more than that."""
+
+    def compile_(config: Config, *_: object) -> dict:
+        images = config.train.batch_size // 2
+        temporary = images * 1e9 + max(0, images - 10) * 0.3e9
+        total = temporary + 1e9
+        return {"bound": {}, "chips": 2, "limit": 16e9, "fits": total <= 16e9,
+                "memory": {"temporary": temporary, "total": total}}  # fmt: skip
+
+    monkeypatch.setattr("segret_jax.aot.fitting.train_receipt", compile_)
+    tried: list[dict] = []
+    first = compile_(config_of(4))
+    answer = largest_batch(config_of(4), here, first, lambda r: tried.append(r) or r)
+    assert answer == "largest global batch that fits: 26, 13 per chip"
+    assert len(tried) == 3  # 15, 14 and 13 per chip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu, an optional extra")
+def test_the_compiler_for_a_tpu_slice(tmp_path):
+    out = tmp_path / "receipts.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "segret_jax.aot", "--config", "configs/ade_tiny.py",
+         "--topology", "v5e:2x2", "--out", str(out), "--config.data.crop=(64,64)",
+         "--config.train.batch_size=4", "--config.eval.resize_target=(64,64)"],
+        cwd=ROOT, env=os.environ, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    train, evaluated = json.loads(out.read_text())
+    assert train["chips"] == evaluated["chips"] == 4
+    assert train["collectives"]["all-reduce"]["bytes"] > 4 * 13e6
+    assert evaluated["collectives"] == {}

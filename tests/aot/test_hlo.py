@@ -1,0 +1,69 @@
+"""What is sent between chips, read from programs whose collectives are known."""
+
+import textwrap
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from segret_jax.aot.hlo import Traffic, collectives
+from segret_jax.training.sharding import data_mesh
+
+LINES = NamedSharding(data_mesh(), PartitionSpec("data"))
+WHOLE = NamedSharding(data_mesh(), PartitionSpec())
+
+
+def compiled_text(function, *args) -> str:
+    return jax.jit(function, out_shardings=WHOLE).lower(*args).compile().as_text()
+
+
+def split(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=LINES)
+
+
+def test_a_sum_over_devices_is_one_all_reduce_of_its_result():
+    text = compiled_text(lambda x: x.sum(0), split(8, 100))
+    assert collectives(text) == {"all-reduce": Traffic(1, 400)}
+
+
+def test_an_all_gather_counts_what_arrives():
+    assert collectives(compiled_text(lambda x: x, split(8, 100))) == {
+        "all-gather": Traffic(1, 3200)
+    }
+
+
+def test_what_a_loop_sends_counts_as_often_as_it_runs():
+    def summed(x):
+        def body(carry, row):
+            return lax.with_sharding_constraint(jnp.outer(row * carry, row).sum(0), WHOLE), None
+
+        return lax.scan(body, jnp.ones(100), x)[0]
+
+    lines = jax.ShapeDtypeStruct(
+        (7, 100), jnp.float32, sharding=NamedSharding(data_mesh(), PartitionSpec(None, "data"))
+    )
+    found = collectives(compiled_text(summed, lines))
+    assert found["all-reduce"] == Traffic(7, 7 * 400)
+
+
+def test_a_program_of_one_device_sends_nothing():
+    text = jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile().as_text()
+    assert collectives(text) == {}
+
+
+def test_asynchronous_and_tuple_results_as_a_tpu_writes_them():
+    text = """\
+    %body.1 (p: (f32[2], s32[])) -> (f32[2], s32[]) {
+      %a = (f32[2]{0:T(128)}, bf16[4,2]{1,0}) all-reduce(%x, %y), channel_id=1, to_apply=%add.1
+    }
+    ENTRY %main.9_spmd (param: f32[2]) -> f32[2] {
+      %s = (f32[8]{0}, f32[16]{0}, u32[]) all-gather-start(%param), channel_id=2
+      %d = f32[16]{0:T(256)S(1)} all-gather-done(%s)
+      %w = (f32[2], s32[]) while(%t), condition=%c.1, body=%body.1, backend_config={"known_trip_count":{"n":"3"}}
+    }
+    """  # noqa: E501
+    assert collectives(textwrap.dedent(text)) == {
+        "all-gather": Traffic(1, 64),
+        "all-reduce": Traffic(3, 3 * (8 + 16)),
+    }
