@@ -21,15 +21,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint's folder")
     parser.add_argument("--out", type=Path, help="default: evaluation/ in the run's folder")
     parser.add_argument("--overlays", action="store_true", help="write one of each image, too")
+    parser.add_argument("--processes", help="auto, or INDEX/COUNT@HOST:PORT of process 0")
     args, overrides = parser.parse(argv)
 
-    from segret_jax.data.pipeline import class_table, open_source  # heavy, after the arguments
+    from segret_jax import compilation, processes  # heavy imports, after the arguments
+    from segret_jax.data.pipeline import class_table, open_source
     from segret_jax.evaluation import results
     from segret_jax.evaluation.evaluate import evaluate
     from segret_jax.evaluation.inference import Predictor
     from segret_jax.evaluation.visualize import overlay, save_png
     from segret_jax.training import checkpoint as checkpoints
 
+    processes.start(args.processes)
+    compilation.use_cache()
     where = args.checkpoint or args.workdir or _default_workdir(args.config)
     checkpoint = checkpoints.find(where)
     base = cli.load_config_file(args.config) if args.config else checkpoints.load_config(checkpoint)
@@ -41,9 +45,7 @@ def main(argv: list[str]) -> None:
     predictor = Predictor(*checkpoints.load_model(checkpoint, config), config.eval)
     out = args.out or checkpoint.parent.parent / "evaluation"
 
-    results.prepare_folder(
-        out
-    )  # a folder that cannot be written is told before the work, not after
+    results.prepare_folder(out)  # one that cannot be written is told before the work
 
     def save_overlay(name: str, image: np.ndarray, pred: np.ndarray) -> None:
         save_png(overlay(image, pred, table), out / "overlays" / f"{name}.png")
@@ -54,10 +56,12 @@ def main(argv: list[str]) -> None:
         table,
         detailed=True,
         skip_faulty=config.data.on_error == "skip",
-        announce=print,
+        announce=print if processes.is_first() else None,
         on_prediction=save_overlay if args.overlays else None,
     )
     assert result is not None  # it was not cancelled
+    if not processes.is_first():
+        return
     print(f"{result.per_class(table)}\n\n{checkpoint}: {result.summary()}")
     file = results.save(
         out, result, predictor, source, config=config, table=table, checkpoint=checkpoint

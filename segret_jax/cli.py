@@ -55,12 +55,19 @@ def run(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except (InputError, OSError) as error:  # such as a full disk
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _exit(130)
     except Exception:  # a fault of the program: status 1 is a verdict of check, verify, compare
         traceback.print_exc()
-        sys.exit(FAULT)
+        _exit(FAULT)
+
+
+def _exit(status: int) -> None:
+    """End with `status`; one of several processes at once, since the others do not come along."""
+    if "segret_jax.processes" in sys.modules:
+        sys.modules["segret_jax.processes"].leave(status)
+    sys.exit(status)
 
 
 def _use_huge_pages() -> None:

@@ -1,7 +1,7 @@
 """Threads that work ahead of whoever takes their results."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ B = TypeVar("B")
 
 def work_ahead(
     function: Callable[[A], B], items: Iterable[A], *, workers: int, ahead: int
-) -> Iterator[B]:
+) -> Generator[B, None, None]:
     """Yield function(item) in order; threads work up to `ahead` items ahead.
 
     What is not begun when the iterator is closed is not done.

@@ -7,7 +7,9 @@ batches from its step on; no loader state is ever saved.
 
 import logging
 import multiprocessing
+import os
 import signal
+import threading
 from typing import Any, SupportsIndex
 
 import cv2
@@ -29,9 +31,6 @@ Batch = dict[str, np.ndarray]
 SKIPPED = ""  # the name of a sample that could not be read
 SPLIT_SEEDS = {"training": 0, "validation": 1}  # of the synthetic scenes: never the run's seed
 
-# Worker processes import this module. A Ctrl-C reaches them too, but the run decides when they end.
-if multiprocessing.parent_process() is not None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 # One image is too little work to share among threads. Set here and not per image: OpenCV divides
 # by zero (SIGFPE) where one thread sets it while another is at work.
 cv2.setNumThreads(0)
@@ -131,6 +130,24 @@ def training_dataset(
     )
 
 
+def _prepare_worker(index: int, count: int) -> None:
+    """Let the run alone decide when a worker ends: by word, or by its own end.
+
+    Ctrl-C and, from most schedulers, SIGTERM reach the workers, too. A killed run cannot say
+    good-bye.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def batches_from(
     dataset: grain.MapDataset, step: int, *, workers: int = 0
 ) -> grain.DatasetIterator[Batch]:
@@ -143,5 +160,7 @@ def batches_from(
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
             flags.FLAGS.mark_as_parsed()
-        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        iterable = iterable.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_prepare_worker
+        )
     return iter(iterable)

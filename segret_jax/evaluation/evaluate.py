@@ -1,14 +1,17 @@
 """Evaluation of a predictor on every image of a source, and its results in words."""
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
+from segret_jax import processes
 from segret_jax.data.ahead import work_ahead
 from segret_jax.data.class_table import IGNORE, ClassTable
 from segret_jax.data.sources import Sample, Source
@@ -84,15 +87,19 @@ def evaluate(
     A faulty image raises InputError, or with `skip_faulty` is left out and named in the result.
     `announce` is told before the start what will be needed. `on_prediction(name, image, pred)`
     sees each, in the order of the plan; None is returned once `cancelled()`.
+
+    Of several processes each predicts a share of the images, and all return the scores of all; the
+    pictures are of a process's own share, as is what `on_prediction` sees.
     """
+    share = range(jax.process_index(), len(source), jax.process_count())
     scoreboard = Scoreboard(len(source), table.num_classes, detailed=detailed)
-    reader = _Reader(source, predictor, skip_faulty=skip_faulty)
+    reader = _Reader(source, share, predictor, skip_faulty=skip_faulty)
     plan = make_plan(reader.sizes, predictor.config, predictor.batch_size)
     if announce and plan.batches:
         announce(f"{plan.describe()}; {predictor.forecast(plan)}")
     # Spread over the set: neighbours in a video look alike.
-    pictured = set(np.linspace(0, len(source) - 1, num_pictures).astype(int).tolist())
-    pictures, num_ties = {}, 0
+    pictured = {share[i] for i in np.linspace(0, len(share) - 1, num_pictures).astype(int)}
+    pictures, num_ties, stopped = {}, 0, False
 
     def score(done: _Predicted) -> _Predicted:
         scoreboard.add(done.index, done.prediction.label_map, done.sample["label"])
@@ -100,35 +107,46 @@ def evaluate(
 
     scored = work_ahead(score, _predictions(predictor, reader, plan), workers=2, ahead=2)
     total = sum(map(len, plan.batches))
-    for done in tqdm(scored, "evaluate", total, unit="image", leave=False, mininterval=1):
-        if cancelled():
-            return None
+    bar = tqdm(
+        scored, "evaluate", total, unit="image", leave=False, mininterval=1,
+        disable=not processes.is_first(),
+    )  # fmt: skip
+    for done in bar:
+        if stopped := cancelled():
+            break
         image, label, pred = done.sample["image"], done.sample["label"], done.prediction.label_map
         num_ties += int((done.prediction.tied & (label != IGNORE)).sum())
         if done.index in pictured:
             pictures[done.index] = (image, label, pred)
         if on_prediction:
             on_prediction(done.sample["name"], image, pred)
+    scored.close()  # waits for what is being counted
+    told = {"stopped": stopped, "num_ties": num_ties, "faults": reader.faults}
+    all_told = [json.loads(text) for text in processes.gather(json.dumps(told).encode())]
+    if any(one["stopped"] for one in all_told):
+        return None
+    scoreboard.merge(processes.gather(scoreboard.to_bytes()))
+    faults = {int(i): fault for one in all_told for i, fault in one["faults"].items()}
     return Result(
         metrics=scoreboard.metrics(),
         num_images=int(scoreboard.counted.sum()),
-        num_ties=num_ties,
+        num_ties=sum(one["num_ties"] for one in all_told),
         scoreboard=scoreboard,
         pictures=[pictures[i] for i in sorted(pictures)],
-        faults=[reader.faults[i] for i in sorted(reader.faults)],
+        faults=[faults[i] for i in sorted(faults)],
     )
 
 
 class _Reader:
     """Reads images and readies them for the network; notes or raises their faults."""
 
-    def __init__(self, source: Source, predictor: Predictor, *, skip_faulty: bool):
+    def __init__(self, source: Source, indices: range, predictor: Predictor, *, skip_faulty: bool):
         self.source = source
         self.predictor = predictor
         self.skip_faulty = skip_faulty
         self.faults: dict[int, str] = {}
         self.sizes: dict[int, Size] = {}
-        for index in range(len(source)):
+        for index in indices:
             with self._noting_faults(index):
                 self.sizes[index] = source.size(index)
 

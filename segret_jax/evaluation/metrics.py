@@ -1,6 +1,8 @@
 """Scores of a set of images from counts of pixels, accumulated exactly in integers."""
 
+import io
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +129,30 @@ class Scoreboard:
             self._images[:, index] = counts.diagonal(), counts.sum(1), counts.sum(0)
             self._boundary += boundary
             self._by_size += by_size
+
+    def to_bytes(self) -> bytes:
+        """Return everything counted so far, for `merge`."""
+        stored = io.BytesIO()
+        np.savez(stored, *self._counts())
+        return stored.getvalue()
+
+    def merge(self, boards: Sequence[bytes]) -> None:
+        """Take the sums of `boards`, made by `to_bytes`, in the place of what was counted here.
+
+        Raises ValueError if an image is on two of them.
+        """
+        for here in self._counts():
+            here[...] = 0
+        for board in boards:
+            with np.load(io.BytesIO(board)) as stored:
+                counts = [stored[key] for key in stored.files]
+            if (twice := self.counted & counts[1]).any():
+                raise ValueError(f"image {np.flatnonzero(twice)[0]} would be counted twice")
+            for here, there in zip(self._counts(), counts, strict=True):
+                here += there
+
+    def _counts(self) -> list[np.ndarray]:
+        return [self.counts, self.counted, self._images, self._boundary, self._by_size]
 
     @property
     def images(self) -> Areas:

@@ -80,6 +80,7 @@ class Decoder(nnx.Module):
             channels, num_classes, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs
         )
 
+    @jax.named_scope("decoder")
     def __call__(
         self,
         maps: Sequence[Float[Array, "b _h _w _c"]],
@@ -87,10 +88,13 @@ class Decoder(nnx.Module):
         train: bool = False,
         keys: SampleKeys | None = None,
     ) -> Float[Array, "b h w k"]:
-        x = jax.nn.relu(self.fuse_norm(self._fuse(maps, train=train), train=train))
+        fused = self._fuse(maps, train=train)
+        with jax.named_scope("fuse"):
+            x = jax.nn.relu(self.fuse_norm(fused, train=train))
         if train and keys is not None:
             x = channel_dropout(x, self.dropout, keys=keys)
-        logits = self.classify(x)
+        with jax.named_scope("classify"):
+            logits = self.classify(x)
         return logits.astype(accumulator(logits.dtype))
 
     def _fuse(
@@ -105,7 +109,11 @@ class Decoder(nnx.Module):
         kernels = jnp.split(self.fuse.kernel[...], len(maps))  # F_4's rows first
         _, h, w, _ = maps[0].shape
         terms = []
-        for f, project, kernel in zip(maps, self.projections, reversed(kernels), strict=True):
-            projected = project(f, train=train)
-            terms.append(resize_bilinear(projected @ kernel.astype(projected.dtype), (h, w)))
-        return functools.reduce(jnp.add, terms)
+        by_stage = zip(maps, self.projections, reversed(kernels), strict=True)
+        for i, (f, project, kernel) in enumerate(by_stage, start=1):
+            with jax.named_scope(f"project{i}"):
+                projected = project(f, train=train)
+            with jax.named_scope("fuse"):
+                terms.append(resize_bilinear(projected @ kernel.astype(projected.dtype), (h, w)))
+        with jax.named_scope("fuse"):
+            return functools.reduce(jnp.add, terms)

@@ -113,6 +113,7 @@ def decomposed_retention(
     return along(1, along(2, v))
 
 
+@jax.named_scope("weigh")
 def _weigh(scores: Array, bias: Array, decay: Decay) -> Array:
     if decay is Decay.ADDITIVE:
         return jax.nn.softmax(scores + bias)
@@ -179,4 +180,6 @@ class Retention(nnx.Module):
         out = retain(
             q, k, v.reshape(heads), self.log_decay, decay=self.decay, max_scores=self.max_scores
         )
-        return self.out(out.reshape(x.shape) + self.lepe(v))
+        with jax.named_scope("lepe"):
+            nearby = self.lepe(v)
+        return self.out(out.reshape(x.shape) + nearby)

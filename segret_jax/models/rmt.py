@@ -102,6 +102,7 @@ class Stem(nnx.Module):
         )
         self.norms = nnx.List(BatchNorm(o, dtype=options.dtype) for _, o, _ in plan)
 
+    @jax.named_scope("stem")
     def __call__(self, x: Float[Array, "b H W 3"], *, train: bool) -> Float[Array, "b h w c"]:
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x if i == 0 else gelu(x)), train=train)
@@ -178,9 +179,12 @@ class Block(nnx.Module):
                 branch = drop_path(branch, self.drop_rate, keys=keys)
             return branch
 
-        x = x + self.pos(x)
-        x = x + scaled(self.retention(self.norm1(x)), self.gamma1)
-        return x + scaled(self.ffn(self.norm2(x)), self.gamma2)
+        with jax.named_scope("pos"):
+            x = x + self.pos(x)
+        with jax.named_scope("retention"):
+            x = x + scaled(self.retention(self.norm1(x)), self.gamma1)
+        with jax.named_scope("ffn"):
+            return x + scaled(self.ffn(self.norm2(x)), self.gamma2)
 
 
 class Downsample(nnx.Module):
@@ -190,6 +194,7 @@ class Downsample(nnx.Module):
         self.conv = conv3x3(c_in, c_out, stride=2, dtype=options.dtype, rngs=rngs)
         self.norm = BatchNorm(c_out, dtype=options.dtype)
 
+    @jax.named_scope("downsample")
     def __call__(self, x: Float[Array, "b H W c"], *, train: bool) -> Float[Array, "b h w k"]:
         return self.norm(self.conv(x), train=train)
 
@@ -219,6 +224,7 @@ class Encoder(nnx.Module):
         )
         self.remat = options.remat
 
+    @jax.named_scope("encoder")
     def __call__(
         self,
         image: Float[Array, "b H W 3"],
@@ -229,11 +235,13 @@ class Encoder(nnx.Module):
         x = self.stem(image, train=train)
         maps = []
         for i, blocks in enumerate(self.stages):
-            if i > 0:
-                x = self.downsamples[i - 1](x, train=train)
-            for block in blocks:
-                apply = functools.partial(block, train=train, keys=keys)
-                x = jax.checkpoint(apply)(x) if i + 1 in self.remat else apply(x)
+            with jax.named_scope(f"stage{i + 1}"):
+                if i > 0:
+                    x = self.downsamples[i - 1](x, train=train)
+                for j, block in enumerate(blocks):
+                    apply = functools.partial(block, train=train, keys=keys)
+                    with jax.named_scope(f"block{j}"):
+                        x = jax.checkpoint(apply)(x) if i + 1 in self.remat else apply(x)
             maps.append(x)  # before the downsample
         return maps
 

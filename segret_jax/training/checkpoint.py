@@ -6,6 +6,10 @@ A checkpoint is a folder `checkpoints/STEP` with the items
     training  step counters and optimizer state
     config    the resolved config
     classes   the class table: what the outputs mean
+    data      number and names (their hash) of the training images
+    sums      a checksum of each array
+
+Nothing of the data loader is saved: the place in the data is the step.
 
 and one made of converted weights, in any folder, with `source` (where they come from) and perhaps
 `kept` (tensors that the model has no use for) in the place of `training`.
@@ -13,12 +17,14 @@ and one made of converted weights, in any folder, with `source` (where they come
 
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import math
 import re
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +36,17 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from segret_jax import config as configs
+from segret_jax import processes
 from segret_jax.data.class_table import (
     MOST_CLASSES,
     ClassTable,
     parse_class_table,
     read_json,
 )
+from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
 from segret_jax.files import write_whole
+from segret_jax.training.checksum import differing_sums, sums
 from segret_jax.training.state import Parts, TrainState, abstract, model_name
 
 FOLDER = "checkpoints"
@@ -45,40 +54,50 @@ METRICS = Path("metrics", "metrics")  # where Orbax writes a checkpoint's scores
 
 
 class Checkpoints:
-    """The checkpoints of one working folder."""
+    """The checkpoints of one working folder.
 
-    def __init__(self, workdir: Path, config: configs.Config, table: ClassTable):
+    They are written behind the training's back: `save` returns once the state is copied, and
+    `finish` when it is on the disk. A checkpoint becomes visible only when it is whole.
+    """
+
+    def __init__(self, workdir: Path, config: configs.Config, table: ClassTable, data: Source):
+        """`data` are the training images: a run goes on only with the same ones."""
         self.config, self.table = config, table
+        self.data = _fingerprint(data)
         self.folder = (workdir / FOLDER).absolute()
+        self._manager = self._open()
+        self._writing: int | None = None  # the step whose checkpoint is not yet on the disk
+        self._is_whole = True  # the last one
+
+    def _open(self) -> ocp.CheckpointManager:
         preserve = [
-            LatestN(config.train.keep_checkpoints),
+            LatestN(self.config.train.keep_checkpoints),
             BestN(get_metric_fn=_mean_iou, n=1, keep_checkpoints_without_metrics=False),
         ]
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 best_fn=_mean_iou,
                 best_mode="max",
                 preservation_policy=AnyPreservationPolicy(preserve),
-                enable_async_checkpointing=False,
+                enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
             ),
         )
 
     @property
     def latest_step(self) -> int | None:
-        """The newest step saved, or None."""
+        """The newest step saved, or begun to be, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, *, mean_iou: float | None = None) -> bool:
-        """Save `state`; return False, with a message, if the disk refuses.
-
-        An earlier checkpoint is never harmed: a new one becomes visible only when it is whole.
-        """
+    def save(self, state: TrainState, *, mean_iou: float | None = None) -> None:
+        """Begin to save `state`; where the disk refuses, `finish` tells."""
         step = int(state.step)
+        self.finish()
         if step == self.latest_step:
             self._add_score(step, mean_iou)
-            return True
+            return
+        self._writing, self._is_whole = step, True
         model, training = _items(state)
         training["bad_step"] = jnp.full_like(state.bad_step, -1)  # what is saved is before it
         items = ocp.args.Composite(
@@ -86,54 +105,130 @@ class Checkpoints:
             training=ocp.args.StandardSave(training),
             config=ocp.args.JsonSave(dataclasses.asdict(self.config)),
             classes=ocp.args.JsonSave(self.table.to_dict()),
+            data=ocp.args.JsonSave(self.data),
+            sums=ocp.args.JsonSave({"model": sums(model), "training": sums(training)}),
         )
         metrics = {} if mean_iou is None else {"mIoU": mean_iou}
         try:
-            _check_space(self.folder, (model, training))
+            if processes.is_first():
+                _check_space(self.folder, (model, training))
             self._manager.save(step, args=items, metrics=metrics, force=True)
-            self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            _raise_unless_disk(error)
-            _remove_partial(self.folder / str(step))
-            logging.error(
-                "checkpoint of step %d was not saved in %s (%s). Earlier checkpoints are whole; "
-                "free some space or choose another --workdir",
-                step, self.folder, _reason(error),
-            )  # fmt: skip
-            return False
-        return True
+            self._refused(error)
+
+    def finish(self) -> bool:
+        """Wait until the last checkpoint is whole; return False, with a message, if it is not."""
+        if self._writing is not None:
+            try:
+                self._manager.wait_until_finished()
+                self._writing = None
+            except (OSError, ValueError) as error:
+                self._refused(error)
+        return self._is_whole
+
+    def _refused(self, error: OSError | ValueError) -> None:
+        """Clear away what was written of the last checkpoint, and say so."""
+        _raise_unless_disk(error)
+        step, self._writing, self._is_whole = self._writing, None, False
+        with suppress(Exception):  # it would raise the same error again at whatever is next
+            self._manager.close()
+        _remove_partial(self.folder / str(step))
+        self._manager = self._open()
+        logging.error(
+            "checkpoint of step %d was not saved in %s (%s). Earlier checkpoints are whole; "
+            "free some space or choose another --workdir",
+            step, self.folder, _reason(error),
+        )  # fmt: skip
 
     def _add_score(self, step: int, mean_iou: float | None) -> None:
         """Note a score that was not known when the step was saved: its evaluation was cut off."""
-        if mean_iou is not None and not math.isnan(mean_iou):
+        if mean_iou is not None and not math.isnan(mean_iou) and processes.is_first():
             file = self.folder / str(step) / METRICS
             try:
                 write_whole(file, json.dumps({"mIoU": mean_iou}))
             except OSError as error:  # the state itself is safe
                 logging.error("the score of step %d was not saved (%s)", step, error.strerror)
 
-    def restore_latest(self, like: TrainState) -> TrainState:
-        """Return the newest state; `like` gives structure, shapes and placement.
+    def restore_latest(self, like: TrainState) -> TrainState | None:
+        """Return the newest whole state, or None if none was saved.
 
-        Raises InputError if it is damaged.
+        `like` gives structure, shapes and placement. A damaged checkpoint is named, moved out of
+        the way, and the one before it taken. Raises InputError if all are damaged, or if one is of
+        other classes or other training images.
         """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            fault = ""
+            try:
+                restored, data = self._restore(step, like)
+            except DamagedError as error:
+                fault = str(error)
+            faults = [text.decode() for text in processes.gather(fault.encode())]
+            if not any(faults):
+                self._check_data(step, data)
+                return restored
+            self._set_aside(step, next(filter(None, faults)))
+        if steps:
+            raise InputError(
+                f"no checkpoint in {self.folder} is whole: start anew in another --workdir"
+            )
+        return None
+
+    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         model, training = _items(like)
         items = ocp.args.Composite(
             model=ocp.args.StandardRestore(_abstract(model)),
             training=ocp.args.StandardRestore(_abstract(training)),
+            data=ocp.args.JsonRestore(),
+            sums=ocp.args.JsonRestore(),
         )
         try:
-            restored = self._manager.restore(self.latest_step, args=items)
+            restored = self._manager.restore(step, args=items)
         except Exception as error:  # Orbax's own, of whatever kind, for damaged files
+            raise DamagedError(f"{type(error).__name__} while reading it") from error
+        for item in ("model", "training"):
+            changed = differing_sums(restored[item], restored.sums[item])
+            if changed:
+                raise DamagedError(f"{changed[0]} is not what was saved")
+        return _joined(restored.model, restored.training), restored.data
+
+    def _set_aside(self, step: int, fault: str) -> None:
+        folder = self.folder / str(step)
+        aside = self.folder.parent / f"damaged_checkpoint_{step}"
+        if processes.is_first():
+            logging.warning(
+                "%s is damaged (%s): moved to %s; the checkpoint before it is used",
+                folder, fault, aside,
+            )  # fmt: skip
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+        processes.wait_for_all("damaged checkpoint set aside")
+        self._manager.reload()
+
+    def _check_data(self, step: int, theirs: dict[str, Any]) -> None:
+        """Raise InputError if a checkpoint was made with other classes or training images."""
+        checkpoint = self.folder / str(step)
+        check_table(checkpoint, self.table)
+        if theirs != self.data:
             raise InputError(
-                f"{self.folder / str(self.latest_step)} is damaged: delete that folder to go on "
-                "from the checkpoint before it"
-            ) from error
-        return _joined(restored.model, restored.training)
+                f"{checkpoint} was trained on {theirs.get('images')} images, names "
+                f"{str(theirs.get('names'))[:8]}, but data.root now holds {self.data['images']}, "
+                f"names {self.data['names'][:8]}: the same data is needed to go on"
+            )
 
     def close(self) -> None:
-        """Release the manager's threads."""
+        """Finish the last checkpoint and release the manager's threads."""
+        self.finish()
         self._manager.close()
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be read, or is not what was saved."""
+
+
+def _fingerprint(data: Source) -> dict[str, Any]:
+    names = "\n".join(data.name(index) for index in range(len(data)))
+    return {"images": len(data), "names": hashlib.sha256(names.encode()).hexdigest()}
 
 
 def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -294,11 +389,18 @@ def load_model(checkpoint: Path, config: configs.Config) -> Parts:
         fits = _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree) == _shapes(target)
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(folder, target) if fits else None
+        expected = _saved_sums(checkpoint)
     except Exception as error:  # Orbax's own, of whatever kind, for damaged files
         raise refusal from error
-    if restored is None:
+    if restored is None or (expected and differing_sums(restored, expected)):
         raise refusal
     return graph, restored["params"], restored["batch_stats"]
+
+
+def _saved_sums(checkpoint: Path) -> dict[str, int]:
+    """Return the checksums of a checkpoint's model; one of converted weights has none."""
+    file = checkpoint / "sums" / "metadata"
+    return json.loads(file.read_text())["model"] if file.parent.is_dir() else {}
 
 
 def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:

@@ -82,6 +82,24 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Put a tree that every process holds whole onto the mesh, split as `shardings` says."""
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda part: host[part])
+
+    return jax.tree.map(put, tree, shardings(tree, mesh))
+
+
+def whole_here(tree: Any, mesh: Mesh) -> Any:
+    """Gather a tree from the mesh: the same arrays, whole, on one device of this process."""
+    if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
+        whole = NamedSharding(mesh, PartitionSpec())
+        tree = jax.jit(lambda x: x, out_shardings=whole)(tree)
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
 def batch_sharding(mesh: Mesh, accumulate: int) -> NamedSharding:
     """Return the sharding of a batch [b, ...], or with accumulation [accumulate, b', ...]."""
     return NamedSharding(mesh, PartitionSpec(*[None] * (accumulate > 1), AXES))

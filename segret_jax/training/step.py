@@ -28,9 +28,10 @@ def make_train_step(
     mesh: Mesh,
     *,
     regularize: bool = True,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Build the step for a batch {"image" [b, h, w, 3], "label" [b, h, w], "index" [b]}.
+) -> jax.stages.Wrapped:
+    """Build the step (state, batch) -> (state, metrics), compiled, which takes the state's buffers.
 
+    The batch is {"image" [b, h, w, 3], "label" [b, h, w], "index" [b]}.
     State and batch are sharded as `training.sharding` says. Means over the batch (loss, batch
     norm) are over the whole of it, whatever the number of devices. Drop path and dropout draw from
     (seed, step, place of the sample in the global batch); `regularize=False` leaves them out, and
@@ -41,14 +42,15 @@ def make_train_step(
     normalises each part by its own statistics and moves the running ones a times, and for OHEM,
     which chooses within each part.
     """
-    gradient_of_part = jax.value_and_grad(_loss(graph, config, regularize), has_aux=True)
+    gradient_of_part = jax.value_and_grad(loss_function(graph, config, regularize), has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = lax.with_sharding_constraint(batch, batch_sharding(mesh, config.accumulate))
-        grads, batch_stats, metrics = _gradient(gradient_of_part, state, batch, config)
+        grads, batch_stats, metrics = batch_gradient(gradient_of_part, state, batch, config)
         grads = lax.with_sharding_constraint(grads, shardings(grads, mesh))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         updated = TrainState(
             step=state.step + 1,
             num_bad=state.num_bad,
@@ -67,26 +69,28 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _loss(graph: nnx.GraphDef[SegRet], config: TrainConfig, regularize: bool) -> Callable:
+def loss_function(graph: nnx.GraphDef[SegRet], config: TrainConfig, regularize: bool) -> Callable:
     """Return the loss of a part of a batch, with its accuracy and batch statistics."""
 
     def loss_of(params: Any, batch_stats: Any, part: Batch, key: Array, pixels: Array) -> Any:
         model = nnx.merge(graph, params, batch_stats)
         keys = SampleKeys(key, part["index"]) if regularize else None
-        loss, accuracy = cross_entropy(
-            model(part["image"], train=True, keys=keys),
-            part["label"],
-            pixels,
-            class_weights=config.class_weights,
-            ohem_threshold=config.ohem_threshold,
-            ohem_min_kept=config.ohem_min_kept,
-        )
+        logits = model(part["image"], train=True, keys=keys)
+        with jax.named_scope("loss"):
+            loss, accuracy = cross_entropy(
+                logits,
+                part["label"],
+                pixels,
+                class_weights=config.class_weights,
+                ohem_threshold=config.ohem_threshold,
+                ohem_min_kept=config.ohem_min_kept,
+            )
         return loss, (accuracy, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     return loss_of
 
 
-def _gradient(
+def batch_gradient(
     gradient_of_part: Callable, state: TrainState, batch: Batch, config: TrainConfig
 ) -> tuple[Any, Any, Metrics]:
     """Return the gradient of a whole batch, the new batch statistics, loss and accuracy."""

@@ -17,12 +17,15 @@ import pytest
 
 from segret_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from segret_jax.data.pipeline import class_table
+from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.errors import InputError
 from segret_jax.models.rmt import Variant
 from segret_jax.training.checkpoint import Checkpoints, find, load_config, load_model, load_table
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.state import TrainState, build, new_state
 from tests.training.test_step import named
+
+IMAGES = SyntheticSource(seed=0, num_images=3, size=(32, 32))
 
 
 def state_of(step: int) -> TrainState:
@@ -36,11 +39,17 @@ def state_of(step: int) -> TrainState:
     return jax.tree.unflatten(treedef, [jax.numpy.asarray(x) for x in random])
 
 
+def saved(checkpoints: Checkpoints, state: TrainState, **scores: float | None) -> bool:
+    """Save, and wait until that is done."""
+    checkpoints.save(state, **scores)
+    return checkpoints.finish()
+
+
 @pytest.fixture
 def checkpoints(mini, tmp_path: Path) -> Iterator[Checkpoints]:
     config = Config()
     config.train.keep_checkpoints = 2
-    checkpoints = Checkpoints(tmp_path, config, class_table(config.data))
+    checkpoints = Checkpoints(tmp_path, config, class_table(config.data), IMAGES)
     yield checkpoints
     checkpoints.close()
 
@@ -58,7 +67,7 @@ def assert_equal(a: TrainState, b: TrainState) -> None:
 
 def test_every_leaf_comes_back_bit_for_bit(checkpoints):
     for step in (3, 7):
-        assert checkpoints.save(state_of(step))
+        assert saved(checkpoints, state_of(step))
     restored = checkpoints.restore_latest(state_of(0))
     assert checkpoints.latest_step == 7
     assert_equal(restored, state_of(7))
@@ -69,22 +78,22 @@ def test_the_newest_and_the_best_are_kept(checkpoints, tmp_path):
     scores = (0.1, 0.9, 0.2, None, 0.3, 0.5)
     expected = (["1"], ["1", "2"], ["2", "3"], ["2", "3", "4"], ["2", "4", "5"], ["2", "5", "6"])
     for step, (score, kept) in enumerate(zip(scores, expected, strict=True), start=1):
-        checkpoints.save(state_of(step), mean_iou=score)
+        saved(checkpoints, state_of(step), mean_iou=score)
         assert steps_in(checkpoints) == kept
     assert find(checkpoints.folder.parent) == checkpoints.folder / "2"
     checkpoints.close()
     assert find(tmp_path) == checkpoints.folder / "2"
     assert find(checkpoints.folder / "5") == checkpoints.folder / "5"
     # The scores are on the disk.
-    again = Checkpoints(tmp_path, checkpoints.config, checkpoints.table)
-    again.save(state_of(7), mean_iou=0.6)
+    again = Checkpoints(tmp_path, checkpoints.config, checkpoints.table, IMAGES)
+    saved(again, state_of(7), mean_iou=0.6)
     assert steps_in(again) == ["2", "6", "7"]
     again.close()
 
 
 def test_without_scores_the_newest_is_the_best(checkpoints, tmp_path):
     for step in (1, 2, 3):
-        checkpoints.save(state_of(step))
+        saved(checkpoints, state_of(step))
     assert steps_in(checkpoints) == ["2", "3"]
     assert find(tmp_path) == checkpoints.folder / "3"
 
@@ -92,13 +101,13 @@ def test_without_scores_the_newest_is_the_best(checkpoints, tmp_path):
 def test_a_score_of_nan_is_never_the_best(checkpoints):
     """It is that of a validation set without any label."""
     for step, score in enumerate((0.3, float("nan"), 0.2, 0.1), start=1):
-        checkpoints.save(state_of(step), mean_iou=score)
+        saved(checkpoints, state_of(step), mean_iou=score)
     assert find(checkpoints.folder.parent) == checkpoints.folder / "1"
     assert steps_in(checkpoints) == ["1", "3", "4"]
 
 
 def test_a_model_is_loaded_without_its_optimizer(checkpoints):
-    checkpoints.save(state_of(4))
+    saved(checkpoints, state_of(4))
     assert load_table(checkpoints.folder / "4").to_dict() == checkpoints.table.to_dict()
     _, params, batch_stats = load_model(checkpoints.folder / "4", checkpoints.config)
     ours, theirs = named((params, batch_stats)), state_of(4)
@@ -126,8 +135,8 @@ def in_a_process_of_its_own(function: Callable[[Path], None], mini: Variant, wor
 
 
 def load_another(workdir: Path) -> None:
-    checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()))
-    checkpoints.save(state_of(4))
+    checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
+    saved(checkpoints, state_of(4))
     with pytest.raises(InputError, match="4 does not hold segret_small with 8 classes") as error:
         load_model(checkpoints.folder / "4", Config(model=ModelConfig(variant="small")))
     assert len(str(error.value).splitlines()) == 1
@@ -149,16 +158,16 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
 
 
 def fill_the_disk(workdir: Path) -> None:
-    checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()))
-    assert checkpoints.save(state_of(1), mean_iou=0.5)
+    checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
+    assert saved(checkpoints, state_of(1), mean_iou=0.5)
     for room in (100, 20_000, 100):
         with files_of_at_most(room):
-            assert not checkpoints.save(state_of(2), mean_iou=0.6)
+            assert not saved(checkpoints, state_of(2), mean_iou=0.6)
         assert steps_in(checkpoints) == ["1"]  # nothing partial
         assert checkpoints.latest_step == 1
         assert find(workdir) == checkpoints.folder / "1"
         assert_equal(checkpoints.restore_latest(state_of(0)), state_of(1))
-    assert checkpoints.save(state_of(2), mean_iou=0.6)  # now there is room
+    assert saved(checkpoints, state_of(2), mean_iou=0.6)  # now there is room
     assert find(workdir) == checkpoints.folder / "2"
     assert_equal(checkpoints.restore_latest(state_of(0)), state_of(2))
 
@@ -178,28 +187,102 @@ def test_a_disk_that_is_seen_to_be_full_is_not_written_to(checkpoints, monkeypat
     usage = shutil.disk_usage(checkpoints.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1_000))
     monkeypatch.setattr(checkpoints._manager, "save", None)
-    assert not checkpoints.save(state_of(2))
+    assert not saved(checkpoints, state_of(2))
     assert "checkpoint of step 2 was not saved" in caplog.text
     assert re.search(r"\(it takes [\d.]+ MB, 0\.0 MB are free\)", caplog.text)
 
 
 def test_a_score_that_comes_later_still_counts(checkpoints, tmp_path):
     """The evaluation of a step that was saved on Ctrl-C is made when the run goes on."""
-    checkpoints.save(state_of(1), mean_iou=0.5)
-    checkpoints.save(state_of(2))
+    saved(checkpoints, state_of(1), mean_iou=0.5)
+    saved(checkpoints, state_of(2))
     assert find(tmp_path) == checkpoints.folder / "1"
-    checkpoints.save(state_of(2), mean_iou=0.8)
+    saved(checkpoints, state_of(2), mean_iou=0.8)
     assert find(tmp_path) == checkpoints.folder / "2"
 
 
 def test_a_saved_state_is_the_one_before_a_bad_step(checkpoints):
     bad = dataclasses.replace(state_of(5), bad_step=jnp.int32(5))
-    checkpoints.save(bad)
+    saved(checkpoints, bad)
     assert int(checkpoints.restore_latest(state_of(0)).bad_step) == -1
 
 
-def test_a_damaged_checkpoint_is_named(checkpoints):
-    checkpoints.save(state_of(3))
-    shutil.rmtree(checkpoints.folder / "3" / "model")
-    with pytest.raises(InputError, match="checkpoints/3 is damaged: delete that folder"):
+def flip_a_bit(folder: Path) -> None:
+    """In the middle of the largest file."""
+    file = max(folder.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def truncate(folder: Path) -> None:
+    file = max(folder.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+
+
+def remove_model(folder: Path) -> None:
+    shutil.rmtree(folder / "model")
+
+
+def remove_sums(folder: Path) -> None:
+    shutil.rmtree(folder / "sums")
+
+
+def use_the_one_before(workdir: Path) -> None:
+    """Each damaged another way."""
+    checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
+    for damage in (flip_a_bit, truncate, remove_model, remove_sums):
+        for step in (1, 2):
+            assert saved(checkpoints, state_of(step))
+        damage(checkpoints.folder / "2")
+        again = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
+        assert_equal(again.restore_latest(state_of(0)), state_of(1))
+        assert again.latest_step == 1
+        assert (workdir / "damaged_checkpoint_2").is_dir()
+        assert saved(again, state_of(2))  # the run comes to that step once more
+        assert_equal(again.restore_latest(state_of(0)), state_of(2))
+        again.close()
+        shutil.rmtree(checkpoints.folder)
+        checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
+    for step in (1, 2):
+        assert saved(checkpoints, state_of(step))
+        flip_a_bit(checkpoints.folder / str(step))
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole: start anew"):
         checkpoints.restore_latest(state_of(0))
+    checkpoints.close()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(mini, tmp_path):
+    log = in_a_process_of_its_own(use_the_one_before, mini, tmp_path)
+    lines = [line for line in log.splitlines() if "checkpoints/2 is damaged" in line]
+    assert len(lines) == 5  # of the last run's two both are damaged
+    assert all("the checkpoint before it is used" in line for line in lines)
+
+
+def test_the_model_of_a_damaged_checkpoint_is_not_loaded(checkpoints):
+    saved(checkpoints, state_of(1))
+    folder = checkpoints.folder / "1"
+    load_model(folder, checkpoints.config)
+    flip_a_bit(folder / "model")
+    with pytest.raises(InputError, match="or is damaged"):
+        load_model(folder, checkpoints.config)
+
+
+def test_other_data_or_classes_are_refused(checkpoints, tmp_path):
+    saved(checkpoints, state_of(1))
+    more = SyntheticSource(seed=0, num_images=4, size=(32, 32))
+    other = Checkpoints(tmp_path, checkpoints.config, checkpoints.table, more)
+    with pytest.raises(InputError, match=r"trained on 3 images.* data\.root now holds 4"):
+        other.restore_latest(state_of(0))
+    other.close()
+
+
+def test_what_is_saved_is_the_state_of_that_moment(checkpoints):
+    """The next step takes the buffers while the writers are still at work."""
+    take = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf * 0, x), donate_argnums=0)
+    state, expected = state_of(1), state_of(1)
+    checkpoints.save(state)
+    jax.block_until_ready(take(state))
+    assert checkpoints.finish()
+    assert_equal(checkpoints.restore_latest(state_of(0)), expected)

@@ -14,11 +14,12 @@ import pytest
 
 from segret_jax.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig, validate
 from segret_jax.errors import InputError
-from segret_jax.training import loop
+from segret_jax.training import capture, loop
 from segret_jax.training.journal import Journal
-from segret_jax.training.loop import StopRequest, train
-
-pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # see `leaves`
+from segret_jax.training.loop import train
+from segret_jax.training.sharding import data_mesh
+from segret_jax.training.stop import StopRequest
+from segret_jax.training.workdir import claim
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +49,10 @@ def leaves(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """Everything in a checkpoint, read by Orbax alone."""
     folder, found = workdir / "checkpoints" / str(step), {}
     for item in ("model", "training"):
+        stored = ocp.StandardCheckpointHandler().metadata(folder / item).tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
         with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.restore(folder / item, restore_args=None)
+            tree = checkpointer.restore(folder / item, restore_args=as_numpy)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return found
@@ -119,7 +122,7 @@ def test_a_finished_run_is_evaluated_again_and_not_trained(tmp_path, when_step):
 
 
 def test_the_folder_of_another_config_is_refused(tmp_path):
-    loop._claim(tmp_path, config_of())
+    claim(tmp_path, config_of())
     other = config_of(poly_power=1.0)
     with pytest.raises(InputError, match=r"optim\.poly_power \(0\.9 there, 1\.0 here\)") as error:
         train(other, tmp_path)
@@ -130,10 +133,10 @@ def test_the_folder_of_another_config_is_refused(tmp_path):
 
 
 def test_what_does_not_change_the_result_may_differ(tmp_path):
-    loop._claim(tmp_path, config_of())
+    claim(tmp_path, config_of())
     other = config_of()
     other.train.eval_every, other.data.workers, other.model.max_scores = 7, 3, 2**20
-    loop._claim(tmp_path, other)
+    claim(tmp_path, other)
 
 
 def test_a_batch_not_divisible_by_the_devices_is_refused(tmp_path):
@@ -160,11 +163,12 @@ def test_a_loss_that_is_not_finite_stops_with_state_and_batch(tmp_path, monkeypa
     with pytest.raises(InputError, match="step 2 is not finite") as error:
         train(config, tmp_path)
     assert len(str(error.value).splitlines()) == 1
-    file = tmp_path / "nonfinite_batch_000002.npz"
-    assert str(file) in str(error.value)
-    with np.load(file) as batch:
-        for key in ("image", "label"):
-            np.testing.assert_array_equal(batch[key], fed[2][key], err_msg=key)
+    folder = tmp_path / "nonfinite_000002"
+    assert f"python -m segret_jax.replay {folder}" in str(error.value)
+    assert (tmp_path / "status").read_text() == "failed\n"
+    batch = capture.load(folder).batch
+    for key in ("image", "label"):
+        np.testing.assert_array_equal(batch[key], fed[2][key], err_msg=key)
     saved = leaves(tmp_path, 2)
     assert saved["training['step']"] == 2
     assert all(np.isfinite(leaf).all() for leaf in saved.values())
@@ -177,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_with_state_and_batch(tmp_path, monkeypa
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stop_request_takes_one_signal_and_restores_the_handlers(number):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with StopRequest() as stop:
+    with StopRequest(data_mesh()) as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested

@@ -1,0 +1,108 @@
+"""One run in several processes: one for each host of a TPU slice, or as a cluster starts them.
+
+Every process runs the same program on its own devices; `jax.distributed` makes them one mesh.
+The first (index 0) speaks and writes for all. The folder of a run must be shared by all hosts.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from segret_jax.errors import InputError
+
+HELP = "auto (Cloud TPU, SLURM, Kubernetes, Open MPI), or INDEX/COUNT@HOST:PORT of process 0"
+START_TIMEOUT = 300  # seconds to wait for the other processes
+
+
+def start(spec: str | None) -> None:
+    """Join the other processes that `spec`, the value of --processes, tells of; None: be alone.
+
+    To be called before anything else of JAX. `auto` reads the environment, as
+    `jax.distributed.initialize` does. Raises InputError if nothing is found there, if `spec` is
+    malformed, or if the others do not come.
+    """
+    if spec is None:
+        return
+    explicit = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", spec)
+    if spec != "auto" and not (explicit and int(explicit[1]) < int(explicit[2])):
+        raise InputError(f"--processes is {spec!r}; give {HELP}, such as 0/2@node1:9876")
+    try:
+        if explicit:
+            jax.distributed.initialize(
+                coordinator_address=explicit[3],
+                num_processes=int(explicit[2]),
+                process_id=int(explicit[1]),
+                cluster_detection_method="deactivate",
+                initialization_timeout=START_TIMEOUT,
+            )
+        else:
+            jax.distributed.initialize(initialization_timeout=START_TIMEOUT)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--processes {spec}: the processes did not find each other ({reason}); "
+                         f"give {HELP}") from error  # fmt: skip
+
+
+def is_first() -> bool:
+    """Tell whether this process speaks and writes for all."""
+    return jax.process_index() == 0
+
+
+def are_several() -> bool:
+    """Tell whether there are other processes."""
+    return jax.process_count() > 1
+
+
+def wait_for_all(where: str) -> None:
+    """Return when every process has come to `where`."""
+    if are_several():
+        multihost_utils.sync_global_devices(where)
+
+
+def gather(content: bytes) -> list[bytes]:
+    """Return what each process gives, in the order of the processes."""
+    if not are_several():
+        return [content]
+    # As bytes: JAX would make 32-bit numbers of 64-bit ones.
+    sizes = multihost_utils.process_allgather(np.int32(len(content)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
+def check_shared(folder: Path) -> None:
+    """Raise InputError if a file of the first process is not seen by all in `folder`."""
+    if not are_several():
+        return
+    file = folder / ".shared"
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    wait_for_all("check_shared: written")
+    seen = gather(bytes([file.exists()]))
+    wait_for_all("check_shared: read")
+    if is_first():
+        file.unlink(missing_ok=True)
+    blind = [i for i, answer in enumerate(seen) if answer != b"\x01"]
+    if blind:
+        raise InputError(
+            f"{folder} is not shared: processes {blind} do not see what the first one wrote there; "
+            "give a --workdir on a disk that all hosts mount"
+        )
+
+
+def leave(status: int) -> None:
+    """End this process at once if there are others, which would wait for it for ever.
+
+    They end too, within the time-out of JAX's heartbeats.
+    """
+    if "jax" in sys.modules and are_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -1,0 +1,128 @@
+"""A step that was not finite, kept whole: what `python -m segret_jax.replay` runs again.
+
+A folder `nonfinite_STEP` with
+
+    state            the train state before the step (Orbax)
+    config.json      the resolved config; with the step it gives batch and randomness, too
+    classes.json     the class table
+    batch_I-of-N.npz the batch all the same, a share from each process: data can change
+"""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+from segret_jax import config as configs
+from segret_jax.config import Config
+from segret_jax.data.class_table import (
+    MOST_CLASSES,
+    ClassTable,
+    parse_class_table,
+    read_json,
+)
+from segret_jax.errors import InputError
+from segret_jax.files import write_whole, writing
+from segret_jax.training.optim import make_optimizer
+from segret_jax.training.state import TrainState, abstract, new_state
+
+SHARE = re.compile(r"batch_(\d+)-of-(\d+)\.npz")
+KEYS = ("image", "label", "index")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What `write` was given, on one device; the batch is the global one, in its order."""
+
+    config: Config
+    table: ClassTable
+    state: TrainState
+    batch: dict[str, np.ndarray]
+
+
+def write(
+    folder: Path,
+    *,
+    state: TrainState,
+    config: Config,
+    table: ClassTable,
+    batch: dict[str, np.ndarray],
+    process_index: int = 0,
+    process_count: int = 1,
+) -> None:
+    """Keep the `state` before a bad step and this process's share of that step's batch.
+
+    All processes call it together. Raises InputError if the disk refuses.
+    """
+    state = replace(state, bad_step=jnp.full_like(state.bad_step, -1))
+    with writing(f"the step that was not finite to {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_share(folder, batch, process_index, process_count)
+        if process_index == 0:
+            configs.save(config, folder / "config.json")
+            write_whole(folder / "classes.json", json.dumps(table.to_dict()) + "\n")
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((folder / "state").absolute(), _plain(state), force=True)
+
+
+def write_share(
+    folder: Path, batch: dict[str, np.ndarray], process_index: int, process_count: int
+) -> None:
+    """Write one process's samples."""
+    file = folder / f"batch_{process_index}-of-{process_count}.npz"
+    np.savez(file, allow_pickle=False, **{key: batch[key] for key in KEYS})
+
+
+def load(folder: Path) -> Captured:
+    """Read what `write` wrote; InputError names what is missing or damaged."""
+    config = configs.load(folder / "config.json")
+    stored_table, where = read_json(folder / "classes.json")
+    table = parse_class_table(stored_table, where, default_name="", most=MOST_CLASSES)
+    batch = _load_batch(folder)
+    _, params, batch_stats = abstract(config.model, table.num_classes)
+    optimizer = make_optimizer(config.optim, params, config.train.steps)
+
+    def create(params: Any, batch_stats: Any) -> TrainState:
+        averaged = config.train.ema_decay > 0
+        return new_state(params, batch_stats, optimizer, averaged=averaged)
+
+    shapes = jax.eval_shape(create, params, batch_stats)
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = checkpointer.restore((folder / "state").absolute(), _plain(target))
+    except Exception as error:  # Orbax's own, of whatever kind, for damaged files
+        raise InputError(f"{folder / 'state'} is missing or damaged") from error
+    return Captured(config, table, TrainState(**{"ema": None} | stored), batch)
+
+
+def _plain(state: TrainState) -> dict[str, Any]:
+    """Return the state as a dict, without what is off."""
+    fields = {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _load_batch(folder: Path) -> dict[str, np.ndarray]:
+    """Join the shares, each sample in its place of the global batch."""
+    found = {file: SHARE.fullmatch(file.name) for file in sorted(folder.glob("batch_*.npz"))}
+    counts = {int(match[2]) for match in found.values() if match}
+    if len(counts) != 1 or len(found) != counts.pop():
+        raise InputError(f"{folder} should hold the batch's shares of all processes, batch_*.npz")
+    shares = []
+    for file in found:
+        try:
+            with file.open("rb") as opened, np.load(opened) as stored:
+                shares.append({key: stored[key] for key in KEYS})
+        except Exception as error:  # zip's and numpy's own, of whatever kind
+            raise InputError(f"{file} is damaged") from error
+    joined = {key: np.concatenate([share[key] for share in shares]) for key in KEYS}
+    order = np.argsort(joined["index"])
+    return {key: value[order] for key, value in joined.items()}

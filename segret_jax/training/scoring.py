@@ -1,0 +1,82 @@
+"""Evaluation in the middle of a run: scores, their protocol, and the picture."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from segret_jax import processes
+from segret_jax.config import Config
+from segret_jax.data.class_table import ClassTable
+from segret_jax.data.sources import Source
+from segret_jax.errors import InputError
+from segret_jax.evaluation import results
+from segret_jax.evaluation.evaluate import Result, evaluate
+from segret_jax.evaluation.inference import Predictor
+from segret_jax.evaluation.visualize import grid, save_png
+from segret_jax.models.segret import SegRet
+from segret_jax.training.checkpoint import FOLDER
+from segret_jax.training.journal import Journal
+from segret_jax.training.sharding import whole_here
+from segret_jax.training.state import TrainState
+
+
+class Scorer:
+    """Scores the state of a run on the validation images."""
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        *,
+        validation: Source,
+        table: ClassTable,
+        graph: nnx.GraphDef[SegRet],
+        mesh: Mesh,
+        journal: Journal,
+    ):
+        self.config, self.workdir = config, workdir
+        self.validation, self.table = validation, table
+        self.graph, self.mesh, self.journal = graph, mesh, journal
+
+    def score(self, state: TrainState, cancelled: Callable[[], bool]) -> Result | None:
+        """Evaluate, write scores and picture; None if any process was told to stop meanwhile."""
+        model = whole_here(state.model, self.mesh)
+        predictor = Predictor(self.graph, **model, config=self.config.eval)
+        result = evaluate(
+            predictor,
+            self.validation,
+            self.table,
+            num_pictures=self.config.eval.pictures,
+            skip_faulty=self.config.data.on_error == "skip",
+            cancelled=cancelled,
+        )
+        if result is None:
+            return None
+        metrics, step = result.metrics, int(state.step)
+        scores = {"mIoU": metrics.mean_iou, "mAcc": metrics.mean_acc, "aAcc": metrics.all_acc}
+        self.journal.evaluation(step, scores, result.summary())
+        try:
+            if processes.is_first():
+                self._write(predictor, result, step)
+        except InputError as error:  # the checkpoint is what matters
+            self.journal.say(f"{error}; training goes on")
+        return result
+
+    def _write(self, predictor: Predictor, result: Result, step: int) -> None:
+        """Write the scores with their protocol, and the picture."""
+        results.save(
+            self.workdir,
+            result,
+            predictor,
+            self.validation,
+            config=self.config,
+            table=self.table,
+            checkpoint=Path(FOLDER, str(step)),
+        )
+        if result.pictures:
+            title = f"step {step}, mIoU {100 * result.metrics.mean_iou:.1f} %"
+            file = self.workdir / "pictures" / f"step_{step:06d}.png"
+            save_png(grid(result.pictures, self.table, title=title), file)
+            self.journal.picture(step, file)

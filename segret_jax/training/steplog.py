@@ -1,0 +1,59 @@
+"""The metrics of the steps: kept on the device, read by the host at log steps only."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from segret_jax.config import Config
+from segret_jax.training.journal import Journal
+from segret_jax.training.optim import learning_rate_schedule
+from segret_jax.training.state import TrainState
+
+
+class StepLog:
+    """Collects what steps give until it is written, and sees to it that they do not run away."""
+
+    def __init__(self, config: Config, journal: Journal, train_step: Callable):
+        self.journal = journal
+        self.schedule = learning_rate_schedule(config.optim, config.train.steps)
+        self.pending: list[dict[str, jax.Array]] = []
+        self.skipped = 0
+        self._train_step: Any = train_step
+        self._compiled = 1
+
+    def count_skipped(self, skipped: np.ndarray) -> None:
+        """Add up the samples that could not be read (data.on_error=skip)."""
+        self.skipped += int(skipped.sum())
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Keep one step's metrics.
+
+        Waits for the step before the last two: the device always has work queued, yet batches do
+        not pile up in its memory, and the progress bar tells the truth.
+        """
+        self.pending.append(metrics)
+        if len(self.pending) > 2:
+            jax.block_until_ready(self.pending[-3])
+        self.journal.tick()
+
+    def report_compilation(self, step: int, batch: dict[str, jax.Array]) -> None:
+        """Say so if the step was compiled once more, which costs as much as its first time."""
+        compiled = self._train_step._cache_size()
+        if compiled > self._compiled:
+            shapes = ", ".join(f"{k} {x.dtype}{list(x.shape)}" for k, x in batch.items())
+            self.journal.say(
+                f"step {step} was compiled anew ({compiled} times by now), for {shapes}"
+            )
+        self._compiled = max(compiled, 1)
+
+    def write(self, step: int, state: TrainState) -> None:
+        """Record the means since the last log step; of steps that were skipped only the number."""
+        values = jax.device_get(self.pending)
+        self.pending = []
+        good = [v for v in values if np.isfinite(v["loss"])]
+        means = {name: float(np.mean([v[name] for v in good])) for name in values[0]}
+        means["learning_rate"] = float(self.schedule(step - 1))
+        skipped = {"skipped_samples": self.skipped, "skipped_steps": int(state.num_bad)}
+        self.journal.train(step, means | skipped)

@@ -1,0 +1,103 @@
+"""Two and four real processes train, save, stop, go on and evaluate as one process does."""
+
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segret_jax import processes
+from segret_jax.errors import InputError
+from tests.integration import runner
+from tests.training.test_mesh import CANCELLED
+from tests.training.test_resume import leaves, records
+
+STEPS = 6
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("localhost", 0))
+        return opened.getsockname()[1]
+
+
+def run(workdir: Path, count: int, *args: Any, last: tuple[Any, ...] = ()) -> list[str]:
+    """Run `count` processes, the last of them with further arguments."""
+    at, running = f"{count}@localhost:{free_port()}", []
+    for i in range(count):
+        further = last if i == count - 1 else ()
+        spec = ("--processes", f"{i}/{at}") if count > 1 else ()
+        running.append(runner.start(workdir, "--steps", STEPS, *spec, *args, *further))
+    return runner.finish(running)
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    """To the tolerance that is stated for other meshes."""
+    losses = [[r["loss"] for r in records(w) if r["kind"] == "train"] for w in (a, b)]
+    assert len(losses[0]) == STEPS
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    expected, found = leaves(a, STEPS), leaves(b, STEPS)
+    assert expected.keys() == found.keys()
+    names = [name for name in expected if not CANCELLED.search(_path(name))]
+    assert len(names) > 300
+    for name in names:
+        scale = max(np.abs(expected[name]).max(), 1e-3)
+        assert np.abs(found[name] - expected[name]).max() < 1e-2 * scale, name
+
+
+def _path(name: str) -> str:
+    return name.replace("']['", "/").replace("']", "").replace("['", "/")
+
+
+def scores(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_and_four_processes_give_one_process_s_numbers(tmp_path):
+    alone, two, changing = (tmp_path / name for name in ("alone", "two", "changing"))
+    run(alone, 1, "--devices", 4)
+    printed = run(two, 2, "--devices", 2)
+    assert "4 x cpu in 2 processes" in printed[0]
+    assert "mIoU" in printed[0]
+    of_gloo = "[Gloo]"  # which tells on stderr how many peers it found
+    assert all(line.startswith(of_gloo) for line in printed[1].splitlines())  # one speaks for all
+    assert_same_training(alone, two)
+
+    # Told to stop by a signal to one of four, which is at its third step: all stop at the same one.
+    printed = run(changing, 4, last=("--stop-at", 3))
+    assert "stopped at step 5, saved in" in printed[0]
+    assert (changing / "status").read_text() == "stopped\n"
+    # Two go on, each with two devices, the parameters split over all four.
+    printed = run(changing, 2, "--devices", 2, "--fsdp", 4)
+    assert "continuing at step 5" in printed[0]
+    assert (changing / "status").read_text() == "finished\n"
+    assert_same_training(alone, changing)
+
+    expected = scores(alone)
+    for workdir in (two, changing):
+        found = scores(workdir)
+        assert found["num_images"] == expected["num_images"] == 6
+        assert abs(found["mIoU"] - expected["mIoU"]) < 0.01
+        labels, theirs = (np.load(w / "per_image.npz")["label_area"] for w in (workdir, alone))
+        np.testing.assert_array_equal(labels, theirs)  # every image once, in its place
+
+
+def test_a_malformed_processes_flag_is_refused():
+    for spec in ("2", "2/2@host:1", "0/2@host", "x/2@host:1"):
+        with pytest.raises(InputError, match=r"--processes is .* such as 0/2@node1:9876"):
+            processes.start(spec)
+
+
+def test_auto_without_a_cluster_is_refused(tmp_path):
+    process = runner.start(tmp_path / "run", "--processes", "auto")
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert re.fullmatch(r"error: --processes auto: .*coordinator_address.*\n", printed)
+
+
+def test_one_process_gathers_what_it_gives():
+    assert processes.gather(b"abc") == [b"abc"]

@@ -1,0 +1,76 @@
+"""A bad step comes back as it was, whoever held which part of its batch."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segret_jax.config import Config
+from segret_jax.data.pipeline import class_table
+from segret_jax.errors import InputError
+from segret_jax.training import capture
+from tests.training.test_checkpoint import assert_equal, state_of
+
+TABLE = class_table(Config().data)
+
+
+def batch_of(indices: list[int]) -> dict[str, np.ndarray]:
+    index = np.array(indices, np.int32)
+    image = np.broadcast_to(index[:, None, None, None], (len(index), 8, 8, 3)).astype(np.float32)
+    label = np.broadcast_to(index[:, None, None], (len(index), 8, 8)).astype(np.uint8)
+    return {"image": image, "label": label, "index": index, "skipped": np.zeros_like(index)}
+
+
+@pytest.fixture
+def captured(mini, tmp_path: Path) -> Path:
+    folder = tmp_path / "nonfinite_000007"
+    state = dataclasses.replace(state_of(7), bad_step=jnp.int32(7))
+    capture.write(
+        folder, state=state, config=Config(), table=TABLE, batch=batch_of([1, 3]),
+        process_index=1, process_count=2,
+    )  # fmt: skip
+    capture.write(
+        folder, state=state, config=Config(), table=TABLE, batch=batch_of([0, 2]),
+        process_index=0, process_count=2,
+    )  # fmt: skip
+    return folder
+
+
+def test_state_and_batch_come_back(captured):
+    found = capture.load(captured)
+    assert_equal(found.state, state_of(7))  # whose bad_step is -1
+    assert found.config == Config()
+    assert found.table.class_names == TABLE.class_names
+    for key, expected in batch_of([0, 1, 2, 3]).items():
+        if key != "skipped":
+            np.testing.assert_array_equal(found.batch[key], expected, strict=True)
+
+
+def test_what_is_missing_or_damaged_is_named(captured):
+    share = captured / "batch_1-of-2.npz"
+    kept = share.read_bytes()
+    share.write_bytes(kept[:100])
+    with pytest.raises(InputError, match=r"batch_1-of-2\.npz is damaged"):
+        capture.load(captured)
+    share.unlink()
+    with pytest.raises(InputError, match="should hold the batch's shares of all processes"):
+        capture.load(captured)
+    share.write_bytes(kept)
+    shutil.rmtree(captured / "state")
+    with pytest.raises(InputError, match="state is missing or damaged"):
+        capture.load(captured)
+    (captured / "config.json").unlink()
+    with pytest.raises(InputError, match="no config at"):
+        capture.load(captured)
+
+
+def test_a_disk_that_refuses_is_one_line(mini, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write the step that was not finite to"):
+        capture.write(
+            tmp_path / "file" / "x", state=state_of(1), config=Config(), table=TABLE,
+            batch=batch_of([0]),
+        )  # fmt: skip
