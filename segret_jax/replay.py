@@ -1,0 +1,103 @@
+"""Run a step that was not finite again: python -m segret_jax.replay runs/NAME/nonfinite_000123.
+
+Training that stops for a loss or gradient which is not finite leaves such a folder. The step is
+made again from it on one device, in float32 and in bfloat16, and the first tensor that is not
+finite is named: the layer, the operation, the line. --config.KEY=VALUE changes a setting, to see
+whether it would help. Exits with 0 if the step is finite in both, with 1 if not.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from segret_jax import cli
+from segret_jax.errors import InputError
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def main(argv: list[str]) -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("folder", type=Path, help="nonfinite_STEP, or a run's folder with one")
+    args, overrides = parser.parse(argv)
+
+    from segret_jax.training import capture  # heavy imports, after the arguments
+
+    captured = capture.load(_find(args.folder))
+    config = cli.apply_overrides(captured.config, overrides)
+    print(f"step {int(captured.state.step)}, batch of {len(captured.batch['index'])} images")
+    faults = _faulty_inputs(captured)
+    for line in faults:
+        print(f"not finite before the step: {line}")
+    finite = [_replay(captured, config, dtype) for dtype in PRECISIONS]
+    if all(finite):
+        print(
+            "The step is finite here. What differs is the machine: other devices, or versions of "
+            "JAX, round another way"
+        )
+    sys.exit(0 if all(finite) else 1)
+
+
+def _find(folder: Path) -> Path:
+    if (folder / "config.json").is_file() and (folder / "state").is_dir():
+        return folder
+    found = sorted(folder.glob("nonfinite_*"))
+    if not found:
+        raise InputError(f"{folder} is no nonfinite_STEP, and holds none")
+    return found[-1]
+
+
+def _faulty_inputs(captured: Any) -> list[str]:
+    """Name what is not finite of the state and of the batch."""
+    import jax
+    import numpy as np
+
+    trees = {
+        "parameters": captured.state.params,
+        "batch statistics": captured.state.batch_stats,
+        "optimizer's state": captured.state.opt_state,
+        "batch": captured.batch,
+    }
+    return [
+        f"{name}: {jax.tree_util.keystr(path, simple=True, separator='/')}"
+        for name, tree in trees.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all()
+    ]
+
+
+def _replay(captured: Any, config: Any, dtype: str) -> bool:
+    """Make the step in one precision, tell what comes out, and return whether it is finite."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from segret_jax.training.first_nonfinite import first_nonfinite
+    from segret_jax.training.state import abstract
+    from segret_jax.training.step import batch_gradient, loss_function
+
+    config.model.dtype = dtype
+    train, state = config.train, captured.state
+    graph, _, _ = abstract(config.model, captured.table.num_classes)
+    gradient = jax.value_and_grad(loss_function(graph, train, regularize=True), has_aux=True)
+    parts = train.accumulate
+    batch = {
+        key: jnp.asarray(x.reshape(parts, -1, *x.shape[1:]) if parts > 1 else x)
+        for key, x in captured.batch.items()
+    }
+
+    def step(state: Any, batch: Any) -> Any:
+        return batch_gradient(gradient, state, batch, train)
+
+    grads, _, metrics = jax.jit(step)(state, batch)
+    loss, norm = float(metrics["loss"]), float(optax.tree.norm(grads))
+    finite = bool(jnp.isfinite(loss) & jnp.isfinite(norm))
+    print(f"{dtype}: loss {loss:.6g}, gradient norm {norm:.6g}")
+    if not finite:
+        fault = first_nonfinite(step, state, batch)
+        print(f"  first: {fault or 'none, operation by operation: fused they round another way'}")
+    return finite
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,105 @@
+"""A captured step is made again, and the layer that breaks it is named."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from segret_jax import replay
+from segret_jax.config import Config
+from segret_jax.data.class_table import ClassTable
+from segret_jax.data.pipeline import class_table
+from segret_jax.errors import InputError
+from segret_jax.training import capture
+from segret_jax.training.optim import make_optimizer
+from segret_jax.training.sharding import MeshConfig, make_mesh, place, shard_batch
+from segret_jax.training.state import TrainState, build, new_state
+from segret_jax.training.step import make_train_step
+
+CONFIG = Config()
+TABLE: ClassTable = class_table(CONFIG.data)
+
+
+@pytest.fixture
+def state(mini) -> TrainState:
+    _, params, batch_stats = build(CONFIG.model, TABLE.num_classes, seed=0)
+    optimizer = make_optimizer(CONFIG.optim, params, CONFIG.train.steps)
+    return new_state(params, batch_stats, optimizer)
+
+
+def batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.standard_normal((4, 32, 32, 3), np.float32),
+        "label": rng.integers(0, 8, (4, 32, 32), np.uint8),
+        "index": np.arange(4, dtype=np.int32),
+    }
+
+
+def replayed(folder: Path, state: TrainState, batch: dict[str, Any], *overrides: str) -> int:
+    capture.write(folder, state=state, config=CONFIG, table=TABLE, batch=batch)
+    with pytest.raises(SystemExit) as exited:
+        replay.main([str(folder), *overrides])
+    return exited.value.code
+
+
+def changed(state: TrainState, *path: Any, factor: float) -> TrainState:
+    """Return the state with one parameter multiplied."""
+    params = jax.tree.map(lambda x: x, state.params)
+    parent = params
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = parent[path[-1]] * factor
+    return dataclasses.replace(state, params=params)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_is_the_step_s_own(state, tmp_path, capsys, accumulate):
+    override = f"--config.train.accumulate={accumulate}"
+    assert replayed(tmp_path, state, batch(), override) == 0
+    printed = capsys.readouterr().out
+    assert "The step is finite here" in printed
+    config = dataclasses.replace(CONFIG.train, accumulate=accumulate)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    graph, params, _ = build(CONFIG.model, TABLE.num_classes, seed=0)
+    step = make_train_step(graph, make_optimizer(CONFIG.optim, params, 10), config, mesh)
+    _, metrics = step(place(state, mesh), shard_batch(batch(), mesh, accumulate))
+    loss, norm = map(float, re.findall(r"float32: loss (\S+), gradient norm (\S+)", printed)[0])
+    assert loss == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    assert norm == pytest.approx(float(metrics["gradient_norm"]), rel=1e-3)
+
+
+def test_a_pixel_that_is_not_finite_is_named(state, tmp_path, capsys):
+    spoiled = batch()
+    spoiled["image"][1, 2, 3, 0] = np.inf
+    assert replayed(tmp_path / "nonfinite_000000", state, spoiled) == 1
+    printed = capsys.readouterr().out
+    assert "not finite before the step: batch: image" in printed
+    assert "first: encoder/stem (forward): conv_general_dilated" in printed
+
+
+def test_the_layer_that_overflows_is_named(state, tmp_path, capsys):
+    huge = changed(state, "encoder", "stages", 2, 0, "retention", "v", "kernel", factor=1e38)
+    assert replayed(tmp_path, huge, batch()) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("first: encoder/stage3/block0/ffn (forward)") == 2
+    assert "dot_general" in printed
+    assert "segret_jax/models/rmt.py:" in printed
+
+
+def test_a_run_s_folder_gives_its_newest_step(state, tmp_path, capsys):
+    for step in (3, 12):
+        capture.write(
+            tmp_path / f"nonfinite_{step:06d}",
+            state=dataclasses.replace(state, step=np.int32(step)),
+            config=CONFIG, table=TABLE, batch=batch(),
+        )  # fmt: skip
+    with pytest.raises(SystemExit):
+        replay.main([str(tmp_path)])
+    assert "step 12, batch of 4 images" in capsys.readouterr().out
+    with pytest.raises(InputError, match="is no nonfinite_STEP, and holds none"):
+        replay.main([str(tmp_path / "elsewhere")])
