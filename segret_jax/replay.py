@@ -1,9 +1,10 @@
 """Run a step that was not finite again: python -m segret_jax.replay runs/NAME/nonfinite_000123.
 
 Training that stops for a loss or gradient which is not finite leaves such a folder. The step is
-made again from it on one device, in float32 and in bfloat16, and the first tensor that is not
-finite is named: the layer, the operation, the line. --config.KEY=VALUE changes a setting, to see
-whether it would help. Exits with 0 if the step is finite in both, with 1 if not.
+made again from it on one device, in float32 and in bfloat16, and the first tensors that are not
+finite are named: the layer, the operation, the line. The last is the first with a nan; infinite
+ones before it may be its cause, or do no harm. --config.KEY=VALUE changes a setting, to see whether
+it would help. Exits with 0 if the step is finite in both, with 1 if not.
 """
 
 import sys
@@ -72,7 +73,7 @@ def _replay(captured: Any, config: Any, dtype: str) -> bool:
     import jax.numpy as jnp
     import optax
 
-    from segret_jax.training.first_nonfinite import first_nonfinite
+    from segret_jax.training.nonfinite import nonfinite
     from segret_jax.training.state import abstract
     from segret_jax.training.step import batch_gradient, loss_function
 
@@ -94,8 +95,11 @@ def _replay(captured: Any, config: Any, dtype: str) -> bool:
     finite = bool(jnp.isfinite(loss) & jnp.isfinite(norm))
     print(f"{dtype}: loss {loss:.6g}, gradient norm {norm:.6g}")
     if not finite:
-        fault = first_nonfinite(step, state, batch)
-        print(f"  first: {fault or 'none, operation by operation: fused they round another way'}")
+        faults = nonfinite(step, state, batch)
+        for number, fault in enumerate(faults, start=1):
+            print(f"  {number}. {fault}")
+        if not faults:
+            print("  operation by operation all is finite: fused, they round another way")
     return finite
 
 

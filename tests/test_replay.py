@@ -79,15 +79,16 @@ def test_a_pixel_that_is_not_finite_is_named(state, tmp_path, capsys):
     assert replayed(tmp_path / "nonfinite_000000", state, spoiled) == 1
     printed = capsys.readouterr().out
     assert "not finite before the step: batch: image" in printed
-    assert "first: encoder/stem (forward): conv_general_dilated" in printed
+    assert "1. encoder/stem (forward): conv_general_dilated" in printed
 
 
 def test_the_layer_that_overflows_is_named(state, tmp_path, capsys):
-    huge = changed(state, "encoder", "stages", 2, 0, "retention", "v", "kernel", factor=1e38)
+    ffn = ("encoder", "stages", 2, 0, "ffn")
+    huge = changed(state, *ffn, "fc1", "kernel", factor=1e25)
+    huge = changed(huge, *ffn, "fc2", "kernel", factor=1e25)
     assert replayed(tmp_path, huge, batch()) == 1
     printed = capsys.readouterr().out
-    assert printed.count("first: encoder/stage3/block0/ffn (forward)") == 2
-    assert "dot_general" in printed
+    assert printed.count(". encoder/stage3/block0/ffn (forward): dot_general gives") == 2
     assert "segret_jax/models/rmt.py:" in printed
 
 
