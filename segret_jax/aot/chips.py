@@ -80,9 +80,8 @@ def topology(name: str, gpu_target: Path | None = None) -> Topology:
     else:
         if gpu_target is None:
             raise InputError(
-                f"--topology {name} needs --gpu-target FILE, XLA's description of that GPU: "
-                "compiled on a machine that has one, XLA_FLAGS=--xla_dump_to=DIR writes it there "
-                "as *.gpu_target_config.pbtxt"
+                f"--topology {name} needs --gpu-target FILE, XLA's description of that GPU; "
+                "OpenXLA's repository has them, in xla/backends/gpu/target_config/specs"
             )
         arguments = {
             "topology_name": name,

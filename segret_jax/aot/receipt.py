@@ -47,7 +47,8 @@ def compile_for(
             "limit": limit,
         }
     receipt["compile_seconds"] = round(time.perf_counter() - start, 1)
-    stats, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    stats = compiled.memory_analysis()
+    cost = compiled.cost_analysis() or {}  # the compiler for GPUs tells none
     memory = {
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
@@ -61,8 +62,8 @@ def compile_for(
         "limit": topology.chip.memory,
         "memory": memory,
         "flops": model_flops / num_chips,
-        "flops_by_xla": cost["flops"],
-        "bytes": cost["bytes accessed"],
+        "flops_by_xla": cost.get("flops"),
+        "bytes": cost.get("bytes accessed"),
         "collectives": traffic,
     }
     return receipt | {"bound": bound(receipt, topology.chip)}
@@ -77,11 +78,13 @@ def bound(receipt: dict[str, Any], chip: Chip) -> dict[str, float]:
         t["bytes"] * (2 if kind == "all-reduce" else 1)
         for kind, t in receipt["collectives"].items()
     )
-    return {
+    times = {
         "compute": receipt["flops"] / chip.flops,
-        "memory": receipt["bytes"] / chip.bandwidth,
         "links": sent / chip.links if receipt["chips"] > 1 else 0.0,
     }
+    if receipt["bytes"] is not None:
+        times["memory"] = receipt["bytes"] / chip.bandwidth
+    return times
 
 
 def to_text(receipt: dict[str, Any]) -> str:
@@ -98,11 +101,7 @@ def to_text(receipt: dict[str, Any]) -> str:
         return "\n".join(lines)
     parts = ", ".join(f"{k} {memory[k] / 1e9:.2f}" for k in memory if k != "total")
     lines.append(f"  memory, GB: {parts}")
-    lines.append(
-        f"  per chip: {receipt['flops'] / 1e12:.3f} TFLOP by formula "
-        f"({receipt['flops_by_xla'] / 1e12:.3f} by XLA, which counts loops once), "
-        f"{receipt['bytes'] / 1e9:.2f} GB moved"
-    )
+    lines.append(f"  per chip: {receipt['flops'] / 1e12:.3f} TFLOP by formula" + _by_xla(receipt))
     sent = ", ".join(
         f"{t['count']} {kind} of {t['bytes'] / 1e6:.1f} MB in all"
         for kind, t in receipt["collectives"].items()
@@ -114,4 +113,15 @@ def to_text(receipt: dict[str, Any]) -> str:
         f"  no faster than {1e3 * times[slowest]:.1f} ms, by {slowest} "
         f"({', '.join(f'{k} {1e3 * t:.1f}' for k, t in times.items())})"
     )
+    if batch := receipt.get("expected_batch"):
+        lines.append(f"  a global batch of about {batch} should fit; --largest-batch makes sure")
     return "\n".join(lines)
+
+
+def _by_xla(receipt: dict[str, Any]) -> str:
+    if receipt["bytes"] is None:
+        return "; the compiler does not tell the bytes moved"
+    return (
+        f" ({receipt['flops_by_xla'] / 1e12:.3f} by XLA, which counts loops once), "
+        f"{receipt['bytes'] / 1e9:.2f} GB moved"
+    )

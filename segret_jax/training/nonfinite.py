@@ -9,7 +9,7 @@ nan for a case that does not come, as long as it is only carried along.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -54,6 +54,11 @@ class _Enough(Exception):  # noqa: N818 - a way out of the recursion, not an err
     pass
 
 
+class _Place(NamedTuple):
+    scope: str = ""
+    line: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class _Value:
     array: Any
@@ -69,7 +74,7 @@ def nonfinite(function: Callable, *args: Any, most: int = 5) -> list[Fault]:
     traced = jax.make_jaxpr(function)(*args)
     search = _Search(most)
     with suppress(_Enough):
-        search.run(traced, [_Value(x) for x in jax.tree.leaves(args)], "")
+        search.run(traced, [_Value(x) for x in jax.tree.leaves(args)], _Place())
     return search.faults
 
 
@@ -78,8 +83,10 @@ class _Search:
     most: int
     faults: list[Fault] = field(default_factory=list)
 
-    def run(self, program: ClosedJaxpr | Jaxpr, args: Sequence[_Value], scope: str) -> list[_Value]:
-        """Carry out a program whose place in the whole is `scope`."""
+    def run(
+        self, program: ClosedJaxpr | Jaxpr, args: Sequence[_Value], place: _Place
+    ) -> list[_Value]:
+        """Carry out a program that is called at `place`."""
         jaxpr, consts = program, []
         if isinstance(program, ClosedJaxpr):
             jaxpr, consts = program.jaxpr, program.consts
@@ -92,16 +99,17 @@ class _Search:
             return _constant(atom.val) if isinstance(atom, Literal) else values[atom]
 
         for i, eqn in enumerate(jaxpr.eqns):
-            results = self.apply(eqn, [read(v) for v in eqn.invars], scope)
+            results = self.apply(eqn, [read(v) for v in eqn.invars], place)
             values |= dict(zip(eqn.outvars, results, strict=True))
             for v in {v for v in eqn.invars if isinstance(v, Var)} - kept:
                 if last_use[v] == i:  # or a large model would not fit
                     values.pop(v, None)
         return [read(v) for v in jaxpr.outvars]
 
-    def apply(self, eqn: JaxprEqn, inputs: list[_Value], scope: str) -> list[_Value]:
+    def apply(self, eqn: JaxprEqn, inputs: list[_Value], place: _Place) -> list[_Value]:
         name = eqn.primitive.name
-        inner = _join(scope, str(eqn.source_info.name_stack))
+        scope = _join(place.scope, str(eqn.source_info.name_stack))
+        inner = _Place(scope, _line(eqn) or place.line)
         if name in CALLS and CALLS[name] in eqn.params:
             return self.run(eqn.params[CALLS[name]], inputs, inner)
         if name == "scan":
@@ -111,7 +119,7 @@ class _Search:
         arrays = out if eqn.primitive.multiple_results else [out]
         return [self.judge(array, eqn, inputs, inner) for array in arrays]
 
-    def scan(self, eqn: JaxprEqn, inputs: list[_Value], scope: str) -> list[_Value]:
+    def scan(self, eqn: JaxprEqn, inputs: list[_Value], place: _Place) -> list[_Value]:
         """Run a loop's body for each of its iterations."""
         consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
         fixed, carry = inputs[:consts], inputs[consts : consts + carries]
@@ -119,7 +127,7 @@ class _Search:
         order = range(eqn.params["length"])
         for i in reversed(order) if eqn.params["reverse"] else order:
             step = [_Value(value.array[i], value.is_known) for value in sequences]
-            results = self.run(eqn.params["jaxpr"], [*fixed, *carry, *step], scope)
+            results = self.run(eqn.params["jaxpr"], [*fixed, *carry, *step], place)
             carry = results[:carries]
             rows.append(results[carries:])
         rows = rows[::-1] if eqn.params["reverse"] else rows
@@ -129,7 +137,7 @@ class _Search:
         ]
         return [*carry, *stacked]
 
-    def judge(self, array: Any, eqn: JaxprEqn, inputs: list[_Value], scope: str) -> _Value:
+    def judge(self, array: Any, eqn: JaxprEqn, inputs: list[_Value], place: _Place) -> _Value:
         """Note a result that is not finite, unless it comes of what is known not to be."""
         if not _is_float(array) or np.isfinite(host := np.asarray(array)).all():
             return _Value(array)
@@ -139,10 +147,10 @@ class _Search:
             return _Value(array, is_known=True)
         self.faults.append(
             Fault(
-                scope=_plain(scope),
-                is_backward="transpose(" in scope,
+                scope=_plain(place.scope),
+                is_backward="transpose(" in place.scope,
                 operation=eqn.primitive.name,
-                where=_where(eqn),
+                where=place.line or "an unknown place",
                 result=_describe(host),
                 num_nan=num_nan,
                 num_inf=int(np.isinf(host).sum()),
@@ -183,12 +191,12 @@ def _plain(scope: str) -> str:
     return "/".join(names)
 
 
-def _where(eqn: JaxprEqn) -> str:
-    """Return the innermost place in this package that asked for an operation."""
+def _line(eqn: JaxprEqn) -> str:
+    """Return the innermost line of this package that asked for an operation, or ""."""
     traceback: Any = eqn.source_info.traceback
     frames: Sequence[Any] = traceback.frames if traceback else ()
     for frame in frames:
         path: str = frame.file_name.replace("\\", "/")
         if "/segret_jax/" in path and not path.endswith(("nonfinite.py", "replay.py")):
             return f"segret_jax/{path.rpartition('/segret_jax/')[2]}:{frame.line_num}"
-    return "an unknown place"
+    return ""  # of a library's function that was traced before

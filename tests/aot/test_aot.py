@@ -76,6 +76,7 @@ def test_receipts_of_programs_compiled_for_these_devices(here):
     assert "segret_tiny: train step on v5e:1x2 (2 chips): fits" in text
     assert "global batch 4 of 32x32, float32" in text
     assert "no faster than" in text
+    assert f"a global batch of about {receipt['expected_batch']} should fit" in text
 
     evaluated = evaluation_receipt(config_of(), here)
     assert evaluated["shape"].startswith("1 image of 32x64 per chip")
@@ -102,7 +103,9 @@ def test_the_bound_is_of_the_slowest_part():
         "chips": 2, "flops": 197e12, "bytes": 819e9 * 3,
         "collectives": {"all-reduce": {"count": 1, "bytes": 100e9}},
     }  # fmt: skip
-    assert bound(receipt, TPUS["v5e"]) == {"compute": 1.0, "memory": 3.0, "links": 1.0}
+    assert bound(receipt, TPUS["v5e"]) == {"compute": 1.0, "links": 1.0, "memory": 3.0}
+    untold = bound({**receipt, "bytes": None}, TPUS["v5e"])  # as for GPUs
+    assert untold == {"compute": 1.0, "links": 1.0}
 
 
 def test_the_largest_batch_is_found_by_compiling(here, monkeypatch):

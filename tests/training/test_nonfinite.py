@@ -134,12 +134,12 @@ def test_the_iteration_of_a_loop(reverse):
 
 
 def test_a_loop_gives_what_it_gives():
-    from segret_jax.training.nonfinite import _Search, _Value
+    from segret_jax.training.nonfinite import _Place, _Search, _Value
 
     def function(x, c):
         return lax.scan(lambda a, r: (a * c + r, a - r), 1.0, x, reverse=True)
 
     args = jnp.array([1.0, 2.0, 5.0]), jnp.float32(0.5)
-    results = _Search(1).run(jax.make_jaxpr(function)(*args), [_Value(x) for x in args], "")
+    results = _Search(1).run(jax.make_jaxpr(function)(*args), [_Value(x) for x in args], _Place())
     for result, expected in zip(results, jax.tree.leaves(function(*args)), strict=True):
         assert jnp.array_equal(result.array, expected)
