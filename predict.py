@@ -22,11 +22,13 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse(argv)
     files = _images(args.input)
 
-    from segret_jax.data.decode import decode_image  # heavy imports, after the arguments
+    from segret_jax import compilation  # heavy imports, after the arguments
+    from segret_jax.data.decode import decode_image
     from segret_jax.evaluation.inference import Predictor
     from segret_jax.evaluation.visualize import overlay, save_png, with_legend
     from segret_jax.training import checkpoint as checkpoints
 
+    compilation.use_cache()
     checkpoint = checkpoints.find(args.checkpoint)
     config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
     check_segmentation(config.model)

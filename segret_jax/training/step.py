@@ -1,6 +1,7 @@
 """One training step: a jitted pure function of (state, batch) whose buffers are donated."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array, lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segret_jax.config import TrainConfig
 from segret_jax.models.layers import SampleKeys
@@ -46,7 +47,11 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = lax.with_sharding_constraint(batch, batch_sharding(mesh, config.accumulate))
-        grads, batch_stats, metrics = batch_gradient(gradient_of_part, state, batch, config)
+        # Gathered for their use, or the partitioner would split activations as the parameters are.
+        whole = lax.with_sharding_constraint(state.params, NamedSharding(mesh, PartitionSpec()))
+        grads, batch_stats, metrics = batch_gradient(
+            gradient_of_part, replace(state, params=whole), batch, config
+        )
         grads = lax.with_sharding_constraint(grads, shardings(grads, mesh))
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
