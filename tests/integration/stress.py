@@ -97,7 +97,7 @@ def main() -> None:
 
     def start(workdir: Path) -> subprocess.Popen:
         command = [sys.executable, "train.py", "--config", args.config, "--workdir", str(workdir)]
-        frequent = ["--config.train.log_every=1", "--config.train.save_every=10"]
+        frequent = ["--config.train.log_every=1", "--config.train.save_every=2"]
         return subprocess.Popen(
             [*command, *frequent, *overrides],
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
