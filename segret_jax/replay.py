@@ -7,6 +7,7 @@ ones before it may be its cause, or do no harm. --config.KEY=VALUE changes a set
 it would help. Exits with 0 if the step is finite in both, with 1 if not.
 """
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
     for line in faults:
         print(f"not finite before the step: {line}")
     finite = [_replay(captured, config, dtype) for dtype in PRECISIONS]
-    if all(finite):
+    if all(finite) and not overrides:
         print(
             "The step is finite here. What differs is the machine: other devices, or versions of "
             "JAX, round another way"
@@ -79,7 +80,9 @@ def _replay(captured: Any, config: Any, dtype: str) -> bool:
 
     config.model.dtype = dtype
     train, state = config.train, captured.state
-    graph, _, _ = abstract(config.model, captured.table.num_classes)
+    graph, params, _ = abstract(config.model, captured.table.num_classes)
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, state.params):
+        raise InputError("the settings given make another model than the one that was captured")
     gradient = jax.value_and_grad(loss_function(graph, train, regularize=True), has_aux=True)
     parts = train.accumulate
     batch = {
@@ -88,11 +91,12 @@ def _replay(captured: Any, config: Any, dtype: str) -> bool:
     }
 
     def step(state: Any, batch: Any) -> Any:
-        return batch_gradient(gradient, state, batch, train)
+        grads, _, metrics = batch_gradient(gradient, state, batch, train)
+        with jax.named_scope("gradient_norm"):
+            return metrics["loss"], optax.tree.norm(grads)
 
-    grads, _, metrics = jax.jit(step)(state, batch)
-    loss, norm = float(metrics["loss"]), float(optax.tree.norm(grads))
-    finite = bool(jnp.isfinite(loss) & jnp.isfinite(norm))
+    loss, norm = map(float, jax.jit(step)(state, batch))
+    finite = math.isfinite(loss) and math.isfinite(norm)
     print(f"{dtype}: loss {loss:.6g}, gradient norm {norm:.6g}")
     if not finite:
         faults = nonfinite(step, state, batch)

@@ -62,7 +62,6 @@ def test_the_loss_is_the_step_s_own(state, tmp_path, capsys, accumulate):
     override = f"--config.train.accumulate={accumulate}"
     assert replayed(tmp_path, state, batch(), override) == 0
     printed = capsys.readouterr().out
-    assert "The step is finite here" in printed
     config = dataclasses.replace(CONFIG.train, accumulate=accumulate)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     graph, params, _ = build(CONFIG.model, TABLE.num_classes, seed=0)
@@ -104,3 +103,16 @@ def test_a_run_s_folder_gives_its_newest_step(state, tmp_path, capsys):
     assert "step 12, batch of 4 images" in capsys.readouterr().out
     with pytest.raises(InputError, match="is no nonfinite_STEP, and holds none"):
         replay.main([str(tmp_path / "elsewhere")])
+
+
+def test_a_gradient_norm_that_overflows_is_named(state, tmp_path, capsys):
+    """Each gradient is finite; the sum of their squares is not."""
+    weights = ",".join(["1e25"] * 8)
+    assert replayed(tmp_path, state, batch(), f"--config.train.class_weights={weights}") == 1
+    assert "1. gradient_norm (forward)" in capsys.readouterr().out
+
+
+def test_settings_of_another_model_are_refused(state, tmp_path):
+    capture.write(tmp_path / "x", state=state, config=CONFIG, table=TABLE, batch=batch())
+    with pytest.raises(InputError, match="another model than the one that was captured"):
+        replay.main([str(tmp_path / "x"), "--config.model.decoder_channels=8"])

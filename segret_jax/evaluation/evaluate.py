@@ -98,7 +98,8 @@ def evaluate(
     if announce and plan.batches:
         announce(f"{plan.describe()}; {predictor.forecast(plan)}")
     # Spread over the set: neighbours in a video look alike.
-    pictured = {share[i] for i in np.linspace(0, len(share) - 1, num_pictures).astype(int)}
+    spread = np.linspace(0, max(len(share) - 1, 0), num_pictures).astype(int)
+    pictured = {share[i] for i in spread if share}
     pictures, num_ties, stopped = {}, 0, False
 
     def score(done: _Predicted) -> _Predicted:

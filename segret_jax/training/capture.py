@@ -2,7 +2,7 @@
 
 A folder `nonfinite_STEP` with
 
-    state            the train state before the step (Orbax)
+    state            the train state before the step (Orbax); sums.json has its checksums
     config.json      the resolved config; with the step it gives batch and randomness, too
     classes.json     the class table
     batch_I-of-N.npz the batch all the same, a share from each process: data can change
@@ -10,6 +10,7 @@ A folder `nonfinite_STEP` with
 
 import json
 import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from segret_jax import config as configs
+from segret_jax import processes
 from segret_jax.config import Config
 from segret_jax.data.class_table import (
     MOST_CLASSES,
@@ -30,6 +32,7 @@ from segret_jax.data.class_table import (
 )
 from segret_jax.errors import InputError
 from segret_jax.files import write_whole, writing
+from segret_jax.training.checksum import differing_sums, sums
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.state import TrainState, abstract, new_state
 
@@ -62,14 +65,21 @@ def write(
     All processes call it together. Raises InputError if the disk refuses.
     """
     state = replace(state, bad_step=jnp.full_like(state.bad_step, -1))
+    checksums = sums(_plain(state))  # by all processes together
     with writing(f"the step that was not finite to {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_share(folder, batch, process_index, process_count)
-        if process_index == 0:
+        if process_index == 0:  # an earlier try may be of another number of processes
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
             configs.save(config, folder / "config.json")
             write_whole(folder / "classes.json", json.dumps(table.to_dict()) + "\n")
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((folder / "state").absolute(), _plain(state), force=True)
+            write_whole(folder / "sums.json", json.dumps(checksums) + "\n")
+        processes.wait_for_all("folder for the step that was not finite")
+        write_share(folder, batch, process_index, process_count)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save((folder / "state").absolute(), _plain(state), force=True)
+        except ValueError as error:  # TensorStore's word for a disk that refuses
+            raise OSError(str(error).splitlines()[0][:200]) from error
 
 
 def write_share(
@@ -99,8 +109,11 @@ def load(folder: Path) -> Captured:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             stored = checkpointer.restore((folder / "state").absolute(), _plain(target))
+        expected = json.loads((folder / "sums.json").read_text())
     except Exception as error:  # Orbax's own, of whatever kind, for damaged files
         raise InputError(f"{folder / 'state'} is missing or damaged") from error
+    if changed := differing_sums(stored, expected):
+        raise InputError(f"{folder / 'state'} is damaged: {changed[0]} is not what was saved")
     return Captured(config, table, TrainState(**{"ema": None} | stored), batch)
 
 

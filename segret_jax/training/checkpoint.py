@@ -110,7 +110,7 @@ class Checkpoints:
         )
         metrics = {} if mean_iou is None else {"mIoU": mean_iou}
         try:
-            if processes.is_first():
+            if not processes.are_several():  # which would have to refuse together
                 _check_space(self.folder, (model, training))
             self._manager.save(step, args=items, metrics=metrics, force=True)
         except (OSError, ValueError) as error:
@@ -184,6 +184,12 @@ class Checkpoints:
         )
         try:
             restored = self._manager.restore(step, args=items)
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # no fault of the checkpoint
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                raise  # the disk's, or the network's
+            raise DamagedError(f"{error.filename or 'a file'} is missing") from error
         except Exception as error:  # Orbax's own, of whatever kind, for damaged files
             raise DamagedError(f"{type(error).__name__} while reading it") from error
         for item in ("model", "training"):
@@ -308,14 +314,17 @@ def _raise_unless_disk(error: OSError | ValueError) -> None:
 def _remove_partial(folder: Path) -> None:
     """Delete what was written of a checkpoint: its space may be all there is.
 
-    Orbax's other writers do not stop with the one that failed; wait for the last of them.
+    Orbax's other writers do not stop with the one that failed: wait until they have been quiet.
     """
-    for _ in range(20):
-        for partial in folder.parent.glob(f"{folder.name}.*tmp*"):
-            shutil.rmtree(partial, ignore_errors=True)
-        time.sleep(0.1)
-        if not any(folder.parent.glob(f"{folder.name}.*tmp*")):
+    quiet = 0
+    for _ in range(60):
+        partial = list(folder.parent.glob(f"{folder.name}.*tmp*"))
+        for part in partial:
+            shutil.rmtree(part, ignore_errors=True)
+        quiet = 0 if partial else quiet + 1
+        if quiet == 8:
             return
+        time.sleep(0.1)
 
 
 def _reason(error: Exception) -> str:

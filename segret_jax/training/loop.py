@@ -1,5 +1,6 @@
 """The training run: resume or start, step, log, evaluate, save."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -103,11 +104,12 @@ def train(
             journal, StepLog(config, journal, train_step),
             stack.enter_context(closing(Profiler(workdir / "profile", profile))),
             stack.enter_context(StopRequest(mesh)),
-            stack.enter_context(Watchdog(journal.say)),
+            stack.enter_context(Watchdog(_say_anyway(journal))),
         )  # fmt: skip
         _introduce(run, start, model.notes)
         result = _train(run, state, start)
-        checkpoints.finish()
+        if not checkpoints.finish() and result:
+            raise InputError("the last checkpoint was not saved: run the same command again")
         mark("finished" if result else "stopped")
         return result
 
@@ -158,6 +160,13 @@ def _dataset(training: Source, config: Config) -> grain.MapDataset:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def _say_anyway(journal: Journal) -> Callable[[str], None]:
+    """Return how this process tells what concerns it alone."""
+    if processes.is_first():
+        return journal.say
+    return lambda message: print(f"process {jax.process_index()}: {message}", file=sys.stderr)
 
 
 def _introduce(run: Run, start: int, notes: tuple[str, ...]) -> None:

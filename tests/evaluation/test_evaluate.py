@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from segret_jax import processes
 from segret_jax.config import EvalConfig, ModelConfig
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.sources import Sample
@@ -269,3 +270,35 @@ def test_batches_on_two_devices_count_what_single_images_do():
     for i in range(7):
         np.testing.assert_array_equal(shown[f"scene{i}"], alone.label_map(Speckled()[i]["image"]))
     assert np.count_nonzero(one_by_one.scoreboard.counts.sum(0)) > 1  # not one class everywhere
+
+
+def in_processes(count: int, source: Scenes, monkeypatch: pytest.MonkeyPatch) -> list[Result]:
+    """Evaluate as each of `count` processes would, with what the others have found."""
+    told: list[list[bytes]] = []
+    for index in range(count):
+        mine: list[bytes] = []
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        monkeypatch.setattr(jax, "process_count", lambda: count)
+        monkeypatch.setattr(processes, "gather", lambda x, mine=mine: mine.append(x) or [x])
+        finished(source, num_pictures=2)
+        told.append(mine)
+    results = []
+    for index in range(count):
+        rounds = iter(zip(*told, strict=True))
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        monkeypatch.setattr(processes, "gather", lambda x, rounds=rounds: list(next(rounds)))
+        results.append(finished(source, num_pictures=2, skip_faulty=True))
+    return results
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_several_processes_share_the_images_and_have_the_scores_of_all(count, monkeypatch):
+    """Also more of them than there are images."""
+    alone = finished(Scenes(), num_pictures=2)
+    for result in in_processes(count, Scenes(), monkeypatch):
+        assert result.num_images == 4
+        assert result.num_ties == alone.num_ties
+        np.testing.assert_array_equal(result.scoreboard.counts, alone.scoreboard.counts)
+        ours, theirs = result.scoreboard.images, alone.scoreboard.images
+        np.testing.assert_array_equal(ours.label, theirs.label)
+        assert result.to_dict(TABLE) == alone.to_dict(TABLE)

@@ -1,6 +1,7 @@
 """A bad step comes back as it was, whoever held which part of its batch."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,12 @@ from segret_jax.config import Config
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
 from segret_jax.training import capture
-from tests.training.test_checkpoint import assert_equal, state_of
+from tests.training.test_checkpoint import (
+    assert_equal,
+    files_of_at_most,
+    in_a_process_of_its_own,
+    state_of,
+)
 
 TABLE = class_table(Config().data)
 
@@ -26,16 +32,14 @@ def batch_of(indices: list[int]) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def captured(mini, tmp_path: Path) -> Path:
+    """The step of a run in two processes, whose second share is written by hand here."""
     folder = tmp_path / "nonfinite_000007"
     state = dataclasses.replace(state_of(7), bad_step=jnp.int32(7))
-    capture.write(
-        folder, state=state, config=Config(), table=TABLE, batch=batch_of([1, 3]),
-        process_index=1, process_count=2,
-    )  # fmt: skip
-    capture.write(
-        folder, state=state, config=Config(), table=TABLE, batch=batch_of([0, 2]),
-        process_index=0, process_count=2,
-    )  # fmt: skip
+    for batch in (batch_of([4]), batch_of([0, 2])):  # the first try leaves nothing
+        capture.write(
+            folder, state=state, config=Config(), table=TABLE, batch=batch, process_count=2
+        )
+    capture.write_share(folder, batch_of([1, 3]), 1, 2)
     return folder
 
 
@@ -50,6 +54,12 @@ def test_state_and_batch_come_back(captured):
 
 
 def test_what_is_missing_or_damaged_is_named(captured):
+    kept_state = captured.parent / "kept"
+    shutil.copytree(captured, kept_state)
+    sums = json.loads((kept_state / "sums.json").read_text())
+    (kept_state / "sums.json").write_text(json.dumps(sums | {"step": 8}))
+    with pytest.raises(InputError, match="state is damaged: step is not what was saved"):
+        capture.load(kept_state)
     share = captured / "batch_1-of-2.npz"
     kept = share.read_bytes()
     share.write_bytes(kept[:100])
@@ -74,3 +84,17 @@ def test_a_disk_that_refuses_is_one_line(mini, tmp_path):
             tmp_path / "file" / "x", state=state_of(1), config=Config(), table=TABLE,
             batch=batch_of([0]),
         )  # fmt: skip
+
+
+def refuse_in_the_middle(workdir: Path) -> None:
+    with (
+        files_of_at_most(20_000),
+        pytest.raises(InputError, match="cannot write the step that was not finite"),
+    ):
+        capture.write(
+            workdir / "x", state=state_of(1), config=Config(), table=TABLE, batch=batch_of([0])
+        )
+
+
+def test_a_disk_that_fills_in_the_middle_is_one_line(mini, tmp_path):
+    in_a_process_of_its_own(refuse_in_the_middle, mini, tmp_path, module=__name__)

@@ -120,12 +120,14 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
         find(tmp_path)
 
 
-def in_a_process_of_its_own(function: Callable[[Path], None], mini: Variant, workdir: Path) -> str:
+def in_a_process_of_its_own(
+    function: Callable[[Path], None], mini: Variant, workdir: Path, *, module: str = __name__
+) -> str:
     """Call it and return what it logs. After a fault Orbax leaves threads and coroutines behind,
     whose complaints would reach any later test."""
     code = (
         "from pathlib import Path; from segret_jax.models import rmt; "
-        f"rmt.VARIANTS['tiny'] = rmt.{mini!r}; import tests.training.test_checkpoint as tests; "
+        f"rmt.VARIANTS['tiny'] = rmt.{mini!r}; import {module} as tests; "
         f"tests.{function.__name__}(Path({str(workdir)!r}))"
     )
     command, root = [sys.executable, "-c", code], Path(__file__).parents[2]
