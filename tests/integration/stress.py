@@ -103,7 +103,8 @@ def main() -> None:
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    whole, parts = args.folder / "whole", args.folder / "parts"
+    folder = args.folder.absolute()
+    whole, parts = folder / "whole", folder / "parts"
     printed = start(whole).communicate()[0]
     assert (whole / "status").read_text() == "finished\n", printed[-3000:]
     seconds = sum(1 / r["steps_per_second"] for r in records(whole) if r["kind"] == "train")
