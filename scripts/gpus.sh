@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on all GPUs of one machine until the run is finished, through stops and requeues:
+# Trains on all GPUs of one machine, and starts again what was killed (out of memory, a crash):
 #
 #     scripts/gpus.sh runs/ade_tiny --config configs/ade_tiny.py --config.data.root=DIR
 #
@@ -14,14 +14,16 @@ cd "$(dirname "$0")/.."
 workdir=$1
 shift
 
-# SIGTERM and Ctrl-C go to training, which saves and ends with status 0; then do not start again.
-stopped=0
-trap 'stopped=1; kill -TERM "$training" 2>/dev/null || true' TERM INT
-until grep -qsx finished "$workdir/status"; do
+# Ctrl-C reaches training by itself, SIGTERM is passed on: it saves and ends with status 0.
+trap : INT
+trap 'kill -TERM "$training" 2>/dev/null || true' TERM
+for _ in {1..20}; do
   .venv/bin/python train.py --workdir "$workdir" "$@" &
   training=$!
   # An interrupted wait returns at once: wait again, for training itself.
+  status=0
   while kill -0 "$training" 2>/dev/null; do wait "$training" && status=0 || status=$?; done
-  [ "$stopped" = 0 ] || exit "$status"
-  [ "$status" = 0 ] || exit "$status"
+  [ "$status" -gt 128 ] || exit "$status" # finished, stopped, or an error to mend
+  echo "killed (status $status): starting again" >&2
 done
+exit "$status"

@@ -17,6 +17,7 @@ from segret_jax.errors import InputError
 
 HELP = "auto (Cloud TPU, SLURM, Kubernetes, Open MPI), or INDEX/COUNT@HOST:PORT of process 0"
 START_TIMEOUT = 300  # seconds to wait for the other processes
+_joined = False
 
 
 def start(spec: str | None) -> None:
@@ -26,6 +27,7 @@ def start(spec: str | None) -> None:
     `jax.distributed.initialize` does. Raises InputError if nothing is found there, if `spec` is
     malformed, or if the others do not come.
     """
+    global _joined
     if spec is None:
         return
     explicit = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", spec)
@@ -46,6 +48,7 @@ def start(spec: str | None) -> None:
         reason = str(error).splitlines()[0]
         raise InputError(f"--processes {spec}: the processes did not find each other ({reason}); "
                          f"give {HELP}") from error  # fmt: skip
+    _joined = True
 
 
 def is_first() -> bool:
@@ -102,7 +105,7 @@ def leave(status: int) -> None:
 
     They end too, within the time-out of JAX's heartbeats.
     """
-    if "jax" in sys.modules and are_several():
+    if _joined:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

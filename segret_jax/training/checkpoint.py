@@ -153,11 +153,11 @@ class Checkpoints:
         """Return the newest whole state, or None if none was saved.
 
         `like` gives structure, shapes and placement. A damaged checkpoint is named, moved out of
-        the way, and the one before it taken. Raises InputError if all are damaged, or if one is of
-        other classes or other training images.
+        the way, and the one before it taken. Raises InputError if all are damaged, which changes
+        nothing, or if one is of other classes or other training images.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
             fault = ""
             try:
                 restored, data = self._restore(step, like)
@@ -166,21 +166,28 @@ class Checkpoints:
             faults = [text.decode() for text in processes.gather(fault.encode())]
             if not any(faults):
                 self._check_data(step, data)
+                for other, its_fault in damaged.items():
+                    self._set_aside(other, its_fault)
                 return restored
-            self._set_aside(step, next(filter(None, faults)))
-        if steps:
+            damaged[step] = next(filter(None, faults))
+        if damaged:
+            listed = "; ".join(f"{step}: {fault}" for step, fault in damaged.items())
             raise InputError(
-                f"no checkpoint in {self.folder} is whole: start anew in another --workdir"
+                f"no checkpoint in {self.folder} is whole ({listed}): start anew in another "
+                "--workdir"
             )
         return None
 
-    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any] | None]:
         model, training = _items(like)
+        folder = self.folder / str(step)
+        # Those of an earlier version have neither item: they are taken as they are.
+        with_sums = (folder / "sums").is_dir() or (folder / "data").is_dir()
+        checks = {"data": ocp.args.JsonRestore(), "sums": ocp.args.JsonRestore()}
         items = ocp.args.Composite(
             model=ocp.args.StandardRestore(_abstract(model)),
             training=ocp.args.StandardRestore(_abstract(training)),
-            data=ocp.args.JsonRestore(),
-            sums=ocp.args.JsonRestore(),
+            **(checks if with_sums else {}),
         )
         try:
             restored = self._manager.restore(step, args=items)
@@ -192,6 +199,8 @@ class Checkpoints:
             raise DamagedError(f"{error.filename or 'a file'} is missing") from error
         except Exception as error:  # Orbax's own, of whatever kind, for damaged files
             raise DamagedError(f"{type(error).__name__} while reading it") from error
+        if not with_sums:
+            return _joined(restored.model, restored.training), None
         for item in ("model", "training"):
             changed = differing_sums(restored[item], restored.sums[item])
             if changed:
@@ -201,21 +210,24 @@ class Checkpoints:
     def _set_aside(self, step: int, fault: str) -> None:
         folder = self.folder / str(step)
         aside = self.folder.parent / f"damaged_checkpoint_{step}"
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = aside.with_name(f"damaged_checkpoint_{step}_{number}")
         if processes.is_first():
             logging.warning(
                 "%s is damaged (%s): moved to %s; the checkpoint before it is used",
                 folder, fault, aside,
             )  # fmt: skip
-            shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
         processes.wait_for_all("damaged checkpoint set aside")
         self._manager.reload()
 
-    def _check_data(self, step: int, theirs: dict[str, Any]) -> None:
+    def _check_data(self, step: int, theirs: dict[str, Any] | None) -> None:
         """Raise InputError if a checkpoint was made with other classes or training images."""
         checkpoint = self.folder / str(step)
         check_table(checkpoint, self.table)
-        if theirs != self.data:
+        if theirs is not None and theirs != self.data:
             raise InputError(
                 f"{checkpoint} was trained on {theirs.get('images')} images, names "
                 f"{str(theirs.get('names'))[:8]}, but data.root now holds {self.data['images']}, "

@@ -52,8 +52,8 @@ class StepLog:
         """Record the means since the last log step; of steps that were skipped only the number."""
         values = jax.device_get(self.pending)
         self.pending = []
-        good = [v for v in values if np.isfinite(v["loss"])]
-        means = {name: float(np.mean([v[name] for v in good])) for name in values[0]}
+        good = [v for v in values if np.isfinite(list(v.values())).all()]
+        means = {n: float(np.mean([v[n] for v in good])) if good else np.nan for n in values[0]}
         means["learning_rate"] = float(self.schedule(step - 1))
         skipped = {"skipped_samples": self.skipped, "skipped_steps": int(state.num_bad)}
         self.journal.train(step, means | skipped)

@@ -39,7 +39,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:  # schedulers repeat SIGTERM
             raise KeyboardInterrupt
         self.requested = True
 

@@ -7,6 +7,7 @@ By hand, on the demo (half an hour on two cores):
 
 import argparse
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ def kill_and_continue(start: Start, workdir: Path, *, kills: int, longest: float
         assert newest(workdir) >= saved
         hit[interrupted(workdir, process)] += 1
     saved = newest(workdir)
+    assert saved > 0, "no life was long enough to save"
     process = start()
     printed = process.communicate()[0]
     assert process.returncode == 0, printed[-3000:]
@@ -49,12 +51,17 @@ def kill_and_continue(start: Start, workdir: Path, *, kills: int, longest: float
 
 
 def wait_for_step(process: subprocess.Popen, workdir: Path) -> None:
-    """Return once the process has recorded a step of its own."""
-    file = workdir / "metrics.jsonl"
-    before = time.time()
-    while not file.exists() or file.stat().st_mtime < before or not file.stat().st_size:
+    """Return once the process has recorded a step of its own: beyond what was saved before it."""
+    file, saved, begun = workdir / "metrics.jsonl", newest(workdir), time.time()
+    while not (file.exists() and file.stat().st_mtime >= begun and last_step(file) > saved):
         assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.02)
+
+
+def last_step(file: Path) -> int:
+    """Return the step of the last whole record, or 0."""
+    steps = re.findall(r'"step": (\d+)', file.read_text(errors="replace"))
+    return int(steps[-1]) if steps else 0
 
 
 def newest(workdir: Path) -> int:

@@ -23,7 +23,7 @@ from segret_jax.errors import InputError
 from segret_jax.evaluation import inference
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
 from segret_jax.evaluation.plan import Plan
-from segret_jax.training import loop
+from segret_jax.training import loop, scoring
 
 ROOT = Path(__file__).parents[2]
 SIZE = (32, 48)
@@ -52,7 +52,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda state, batch: (dataclasses.replace(state, step=state.step + 1), metrics)
 
     monkeypatch.setattr(loop, "make_train_step", make_train_step)
-    monkeypatch.setattr(loop, "Predictor", Zeros)
+    monkeypatch.setattr(scoring, "Predictor", Zeros)
     monkeypatch.setattr(inference, "Predictor", Zeros)
 
 

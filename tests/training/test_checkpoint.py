@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -241,7 +242,7 @@ def use_the_one_before(workdir: Path) -> None:
         again = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
         assert_equal(again.restore_latest(state_of(0)), state_of(1))
         assert again.latest_step == 1
-        assert (workdir / "damaged_checkpoint_2").is_dir()
+        assert list(workdir.glob("damaged_checkpoint_2*"))
         assert saved(again, state_of(2))  # the run comes to that step once more
         assert_equal(again.restore_latest(state_of(0)), state_of(2))
         again.close()
@@ -250,16 +251,37 @@ def use_the_one_before(workdir: Path) -> None:
     for step in (1, 2):
         assert saved(checkpoints, state_of(step))
         flip_a_bit(checkpoints.folder / str(step))
-    with pytest.raises(InputError, match=r"no checkpoint in .* is whole: start anew"):
-        checkpoints.restore_latest(state_of(0))
+    for _ in range(2):  # and nothing was changed: the second start is no new run
+        with pytest.raises(InputError, match=r"no checkpoint in .* is whole .*: start anew"):
+            checkpoints.restore_latest(state_of(0))
     checkpoints.close()
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(mini, tmp_path):
     log = in_a_process_of_its_own(use_the_one_before, mini, tmp_path)
     lines = [line for line in log.splitlines() if "checkpoints/2 is damaged" in line]
-    assert len(lines) == 5  # of the last run's two both are damaged
+    assert len(lines) == 4
     assert all("the checkpoint before it is used" in line for line in lines)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_as_it_is(checkpoints):
+    saved(checkpoints, state_of(1))
+    for item in ("sums", "data"):
+        shutil.rmtree(checkpoints.folder / "1" / item)
+    assert_equal(checkpoints.restore_latest(state_of(0)), state_of(1))
+
+
+def test_what_is_no_fault_of_a_checkpoint_leaves_it_where_it_is(checkpoints, monkeypatch):
+    saved(checkpoints, state_of(1))
+    for error in (MemoryError(), PermissionError(13, "denied"), OSError(5, "input/output error")):
+
+        def fail(*args: Any, error: Exception = error, **kwargs: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(type(error)):
+            checkpoints.restore_latest(state_of(0))
+    assert steps_in(checkpoints) == ["1"]
 
 
 def test_the_model_of_a_damaged_checkpoint_is_not_loaded(checkpoints):

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segret_jax.config import MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.sharding import make_mesh
 from segret_jax.training.state import TrainState, build, new_state
-from segret_jax.training.step import make_train_step
+from segret_jax.training.step import _advance_if, make_train_step
 
 CLASSES = 4
 # Adam's ε is large so that the true gradient of zero of some biases stays rounding noise.
@@ -146,3 +148,20 @@ def test_four_images_overfit(mini):
     assert losses[0] > 1
     assert losses[-1] < 0.2 * losses[0]
     assert float(metrics["accuracy"]) > 85  # of 93.75 that are labelled
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2])
+def test_bad_steps_are_skipped_up_to_their_limit_and_then_nothing_changes(limit):
+    def state(step: int, weight: float, num_bad: int = 0, bad_step: int = -1) -> TrainState:
+        numbers = [jnp.int32(x) for x in (step, num_bad, bad_step)]
+        weights = {"w": jnp.float32(weight)}
+        return TrainState(*numbers, weights, weights, weights, None)
+
+    now = state(0, 1.0)
+    for finite in (True, False, False, False, True):
+        updated = state(int(now.step) + 1, float(now.params["w"]) + 1, int(now.num_bad))
+        now = _advance_if(jnp.bool_(finite), now, updated, max_bad_steps=limit)
+    assert int(now.num_bad) == limit
+    assert int(now.step) == 1 + limit
+    assert int(now.bad_step) == 1 + limit  # the third bad one at most ends it
+    assert float(now.params["w"]) == 2.0  # of the one good step before
