@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def make_train_step(*_: Any) -> Any:
         metrics = {"loss": jnp.ones(()), "accuracy": jnp.ones(())}
-        return lambda state, batch: (dataclasses.replace(state, step=state.step + 1), metrics)
+        return jax.jit(lambda state, _: (dataclasses.replace(state, step=state.step + 1), metrics))
 
     monkeypatch.setattr(loop, "make_train_step", make_train_step)
     monkeypatch.setattr(scoring, "Predictor", Zeros)

@@ -39,14 +39,6 @@ def test_three_kills_lose_nothing(whole):
     assert_same_run(whole, parts, STEPS)
 
 
-@pytest.mark.slow
-def test_twenty_five_kills_lose_nothing(whole):
-    parts = whole.parent / "stressed"
-    hit = kill_and_continue(lambda: runner.start(parts, *ARGS), parts, kills=25, longest=2.0)
-    assert hit["save"] > 0
-    assert_same_run(whole, parts, STEPS)
-
-
 def test_sigterm_saves_and_ends_with_status_0_and_its_workers(whole):
     workdir = whole.parent / "stopped"
     process = runner.start(workdir, *ARGS, "--workers", 1)
