@@ -14,9 +14,8 @@ from segret_jax.aot.chips import Topology
 from segret_jax.config import Config, MeshConfig
 from segret_jax.evaluation.inference import compiled_programs
 from segret_jax.evaluation.plan import Size, tilings
-from segret_jax.training.optim import make_optimizer
 from segret_jax.training.sharding import batch_sharding, check_batch, make_mesh, shardings
-from segret_jax.training.state import abstract, new_state
+from segret_jax.training.state import abstract, abstract_state
 from segret_jax.training.step import make_train_step
 
 
@@ -24,13 +23,7 @@ def train_step(config: Config, num_classes: int, topology: Topology) -> Any:
     """Lower the training step of `config`, for `num_classes`, on all chips of `topology`."""
     mesh = make_mesh(config.mesh, topology.devices)
     check_batch(config, mesh)
-    graph, params, batch_stats = abstract(config.model, num_classes)
-    optimizer = make_optimizer(config.optim, params, config.train.steps)
-
-    def create(params: Any, batch_stats: Any) -> Any:
-        return new_state(params, batch_stats, optimizer, averaged=config.train.ema_decay > 0)
-
-    state = jax.eval_shape(create, params, batch_stats)
+    graph, optimizer, state = abstract_state(config, num_classes)
     state = jax.tree.map(_placed, state, shardings(state, mesh))
     parts = config.train.accumulate
     lead = (parts, config.train.batch_size // parts) if parts > 1 else (config.train.batch_size,)

@@ -33,8 +33,7 @@ from segret_jax.data.class_table import (
 from segret_jax.errors import InputError
 from segret_jax.files import write_whole, writing
 from segret_jax.training.checksum import differing_sums, sums
-from segret_jax.training.optim import make_optimizer
-from segret_jax.training.state import TrainState, abstract, new_state
+from segret_jax.training.state import TrainState, abstract_state
 
 SHARE = re.compile(r"batch_(\d+)-of-(\d+)\.npz")
 KEYS = ("image", "label", "index")
@@ -96,14 +95,7 @@ def load(folder: Path) -> Captured:
     stored_table, where = read_json(folder / "classes.json")
     table = parse_class_table(stored_table, where, default_name="", most=MOST_CLASSES)
     batch = _load_batch(folder)
-    _, params, batch_stats = abstract(config.model, table.num_classes)
-    optimizer = make_optimizer(config.optim, params, config.train.steps)
-
-    def create(params: Any, batch_stats: Any) -> TrainState:
-        averaged = config.train.ema_decay > 0
-        return new_state(params, batch_stats, optimizer, averaged=averaged)
-
-    shapes = jax.eval_shape(create, params, batch_stats)
+    _, _, shapes = abstract_state(config, table.num_classes)
     here = SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     try:

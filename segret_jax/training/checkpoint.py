@@ -208,13 +208,13 @@ class Checkpoints:
         return _joined(restored.model, restored.training), restored.data
 
     def _set_aside(self, step: int, fault: str) -> None:
-        folder = self.folder / str(step)
-        aside = self.folder.parent / f"damaged_checkpoint_{step}"
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = aside.with_name(f"damaged_checkpoint_{step}_{number}")
         if processes.is_first():
+            folder = self.folder / str(step)
+            aside = self.folder.parent / f"damaged_checkpoint_{step}"
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = aside.with_name(f"damaged_checkpoint_{step}_{number}")
             logging.warning(
                 "%s is damaged (%s): moved to %s; the checkpoint before it is used",
                 folder, fault, aside,

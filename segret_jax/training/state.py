@@ -9,9 +9,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from segret_jax.config import ModelConfig
+from segret_jax.config import Config, ModelConfig
 from segret_jax.models.rmt import VARIANTS, Classifier
 from segret_jax.models.segret import SegRet, encoder_options
+from segret_jax.training.optim import make_optimizer
 
 
 @jax.tree_util.register_dataclass
@@ -56,6 +57,20 @@ def abstract(config: ModelConfig, num_classes: int) -> Parts:
         return _model(config, num_classes, rngs)
 
     return _parts(nnx.eval_shape(initialise))
+
+
+def abstract_state(
+    config: Config, num_classes: int
+) -> tuple[nnx.GraphDef[Any], optax.GradientTransformation, TrainState]:
+    """Return a run's graph, its optimizer and the shapes of its state."""
+    graph, params, batch_stats = abstract(config.model, num_classes)
+    optimizer = make_optimizer(config.optim, params, config.train.steps)
+
+    def create(params: Any, batch_stats: Any) -> TrainState:
+        averaged = config.train.ema_decay > 0
+        return new_state(params, batch_stats, optimizer, averaged=averaged)
+
+    return graph, optimizer, jax.eval_shape(create, params, batch_stats)
 
 
 def _model(config: ModelConfig, num_classes: int, rngs: nnx.Rngs) -> SegRet | Classifier:
