@@ -97,9 +97,7 @@ def evaluate(
     plan = make_plan(reader.sizes, predictor.config, predictor.batch_size)
     if announce and plan.batches:
         announce(f"{plan.describe()}; {predictor.forecast(plan)}")
-    # Spread over the set: neighbours in a video look alike.
-    spread = np.linspace(0, max(len(share) - 1, 0), num_pictures).astype(int)
-    pictured = {share[i] for i in spread if share}
+    pictured = _spread(share, num_pictures)
     pictures, num_ties, stopped = {}, 0, False
 
     def score(done: _Predicted) -> _Predicted:
@@ -122,20 +120,35 @@ def evaluate(
         if on_prediction:
             on_prediction(done.sample["name"], image, pred)
     scored.close()  # waits for what is being counted
-    told = {"stopped": stopped, "num_ties": num_ties, "faults": reader.faults}
-    all_told = [json.loads(text) for text in processes.gather(json.dumps(told).encode())]
-    if any(one["stopped"] for one in all_told):
+    found = {"stopped": stopped, "num_ties": num_ties, "faults": reader.faults}
+    return _result_of_all(found, scoreboard, [pictures[i] for i in sorted(pictures)])
+
+
+def _result_of_all(
+    found: dict[str, Any], scoreboard: Scoreboard, pictures: list[Picture]
+) -> Result | None:
+    """Join what each process has found; None if any was told to stop."""
+    told = [json.loads(text) for text in processes.gather(json.dumps(found).encode())]
+    if any(one["stopped"] for one in told):
         return None
     scoreboard.merge(processes.gather(scoreboard.to_bytes()))
-    faults = {int(i): fault for one in all_told for i, fault in one["faults"].items()}
+    # JSON has made text of the images' numbers.
+    faults = {int(i): fault for one in told for i, fault in one["faults"].items()}
     return Result(
         metrics=scoreboard.metrics(),
         num_images=int(scoreboard.counted.sum()),
-        num_ties=sum(one["num_ties"] for one in all_told),
+        num_ties=sum(one["num_ties"] for one in told),
         scoreboard=scoreboard,
-        pictures=[pictures[i] for i in sorted(pictures)],
+        pictures=pictures,
         faults=[faults[i] for i in sorted(faults)],
     )
+
+
+def _spread(share: range, count: int) -> set[int]:
+    """Choose images from all over the set: neighbours in a video look alike."""
+    if not share:
+        return set()
+    return {share[i] for i in np.linspace(0, len(share) - 1, count).astype(int)}
 
 
 class _Reader:
