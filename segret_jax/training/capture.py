@@ -15,11 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 
 from segret_jax import config as configs
 from segret_jax import processes
@@ -32,7 +30,9 @@ from segret_jax.data.class_table import (
 )
 from segret_jax.errors import InputError
 from segret_jax.files import write_whole, writing
+from segret_jax.training.checkpoint import restorable
 from segret_jax.training.checksum import differing_sums, sums
+from segret_jax.training.full_disk import raise_unless_disk, reason
 from segret_jax.training.state import TrainState, abstract_state
 
 SHARE = re.compile(r"batch_(\d+)-of-(\d+)\.npz")
@@ -77,8 +77,9 @@ def write(
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save((folder / "state").absolute(), _plain(state), force=True)
-        except ValueError as error:  # TensorStore's word for a disk that refuses
-            raise OSError(str(error).splitlines()[0][:200]) from error
+        except ValueError as error:
+            raise_unless_disk(error)
+            raise OSError(reason(error)) from error
 
 
 def write_share(
@@ -96,11 +97,9 @@ def load(folder: Path) -> Captured:
     table = parse_class_table(stored_table, where, default_name="", most=MOST_CLASSES)
     batch = _load_batch(folder)
     _, _, shapes = abstract_state(config, table.num_classes)
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.restore((folder / "state").absolute(), _plain(target))
+            stored = checkpointer.restore((folder / "state").absolute(), _plain(restorable(shapes)))
         expected = json.loads((folder / "sums.json").read_text())
     except Exception as error:  # Orbax's own, of whatever kind, for damaged files
         raise InputError(f"{folder / 'state'} is missing or damaged") from error

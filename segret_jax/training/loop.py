@@ -21,12 +21,12 @@ from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import Result
 from segret_jax.training import capture
-from segret_jax.training.checkpoint import Checkpoints
 from segret_jax.training.initialise import initialise
 from segret_jax.training.journal import Journal
 from segret_jax.training.losses import check_class_weights
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.profile import Profiler, Steps
+from segret_jax.training.run_checkpoints import Checkpoints
 from segret_jax.training.scoring import Scorer
 from segret_jax.training.sharding import check_batch, make_mesh, place, shard_batch
 from segret_jax.training.state import TrainState, new_state

@@ -98,3 +98,4 @@ def refuse_in_the_middle(workdir: Path) -> None:
 
 def test_a_disk_that_fills_in_the_middle_is_one_line(mini, tmp_path):
     in_a_process_of_its_own(refuse_in_the_middle, mini, tmp_path, module=__name__)
+    assert not (tmp_path / "x" / "state").exists()  # nothing that looks whole

@@ -21,8 +21,9 @@ from segret_jax.data.pipeline import class_table
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.errors import InputError
 from segret_jax.models.rmt import Variant
-from segret_jax.training.checkpoint import Checkpoints, find, load_config, load_model, load_table
+from segret_jax.training.checkpoint import find, load_config, load_model, load_table
 from segret_jax.training.optim import make_optimizer
+from segret_jax.training.run_checkpoints import Checkpoints
 from segret_jax.training.state import TrainState, build, new_state
 from tests.training.test_step import named
 

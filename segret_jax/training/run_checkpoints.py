@@ -1,0 +1,249 @@
+"""The checkpoints of a run: written behind its back, the newest few and the best by mIoU kept.
+
+Their form, and how others read them, is `training.checkpoint`'s.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from segret_jax import config as configs
+from segret_jax import processes
+from segret_jax.data.class_table import ClassTable
+from segret_jax.data.sources import Source
+from segret_jax.errors import InputError
+from segret_jax.files import write_whole
+from segret_jax.training.checkpoint import (
+    FOLDER,
+    METRICS,
+    check_table,
+    mean_iou_of,
+    restorable,
+)
+from segret_jax.training.checksum import differing_sums, sums
+from segret_jax.training.full_disk import check_space, raise_unless_disk, reason, remove_partial
+from segret_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one working folder.
+
+    They are written behind the training's back: `save` returns once the state is copied, and
+    `finish` when it is on the disk. A checkpoint becomes visible only when it is whole.
+    """
+
+    def __init__(self, workdir: Path, config: configs.Config, table: ClassTable, data: Source):
+        """`data` are the training images: a run goes on only with the same ones."""
+        self.config, self.table = config, table
+        self.data = _fingerprint(data)
+        self.folder = (workdir / FOLDER).absolute()
+        self._manager = self._open()
+        self._writing: int | None = None  # the step whose checkpoint is not yet on the disk
+        self._is_whole = True  # the last one
+
+    def _open(self) -> ocp.CheckpointManager:
+        preserve = [
+            LatestN(self.config.train.keep_checkpoints),
+            BestN(get_metric_fn=mean_iou_of, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        return ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=mean_iou_of,
+                best_mode="max",
+                preservation_policy=AnyPreservationPolicy(preserve),
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step saved, or begun to be, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, *, mean_iou: float | None = None) -> None:
+        """Begin to save `state`; where the disk refuses, `finish` tells."""
+        step = int(state.step)
+        self.finish()
+        if step == self.latest_step:
+            self._add_score(step, mean_iou)
+            return
+        self._writing, self._is_whole = step, True
+        model, training = _items(state)
+        training["bad_step"] = jnp.full_like(state.bad_step, -1)  # what is saved is before it
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(model),
+            training=ocp.args.StandardSave(training),
+            config=ocp.args.JsonSave(dataclasses.asdict(self.config)),
+            classes=ocp.args.JsonSave(self.table.to_dict()),
+            data=ocp.args.JsonSave(self.data),
+            sums=ocp.args.JsonSave({"model": sums(model), "training": sums(training)}),
+        )
+        metrics = {} if mean_iou is None else {"mIoU": mean_iou}
+        try:
+            if not processes.are_several():  # which would have to refuse together
+                check_space(self.folder, (model, training))
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+        except (OSError, ValueError) as error:
+            self._refused(error)
+
+    def finish(self) -> bool:
+        """Wait until the last checkpoint is whole; return False, with a message, if it is not."""
+        if self._writing is not None:
+            try:
+                self._manager.wait_until_finished()
+                self._writing = None
+            except (OSError, ValueError) as error:
+                self._refused(error)
+        return self._is_whole
+
+    def _refused(self, error: OSError | ValueError) -> None:
+        """Clear away what was written of the last checkpoint, and say so."""
+        raise_unless_disk(error)
+        step, self._writing, self._is_whole = self._writing, None, False
+        with suppress(Exception):  # it would raise the same error again at whatever is next
+            self._manager.close()
+        remove_partial(self.folder / str(step))
+        self._manager = self._open()
+        logging.error(
+            "checkpoint of step %d was not saved in %s (%s). Earlier checkpoints are whole; "
+            "free some space or choose another --workdir",
+            step, self.folder, reason(error),
+        )  # fmt: skip
+
+    def _add_score(self, step: int, mean_iou: float | None) -> None:
+        """Note a score that was not known when the step was saved: its evaluation was cut off."""
+        if mean_iou is not None and not math.isnan(mean_iou) and processes.is_first():
+            file = self.folder / str(step) / METRICS
+            try:
+                write_whole(file, json.dumps({"mIoU": mean_iou}))
+            except OSError as error:  # the state itself is safe
+                logging.error("the score of step %d was not saved (%s)", step, error.strerror)
+
+    def restore_latest(self, like: TrainState) -> TrainState | None:
+        """Return the newest whole state, or None if none was saved.
+
+        `like` gives structure, shapes and placement. A damaged checkpoint is named, moved out of
+        the way, and the one before it taken. Raises InputError if all are damaged, which changes
+        nothing, or if one is of other classes or other training images.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            fault = ""
+            try:
+                restored, data = self._restore(step, like)
+            except DamagedError as error:
+                fault = str(error)
+            faults = [text.decode() for text in processes.gather(fault.encode())]
+            if not any(faults):
+                self._check_data(step, data)
+                for other, its_fault in damaged.items():
+                    self._set_aside(other, its_fault)
+                return restored
+            damaged[step] = next(filter(None, faults))
+        if damaged:
+            listed = "; ".join(f"{step}: {fault}" for step, fault in damaged.items())
+            raise InputError(
+                f"no checkpoint in {self.folder} is whole ({listed}): start anew in another "
+                "--workdir"
+            )
+        return None
+
+    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any] | None]:
+        model, training = _items(like)
+        folder = self.folder / str(step)
+        # Those of an earlier version have neither item: they are taken as they are.
+        with_sums = (folder / "sums").is_dir() or (folder / "data").is_dir()
+        checks = {"data": ocp.args.JsonRestore(), "sums": ocp.args.JsonRestore()}
+        items = ocp.args.Composite(
+            model=ocp.args.StandardRestore(restorable(model)),
+            training=ocp.args.StandardRestore(restorable(training)),
+            **(checks if with_sums else {}),
+        )
+        try:
+            restored = self._manager.restore(step, args=items)
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # no fault of the checkpoint
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                raise  # the disk's, or the network's
+            raise DamagedError(f"{error.filename or 'a file'} is missing") from error
+        except Exception as error:  # Orbax's own, of whatever kind, for damaged files
+            raise DamagedError(f"{type(error).__name__} while reading it") from error
+        if not with_sums:
+            return _joined(restored.model, restored.training), None
+        for item in ("model", "training"):
+            changed = differing_sums(restored[item], restored.sums[item])
+            if changed:
+                raise DamagedError(f"{changed[0]} is not what was saved")
+        return _joined(restored.model, restored.training), restored.data
+
+    def _set_aside(self, step: int, fault: str) -> None:
+        if processes.is_first():
+            folder = self.folder / str(step)
+            aside = self.folder.parent / f"damaged_checkpoint_{step}"
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = aside.with_name(f"damaged_checkpoint_{step}_{number}")
+            logging.warning(
+                "%s is damaged (%s): moved to %s; the checkpoint before it is used",
+                folder, fault, aside,
+            )  # fmt: skip
+            folder.rename(aside)
+        processes.wait_for_all("damaged checkpoint set aside")
+        self._manager.reload()
+
+    def _check_data(self, step: int, theirs: dict[str, Any] | None) -> None:
+        """Raise InputError if a checkpoint was made with other classes or training images."""
+        checkpoint = self.folder / str(step)
+        check_table(checkpoint, self.table)
+        if theirs is not None and theirs != self.data:
+            raise InputError(
+                f"{checkpoint} was trained on {theirs.get('images')} images, names "
+                f"{str(theirs.get('names'))[:8]}, but data.root now holds {self.data['images']}, "
+                f"names {self.data['names'][:8]}: the same data is needed to go on"
+            )
+
+    def close(self) -> None:
+        """Finish the last checkpoint and release the manager's threads."""
+        self.finish()
+        self._manager.close()
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be read, or is not what was saved."""
+
+
+def _fingerprint(data: Source) -> dict[str, Any]:
+    names = "\n".join(data.name(index) for index in range(len(data)))
+    return {"images": len(data), "names": hashlib.sha256(names.encode()).hexdigest()}
+
+
+def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the state into the items `model` and `training`.
+
+    With averaged weights these are the model, and those in training go with the optimizer's state.
+    """
+    training = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    if training.pop("ema") is None:
+        del training["params"], training["batch_stats"]
+    return state.model, training
+
+
+def _joined(model: dict[str, Any], training: dict[str, Any]) -> TrainState:
+    """Undo `_items`."""
+    if "params" in training:
+        return TrainState(**training, ema=model)
+    return TrainState(**training, **model, ema=None)
