@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
 
     processes.start(args.processes)
     compilation.use_cache()
-    steps = profile.parse(args.profile) if args.profile else None
+    steps = profile.parse(args.profile, config.train.steps) if args.profile else None
     result = train(config, workdir, profile=steps, wandb_project=args.wandb)
     if result is None or not processes.is_first():
         return

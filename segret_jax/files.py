@@ -22,7 +22,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
     Raises OSError, such as for a full disk.
     """
-    partial = file.with_suffix(".partial")
+    partial = file.with_name(f"{file.name}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(file)
 

@@ -174,7 +174,7 @@ def find(path: Path) -> Path:
     saved = saved_in(path)
     if not saved:
         raise InputError(f"no checkpoint in {path.absolute()}: train first, or give another folder")
-    return max(saved, key=lambda p: (_saved_mean_iou(p), int(p.name)))
+    return max(saved, key=lambda p: (saved_mean_iou(p), int(p.name)))
 
 
 def saved_in(workdir: Path) -> list[Path]:
@@ -182,13 +182,14 @@ def saved_in(workdir: Path) -> list[Path]:
     return [path for path in (workdir / FOLDER).glob("*") if path.name.isdigit()]
 
 
-def _saved_mean_iou(checkpoint: Path) -> float:
+def saved_mean_iou(checkpoint: Path) -> float:
+    """Return the score saved with a checkpoint; −1, worse than any, without one."""
     file = checkpoint / METRICS
     return mean_iou_of(json.loads(file.read_text())) if file.is_file() else -1.0
 
 
 def mean_iou_of(metrics: Any) -> float:
-    """Return the score saved with a checkpoint; −1, worse than any, without one."""
+    """Return the score of what Orbax keeps with a checkpoint; −1, worse than any, without one."""
     score = (metrics or {}).get("mIoU", -1.0)
     return -1.0 if math.isnan(score) else score
 
@@ -197,7 +198,7 @@ def restorable(tree: Any) -> Any:
     """Return what Orbax restores arrays by: shapes, placed as they are, else on one device."""
 
     def leaf(x: Any) -> jax.ShapeDtypeStruct:
-        sharding = getattr(x, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+        sharding = getattr(x, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(leaf, tree)

@@ -37,7 +37,10 @@ class Journal:
             if active:
                 _drop_after(file, start)
             self._lines = file.open("a", buffering=1)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), write_to_disk=active)
+        # Purging hides what a killed run told of steps that are now made again.
+        self._events = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=active
+        )
         # A bar on a terminal; in a log file a line now and then.
         interval = 0.5 if sys.stderr.isatty() else 20
         self._bar = tqdm(

@@ -34,7 +34,7 @@ from segret_jax.training.step import make_train_step
 from segret_jax.training.steplog import StepLog
 from segret_jax.training.stop import StopRequest
 from segret_jax.training.watchdog import Watchdog
-from segret_jax.training.workdir import claim, status_of
+from segret_jax.training.workdir import claimed
 
 
 @dataclass
@@ -72,13 +72,13 @@ def train(
     check_class_weights(config.train, table.num_classes)
     training = open_source(config.data, "training")
     validation = open_source(config.data, "validation")
-    model = initialise(config, table, workdir)  # which may refuse: before the folder is claimed
-    claim(workdir, config)
-    optimizer = make_optimizer(config.optim, model.params, config.train.steps)
-    train_step = make_train_step(model.graph, optimizer, config.train, mesh)
 
     with ExitStack() as stack:
-        mark = stack.enter_context(status_of(workdir))
+        stop = stack.enter_context(StopRequest(mesh))
+        model = initialise(config, table, workdir)  # which may refuse: before the folder is claimed
+        mark = stack.enter_context(claimed(workdir, config))
+        optimizer = make_optimizer(config.optim, model.params, config.train.steps)
+        train_step = make_train_step(model.graph, optimizer, config.train, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir, config, table, training)))
         averaged = config.train.ema_decay > 0
         state = new_state(model.params, model.batch_stats, optimizer, averaged=averaged)
@@ -100,15 +100,26 @@ def train(
             mesh=mesh, journal=journal,
         )  # fmt: skip
         run = Run(
-            config, workdir, table, mesh, dataset, batches, train_step, checkpoints, scorer,
-            journal, StepLog(config, journal, train_step),
-            stack.enter_context(closing(Profiler(workdir / "profile", profile))),
-            stack.enter_context(StopRequest(mesh)),
-            stack.enter_context(Watchdog(_say_anyway(journal))),
-        )  # fmt: skip
+            config=config,
+            workdir=workdir,
+            table=table,
+            mesh=mesh,
+            dataset=dataset,
+            batches=batches,
+            train_step=train_step,
+            checkpoints=checkpoints,
+            scorer=scorer,
+            journal=journal,
+            log=StepLog(config, journal, train_step),
+            profiler=stack.enter_context(Profiler(workdir / "profile", profile, journal.say)),
+            stop=stop,
+            watchdog=stack.enter_context(Watchdog(_say_anyway(journal))),
+        )
         _introduce(run, start, model.notes)
         result = _train(run, state, start)
-        if not checkpoints.finish() and result:
+        with run.watchdog.phase("save"):
+            is_saved = checkpoints.finish()
+        if result and not is_saved:
             raise InputError("the last checkpoint was not saved: run the same command again")
         mark("finished" if result else "stopped")
         return result
@@ -117,21 +128,28 @@ def train(
 def _train(run: Run, state: TrainState, start: int) -> Result | None:
     """Make the steps after `start`; return the last evaluation, or None if told to stop."""
     config, result = run.config.train, None
+    if start and start % config.eval_every == 0 and not run.checkpoints.has_score(start):
+        result = _evaluate_and_save(run, state)  # the run was stopped in this evaluation
+        if result is None:
+            _save_and_stop(run, state)
+            return None
     for step in range(start + 1, config.steps + 1):
         run.profiler.before(step)
         state = _step(run, state, step, is_first=step == start + 1)
-        if traced := run.profiler.after(step, state):
-            run.journal.say(traced)
+        run.profiler.after(step, state)
         is_evaluation = step % config.eval_every == 0 or step == config.steps
         if is_evaluation or step % config.log_every == 0:
+            with run.watchdog.phase("wait for the device"):
+                jax.block_until_ready(state)
             _refuse_if_not_finite(run, state)
             run.log.write(step, state)
         if is_evaluation:
             result = _evaluate_and_save(run, state)
         elif step % config.save_every == 0:
             _save(run, state)
-        cancelled = is_evaluation and result is None
-        if (run.stop.agreed() or cancelled) and (step < config.steps or result is None):
+        with run.watchdog.phase("agreement to go on"):
+            stopping = run.stop.agreed() or (is_evaluation and result is None)
+        if stopping and (step < config.steps or result is None):
             _save_and_stop(run, state)
             return None
     return result or _evaluate_and_save(run, state)  # or: the run was complete before
@@ -210,7 +228,8 @@ def _saving_on_faulty_data(run: Run, state: TrainState) -> Iterator[None]:
 
 def _save_and_stop(run: Run, state: TrainState) -> None:
     _save(run, state)
-    saved = run.checkpoints.finish()
+    with run.watchdog.phase("save"):
+        saved = run.checkpoints.finish()
     where = f"saved in {run.checkpoints.folder}" if saved else "NOT saved"
     run.journal.say(
         f"stopped at step {int(state.step)}, {where}; run the same command again to go on"

@@ -29,6 +29,7 @@ from segret_jax.training.checkpoint import (
     check_table,
     mean_iou_of,
     restorable,
+    saved_mean_iou,
 )
 from segret_jax.training.checksum import differing_sums, sums
 from segret_jax.training.full_disk import check_space, raise_unless_disk, reason, remove_partial
@@ -71,6 +72,10 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest step saved, or begun to be, or None."""
         return self._manager.latest_step()
+
+    def has_score(self, step: int) -> bool:
+        """Tell whether the evaluation of a saved step came to its end."""
+        return saved_mean_iou(self.folder / str(step)) >= 0
 
     def save(self, state: TrainState, *, mean_iou: float | None = None) -> None:
         """Begin to save `state`; where the disk refuses, `finish` tells."""

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from segret_jax import processes
 from segret_jax.config import Config
 from segret_jax.training.journal import Journal
 from segret_jax.training.optim import learning_rate_schedule
@@ -40,6 +41,7 @@ class StepLog:
 
     def report_compilation(self, step: int, batch: dict[str, jax.Array]) -> None:
         """Say so if the step was compiled once more, which costs as much as its first time."""
+        # JAX has no public word for it: its event of a compilation does not tell which function.
         compiled = self._train_step._cache_size()
         if compiled > self._compiled:
             shapes = ", ".join(f"{k} {x.dtype}{list(x.shape)}" for k, x in batch.items())
@@ -52,8 +54,13 @@ class StepLog:
         """Record the means since the last log step; of steps that were skipped only the number."""
         values = jax.device_get(self.pending)
         self.pending = []
-        good = [v for v in values if np.isfinite(list(v.values())).all()]
+        finite = [bool(np.isfinite(list(v.values())).all()) for v in values]
+        good = [v for v, is_finite in zip(values, finite, strict=True) if is_finite]
+        if bad := [step - len(values) + i for i, is_finite in enumerate(finite) if not is_finite]:
+            after = ", ".join(map(str, bad))
+            self.journal.say(f"loss or gradient is not finite: skipped the step after {after}")
         means = {n: float(np.mean([v[n] for v in good])) if good else np.nan for n in values[0]}
         means["learning_rate"] = float(self.schedule(step - 1))
-        skipped = {"skipped_samples": self.skipped, "skipped_steps": int(state.num_bad)}
+        samples = sum(map(int, processes.gather(str(self.skipped).encode())))
+        skipped = {"skipped_samples": samples, "skipped_steps": int(state.num_bad)}
         self.journal.train(step, means | skipped)

@@ -1,8 +1,11 @@
 """The folder of a run: whose it is, and what has become of the run."""
 
+import fcntl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from segret_jax import config as configs
 from segret_jax import processes
@@ -11,6 +14,7 @@ from segret_jax.errors import InputError
 from segret_jax.files import write_whole, writing
 
 STATUS = "status"
+LOCK = ".lock"  # held by the process at work in the folder; the system frees it with the process
 
 # Settings that may differ between the start of a run and its continuation.
 MAY_CHANGE = (
@@ -20,20 +24,50 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-def claim(workdir: Path, config: Config) -> None:
-    """Make `workdir` this config's folder, or refuse one that holds another config's run."""
+@contextmanager
+def claimed(workdir: Path, config: Config) -> Iterator[Callable[[str], None]]:
+    """Make `workdir` this run's folder; refuse one of another config, or where a run is at work.
+
+    Keeps a file `status` there for schedulers: running, finished, stopped or failed, in one word.
+    Yields what to call with `finished` or `stopped`. A run that was killed leaves `running`.
+    """
     if "://" in str(workdir):
         raise InputError(
             f"--workdir {workdir}: give a folder; a bucket is mounted first (gcsfuse, s3fs)"
         )
     with writing(f"to --workdir {workdir}"):
         processes.check_shared(workdir)
-    if processes.is_first():
-        _claim(workdir, config)
-    processes.wait_for_all("workdir claimed")
+        lock = _lock(workdir) if processes.is_first() else nullcontext()
+    with lock:
+        if processes.is_first():
+            _check_and_save(workdir, config)
+        processes.wait_for_all("workdir claimed")
+        mark = partial(_mark, workdir)
+        mark("running")
+        try:
+            yield mark
+        except BaseException:
+            mark("failed")
+            raise
 
 
-def _claim(workdir: Path, config: Config) -> None:
+def _lock(workdir: Path) -> IO[str]:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = (workdir / LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise InputError(
+            f"{workdir} is in use by a run that is still at work: wait for it, stop it, or choose "
+            "another --workdir"
+        ) from error
+    except OSError:  # some network disks have no locks
+        pass
+    return lock
+
+
+def _check_and_save(workdir: Path, config: Config) -> None:
     saved = workdir / "config.json"
     if saved.exists():
         theirs, ours = configs.flatten(configs.load(saved)), configs.flatten(config)
@@ -49,21 +83,7 @@ def _claim(workdir: Path, config: Config) -> None:
         configs.save(config, saved)
 
 
-@contextmanager
-def status_of(workdir: Path) -> Iterator[Callable[[str], None]]:
-    """Keep a file `status` for schedulers: running, finished, stopped or failed, in one word.
-
-    Yields what to call with `finished` or `stopped`. A run that was killed leaves `running`.
-    """
-
-    def write(word: str) -> None:
-        if processes.is_first():
-            with suppress(OSError):  # a full disk is told where it matters
-                write_whole(workdir / STATUS, word + "\n")
-
-    write("running")
-    try:
-        yield write
-    except BaseException:
-        write("failed")
-        raise
+def _mark(workdir: Path, word: str) -> None:
+    if processes.is_first():
+        with suppress(OSError):  # a full disk is told where it matters
+            write_whole(workdir / STATUS, word + "\n")

@@ -46,7 +46,7 @@ def test_names_and_areas_must_be_as_many(tmp_path: Path):
 
 def test_a_write_that_fails_leaves_the_older_result_whole(tmp_path: Path):
     file = write(tmp_path, mIoU=0.5)
-    (tmp_path / "per_image.partial").mkdir()
+    (tmp_path / "per_image.npz.partial").mkdir()
     with pytest.raises(InputError, match=r"cannot write \S+per_image\.npz: Is a directory"):
         write(tmp_path, mIoU=0.6)
     assert results.read(file).content["mIoU"] == 0.5

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+import eval
 from segret_jax import cli, processes
 from segret_jax.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig
 from segret_jax.models import rmt
@@ -37,14 +38,14 @@ def config_of(steps: int) -> Config:
     )  # fmt: skip
 
 
-def start(workdir: Path, *args: Any, **popen: Any) -> subprocess.Popen:
-    """Start this module in another process; its output can be read from `stdout`."""
+def start(workdir: Path, *args: Any, output: Any = subprocess.PIPE) -> subprocess.Popen:
+    """Start this module in another process; its output goes to a file, or is its `stdout`."""
     command = [sys.executable, "-m", "tests.integration.runner", str(workdir), *map(str, args)]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache")}
+    cache = str(workdir.parent / "cache")
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen,
-    )  # fmt: skip
+        command, cwd=ROOT, env=environment, text=True, stdout=output, stderr=subprocess.STDOUT
+    )
 
 
 def finish(running: Sequence[subprocess.Popen], *, timeout: float = 280) -> list[str]:
@@ -86,10 +87,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--eval-every", type=int, default=1000)
     parser.add_argument("--stop-at", type=int, default=0)
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--evaluate", action="store_true", help="run eval.py instead")
     args = parser.parse_args(argv)
     jax.config.update("jax_num_cpu_devices", args.devices)
     jax.config.update("jax_disable_most_optimizations", True)
     rmt.VARIANTS["tiny"] = MINI
+    if args.evaluate:
+        alone = [] if args.processes is None else ["--processes", args.processes]
+        eval.main(["--workdir", str(args.workdir), *alone])
+        return
     processes.start(args.processes)
     config = config_of(args.steps)
     config.mesh.fsdp, config.data.workers = args.fsdp, args.workers

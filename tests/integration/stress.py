@@ -1,11 +1,13 @@
 """Kills a run again and again at random moments; what is left must be the run that was not killed.
 
-By hand, on the demo (half an hour on two cores):
+By hand, on the demo (a quarter of an hour on two cores):
 
     python -m tests.integration.stress --config configs/demo.py --kills 25
 """
 
 import argparse
+import itertools
+import os
 import random
 import re
 import shutil
@@ -15,46 +17,55 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import psutil
 
-from tests.training.test_resume import leaves, records
+from tests.runs import leaves, records
 
-Start = Callable[[], subprocess.Popen]
+Start = Callable[[IO[str]], subprocess.Popen]  # given the file to print to
+LENGTHS = ("--config.train.steps=200", "--config.train.eval_every=10")
 
 
 def kill_and_continue(start: Start, workdir: Path, *, kills: int, longest: float) -> Counter[str]:
-    """Start a run, kill it up to `longest` seconds after its first step, and so on; then finish it.
+    """Start a run, kill it, start it again, and so on; then let it finish.
 
-    Returns what the kills hit. No checkpoint that was whole may be lost.
+    One kill falls up to `longest` seconds after a step, the next into a save, the next into an
+    evaluation. Returns what was hit. No checkpoint that was whole may be lost.
     """
-    rng, hit = random.Random(0), Counter[str]()
-    for _ in range(kills):
+    rng, hit, printed = random.Random(0), Counter[str](), workdir.parent / "printed"
+    moments = itertools.cycle(("any", "save", "evaluation"))
+    for moment in itertools.islice(moments, kills):
         saved = newest(workdir)
-        process = start()
-        wait_for_step(process, workdir)
-        time.sleep(rng.uniform(0, longest))
+        with printed.open("w") as file:
+            process = start(file)
+        wait_for_step(process, workdir, printed)
         workers = psutil.Process(process.pid).children(recursive=True)
+        while moment != "any" and moment not in doing(workdir, printed):
+            assert process.poll() is None, f"ended before the kill: {printed.read_text()[-3000:]}"
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, {"any": longest, "save": 0.01, "evaluation": 0.1}[moment]))
         process.kill()
+        process.wait()
+        hit[" and ".join(doing(workdir, printed))] += 1
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive, f"{alive} outlived their parent"
         assert newest(workdir) >= saved
-        hit[interrupted(workdir, process)] += 1
     saved = newest(workdir)
     assert saved > 0, "no life was long enough to save"
-    process = start()
-    printed = process.communicate()[0]
-    assert process.returncode == 0, printed[-3000:]
-    assert f"continuing at step {saved}" in printed
+    with printed.open("w") as file:
+        process = start(file)
+    assert process.wait() == 0, printed.read_text()[-3000:]
+    assert f"continuing at step {saved}" in printed.read_text()
     return hit
 
 
-def wait_for_step(process: subprocess.Popen, workdir: Path) -> None:
+def wait_for_step(process: subprocess.Popen, workdir: Path, printed: Path) -> None:
     """Return once the process has recorded a step of its own: beyond what was saved before it."""
     file, saved, begun = workdir / "metrics.jsonl", newest(workdir), time.time()
     while not (file.exists() and file.stat().st_mtime >= begun and last_step(file) > saved):
-        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert process.poll() is None, printed.read_text()[-3000:]
         time.sleep(0.02)
 
 
@@ -70,12 +81,15 @@ def newest(workdir: Path) -> int:
     return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
 
 
-def interrupted(workdir: Path, process: subprocess.Popen) -> str:
-    """Say what a killed process was doing, by what it left."""
-    bars = [line for line in process.communicate()[0].splitlines() if "%|" in line]
+def doing(workdir: Path, printed: Path) -> list[str]:
+    """Say what a run is at, or was when it was killed: save, evaluation, both, or training."""
+    shown = [part for part in re.split(r"[\r\n\x1b]+", printed.read_text()) if part.strip(" [A")]
+    found = []
     if list((workdir / "checkpoints").glob("*tmp*")):
-        return "save"
-    return "evaluation" if bars and "evaluate" in bars[-1] else "training"
+        found.append("save")
+    if shown and shown[-1].lstrip("[A").startswith("evaluate"):
+        found.append("evaluation")
+    return found or ["training"]
 
 
 def assert_same_run(whole: Path, parts: Path, steps: int) -> None:
@@ -101,24 +115,31 @@ def main() -> None:
     args, overrides = parser.parse_known_args()
     shutil.rmtree(args.folder, ignore_errors=True)
     args.folder.mkdir(parents=True)
+    folder = args.folder.absolute()
+    whole, parts = folder / "whole", folder / "parts"
 
-    def start(workdir: Path) -> subprocess.Popen:
+    def start(workdir: Path, file: IO[str]) -> subprocess.Popen:
         command = [sys.executable, "train.py", "--config", args.config, "--workdir", str(workdir)]
         frequent = ["--config.train.log_every=1", "--config.train.save_every=2"]
         return subprocess.Popen(
-            [*command, *frequent, *overrides],
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [*command, *frequent, *LENGTHS, "--config.data.synthetic_validation=8", *overrides],
+            text=True, stdout=file, stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
 
-    folder = args.folder.absolute()
-    whole, parts = folder / "whole", folder / "parts"
-    printed = start(whole).communicate()[0]
-    assert (whole / "status").read_text() == "finished\n", printed[-3000:]
+    with (folder / "printed").open("w") as file:
+        assert start(whole, file).wait() == 0, (folder / "printed").read_text()[-3000:]
     seconds = sum(1 / r["steps_per_second"] for r in records(whole) if r["kind"] == "train")
-    longest = 2 * seconds / (args.kills + 1)
-    hit = kill_and_continue(lambda: start(parts), parts, kills=args.kills, longest=longest)
+    longest = seconds / args.kills  # so that half of the steps are left to the other kills
+    hit = kill_and_continue(
+        lambda file: start(parts, file), parts, kills=args.kills, longest=longest
+    )
     assert_same_run(whole, parts, newest(whole))
-    print(f"{sum(hit.values())} kills ({dict(hit)}): the same {newest(whole)} steps to the bit")
+    arrays = leaves(whole, newest(whole)).values()
+    print(
+        f"{sum(hit.values())} kills (in {dict(hit)}): {len(arrays)} arrays of "
+        f"{sum(x.size for x in arrays):,} numbers and {newest(whole)} losses, equal to the bit"
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -29,27 +30,32 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-def test_three_kills_lose_nothing(whole):
+@pytest.mark.slow
+def test_kills_in_training_saves_and_evaluations_lose_nothing(whole):
     parts = whole.parent / "parts"
 
-    def start() -> subprocess.Popen:
-        return runner.start(parts, *ARGS, "--workers", 1)
+    def start(file: IO[str]) -> subprocess.Popen:
+        return runner.start(parts, *ARGS, "--workers", 1, output=file)
 
-    kill_and_continue(start, parts, kills=3, longest=4.0)
+    hit = kill_and_continue(start, parts, kills=5, longest=1.0)
+    assert any("save" in what for what in hit)
+    assert any("evaluation" in what for what in hit)
     assert_same_run(whole, parts, STEPS)
 
 
 def test_sigterm_saves_and_ends_with_status_0_and_its_workers(whole):
     workdir = whole.parent / "stopped"
-    process = runner.start(workdir, *ARGS, "--workers", 1)
-    wait_for_step(process, workdir)
+    with (whole.parent / "printed").open("w") as file:
+        process = runner.start(workdir, *ARGS, "--workers", 1, output=file)
+    wait_for_step(process, workdir, whole.parent / "printed")
     assert (workdir / "status").read_text() == "running\n"
     workers = psutil.Process(process.pid).children(recursive=True)
     assert workers
     for one in (process.pid, *(worker.pid for worker in workers)):  # as schedulers do: all at once
         os.kill(one, signal.SIGTERM)
-    printed = process.communicate(timeout=20)[0]  # well within the 30 s of Kubernetes
-    assert process.returncode == 0, printed
+    status = process.wait(timeout=20)  # well within the 30 s of Kubernetes
+    printed = (whole.parent / "printed").read_text()
+    assert status == 0, printed
     assert "stopped at step" in printed
     assert (stopped := newest(workdir)) > 0
     assert (workdir / "status").read_text() == "stopped\n"

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from segret_jax import processes
 from segret_jax.errors import InputError
 from tests.integration import runner
+from tests.integration.stress import newest
+from tests.runs import leaves, records
 from tests.training.test_mesh import assert_close
-from tests.training.test_resume import leaves, records
 
 STEPS = 6
 
@@ -83,6 +85,41 @@ def test_two_and_four_processes_give_one_process_s_numbers(tmp_path):
         assert abs(found["mIoU"] - expected["mIoU"]) < 0.01
         labels, theirs = (np.load(w / "per_image.npz")["label_area"] for w in (workdir, alone))
         np.testing.assert_array_equal(labels, theirs)  # every image once, in its place
+
+    # eval.py, in four processes and in one, on what is left.
+    printed = run(two, 4, "--evaluate")
+    found = json.loads((two / "evaluation" / "metrics.json").read_text())
+    assert "mIoU" in printed[0]
+    assert not any("mIoU" in others for others in printed[1:])
+    run(two, 1, "--evaluate", "--devices", 4)
+    alone = json.loads((two / "evaluation" / "metrics.json").read_text())
+    assert found["num_images"] == alone["num_images"] == 6
+    assert abs(found["mIoU"] - alone["mIoU"]) < 1e-6
+
+
+@pytest.mark.slow
+def test_the_death_of_one_process_ends_all_and_loses_nothing(tmp_path):
+    workdir, whole = tmp_path / "run", tmp_path / "whole"
+    at = f"2@localhost:{free_port()}"
+    args = ("--steps", STEPS, "--save-every", 2, "--pause", 1)
+    running = [runner.start(workdir, *args, "--processes", f"{i}/{at}") for i in range(2)]
+    while newest(workdir) < 2:
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.05)
+    running[1].kill()
+    try:
+        for process in running:
+            process.communicate(timeout=180)
+    finally:
+        running[0].kill()
+    assert running[0].returncode != 0  # which tells the launcher to start again
+    assert (workdir / "status").read_text() != "finished\n"
+    printed = run(workdir, 2)
+    assert "continuing at step" in printed[0]
+    run(whole, 2)
+    expected, found = leaves(whole, STEPS), leaves(workdir, STEPS)
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
 
 
 def test_a_malformed_processes_flag_is_refused():

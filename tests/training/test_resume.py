@@ -4,22 +4,22 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from segret_jax.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig, validate
 from segret_jax.errors import InputError
 from segret_jax.training import capture, loop
+from segret_jax.training.checkpoint import saved_mean_iou
 from segret_jax.training.journal import Journal
 from segret_jax.training.loop import train
+from segret_jax.training.scoring import Scorer
 from segret_jax.training.sharding import data_mesh
 from segret_jax.training.stop import StopRequest
-from segret_jax.training.workdir import claim
+from segret_jax.training.workdir import claimed
+from tests.runs import leaves, records
 
 
 @pytest.fixture(autouse=True)
@@ -39,23 +39,6 @@ def config_of(**optim: Any) -> Config:
             eval=EvalConfig(resize_target=(32, 32), pictures=0),
         )
     )  # fmt: skip
-
-
-def records(workdir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def leaves(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """Everything in a checkpoint, read by Orbax alone."""
-    folder, found = workdir / "checkpoints" / str(step), {}
-    for item in ("model", "training"):
-        stored = ocp.StandardCheckpointHandler().metadata(folder / item).tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.restore(folder / item, restore_args=as_numpy)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
-    return found
 
 
 @pytest.fixture
@@ -122,7 +105,8 @@ def test_a_finished_run_is_evaluated_again_and_not_trained(tmp_path, when_step):
 
 
 def test_the_folder_of_another_config_is_refused(tmp_path):
-    claim(tmp_path, config_of())
+    with claimed(tmp_path, config_of()):
+        pass
     other = config_of(poly_power=1.0)
     with pytest.raises(InputError, match=r"optim\.poly_power \(0\.9 there, 1\.0 here\)") as error:
         train(other, tmp_path)
@@ -133,10 +117,53 @@ def test_the_folder_of_another_config_is_refused(tmp_path):
 
 
 def test_what_does_not_change_the_result_may_differ(tmp_path):
-    claim(tmp_path, config_of())
+    with claimed(tmp_path, config_of()):
+        pass
     other = config_of()
     other.train.eval_every, other.data.workers, other.model.max_scores = 7, 3, 2**20
-    claim(tmp_path, other)
+    with claimed(tmp_path, other):
+        pass
+
+
+def test_a_folder_where_a_run_is_at_work_is_refused(tmp_path):
+    with claimed(tmp_path, config_of()):
+        with pytest.raises(InputError, match="is in use by a run that is still at work") as error:
+            train(config_of(), tmp_path)
+        assert str(tmp_path) in str(error.value)
+        assert (tmp_path / "status").read_text() == "running\n"
+    assert train(config_of(), tmp_path) is not None
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up(tmp_path, when_step, monkeypatch):
+    config = config_of()
+    config.train.eval_every = 2
+    original = Scorer.score
+
+    def interrupted(scorer: Scorer, state: Any, cancelled: Callable[[], bool]) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(scorer, state, cancelled)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", interrupted)
+        assert train(config, tmp_path) is None
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    assert saved_mean_iou(tmp_path / "checkpoints" / "2") == -1
+    assert train(config, tmp_path) is not None
+    assert [r["step"] for r in records(tmp_path) if r["kind"] == "validation"] == [2, 4]
+    assert saved_mean_iou(tmp_path / "checkpoints" / "2") >= 0
+
+
+def test_a_signal_before_the_first_step_stops_after_it(tmp_path, monkeypatch):
+    original = loop.initialise
+
+    def interrupted(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(loop, "initialise", interrupted)
+    assert train(config_of(), tmp_path) is None
+    assert (tmp_path / "status").read_text() == "stopped\n"
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
 def test_a_batch_not_divisible_by_the_devices_is_refused(tmp_path):
