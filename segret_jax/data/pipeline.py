@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Generator
 from typing import Any, SupportsIndex
 
 import cv2
@@ -150,10 +151,10 @@ def _end_with_parent() -> None:
 
 def batches_from(
     dataset: grain.MapDataset, step: int, *, workers: int = 0
-) -> grain.DatasetIterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Iterate over the batches from `step` on, prepared ahead by threads or worker processes.
 
-    Close the iterator to end its workers.
+    Close the iterator to end its workers. Raises InputError if one of them is killed.
     """
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterable = dataset[step:].to_iter_dataset(read)
@@ -163,4 +164,15 @@ def batches_from(
         iterable = iterable.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_prepare_worker
         )
-    return iter(iterable)
+    batches = iter(iterable)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise InputError(
+            "a data worker was killed, most often for lack of memory: try again, with fewer "
+            f"data.workers (now {workers})"
+        ) from error
+    finally:
+        batches.close()

@@ -156,7 +156,7 @@ def _train(run: Run, state: TrainState, start: int) -> Result | None:
 
 
 def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainState:
-    with _saving_on_faulty_data(run, state), run.watchdog.phase("input"):
+    with _saving_on_error(run, state), run.watchdog.phase("input"):
         begun = time.perf_counter()
         batch = next(run.batches)
         run.journal.waited(time.perf_counter() - begun)
@@ -201,7 +201,7 @@ def _introduce(run: Run, start: int, notes: tuple[str, ...]) -> None:
 
 
 def _evaluate_and_save(run: Run, state: TrainState) -> Result | None:
-    with _saving_on_faulty_data(run, state), run.watchdog.phase("evaluation"):
+    with _saving_on_error(run, state), run.watchdog.phase("evaluation"):
         result = run.scorer.score(state, cancelled=lambda: run.stop.requested)
     if result:
         with run.watchdog.phase("save"):
@@ -216,11 +216,11 @@ def _save(run: Run, state: TrainState) -> None:
 
 
 @contextmanager
-def _saving_on_faulty_data(run: Run, state: TrainState) -> Iterator[None]:
-    """Keep the steps made so far where a file ends the run."""
+def _saving_on_error(run: Run, state: TrainState) -> Iterator[None]:
+    """Keep the steps made so far where a file, or a data worker that was killed, ends the run."""
     try:
         yield
-    except InputError:
+    except Exception:
         if not processes.are_several():  # a checkpoint takes all of them
             run.checkpoints.save(state)
         raise

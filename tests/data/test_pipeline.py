@@ -4,7 +4,7 @@ import dataclasses
 import gc
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -121,6 +121,15 @@ def test_worker_processes_give_the_same_batches_and_end_with_the_iterator(worker
     while workers_of_this_process() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert workers_of_this_process() == []
+
+
+def test_a_worker_that_was_killed_is_told_in_one_line():
+    stream = batches_from(dataset(), 0, workers=1)
+    next(stream)
+    for worker in workers_of_this_process():
+        worker.kill()
+    with pytest.raises(InputError, match=r"worker was killed.*fewer data\.workers \(now 1\)"):
+        deque(stream, maxlen=0)
 
 
 def test_starting_at_a_far_step_reads_only_what_its_batch_needs():

@@ -166,6 +166,20 @@ def test_a_signal_before_the_first_step_stops_after_it(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
+def test_the_steps_before_an_error_in_the_input_are_kept(tmp_path, monkeypatch):
+    original = loop.batches_from
+
+    def failing(*args: Any, **kwargs: Any) -> Iterator[dict[str, np.ndarray]]:
+        stream = original(*args, **kwargs)
+        yield from (next(stream) for _ in range(3))
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "batches_from", failing)
+    with pytest.raises(MemoryError):
+        train(config_of(), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
 def test_a_batch_not_divisible_by_the_devices_is_refused(tmp_path):
     config = config_of()
     config.train.batch_size = 3
