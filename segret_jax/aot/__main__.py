@@ -10,7 +10,6 @@ takes minutes. Exits with 0 if all fits, with 1 if not.
 
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from segret_jax.errors import InputError
 from segret_jax.files import make_folder, write_whole, writing
 
 PROGRAMS = ("train", "eval")
-STACK = 2**30  # bytes
+STACK = 2**24  # bytes
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> None:
         with writing(f"--out {args.out}"):
             make_folder(args.out.parent)
 
-    _quiet()
+    _prepare_compilers()
     from segret_jax.aot.chips import topology  # heavy imports, after the arguments
     from segret_jax.aot.fitting import evaluation_receipt, largest_batch, train_receipt
     from segret_jax.aot.receipt import to_text
@@ -70,8 +69,14 @@ def main(argv: list[str]) -> None:
     sys.exit(0 if all(asked) else 1)
 
 
-def _quiet() -> None:
-    """Keep JAX from looking for a TPU, and libtpu from telling that there is none."""
+def _prepare_compilers() -> None:
+    """Keep JAX from looking for a TPU, and libtpu from telling that there is none.
+
+    libtpu compiles in threads of 64 KiB, whatever ulimit says, and for v6e it needs more.
+    """
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    stack = f"--fibers_default_thread_stack_size={STACK}"
+    os.environ["LIBTPU_INIT_ARGS"] = f"{stack} {flags}".strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     for name in ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
         os.environ.setdefault(name, "3")
@@ -84,18 +89,5 @@ def _quiet() -> None:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is shared: no chip is used
 
 
-def _deepen_stack() -> None:
-    """Start again with a large stack: the compiler for v6e goes deeper than 8 MiB for large models.
-
-    Threads take the limit that was there when the program started.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    wanted = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
-        os.execv(sys.executable, sys.orig_argv)
-
-
 if __name__ == "__main__":
-    _deepen_stack()
     cli.run(main)
