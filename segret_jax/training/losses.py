@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, UInt8
 
 from segret_jax.config import TrainConfig
 from segret_jax.data.class_table import IGNORE
 from segret_jax.errors import InputError
-from segret_jax.models.layers import resize_bilinear
+from segret_jax.training.pixel_loss import pixel_losses, weighted_loss
 
 # Bit patterns of float32 that bound every probability, and ignored pixels' infinity.
 _ZERO_BITS, _INFINITY_BITS = 0, 0x7F800000
@@ -53,21 +53,17 @@ def cross_entropy(
 
     The accuracy is of all pixels, ignored ones counted as wrong, as the released code logs it.
     """
-    logits = resize_bilinear(logits, (label.shape[1], label.shape[2])).astype(jnp.float32)
     valid = label != IGNORE
-    # A sum over the class axis rather than an indexed read, whose gradient would be a scatter.
-    is_class = jnp.arange(logits.shape[-1], dtype=label.dtype) == label[..., None]
-    score = jnp.sum(jnp.where(is_class, logits, 0), axis=-1)
-    loss = jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - score, 0)
-    correct = jnp.argmax(logits, axis=-1) == label
+    weight = valid.astype(jnp.float32)
     if ohem_threshold:
-        probability = jnp.exp(-jax.lax.stop_gradient(loss))
+        probability = jnp.exp(-pixel_losses(lax.stop_gradient(logits), label))
         kept = hard_pixels(probability, valid, threshold=ohem_threshold, min_kept=ohem_min_kept)
-        loss = jnp.where(kept, loss, 0)
+        weight *= kept
     if class_weights:
-        weights = jnp.array(class_weights, jnp.float32)
-        loss *= jnp.sum(jnp.where(is_class, weights, 0), axis=-1)
-    return jnp.sum(loss) / pixels, 100 * jnp.mean(correct)
+        of_class = jnp.zeros(256).at[: len(class_weights)].set(jnp.array(class_weights))
+        weight *= of_class[label]
+    loss, num_correct = weighted_loss(logits, label, weight / pixels)
+    return loss, 100 * num_correct / label.size
 
 
 def hard_pixels(
@@ -96,7 +92,7 @@ def _kth_smallest(values: Float[Array, "b h w"], k: int) -> Float[Array, ""]:
     Their bit patterns are in the same order, so 31 halvings find it exactly, each a sum over the
     batch. Sorting would gather the batch of all devices on each of them.
     """
-    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    bits = lax.bitcast_convert_type(values, jnp.int32)
 
     def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
@@ -105,4 +101,4 @@ def _kth_smallest(values: Float[Array, "b h w"], k: int) -> Float[Array, ""]:
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     bounds = (jnp.int32(_ZERO_BITS), jnp.int32(_INFINITY_BITS))
-    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, halve, bounds)[1], jnp.float32)
+    return lax.bitcast_convert_type(lax.fori_loop(0, 31, halve, bounds)[1], jnp.float32)
