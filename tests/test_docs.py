@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import aot_table
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
@@ -30,3 +32,9 @@ def test_every_promise_names_a_test_that_is_there():
             assert found, f"{name} of {promise!r}"
             if function:
                 assert any(f"def {function}(" in f.read_text() for f in found), name
+
+
+def test_the_tables_of_ahead_of_time_are_those_of_the_receipts():
+    page = (ROOT / "docs/scale.md").read_text()
+    for table in aot_table.tables(sorted((ROOT / "benchmarks/results/aot").glob("*.json"))):
+        assert table in page

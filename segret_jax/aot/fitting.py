@@ -24,9 +24,8 @@ def train_receipt(config: Config, topology: Topology) -> Receipt:
     lowered = programs.train_step(config, num_classes, topology)
     flops = 3 * batch * _flops(config, num_classes, crop)  # backward: twice the forward
     receipt = compile_for(lowered, topology, num_chips=len(topology.devices), model_flops=flops)
-    if "bound" in receipt:
-        receipt["expected_batch"] = expected_batch(config, receipt)
-    return _described(config, "train step", f"global batch {batch} of {_x(crop)}") | receipt
+    receipt = _described(config, "train step", f"global batch {batch} of {_x(crop)}") | receipt
+    return receipt | ({"expected_batch": expected_batch(receipt)} if "bound" in receipt else {})
 
 
 def evaluation_receipt(config: Config, topology: Topology) -> Receipt:
@@ -51,7 +50,7 @@ def largest_batch(
     if "bound" not in first:
         return "the batch of the config does not fit; give a smaller train.batch_size to start from"
     unit = first["chips"] * config.train.accumulate
-    parts, largest = expected_batch(config, first) // unit, config.train.batch_size
+    parts, largest = expected_batch(first) // unit, config.train.batch_size
     tried = {config.train.batch_size // unit: first}
     while parts * unit > largest:
         larger = copy.deepcopy(config)
@@ -67,10 +66,10 @@ def largest_batch(
     return f"largest global batch that fits: {largest}, {largest // first['chips']} per chip"
 
 
-def expected_batch(config: Config, receipt: Receipt) -> int:
+def expected_batch(receipt: Receipt) -> int:
     """Return the largest batch that should fit, if memory grows with the images on a chip."""
-    unit = receipt["chips"] * config.train.accumulate
-    per_part = receipt["memory"]["temporary"] / (config.train.batch_size / unit)
+    unit = receipt["chips"] * receipt["accumulate"]
+    per_part = receipt["memory"]["temporary"] / (receipt["batch_size"] / unit)
     room = receipt["limit"] - receipt["memory"]["total"] + receipt["memory"]["temporary"]
     return int(room // per_part) * unit
 

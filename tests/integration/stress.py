@@ -1,6 +1,6 @@
 """Kills a run again and again at random moments; what is left must be the run that was not killed.
 
-By hand, on the demo (a quarter of an hour on two cores):
+By hand, on the demo (half an hour on two cores):
 
     python -m tests.integration.stress --config configs/demo.py --kills 25
 """
