@@ -183,9 +183,11 @@ def saved_in(workdir: Path) -> list[Path]:
 
 
 def saved_mean_iou(checkpoint: Path) -> float:
-    """Return the score saved with a checkpoint; −1, worse than any, without one."""
-    file = checkpoint / METRICS
-    return mean_iou_of(json.loads(file.read_text())) if file.is_file() else -1.0
+    """Return the score saved with a checkpoint; −1, worse than any, without one to read."""
+    try:
+        return mean_iou_of(json.loads((checkpoint / METRICS).read_text()))
+    except (OSError, ValueError):
+        return -1.0
 
 
 def mean_iou_of(metrics: Any) -> float:

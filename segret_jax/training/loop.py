@@ -129,7 +129,7 @@ def _train(run: Run, state: TrainState, start: int) -> Result | None:
     """Make the steps after `start`; return the last evaluation, or None if told to stop."""
     config, result = run.config.train, None
     if start and start % config.eval_every == 0 and not run.checkpoints.has_score(start):
-        result = _evaluate_and_save(run, state)  # the run was stopped in this evaluation
+        result = _save_and_evaluate(run, state)  # the run was stopped in this evaluation
         if result is None:
             _save_and_stop(run, state)
             return None
@@ -144,7 +144,7 @@ def _train(run: Run, state: TrainState, start: int) -> Result | None:
             _refuse_if_not_finite(run, state)
             run.log.write(step, state)
         if is_evaluation:
-            result = _evaluate_and_save(run, state)
+            result = _save_and_evaluate(run, state)
         elif step % config.save_every == 0:
             _save(run, state)
         with run.watchdog.phase("agreement to go on"):
@@ -152,7 +152,7 @@ def _train(run: Run, state: TrainState, start: int) -> Result | None:
         if stopping and (step < config.steps or result is None):
             _save_and_stop(run, state)
             return None
-    return result or _evaluate_and_save(run, state)  # or: the run was complete before
+    return result or _save_and_evaluate(run, state)  # or: the run was complete before
 
 
 def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainState:
@@ -200,12 +200,15 @@ def _introduce(run: Run, start: int, notes: tuple[str, ...]) -> None:
         run.journal.say(note)
 
 
-def _evaluate_and_save(run: Run, state: TrainState) -> Result | None:
-    with _saving_on_error(run, state), run.watchdog.phase("evaluation"):
-        result = run.scorer.score(state, cancelled=lambda: run.stop.requested)
-    if result:
+def _save_and_evaluate(run: Run, state: TrainState) -> Result | None:
+    _save(run, state)  # first: an evaluation takes minutes
+    step = int(state.step)
+    again = run.checkpoints.has_score(step)
+    with run.watchdog.phase("evaluation"):
+        result = run.scorer.score(state, again=again, cancelled=lambda: run.stop.requested)
+    if result and not again:
         with run.watchdog.phase("save"):
-            run.checkpoints.save(state, mean_iou=result.metrics.mean_iou)
+            run.checkpoints.add_score(step, result.metrics.mean_iou)
     return result
 
 

@@ -8,12 +8,14 @@ import hashlib
 import json
 import logging
 import math
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -77,12 +79,11 @@ class Checkpoints:
         """Tell whether the evaluation of a saved step came to its end."""
         return saved_mean_iou(self.folder / str(step)) >= 0
 
-    def save(self, state: TrainState, *, mean_iou: float | None = None) -> None:
-        """Begin to save `state`; where the disk refuses, `finish` tells."""
+    def save(self, state: TrainState) -> None:
+        """Begin to save `state`, unless it is; where the disk refuses, `finish` tells."""
         step = int(state.step)
         self.finish()
         if step == self.latest_step:
-            self._add_score(step, mean_iou)
             return
         self._writing, self._is_whole = step, True
         model, training = _items(state)
@@ -95,11 +96,10 @@ class Checkpoints:
             data=ocp.args.JsonSave(self.data),
             sums=ocp.args.JsonSave({"model": sums(model), "training": sums(training)}),
         )
-        metrics = {} if mean_iou is None else {"mIoU": mean_iou}
         try:
             if not processes.are_several():  # which would have to refuse together
                 check_space(self.folder, (model, training))
-            self._manager.save(step, args=items, metrics=metrics, force=True)
+            self._manager.save(step, args=items, metrics={}, force=True)
         except (OSError, ValueError) as error:
             self._refused(error)
 
@@ -127,14 +127,20 @@ class Checkpoints:
             step, self.folder, reason(error),
         )  # fmt: skip
 
-    def _add_score(self, step: int, mean_iou: float | None) -> None:
-        """Note a score that was not known when the step was saved: its evaluation was cut off."""
-        if mean_iou is not None and not math.isnan(mean_iou) and processes.is_first():
-            file = self.folder / str(step) / METRICS
+    def add_score(self, step: int, mean_iou: float) -> None:
+        """Note the score of a step that was saved: by it the best one is kept.
+
+        It is saved first, and evaluated then, so that an evaluation that is cut off costs no step.
+        """
+        if not self.finish() or math.isnan(mean_iou):
+            return
+        if processes.is_first():
             try:
-                write_whole(file, json.dumps({"mIoU": mean_iou}))
+                write_whole(self.folder / str(step) / METRICS, json.dumps({"mIoU": mean_iou}))
             except OSError as error:  # the state itself is safe
                 logging.error("the score of step %d was not saved (%s)", step, error.strerror)
+        processes.wait_for_all("score written")
+        self._manager.reload()
 
     def restore_latest(self, like: TrainState) -> TrainState | None:
         """Return the newest whole state, or None if none was saved.
@@ -145,18 +151,16 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            fault = ""
             try:
+                self._check_together(step, like)
                 restored, data = self._restore(step, like)
             except DamagedError as error:
-                fault = str(error)
-            faults = [text.decode() for text in processes.gather(fault.encode())]
-            if not any(faults):
-                self._check_data(step, data)
-                for other, its_fault in damaged.items():
-                    self._set_aside(other, its_fault)
-                return restored
-            damaged[step] = next(filter(None, faults))
+                damaged[step] = str(error)
+                continue
+            self._check_data(step, data)
+            for other, fault in damaged.items():
+                self._set_aside(other, fault)
+            return restored
         if damaged:
             listed = "; ".join(f"{step}: {fault}" for step, fault in damaged.items())
             raise InputError(
@@ -165,34 +169,51 @@ class Checkpoints:
             )
         return None
 
+    def _check_together(self, step: int, like: TrainState) -> None:
+        """Raise DamagedError in all of several processes if the first finds a checkpoint damaged.
+
+        Each would read a part of its own, and one that alone meets a fault would leave the others
+        waiting for it. So the first reads all of it before.
+        """
+        if not processes.are_several():
+            return
+        fault = ""
+        if processes.is_first():
+            try:
+                self._check_alone(self.folder / str(step))
+            except DamagedError as error:
+                fault = str(error)
+        fault = processes.gather(fault.encode())[0].decode()
+        if fault:
+            raise DamagedError(fault)
+
+    def _check_alone(self, folder: Path) -> None:
+        with _telling_damage():
+            is_checked, handler = _has_sums(folder), ocp.PyTreeCheckpointHandler()
+            expected = json.loads((folder / "sums/metadata").read_text()) if is_checked else {}
+            for item in ("model", "training"):
+                tree = handler.metadata(folder / item).tree
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                stored = handler.restore(folder / item, restore_args=as_numpy)
+                if is_checked:
+                    _compare(stored, expected[item])
+
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any] | None]:
         model, training = _items(like)
         folder = self.folder / str(step)
-        # Those of an earlier version have neither item: they are taken as they are.
-        with_sums = (folder / "sums").is_dir() or (folder / "data").is_dir()
+        is_checked = _has_sums(folder)
         checks = {"data": ocp.args.JsonRestore(), "sums": ocp.args.JsonRestore()}
         items = ocp.args.Composite(
             model=ocp.args.StandardRestore(restorable(model)),
             training=ocp.args.StandardRestore(restorable(training)),
-            **(checks if with_sums else {}),
+            **(checks if is_checked else {}),
         )
-        try:
+        with _telling_damage():
             restored = self._manager.restore(step, args=items)
-        except (MemoryError, jax.errors.JaxRuntimeError):
-            raise  # no fault of the checkpoint
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError):
-                raise  # the disk's, or the network's
-            raise DamagedError(f"{error.filename or 'a file'} is missing") from error
-        except Exception as error:  # Orbax's own, of whatever kind, for damaged files
-            raise DamagedError(f"{type(error).__name__} while reading it") from error
-        if not with_sums:
-            return _joined(restored.model, restored.training), None
-        for item in ("model", "training"):
-            changed = differing_sums(restored[item], restored.sums[item])
-            if changed:
-                raise DamagedError(f"{changed[0]} is not what was saved")
-        return _joined(restored.model, restored.training), restored.data
+        for item in ("model", "training") if is_checked else ():
+            _compare(restored[item], restored.sums[item])
+        data = restored.data if is_checked else None
+        return _joined(restored.model, restored.training), data
 
     def _set_aside(self, step: int, fault: str) -> None:
         if processes.is_first():
@@ -229,6 +250,31 @@ class Checkpoints:
 
 class DamagedError(Exception):
     """A checkpoint that cannot be read, or is not what was saved."""
+
+
+@contextmanager
+def _telling_damage() -> Iterator[None]:
+    """Raise DamagedError for what a damaged checkpoint may raise; other faults as they are."""
+    try:
+        yield
+    except (DamagedError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise  # the disk's, or the network's
+        raise DamagedError(f"{error.filename or 'a file'} is missing") from error
+    except Exception as error:  # Orbax's own, of whatever kind, for damaged files
+        raise DamagedError(f"{type(error).__name__} while reading it") from error
+
+
+def _has_sums(folder: Path) -> bool:
+    """Tell whether a checkpoint has checksums; those of earlier versions have none."""
+    return (folder / "sums").is_dir() or (folder / "data").is_dir()
+
+
+def _compare(tree: Any, expected: dict[str, int]) -> None:
+    if changed := differing_sums(tree, expected):
+        raise DamagedError(f"{changed[0]} is not what was saved")
 
 
 def _fingerprint(data: Source) -> dict[str, Any]:

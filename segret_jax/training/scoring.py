@@ -40,8 +40,13 @@ class Scorer:
         self.validation, self.table = validation, table
         self.graph, self.mesh, self.journal = graph, mesh, journal
 
-    def score(self, state: TrainState, cancelled: Callable[[], bool]) -> Result | None:
-        """Evaluate, write scores and picture; None if any process was told to stop meanwhile."""
+    def score(
+        self, state: TrainState, *, again: bool, cancelled: Callable[[], bool]
+    ) -> Result | None:
+        """Evaluate, write scores and picture; None if any process was told to stop meanwhile.
+
+        What is scored `again` is not recorded a second time.
+        """
         model = whole_here(state.model, self.mesh)
         predictor = Predictor(self.graph, **model, config=self.config.eval)
         result = evaluate(
@@ -56,7 +61,8 @@ class Scorer:
             return None
         metrics, step = result.metrics, int(state.step)
         scores = {"mIoU": metrics.mean_iou, "mAcc": metrics.mean_acc, "aAcc": metrics.all_acc}
-        self.journal.evaluation(step, scores, result.summary())
+        if not again:
+            self.journal.evaluation(step, scores, result.summary())
         try:
             if processes.is_first():
                 self._write(predictor, result, step)

@@ -98,12 +98,12 @@ def test_two_and_four_processes_give_one_process_s_numbers(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_death_of_one_process_ends_all_and_loses_nothing(tmp_path):
+def test_a_dead_process_ends_all_and_damage_in_one_s_share_is_found(tmp_path):
     workdir, whole = tmp_path / "run", tmp_path / "whole"
-    at = f"2@localhost:{free_port()}"
-    args = ("--steps", STEPS, "--save-every", 2, "--pause", 1)
+    at, split = f"2@localhost:{free_port()}", ("--fsdp", 2)
+    args = ("--steps", STEPS, "--save-every", 2, "--pause", 1, *split)
     running = [runner.start(workdir, *args, "--processes", f"{i}/{at}") for i in range(2)]
-    while newest(workdir) < 2:
+    while newest(workdir) < 4:
         assert all(process.poll() is None for process in running)
         time.sleep(0.05)
     running[1].kill()
@@ -114,9 +114,12 @@ def test_the_death_of_one_process_ends_all_and_loses_nothing(tmp_path):
         running[0].kill()
     assert running[0].returncode != 0  # which tells the launcher to start again
     assert (workdir / "status").read_text() != "finished\n"
-    printed = run(workdir, 2)
-    assert "continuing at step" in printed[0]
-    run(whole, 2)
+    for file in (workdir / "checkpoints/4/model/ocdbt.process_1/d").iterdir():
+        file.write_bytes(bytes(file.stat().st_size))  # the second process's share alone
+    printed = run(workdir, 2, *split)
+    assert re.search(r"checkpoints/4 is damaged .*: moved to .*damaged_checkpoint_4", printed[0])
+    assert "continuing at step 2" in printed[0]
+    run(whole, 2, *split)
     expected, found = leaves(whole, STEPS), leaves(workdir, STEPS)
     for name, leaf in expected.items():
         np.testing.assert_array_equal(found[name], leaf, err_msg=name)

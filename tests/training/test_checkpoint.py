@@ -41,9 +41,11 @@ def state_of(step: int) -> TrainState:
     return jax.tree.unflatten(treedef, [jax.numpy.asarray(x) for x in random])
 
 
-def saved(checkpoints: Checkpoints, state: TrainState, **scores: float | None) -> bool:
-    """Save, and wait until that is done."""
-    checkpoints.save(state, **scores)
+def saved(checkpoints: Checkpoints, state: TrainState, mean_iou: float | None = None) -> bool:
+    """Save, wait until that is done, and note the score."""
+    checkpoints.save(state)
+    if mean_iou is not None:
+        checkpoints.add_score(int(state.step), mean_iou)
     return checkpoints.finish()
 
 
@@ -203,6 +205,9 @@ def test_a_score_that_comes_later_still_counts(checkpoints, tmp_path):
     assert find(tmp_path) == checkpoints.folder / "1"
     saved(checkpoints, state_of(2), mean_iou=0.8)
     assert find(tmp_path) == checkpoints.folder / "2"
+    for step in (3, 4):
+        saved(checkpoints, state_of(step), mean_iou=0.1)
+    assert steps_in(checkpoints) == ["2", "3", "4"]
 
 
 def test_a_saved_state_is_the_one_before_a_bad_step(checkpoints):
