@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
 
     captured = capture.load(_find(args.folder))
     config = cli.apply_overrides(captured.config, overrides)
-    print(f"step {int(captured.state.step)}, batch of {len(captured.batch['index'])} images")
+    print(f"step {int(captured.state.step) + 1}, batch of {len(captured.batch['index'])} images")
     faults = _faulty_inputs(captured)
     for line in faults:
         print(f"not finite before the step: {line}")

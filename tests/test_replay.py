@@ -94,13 +94,13 @@ def test_the_layer_that_overflows_is_named(state, tmp_path, capsys):
 def test_a_run_s_folder_gives_its_newest_step(state, tmp_path, capsys):
     for step in (3, 12):
         capture.write(
-            tmp_path / f"nonfinite_{step:06d}",
+            tmp_path / f"nonfinite_{step + 1:06d}",
             state=dataclasses.replace(state, step=np.int32(step)),
             config=CONFIG, table=TABLE, batch=batch(),
         )  # fmt: skip
     with pytest.raises(SystemExit):
         replay.main([str(tmp_path)])
-    assert "step 12, batch of 4 images" in capsys.readouterr().out
+    assert "step 13, batch of 4 images" in capsys.readouterr().out
     with pytest.raises(InputError, match="is no nonfinite_STEP, and holds none"):
         replay.main([str(tmp_path / "elsewhere")])
 

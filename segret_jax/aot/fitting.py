@@ -50,7 +50,7 @@ def largest_batch(
     if "bound" not in first:
         return "the batch of the config does not fit; give a smaller train.batch_size to start from"
     unit = first["chips"] * config.train.accumulate
-    parts, largest = expected_batch(first) // unit, config.train.batch_size
+    parts, largest = expected_batch(first) // unit, config.train.batch_size if first["fits"] else 0
     tried = {config.train.batch_size // unit: first}
     while parts * unit > largest:
         larger = copy.deepcopy(config)
@@ -63,6 +63,8 @@ def largest_batch(
             parts -= 1
         if parts in tried:
             break
+    if not largest:
+        return f"not even a global batch of {unit} fits"
     return f"largest global batch that fits: {largest}, {largest // first['chips']} per chip"
 
 

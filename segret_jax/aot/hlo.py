@@ -9,6 +9,9 @@ BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}  # others say it
 
 # Of asynchronous pairs the second, `-done`, is counted: its type is the result alone.
 _COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-done)?\(")
+# The devices that take part, as [groups,size]<=[devices], or as lists.
+_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_GROUP = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) (?:\(.*)?->.*\{$|^(?:ENTRY )?%?([\w.-]+) \{$")
 _LOOP = re.compile(r"\bwhile\(.*?body=%?([\w.-]+)")
@@ -18,7 +21,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|branch_computations|called_computations
 
 @dataclass
 class Traffic:
-    """Calls of one kind of collective in one run of a program, and the bytes of their results."""
+    """Calls of one kind of collective in one run of a program, and the bytes of the arrays sent."""
 
     count: int = 0
     bytes: int = 0
@@ -42,7 +45,7 @@ def collectives(text: str) -> dict[str, Traffic]:
         else:
             inside[name] += [(called, 1) for called in _CALLED.findall(line)]
             if collective := _COLLECTIVE.search(line):
-                found[name].append((collective[2], _size(collective[1])))
+                found[name].append((collective[2], _size(collective[1]) * _parts(collective, line)))
 
     totals: dict[str, Traffic] = defaultdict(Traffic)
 
@@ -55,6 +58,14 @@ def collectives(text: str) -> dict[str, Traffic]:
 
     add(entry, 1)
     return dict(totals)
+
+
+def _parts(collective: re.Match[str], line: str) -> int:
+    """Return how often a result goes into what is sent: that of a reduce-scatter is one part."""
+    if collective[2] != "reduce-scatter":
+        return 1
+    counted, listed = _GROUPS.search(line), _GROUP.search(line)
+    return int(counted[1]) if counted else len(listed[1].split(",")) if listed else 1
 
 
 def _size(result: str) -> int:

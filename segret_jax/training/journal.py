@@ -17,6 +17,8 @@ from segret_jax.files import write_whole, writing
 from segret_jax.training.memory import device_memory
 from segret_jax.training.wandb_log import WandbLog
 
+SPEED = ("steps_per_second", "images_per_second", "input_wait_share")
+
 
 class Journal:
     """Writes the same numbers to the bar, to `metrics.jsonl`, to TensorBoard and to W&B.
@@ -49,6 +51,7 @@ class Journal:
         )  # fmt: skip
         self._bar.set_description("compiling")
         self._restart_clock(start)
+        self._is_first = True
 
     def __enter__(self) -> "Journal":
         return self
@@ -64,7 +67,10 @@ class Journal:
             self._wandb.finish(failed=error is not None)
 
     def tick(self) -> None:
-        """Count one step."""
+        """Count one step; the first one's time, most of it compilation, counts for no speed."""
+        if self._is_first:
+            self._restart_clock(self._since[1] + 1)
+            self._is_first = False
         self._bar.set_description("train", refresh=False)
         self._bar.update()
 
@@ -81,9 +87,11 @@ class Journal:
         """
         values = values | self._speed(step) | {"peak_memory_gb": device_memory() / 1e9}
         self._restart_clock(step)
+        speed = values["images_per_second"]
         self._bar.set_postfix_str(
             f"loss {values['loss']:.3f}, pixel accuracy {values['accuracy']:.1f} %, "
-            f"lr {values['learning_rate']:.1e}, {values['images_per_second']:.3g} images/s"
+            f"lr {values['learning_rate']:.1e}"
+            + (f", {speed:.3g} images/s" if math.isfinite(speed) else "")
             + (f", {values['skipped_samples']:.0f} skipped" if values["skipped_samples"] else ""),
             refresh=False,
         )
@@ -111,6 +119,8 @@ class Journal:
     def _speed(self, step: int) -> dict[str, float]:
         then, before = self._since
         seconds = time.perf_counter() - then
+        if step == before:  # the first one: mostly compilation
+            return dict.fromkeys(SPEED, math.nan)
         steps_per_second = (step - before) / seconds
         return {
             "steps_per_second": steps_per_second,
@@ -123,7 +133,8 @@ class Journal:
         try:
             self._lines.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
             for name, value in values.items():
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+                if math.isfinite(value):
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:
             self.say(f"cannot write to {self._lines.name}: {error.strerror}; training goes on")
         if self._wandb is not None:

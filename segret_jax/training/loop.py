@@ -111,7 +111,7 @@ def train(
             scorer=scorer,
             journal=journal,
             log=StepLog(config, journal, train_step),
-            profiler=stack.enter_context(Profiler(workdir / "profile", profile, journal.say)),
+            profiler=stack.enter_context(Profiler(_profile_folder(workdir), profile, journal.say)),
             stop=stop,
             watchdog=stack.enter_context(Watchdog(_say_anyway(journal))),
         )
@@ -178,6 +178,12 @@ def _dataset(training: Source, config: Config) -> grain.MapDataset:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def _profile_folder(workdir: Path) -> Path:
+    """Return one of this process's own: processes of one host would write the same file."""
+    folder = workdir / "profile"
+    return folder / f"process_{jax.process_index()}" if processes.are_several() else folder
 
 
 def _say_anyway(journal: Journal) -> Callable[[str], None]:
@@ -248,7 +254,7 @@ def _refuse_if_not_finite(run: Run, state: TrainState) -> None:
     run.checkpoints.save(state)
     if run.checkpoints.finish():
         kept.append(f"the state before it is saved in {run.checkpoints.folder / str(step)}")
-    folder = run.workdir / f"nonfinite_{step:06d}"
+    folder = run.workdir / f"nonfinite_{step + 1:06d}"
     try:
         capture.write(
             folder, state=state, config=run.config, table=run.table, batch=run.dataset[step],
@@ -258,7 +264,8 @@ def _refuse_if_not_finite(run: Run, state: TrainState) -> None:
     except InputError as error:  # a full disk must not hide what happened
         run.journal.say(str(error))
     raise InputError(
-        f"loss or gradient of step {step} is not finite; {'; '.join(kept) or 'nothing was saved'}. "
-        "Begin in another --workdir with a lower optim.learning_rate, a longer warmup or "
-        "model.dtype=float32"
+        f"loss or gradient of step {step + 1} is not finite; "
+        f"{'; '.join(kept) or 'nothing was saved'}. "
+        "Skip such steps with --config.train.max_bad_steps=10, or begin in another --workdir with "
+        "a lower optim.learning_rate, a longer warmup or model.dtype=float32"
     )

@@ -56,11 +56,12 @@ class StepLog:
         self.pending = []
         finite = [bool(np.isfinite(list(v.values())).all()) for v in values]
         good = [v for v, is_finite in zip(values, finite, strict=True) if is_finite]
-        if bad := [step - len(values) + i for i, is_finite in enumerate(finite) if not is_finite]:
-            after = ", ".join(map(str, bad))
-            self.journal.say(f"loss or gradient is not finite: skipped the step after {after}")
+        if bad := [step - len(values) + i for i, ok in enumerate(finite, start=1) if not ok]:
+            steps = ", ".join(map(str, bad))
+            self.journal.say(f"loss or gradient is not finite: skipped step {steps}")
         means = {n: float(np.mean([v[n] for v in good])) if good else np.nan for n in values[0]}
-        means["learning_rate"] = float(self.schedule(step - 1))
+        # A skipped step is none for the optimizer, whose schedule goes by its own count.
+        means["learning_rate"] = float(self.schedule(step - 1 - int(state.num_bad)))
         samples = sum(map(int, processes.gather(str(self.skipped).encode())))
         skipped = {"skipped_samples": samples, "skipped_steps": int(state.num_bad)}
         self.journal.train(step, means | skipped)

@@ -1,6 +1,9 @@
 """The folder of a run: whose it is, and what has become of the run."""
 
 import fcntl
+import os
+import platform
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -14,6 +17,7 @@ from segret_jax.errors import InputError
 from segret_jax.files import write_whole, writing
 
 STATUS = "status"
+HOST_GONE = 120  # seconds after which a network disk should know
 LOCK = ".lock"  # held by the process at work in the folder; the system frees it with the process
 
 # Settings that may differ between the start of a run and its continuation.
@@ -53,18 +57,29 @@ def claimed(workdir: Path, config: Config) -> Iterator[Callable[[str], None]]:
 
 def _lock(workdir: Path) -> IO[str]:
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = (workdir / LOCK).open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise InputError(
-            f"{workdir} is in use by a run that is still at work: wait for it, stop it, or choose "
-            "another --workdir"
-        ) from error
-    except OSError:  # some network disks have no locks
-        pass
-    return lock
+    lock, host, patience = (workdir / LOCK).open("a+"), platform.node(), HOST_GONE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            owner = lock.read()
+            # A network disk frees the lock of a host that is gone only after a while.
+            if patience > 0 and not owner.endswith(f" on {host}"):
+                time.sleep(5)
+                patience -= 5
+                continue
+            lock.close()
+            raise InputError(
+                f"{workdir} is in use by a run that is still at work ({owner}): stop it, or choose "
+                f"another --workdir. If it is surely gone, delete {workdir / LOCK}"
+            ) from error
+        except OSError:  # some network disks have no locks
+            return lock
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {host}")
+        lock.flush()
+        return lock
 
 
 def _check_and_save(workdir: Path, config: Config) -> None:

@@ -116,6 +116,7 @@ def test_the_largest_batch_is_found_by_compiling(here, monkeypatch):
         temporary = images * 1e9 + max(0, images - 10) * 0.3e9
         total = temporary + 1e9
         return {"bound": {}, "chips": 2, "limit": 16e9, "fits": total <= 16e9,
+                "batch_size": config.train.batch_size, "accumulate": 1,
                 "memory": {"temporary": temporary, "total": total}}  # fmt: skip
 
     monkeypatch.setattr("segret_jax.aot.fitting.train_receipt", compile_)
@@ -124,6 +125,9 @@ def test_the_largest_batch_is_found_by_compiling(here, monkeypatch):
     answer = largest_batch(config_of(4), here, first, lambda r: tried.append(r) or r)
     assert answer == "largest global batch that fits: 26, 13 per chip"
     assert len(tried) == 3  # 15, 14 and 13 per chip
+    # Compilers for GPUs do not refuse what does not fit.
+    too_large = compile_(config_of(60))
+    assert largest_batch(config_of(60), here, too_large, lambda r: r) == answer
 
 
 @pytest.mark.slow

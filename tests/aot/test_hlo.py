@@ -47,6 +47,16 @@ def test_what_a_loop_sends_counts_as_often_as_it_runs():
     assert found["all-reduce"] == Traffic(7, 7 * 400)
 
 
+def test_a_reduce_scatter_counts_what_is_sent_not_the_part_that_is_left():
+    for groups in ("[2,4]<=[8]", "{{0,1,2,3},{4,5,6,7}}"):
+        text = f"""\
+ENTRY %main.1 (p: f32[100]) -> f32[25] {{
+  %r = f32[25]{{0}} reduce-scatter(%p), channel_id=1, replica_groups={groups}, to_apply=%add
+}}
+"""
+        assert collectives(text) == {"reduce-scatter": Traffic(1, 400)}
+
+
 def test_a_program_of_one_device_sends_nothing():
     text = jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile().as_text()
     assert collectives(text) == {}

@@ -129,7 +129,8 @@ def main() -> None:
 
     with (folder / "printed").open("w") as file:
         assert start(whole, file).wait() == 0, (folder / "printed").read_text()[-3000:]
-    seconds = sum(1 / r["steps_per_second"] for r in records(whole) if r["kind"] == "train")
+    speeds = [r["steps_per_second"] for r in records(whole) if r["kind"] == "train"]
+    seconds = sum(1 / speed for speed in speeds if speed)  # none of the first step
     longest = seconds / args.kills  # so that half of the steps are left to the other kills
     hit = kill_and_continue(
         lambda file: start(parts, file), parts, kills=args.kills, longest=longest

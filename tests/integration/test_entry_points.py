@@ -76,7 +76,7 @@ def test_a_run_leaves_numbers_pictures_checkpoints_and_its_config(workdir, score
         assert 0 < record["loss"] < 10
         assert 0 <= record["accuracy"] <= 100
         assert 0 < record["learning_rate"] <= 1e-3
-        assert record["steps_per_second"] > 0
+        assert record["step"] == 1 or record["steps_per_second"] > 0
         assert record["skipped_samples"] == 0
     assert list(validation) == [2, 4]
     assert scores["mIoU"] == validation[4]["mIoU"]

@@ -83,6 +83,18 @@ def test_speed_and_the_share_of_waiting_are_since_the_last_record(tmp_path, now)
     assert all(r["loss"] == 0.5 for r in train)
 
 
+def test_the_first_step_s_compilation_counts_for_no_speed(tmp_path, now, capfd):
+    with Journal(tmp_path, steps=10, start=5) as journal:
+        now.seconds += 100.0
+        journal.tick()
+        journal.train(6, VALUES)
+        assert "images/s" not in capfd.readouterr().err
+        now.seconds += 2.0
+        journal.tick()
+        journal.train(7, VALUES)
+    assert [r["steps_per_second"] for r in records(tmp_path)] == [None, 0.5]
+
+
 def test_the_bar_shows_images_per_second(tmp_path, capfd, now):
     with Journal(tmp_path, steps=10, start=0, images_per_step=16) as journal:
         now.seconds += 4.0

@@ -1,7 +1,9 @@
 """Whole runs of four steps: stopped and continued, refused, not finite."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,14 +12,19 @@ import numpy as np
 import pytest
 
 from segret_jax.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig, validate
+from segret_jax.data.pipeline import class_table, open_source
 from segret_jax.errors import InputError
+from segret_jax.evaluation.evaluate import evaluate
+from segret_jax.evaluation.inference import Predictor
 from segret_jax.training import capture, loop
-from segret_jax.training.checkpoint import saved_mean_iou
+from segret_jax.training.checkpoint import load_model, saved_mean_iou
 from segret_jax.training.journal import Journal
 from segret_jax.training.loop import train
+from segret_jax.training.profile import Steps
 from segret_jax.training.scoring import Scorer
 from segret_jax.training.sharding import data_mesh
 from segret_jax.training.stop import StopRequest
+from segret_jax.training.watchdog import Watchdog
 from segret_jax.training.workdir import claimed
 from tests.runs import leaves, records
 
@@ -61,12 +68,14 @@ def when_step(monkeypatch: pytest.MonkeyPatch) -> Callable:
 
 def test_a_stopped_run_continues_to_the_same_bits(tmp_path, when_step, capfd, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    result = train(config_of(), whole)
+    config = config_of()
+    config.train.ema_decay = 0.5  # what is evaluated, and loaded by others
+    result = train(config, whole)
     assert result.num_images == 1
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     when_step(2, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert train(config_of(), parts) is None
+    assert train(config, parts) is None
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert "stopped at step 2, saved in" in "".join(capfd.readouterr())
     assert [path.name for path in (parts / "checkpoints").iterdir()] == ["2"]
@@ -76,7 +85,7 @@ def test_a_stopped_run_continues_to_the_same_bits(tmp_path, when_step, capfd, mo
     monkeypatch.setattr(
         loop, "batches_from", lambda *args, **kw: starts.append(args[1]) or original(*args, **kw)
     )
-    continued = train(config_of(), parts)
+    continued = train(config, parts)
     assert starts == [2]
     assert continued.metrics.mean_iou == result.metrics.mean_iou
     expected, actual = leaves(whole, 4), leaves(parts, 4)
@@ -84,6 +93,14 @@ def test_a_stopped_run_continues_to_the_same_bits(tmp_path, when_step, capfd, mo
     assert expected.keys() == actual.keys()
     for name, leaf in expected.items():
         np.testing.assert_array_equal(actual[name], leaf, err_msg=name, strict=True)
+
+    kernel = "['params']['decoder']['classify']['kernel']"
+    average, last = expected[f"model{kernel}"], expected[f"training{kernel}"]
+    assert 0 < np.abs(average - last).max() < 0.1
+    source = open_source(config.data, "validation")
+    averaged = Predictor(*load_model(whole / "checkpoints/4", config), config.eval)
+    table = class_table(config.data)
+    assert evaluate(averaged, source, table).metrics.mean_iou == result.metrics.mean_iou
 
     steps, values = {}, ("loss", "accuracy", "learning_rate")
     for workdir in (whole, parts):
@@ -127,7 +144,7 @@ def test_what_does_not_change_the_result_may_differ(tmp_path):
 
 def test_a_folder_where_a_run_is_at_work_is_refused(tmp_path):
     with claimed(tmp_path, config_of()):
-        with pytest.raises(InputError, match="is in use by a run that is still at work") as error:
+        with pytest.raises(InputError, match=f"at work .process {os.getpid()} on ") as error:
             train(config_of(), tmp_path)
         assert str(tmp_path) in str(error.value)
         assert (tmp_path / "status").read_text() == "running\n"
@@ -139,9 +156,9 @@ def test_an_evaluation_that_was_cut_off_is_made_up(tmp_path, when_step, monkeypa
     config.train.eval_every = 2
     original = Scorer.score
 
-    def interrupted(scorer: Scorer, state: Any, cancelled: Callable[[], bool]) -> Any:
+    def interrupted(scorer: Scorer, *args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(scorer, state, cancelled)
+        return original(scorer, *args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "score", interrupted)
@@ -180,6 +197,37 @@ def test_the_steps_before_an_error_in_the_input_are_kept(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
+def test_what_goes_on_is_told(tmp_path, monkeypatch, capfd):
+    """A step that is skipped and one that is compiled anew are named, one is traced, all timed."""
+    config, original, phases = config_of(), loop.batches_from, []
+    config.train.max_bad_steps, config.train.save_every = 1, 3
+
+    def odd(*args: Any, **kwargs: Any) -> Iterator[dict[str, np.ndarray]]:
+        for number, batch in enumerate(original(*args, **kwargs), start=1):
+            if number == 2:
+                batch["image"] = batch["image"] * np.float32("inf")
+            if number == 4:  # of the same pixels, but another shape
+                batch = {k: x[:, :16] if x.ndim > 1 else x for k, x in batch.items()}
+            yield batch
+
+    def phase(watchdog: Watchdog, name: str) -> contextlib.AbstractContextManager[None]:
+        phases.append(name)
+        return original_phase(watchdog, name)
+
+    original_phase = Watchdog.phase
+    monkeypatch.setattr(Watchdog, "phase", phase)
+    monkeypatch.setattr(loop, "batches_from", odd)
+    assert train(config, tmp_path, profile=Steps(3, 3)) is not None
+    said = "".join(capfd.readouterr())
+    assert "loss or gradient is not finite: skipped step 2\n" in said
+    assert re.search(r"step 4 was compiled anew .*image float32\[4, 16, 32, 3\]", said)
+    assert f"profile in {tmp_path / 'profile'}" in said
+    assert list((tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb"))
+    assert [r["skipped_steps"] for r in records(tmp_path) if r["kind"] == "train"] == [0, 1, 1, 1]
+    assert phases[:3] == ["input", "compile", "wait for the device"]
+    assert {"step", "save", "evaluation"} <= set(phases)
+
+
 def test_a_batch_not_divisible_by_the_devices_is_refused(tmp_path):
     config = config_of()
     config.train.batch_size = 3
@@ -201,10 +249,10 @@ def test_a_loss_that_is_not_finite_stops_with_state_and_batch(tmp_path, monkeypa
     monkeypatch.setattr(loop, "batches_from", spoiled)
     config = config_of()
     config.train.log_every = 4  # found one step later: the state must have waited
-    with pytest.raises(InputError, match="step 2 is not finite") as error:
+    with pytest.raises(InputError, match="step 3 is not finite") as error:
         train(config, tmp_path)
     assert len(str(error.value).splitlines()) == 1
-    folder = tmp_path / "nonfinite_000002"
+    folder = tmp_path / "nonfinite_000003"
     assert f"python -m segret_jax.replay {folder}" in str(error.value)
     assert (tmp_path / "status").read_text() == "failed\n"
     batch = capture.load(folder).batch

@@ -53,5 +53,5 @@ def test_means_leave_out_what_was_not_finite_and_say_how_often(log):
     assert record["loss"] == 2.0
     assert record["accuracy"] == 20.0
     assert record["skipped_samples"] == 2
-    assert log.journal.said == ["loss or gradient is not finite: skipped the step after 1"]
+    assert log.journal.said == ["loss or gradient is not finite: skipped step 2"]
     assert record["learning_rate"] == pytest.approx(1e-4, rel=1e-3)
