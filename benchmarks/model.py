@@ -8,31 +8,34 @@ measured in a process of its own, so that peak memory is its own too:
     python -m benchmarks.model --variant tiny --size 1024x2048 --mode labels
 
 Modes: `forward` to the logits at stride 4; `labels` on to the label map at the image's size;
-`train` a whole step (forward, loss, backward, AdamW). Times are seconds, memory MB (10^6 bytes).
+`train` a whole step (forward, loss, backward, AdamW). Times are seconds, memory MB (10^6 bytes);
+`share_of_peak` is of the operations that a large matrix product does per second in the same run.
+`--parts` adds the share of each part of the model, `--quick` compares each fast path with the plain
+one instead and exits with 1 if one does not win.
 """
 
 import argparse
-import datetime
 import itertools
 import json
-import os
-import platform
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from benchmarks import paths
+from benchmarks.machine import machine, peak_bandwidth, peak_flops, peak_memory, seconds
+from benchmarks.parts import shares
 from segret_jax import cli
 from segret_jax.config import EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.rmt import VARIANTS
-from segret_jax.summary import parse_size
+from segret_jax.summary import count, parse_size
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.sharding import data_mesh
 from segret_jax.training.state import build, new_state
@@ -51,58 +54,68 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=DTYPES)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--parts", action="store_true", help="trace where the time goes, too")
+    parser.add_argument("--quick", action="store_true", help="compare fast paths with plain ones")
     args = parser.parse_args(argv)
+    if args.quick:
+        sys.exit(paths.main())
     cases = list(itertools.product(args.variant, args.mode, args.size, args.batch, args.dtype))
     if len(cases) == 1:
-        print(json.dumps(machine() | measure(*cases[0], repeats=args.repeats)), flush=True)
+        found = measure(*cases[0], repeats=args.repeats, parts=args.parts)
+        print(json.dumps(machine() | found), flush=True)
         return
     for variant, mode, size, batch, dtype in cases:
         command = ["--variant", variant, "--mode", mode, "--size", size, "--batch", str(batch)]
-        command += ["--dtype", dtype, "--repeats", str(args.repeats)]
+        command += ["--dtype", dtype, "--repeats", str(args.repeats), *["--parts"] * args.parts]
         subprocess.run([sys.executable, "-m", "benchmarks.model", *command], check=True)
 
 
-def machine() -> dict[str, Any]:
-    """Return what a figure must be read with."""
-    device = jax.devices()[0]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
-
-
 def measure(
-    variant: str, mode: str, size: str, batch: int, dtype: str, *, repeats: int
+    variant: str, mode: str, size: str, batch: int, dtype: str, *, repeats: int, parts: bool
 ) -> dict[str, Any]:
-    """Return times and peak memory of one combination."""
+    """Return times, peak memory, and how near the machine's limit one combination comes."""
     h, w = parse_size(size)
     config = ModelConfig(variant=variant, dtype=dtype)
     make = {"forward": forward_case, "labels": labels_case, "train": train_case}[mode]
     start = time.perf_counter()
-    run, compile_seconds = make(config, (batch, h, w, 3))
-    build_seconds = time.perf_counter() - start - compile_seconds
-    run()  # warm up
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return {
+    case = make(config, (batch, h, w, 3))
+    build_seconds = time.perf_counter() - start - case.compile_seconds
+    times = seconds(case.run, repeats)
+    median, memory = float(np.median(times)), peak_memory()
+    done, limit = batch * operations(config, mode, (h, w)) / median, peak_flops(dtype)
+    found = {
         "variant": variant, "mode": mode, "size": size, "batch": batch, "dtype": dtype,
         "matmul_precision": config.matmul_precision,
-        "seconds": round(float(np.median(times)), 4),
+        "seconds": round(median, 4),
         "seconds_min": round(min(times), 4), "seconds_max": round(max(times), 4),
-        "images_per_second": round(batch / float(np.median(times)), 2),
-        "compile_seconds": round(compile_seconds, 2), "build_seconds": round(build_seconds, 2),
-        "peak_memory_mb": round(peak_memory() / 1e6),
+        "images_per_second": round(batch / median, 2),
+        "compile_seconds": round(case.compile_seconds, 2), "build_seconds": round(build_seconds, 2),
+        "peak_memory_mb": round(memory / 1e6),
+        "gflops": round(done / 1e9, 1), "share_of_peak": round(done / limit, 3),
+        "peak_gflops": round(limit / 1e9), "peak_gb_per_second": round(peak_bandwidth() / 1e9, 1),
     }  # fmt: skip
+    if parts and case.hlo:
+        found["parts"] = {k: round(v, 3) for k, v in shares(case.run, case.hlo).items()}
+    return found
 
 
-Case = tuple[Callable[[], Any], float]  # a run to its end, and the seconds of its compilation
+def operations(config: ModelConfig, mode: str, size: tuple[int, int]) -> float:
+    """Return those of one image by the formula, retention included; a step's are three times that.
+
+    The formula has the decoder fuse after upsampling, as published.
+    """
+    cost = count(config, NUM_CLASSES, size)
+    forward = 2 * sum(part.mult_adds + part.retention for part in cost.values())
+    return 3 * forward if mode == "train" else forward
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run to its end, what it took to compile, and what was compiled, if it is one program."""
+
+    run: Callable[[], Any]
+    compile_seconds: float
+    hlo: str = ""
 
 
 def forward_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
@@ -110,7 +123,7 @@ def forward_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
     image = np.random.default_rng(0).standard_normal(shape, np.float32)
     function = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x))
     compiled, seconds = _compiled(function, params, batch_stats, image)
-    return lambda: jax.block_until_ready(compiled(params, batch_stats, image)), seconds
+    return Case(lambda: compiled(params, batch_stats, image), seconds, compiled.as_text())
 
 
 def labels_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
@@ -121,7 +134,7 @@ def labels_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
     image = np.random.default_rng(0).integers(0, 256, (h, w, 3), np.uint8)
     start = time.perf_counter()
     predictor.label_map(image)  # compiles and runs once
-    return lambda: predictor.label_map(image), time.perf_counter() - start
+    return Case(lambda: predictor.label_map(image), time.perf_counter() - start)
 
 
 def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
@@ -142,21 +155,13 @@ def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
         state, _ = compiled(states.pop(), batch)
         states.append(jax.block_until_ready(state))
 
-    return run, seconds
+    return Case(run, seconds, compiled.as_text())
 
 
-def _compiled(function: Any, *args: Any) -> tuple[Callable, float]:
+def _compiled(function: Any, *args: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     compiled = function.lower(*args).compile()
     return compiled, time.perf_counter() - start
-
-
-def peak_memory() -> int:
-    """Return the peak bytes of the accelerator, or of this process on CPU."""
-    stats = jax.devices()[0].memory_stats()
-    if stats:
-        return stats["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

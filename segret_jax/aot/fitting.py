@@ -1,6 +1,7 @@
 """Receipts of a config's programs, and the largest batch that fits."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,28 +45,44 @@ def largest_batch(
 ) -> str:
     """Find the largest global batch whose training step fits, from the `first` receipt on.
 
-    Memory grows by about the same with each image on a chip. That gives a guess, which is compiled;
-    `keep` is given each receipt. Returns the answer in words.
+    Memory grows by about the same with each image on a chip. So each guess is made from the
+    smallest and the largest batch that fit, and compiled; `keep` is given each receipt. Returns the
+    answer in words.
     """
     if "bound" not in first:
         return "the batch of the config does not fit; give a smaller train.batch_size to start from"
     unit = first["chips"] * config.train.accumulate
-    parts, largest = expected_batch(first) // unit, config.train.batch_size if first["fits"] else 0
-    tried = {config.train.batch_size // unit: first}
-    while parts * unit > largest:
+    receipts = {config.train.batch_size // unit: first}  # by images of a chip in a part
+    guess = expected_batch(first) // unit
+    while guess not in receipts and guess > 0:
         larger = copy.deepcopy(config)
-        larger.train.batch_size = parts * unit
-        tried[parts] = keep(train_receipt(larger, topology))
-        if tried[parts]["fits"]:
-            largest = parts * unit
-            parts += 1
-        else:
-            parts -= 1
-        if parts in tried:
-            break
-    if not largest:
+        larger.train.batch_size = guess * unit
+        receipts[guess] = keep(train_receipt(larger, topology))
+        guess = _next_guess(receipts)
+    fitting = [parts for parts, receipt in receipts.items() if receipt["fits"]]
+    if not fitting:
         return f"not even a global batch of {unit} fits"
+    largest = max(fitting) * unit
     return f"largest global batch that fits: {largest}, {largest // first['chips']} per chip"
+
+
+def _next_guess(receipts: dict[int, Receipt]) -> int:
+    """Return where memory would reach its limit, or what fits if there is nothing between."""
+    fitting = sorted(parts for parts, receipt in receipts.items() if receipt["fits"])
+    low = max(fitting, default=0)
+    high = min((parts for parts in receipts if parts > low), default=math.inf)
+    if high - low <= 1:
+        return low
+    if low == 0:
+        return int(high) // 2
+    used, limit = receipts[low]["memory"], receipts[low]["limit"]
+    if len(fitting) > 1:
+        least = fitting[0]
+        slope = (used["total"] - receipts[least]["memory"]["total"]) / (low - least)
+    else:
+        slope = used["temporary"] / low
+    expected = max(low + 1, low + int((limit - used["total"]) // slope))
+    return int(min(expected, high - 1))
 
 
 def expected_batch(receipt: Receipt) -> int:

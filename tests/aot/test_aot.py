@@ -124,7 +124,7 @@ def test_the_largest_batch_is_found_by_compiling(here, monkeypatch):
     first = compile_(config_of(4))
     answer = largest_batch(config_of(4), here, first, lambda r: tried.append(r) or r)
     assert answer == "largest global batch that fits: 26, 13 per chip"
-    assert len(tried) == 3  # 15, 14 and 13 per chip
+    assert len(tried) <= 4
     # Compilers for GPUs do not refuse what does not fit.
     too_large = compile_(config_of(60))
     assert largest_batch(config_of(60), here, too_large, lambda r: r) == answer

@@ -1,0 +1,131 @@
+"""This project beside another model, both in processes of their own, timed in turns.
+
+    python -m benchmarks.against benchmarks/peers/segformer.py --variant tiny --mode train …
+
+The file has a function `make(variant, mode, batch, height, width)`, mode forward or train, which
+returns what to call for one run to its end; it is imported in an environment that has what it needs
+beside this project. Ours starts from a warm compilation cache, so that its peak of memory, as the
+other's, is that of running; compilation is measured by benchmarks.model.
+"""
+
+import argparse
+import json
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.machine import machine, peak_memory
+from segret_jax import cli
+from segret_jax.config import ModelConfig
+from segret_jax.models.rmt import VARIANTS
+from segret_jax.summary import parse_size
+
+OURS = "segret_jax"
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", help="what to run beside this project")
+    parser.add_argument("--variant", default="tiny", choices=VARIANTS)
+    parser.add_argument("--mode", default="forward", choices=("forward", "train"))
+    parser.add_argument("--size", default="512x512", help="HEIGHTxWIDTH")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)  # a cache's folder: be one of the two
+    args = parser.parse_args(argv)
+    if args.serve:
+        serve(args)
+    else:
+        print(json.dumps(machine() | compare(args, argv)))
+
+
+def compare(args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
+    """Return both medians and peaks of memory, and their ratios, the other's over ours."""
+    with tempfile.TemporaryDirectory() as cache:
+        settings = [*(arg for arg in argv if arg != args.file), "--serve", cache]
+        _Server([OURS, *settings]).end()  # fills the cache
+        ours, other = _Server([OURS, *settings]), _Server([args.file, *settings])
+        times = np.array([[ours.run(), other.run()] for _ in range(args.rounds + 1)])[1:]
+        memory = np.array([ours.end(), other.end()])
+    medians = np.median(times, axis=0)
+    return {
+        "against": Path(args.file).stem, "variant": args.variant, "mode": args.mode,
+        "size": args.size, "batch": args.batch, "rounds": args.rounds,
+        "seconds": medians.round(4).tolist(), "times_as_fast": round(medians[1] / medians[0], 2),
+        "seconds_min": times.min(0).round(4).tolist(),
+        "seconds_max": times.max(0).round(4).tolist(),
+        "peak_memory_mb": (memory / 1e6).round().tolist(),
+        "share_of_memory": round(memory[0] / memory[1], 2),
+    }  # fmt: skip
+
+
+class _Server:
+    """A process that runs one of the two whenever it is asked."""
+
+    def __init__(self, arguments: list[str]):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.against", *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self) -> float:
+        """Return the seconds of a run."""
+        return self._ask("run")
+
+    def end(self) -> int:
+        """End the process; return the peak of its memory in bytes."""
+        peak = int(self._ask("end"))
+        self._process.communicate()
+        return peak
+
+    def _ask(self, what: str) -> float:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"it ended with status {self._process.wait()}")
+        return float(answer)
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Run, or end, as asked on the standard input, and answer with seconds, or bytes."""
+    h, w = parse_size(args.size)
+    run = make(args.file, args.serve)(args.variant, args.mode, args.batch, h, w)
+    for line in sys.stdin:
+        if line == "end\n":
+            print(peak_memory(), flush=True)
+            return
+        start = time.perf_counter()
+        run()
+        print(time.perf_counter() - start, flush=True)
+
+
+def make(file: str, cache: str) -> Callable[..., Callable[[], None]]:
+    """Return the `make` of a file, or our own."""
+    if file == OURS:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        return _make_ours
+    return runpy.run_path(file)["make"]
+
+
+def _make_ours(variant: str, mode: str, batch: int, h: int, w: int) -> Callable[[], None]:
+    from benchmarks.model import forward_case, train_case
+
+    case = {"forward": forward_case, "train": train_case}[mode]
+    run = case(ModelConfig(variant=variant), (batch, h, w, 3)).run
+    return lambda: jax.block_until_ready(run())
+
+
+if __name__ == "__main__":
+    cli.run(main)

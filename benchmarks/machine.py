@@ -1,0 +1,69 @@
+"""What a figure must be read with: the machine, its versions, and its measured limits."""
+
+import datetime
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+PRODUCT = 4096  # rows of the square matrices on an accelerator; a quarter on CPU
+COPIED = 2**28  # bytes
+
+
+def machine() -> dict[str, Any]:
+    """Return date, device and versions."""
+    device = jax.devices()[0]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def peak_memory() -> int:
+    """Return the peak bytes of the accelerator, or of this process on CPU."""
+    stats = jax.devices()[0].memory_stats()
+    if stats:
+        return stats["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_flops(dtype: DTypeLike) -> float:
+    """Measure the operations per second of a large matrix product, two for each multiply-add."""
+    n = PRODUCT // 4 if jax.default_backend() == "cpu" else PRODUCT
+    a = jnp.ones((n, n), dtype)
+    product = jax.jit(lambda a: a @ a)
+    return 2 * n**3 / median_seconds(lambda: product(a), repeats=10)
+
+
+def peak_bandwidth() -> float:
+    """Measure the bytes per second that a copy of a large array reads and writes."""
+    x = jnp.ones(COPIED // 4, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    return 2 * x.nbytes / median_seconds(lambda: add(x), repeats=10)
+
+
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """Time `run`, after once to warm up, until its result is there."""
+    return float(np.median(seconds(run, repeats)))
+
+
+def seconds(run: Callable[[], Any], repeats: int) -> list[float]:
+    """Return the seconds of each of the repeats."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return times
