@@ -5,11 +5,12 @@
 The file has a function `make(variant, mode, batch, height, width)`, mode forward or train, which
 returns what to call for one run to its end; it is imported in an environment that has what it needs
 beside this project. Ours starts from a warm compilation cache, so that its peak of memory, as the
-other's, is that of running; compilation is measured by benchmarks.model.
+other's, is that of running; compilation is measured by benchmarks.model. Memory is the host's.
 """
 
 import argparse
 import json
+import resource
 import runpy
 import subprocess
 import sys
@@ -19,16 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from benchmarks.machine import machine, peak_memory
 from segret_jax import cli
 from segret_jax.config import ModelConfig
-from segret_jax.models.rmt import VARIANTS
-from segret_jax.summary import parse_size
 
+# JAX is imported where it is used: it must not count in the other's memory.
 OURS = "segret_jax"
+VARIANTS = ("tiny", "small", "base", "large")
 
 
 def main(argv: list[str]) -> None:
@@ -44,6 +43,8 @@ def main(argv: list[str]) -> None:
     if args.serve:
         serve(args)
     else:
+        from benchmarks.machine import machine
+
         print(json.dumps(machine() | compare(args, argv)))
 
 
@@ -99,11 +100,11 @@ class _Server:
 
 def serve(args: argparse.Namespace) -> None:
     """Run, or end, as asked on the standard input, and answer with seconds, or bytes."""
-    h, w = parse_size(args.size)
+    h, w = map(int, args.size.split("x"))
     run = make(args.file, args.serve)(args.variant, args.mode, args.batch, h, w)
     for line in sys.stdin:
         if line == "end\n":
-            print(peak_memory(), flush=True)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
             return
         start = time.perf_counter()
         run()
@@ -113,6 +114,8 @@ def serve(args: argparse.Namespace) -> None:
 def make(file: str, cache: str) -> Callable[..., Callable[[], None]]:
     """Return the `make` of a file, or our own."""
     if file == OURS:
+        import jax
+
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         return _make_ours
@@ -120,6 +123,8 @@ def make(file: str, cache: str) -> Callable[..., Callable[[], None]]:
 
 
 def _make_ours(variant: str, mode: str, batch: int, h: int, w: int) -> Callable[[], None]:
+    import jax
+
     from benchmarks.model import forward_case, train_case
 
     case = {"forward": forward_case, "train": train_case}[mode]

@@ -45,8 +45,9 @@ def shares(run: Callable[[], Any], hlo: str, repeats: int = 3) -> dict[str, floa
     for plane in profile.planes:
         for line in plane.lines:
             for event in line.events:
-                if event.name in parts and "hlo_op" in dict(event.stats):
-                    spent[parts[event.name]] += event.duration_ns
+                name = dict(event.stats).get("hlo_op")
+                if name in parts and not event.name.startswith("end: "):
+                    spent[parts[name]] += event.duration_ns
     total = sum(spent.values())
     return {part: spent[part] / total for part in sorted(spent, key=lambda p: -spent[p])}
 

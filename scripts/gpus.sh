@@ -14,17 +14,18 @@ cd "$(dirname "$0")/.."
 workdir=$1
 shift
 
-# Ctrl-C reaches training by itself, SIGTERM is passed on: it saves and ends with status 0. Neither
-# is a death to start again after, even if it came before training could heed it.
-stopping=
-trap 'stopping=1' INT
-trap 'stopping=1; kill -TERM "$training" 2>/dev/null || true' TERM
+# Ctrl-C and SIGTERM are passed on: training saves and ends with status 0. Neither is a death to
+# start again after, even if it came before training could heed it.
+stopping='' training=''
+trap 'stopping=1; [ -z "$training" ] || kill -TERM "$training" 2>/dev/null || true' INT TERM
 for _ in {1..20}; do
   .venv/bin/python train.py --workdir "$workdir" "$@" &
   training=$!
-  # An interrupted wait returns at once: wait again, for training itself.
+  [ -z "$stopping" ] || kill -TERM "$training" 2>/dev/null || true
+  # An interrupted wait returns at once: wait again. The last one tells training's own status.
+  while kill -0 "$training" 2>/dev/null; do wait "$training" || true; done
   status=0
-  while kill -0 "$training" 2>/dev/null; do wait "$training" && status=0 || status=$?; done
+  wait "$training" || status=$?
   # Finished, stopped, or an error to mend.
   [ -z "$stopping" ] && [ "$status" -gt 128 ] || exit "$status"
   echo "killed (status $status): starting again" >&2

@@ -7,6 +7,7 @@ The first (index 0) speaks and writes for all. The folder of a run must be share
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -77,6 +78,20 @@ def gather(content: bytes) -> list[bytes]:
     padded[: len(content)] = np.frombuffer(content, np.uint8)
     rows = multihost_utils.process_allgather(padded)
     return [row[:size].tobytes() for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
+def by_first(action: Callable[[], None]) -> None:
+    """Let the first process do something; what it refuses, an InputError, is refused by all."""
+    fault = ""
+    if is_first():
+        try:
+            action()
+        except InputError as error:
+            if not are_several():
+                raise
+            fault = str(error)
+    if fault := gather(fault.encode())[0].decode():
+        raise InputError(fault)
 
 
 def check_shared(folder: Path) -> None:

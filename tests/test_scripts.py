@@ -52,16 +52,15 @@ def test_an_error_to_mend_is_not_tried_again(folder):
     assert (process.returncode, len(starts(folder))) == (2, 1)
 
 
-HEEDED = "trap 'exit 0' TERM; sleep 20 2>&- & wait"
+HEEDED = "trap 'exit 0' TERM; touch ready; sleep 20 2>&- & wait"
 
 
-@pytest.mark.parametrize(("act", "status"), [("exec sleep 20", 143), (HEEDED, 0)])
+@pytest.mark.parametrize(("act", "status"), [("touch ready; exec sleep 20", 143), (HEEDED, 0)])
 def test_sigterm_is_passed_on_and_ends_it(folder, act, status):
     """Also if training dies of it, having just begun."""
     process = launch(folder, act)
-    while not starts(folder):
+    while not (folder / "ready").exists():
         time.sleep(0.02)
-    time.sleep(0.2)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=10)
     assert process.returncode == status

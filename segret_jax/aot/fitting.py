@@ -1,7 +1,6 @@
 """Receipts of a config's programs, and the largest batch that fits."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +52,7 @@ def largest_batch(
         return "the batch of the config does not fit; give a smaller train.batch_size to start from"
     unit = first["chips"] * config.train.accumulate
     receipts = {config.train.batch_size // unit: first}  # by images of a chip in a part
-    guess = expected_batch(first) // unit
+    guess = _next_guess(receipts)
     while guess not in receipts and guess > 0:
         larger = copy.deepcopy(config)
         larger.train.batch_size = guess * unit
@@ -70,19 +69,20 @@ def _next_guess(receipts: dict[int, Receipt]) -> int:
     """Return where memory would reach its limit, or what fits if there is nothing between."""
     fitting = sorted(parts for parts, receipt in receipts.items() if receipt["fits"])
     low = max(fitting, default=0)
-    high = min((parts for parts in receipts if parts > low), default=math.inf)
-    if high - low <= 1:
+    high = min((parts for parts in receipts if parts > low), default=0)
+    if high and high - low <= 1:
         return low
     if low == 0:
-        return int(high) // 2
-    used, limit = receipts[low]["memory"], receipts[low]["limit"]
-    if len(fitting) > 1:
-        least = fitting[0]
-        slope = (used["total"] - receipts[least]["memory"]["total"]) / (low - least)
+        return high // 2
+    used = {parts: receipt["memory"]["total"] for parts, receipt in receipts.items()}
+    if high:
+        slope = (used[high] - used[low]) / (high - low)
+    elif len(fitting) > 1:
+        slope = (used[low] - used[fitting[0]]) / (low - fitting[0])
     else:
-        slope = used["temporary"] / low
-    expected = max(low + 1, low + int((limit - used["total"]) // slope))
-    return int(min(expected, high - 1))
+        slope = receipts[low]["memory"]["temporary"] / low
+    expected = max(low + 1, low + int((receipts[low]["limit"] - used[low]) // slope))
+    return min(expected, high - 1) if high else expected
 
 
 def expected_batch(receipt: Receipt) -> int:

@@ -138,7 +138,8 @@ class Journal:
         except OSError as error:
             self.say(f"cannot write to {self._lines.name}: {error.strerror}; training goes on")
         if self._wandb is not None:
-            self._wandb.log(step, {f"{kind}/{name}": value for name, value in values.items()})
+            shown = {f"{kind}/{name}": value for name, value in values.items()}
+            self._wandb.log(step, {k: v for k, v in shown.items() if math.isfinite(v)})
 
 
 def _drop_after(file: Path, step: int) -> None:

@@ -263,9 +263,10 @@ def _refuse_if_not_finite(run: Run, state: TrainState) -> None:
         kept.append(f"python -m segret_jax.replay {folder} shows where it begins")
     except InputError as error:  # a full disk must not hide what happened
         run.journal.say(str(error))
+    more = run.config.train.max_bad_steps + 10
     raise InputError(
         f"loss or gradient of step {step + 1} is not finite; "
         f"{'; '.join(kept) or 'nothing was saved'}. "
-        "Skip such steps with --config.train.max_bad_steps=10, or begin in another --workdir with "
-        "a lower optim.learning_rate, a longer warmup or model.dtype=float32"
+        f"Skip such steps with --config.train.max_bad_steps={more}, or begin in another --workdir "
+        "with a lower optim.learning_rate, a longer warmup or model.dtype=float32"
     )

@@ -48,18 +48,18 @@ def _with_gradient(
         resized, transpose = jax.vjp(lambda x: _resize(x, block.matrix, columns), rows)
         of_pixel, is_correct, slope = _cross_entropy(resized, block.label)
         counts = block.weight != 0  # and what is left out may even be infinite
-        loss += jnp.sum(jnp.where(counts, block.weight * of_pixel, 0))
-        correct += jnp.sum(is_correct, dtype=jnp.float32)
+        loss += jnp.sum(jnp.where(counts, block.weight * of_pixel, 0), (1, 2))
+        correct += jnp.sum(is_correct, (1, 2), dtype=jnp.float32)
         slope = jnp.where(counts[..., None], block.weight[..., None] * slope, 0)
         before = lax.dynamic_slice_in_dim(gradient, block.start, rows.shape[1], axis=1)
         after = before + transpose(slope)[0]
         gradient = lax.dynamic_update_slice_in_dim(gradient, after, block.start, axis=1)
         return (loss, correct, gradient), None
 
-    zero = jnp.zeros((), jnp.float32)
-    start = zero, zero, jnp.zeros_like(logits, jnp.float32)
+    of_image = jnp.zeros(logits.shape[0], jnp.float32)  # so that devices add up once, in the end
+    start = of_image, of_image, jnp.zeros_like(logits, jnp.float32)
     (loss, correct, gradient), _ = lax.scan(add, start, _blocks(logits, label, weight, block_size))
-    return (loss, correct), gradient.astype(logits.dtype)
+    return (jnp.sum(loss), jnp.sum(correct)), gradient.astype(logits.dtype)
 
 
 def _backward(block_size: int, gradient: Array, cotangents: tuple[Array, Array]) -> Any:

@@ -77,7 +77,8 @@ class Checkpoints:
 
     def has_score(self, step: int) -> bool:
         """Tell whether the evaluation of a saved step came to its end."""
-        return saved_mean_iou(self.folder / str(step)) >= 0
+        found = saved_mean_iou(self.folder / str(step)) >= 0
+        return processes.gather(bytes([found]))[0] == b"\x01"  # all as the first one sees it
 
     def save(self, state: TrainState) -> None:
         """Begin to save `state`, unless it is; where the disk refuses, `finish` tells."""
@@ -152,7 +153,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                self._check_together(step, like)
+                self._check_together(step)
                 restored, data = self._restore(step, like)
             except DamagedError as error:
                 damaged[step] = str(error)
@@ -169,7 +170,7 @@ class Checkpoints:
             )
         return None
 
-    def _check_together(self, step: int, like: TrainState) -> None:
+    def _check_together(self, step: int) -> None:
         """Raise DamagedError in all of several processes if the first finds a checkpoint damaged.
 
         Each would read a part of its own, and one that alone meets a fault would leave the others

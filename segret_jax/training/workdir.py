@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -41,11 +41,14 @@ def claimed(workdir: Path, config: Config) -> Iterator[Callable[[str], None]]:
         )
     with writing(f"to --workdir {workdir}"):
         processes.check_shared(workdir)
-        lock = _lock(workdir) if processes.is_first() else nullcontext()
-    with lock:
-        if processes.is_first():
+    with ExitStack() as stack:
+
+        def claim() -> None:
+            with writing(f"to --workdir {workdir}"):
+                stack.enter_context(_lock(workdir))
             _check_and_save(workdir, config)
-        processes.wait_for_all("workdir claimed")
+
+        processes.by_first(claim)
         mark = partial(_mark, workdir)
         mark("running")
         try:

@@ -130,6 +130,28 @@ def test_the_largest_batch_is_found_by_compiling(here, monkeypatch):
     assert largest_batch(config_of(60), here, too_large, lambda r: r) == answer
 
 
+@pytest.mark.parametrize(
+    ("needs", "largest"),
+    [(lambda n: 1 + 0.25 * n + 0.6 * max(0, n - 10), 24), (lambda n: 7 + 4 * n, 2)],
+    ids=["grows faster later", "a first step that looks like half"],
+)
+def test_few_compilations_find_the_largest_batch(here, monkeypatch, needs, largest):
+    """Of GB for the images of a chip, of 16."""
+
+    def compile_(config: Config, *_: object) -> dict:
+        total = needs(config.train.batch_size // 2) * 1e9
+        return {"bound": {}, "chips": 2, "limit": 16e9, "fits": total <= 16e9,
+                "batch_size": config.train.batch_size, "accumulate": 1,
+                "memory": {"temporary": total - 1e9, "total": total}}  # fmt: skip
+
+    monkeypatch.setattr("segret_jax.aot.fitting.train_receipt", compile_)
+    tried: list[dict] = []
+    keep = lambda receipt: tried.append(receipt) or receipt  # noqa: E731
+    answer = largest_batch(config_of(2), here, compile_(config_of(2)), keep)
+    assert answer == f"largest global batch that fits: {2 * largest}, {largest} per chip"
+    assert len(tried) <= 9
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu, an optional extra")
 def test_the_compiler_for_a_tpu_slice(tmp_path):
