@@ -35,7 +35,7 @@ from segret_jax import cli
 from segret_jax.config import EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.rmt import VARIANTS
-from segret_jax.summary import count, parse_size
+from segret_jax.summary import operations, parse_size
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.sharding import data_mesh
 from segret_jax.training.state import build, new_state
@@ -82,7 +82,9 @@ def measure(
     build_seconds = time.perf_counter() - start - case.compile_seconds
     times = seconds(case.run, repeats)
     median, memory = float(np.median(times)), peak_memory()
-    done, limit = batch * operations(config, mode, (h, w)) / median, peak_flops(dtype)
+    passes = 3 if mode == "train" else 1  # the backward pass takes twice the forward one
+    done = batch * passes * operations(config, NUM_CLASSES, (h, w)) / median
+    limit = peak_flops(dtype)
     found = {
         "variant": variant, "mode": mode, "size": size, "batch": batch, "dtype": dtype,
         "matmul_precision": config.matmul_precision,
@@ -97,16 +99,6 @@ def measure(
     if parts and case.hlo:
         found["parts"] = {k: round(v, 3) for k, v in shares(case.run, case.hlo).items()}
     return found
-
-
-def operations(config: ModelConfig, mode: str, size: tuple[int, int]) -> float:
-    """Return those of one image by the formula, retention included; a step's are three times that.
-
-    The formula has the decoder fuse after upsampling, as published.
-    """
-    cost = count(config, NUM_CLASSES, size)
-    forward = 2 * sum(part.mult_adds + part.retention for part in cost.values())
-    return 3 * forward if mode == "train" else forward
 
 
 @dataclass(frozen=True)

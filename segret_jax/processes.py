@@ -80,18 +80,18 @@ def gather(content: bytes) -> list[bytes]:
     return [row[:size].tobytes() for row, size in zip(rows, sizes.tolist(), strict=True)]
 
 
-def by_first(action: Callable[[], None]) -> None:
-    """Let the first process do something; what it refuses, an InputError, is refused by all."""
+def by_first(action: Callable[[], None], refusal: type[Exception] = InputError) -> None:
+    """Let the first process do something; if that raises a `refusal`, all raise it."""
     fault = ""
     if is_first():
         try:
             action()
-        except InputError as error:
+        except refusal as error:
             if not are_several():
                 raise
             fault = str(error)
     if fault := gather(fault.encode())[0].decode():
-        raise InputError(fault)
+        raise refusal(fault)
 
 
 def check_shared(folder: Path) -> None:

@@ -73,6 +73,15 @@ class Cost:
         return self.layers - self.unseen
 
 
+def operations(config: ModelConfig, num_classes: int, size: Size) -> float:
+    """Return the operations of a forward pass over one image, two for each multiply-add.
+
+    With those of retention; the decoder fuses after it upsamples, as published.
+    """
+    cost = count(config, num_classes, size)
+    return 2.0 * sum(part.mult_adds + part.retention for part in cost.values())
+
+
 def count(config: ModelConfig, num_classes: int, size: Size) -> dict[str, Cost]:
     """Return {part: Cost} for one image of `size`, by formula; keys are `PARTS`."""
     variant, sizes = VARIANTS[config.variant], stage_sizes(size)

@@ -11,7 +11,7 @@ from segret_jax.config import Config
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
 from segret_jax.evaluation.plan import Size
-from segret_jax.summary import count
+from segret_jax.summary import operations
 from segret_jax.training.state import model_name
 
 Receipt = dict[str, Any]
@@ -114,11 +114,10 @@ def _described(config: Config, program: str, shape: str) -> Receipt:
 
 
 def _flops(config: Config, num_classes: int, size: Size) -> float:
-    """Return 2 operations for each multiply-add of a forward pass over one image."""
+    """Return the operations of a forward pass over one image."""
     if config.model.task != "segmentation":
         raise InputError("a classifier is not trained or evaluated here")
-    cost = count(config.model, num_classes, size)
-    return 2.0 * sum(part.mult_adds + part.retention for part in cost.values())
+    return operations(config.model, num_classes, size)
 
 
 def _x(size: Size) -> str:

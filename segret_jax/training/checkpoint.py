@@ -104,12 +104,17 @@ def load_kept(checkpoint: Path) -> dict[str, np.ndarray]:
     if not folder.is_dir():
         return {}
     try:
-        names = ocp.StandardCheckpointHandler().metadata(folder).tree
-        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            return dict(checkpointer.restore(folder, restore_args=as_numpy))
+        return dict(read_arrays(folder))
     except Exception as error:  # Orbax's own, of whatever kind, for damaged files
         raise InputError(f"{folder} is damaged: convert the weights again") from error
+
+
+def read_arrays(folder: Path) -> Any:
+    """Read an item of a checkpoint whole, as NumPy arrays, without a word to other processes."""
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(folder).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return handler.restore(folder, restore_args=as_numpy)
 
 
 def check_table(checkpoint: Path, table: ClassTable) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -30,6 +29,7 @@ from segret_jax.training.checkpoint import (
     METRICS,
     check_table,
     mean_iou_of,
+    read_arrays,
     restorable,
     saved_mean_iou,
 )
@@ -176,26 +176,16 @@ class Checkpoints:
         Each would read a part of its own, and one that alone meets a fault would leave the others
         waiting for it. So the first reads all of it before.
         """
-        if not processes.are_several():
-            return
-        fault = ""
-        if processes.is_first():
-            try:
-                self._check_alone(self.folder / str(step))
-            except DamagedError as error:
-                fault = str(error)
-        fault = processes.gather(fault.encode())[0].decode()
-        if fault:
-            raise DamagedError(fault)
+        if processes.are_several():
+            folder = self.folder / str(step)
+            processes.by_first(lambda: self._check_alone(folder), refusal=DamagedError)
 
     def _check_alone(self, folder: Path) -> None:
         with _telling_damage():
-            is_checked, handler = _has_sums(folder), ocp.PyTreeCheckpointHandler()
+            is_checked = _has_sums(folder)
             expected = json.loads((folder / "sums/metadata").read_text()) if is_checked else {}
             for item in ("model", "training"):
-                tree = handler.metadata(folder / item).tree
-                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                stored = handler.restore(folder / item, restore_args=as_numpy)
+                stored = read_arrays(folder / item)
                 if is_checked:
                     _compare(stored, expected[item])
 
