@@ -23,7 +23,7 @@ from segret_jax.cli import load_config_file
 from segret_jax.config import CHOICES, Config, ModelConfig, flatten, validate
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
-from segret_jax.models.retention import Decay
+from segret_jax.models.decay import Decay
 from segret_jax.models.rmt import VARIANTS
 from segret_jax.models.segret import SegRet
 

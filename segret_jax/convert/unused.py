@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from segret_jax.convert.family import Family
-from segret_jax.models.retention import head_log_decay
+from segret_jax.models.decay import head_log_decay
 from segret_jax.models.rmt import VARIANTS
 
 CONV_SEG_CHANNELS = 128  # the default of mmsegmentation's decode heads, in every variant

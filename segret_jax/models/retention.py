@@ -15,36 +15,22 @@ lowered by d_i times their Manhattan distance. Two forms:
 The paper (eq. 4) writes softmax(Q Kᵀ) ⊙ D with D = exp(d·distance) after the softmax; the
 released code, and so every checkpoint, adds log D before it. `Decay` names both.
 
-Decays are functions of the traced shape, never arrays of the model: any image size works and no
-mask is ever stored. Shapes: b batch, h w space, n heads, d head width, l tokens.
-"""
+The functions below are these formulas, and hold every score. The model computes the same by
+`models.blocked_retention`, which does not; tests hold the one to the other.
 
-import enum
-import math
-from collections.abc import Callable
+Decays are functions of the traced shape, never arrays of the model: any image size works and no
+mask is ever stored. Shapes: b batch, h w space, n heads, d head width; capitals are the keys'.
+"""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from segret_jax.models.blocked_retention import blocked_retention
+from segret_jax.models.decay import Decay, LogDecay
 from segret_jax.models.layers import DepthwiseConv, accumulator, normal_init
-
-LogDecay = tuple[float, ...]
-
-
-class Decay(enum.StrEnum):
-    """Where the decay enters: before the softmax (released code) or after it (paper)."""
-
-    ADDITIVE = "additive"
-    POST_SOFTMAX = "post_softmax"
-
-
-def head_log_decay(num_heads: int, *, initial: float, span: float) -> LogDecay:
-    """Return d_i = log(1 − 2^(−initial − span·i/n)) for each of n heads."""
-    return tuple(math.log1p(-(2 ** (-initial - span * i / num_heads))) for i in range(num_heads))
 
 
 def whole_retention(
@@ -54,27 +40,13 @@ def whole_retention(
     log_decay: LogDecay,
     *,
     decay: Decay = Decay.ADDITIVE,
-    max_scores: int = 2**25,
 ) -> Float[Array, "b h w n d"]:
-    """Let every pixel attend to every pixel, by Manhattan distance.
-
-    Where one image's score matrix would exceed `max_scores` elements, queries go in blocks that
-    keep within it, and the backward pass computes each block's scores again.
-    """
-    b, h, w, n, d = q.shape
-    y, x = (index.reshape(-1) for index in jnp.indices((h, w)))
-    k, v = (t.reshape(b, h * w, n, d) for t in (k, v))
-
-    def attend(query: tuple[Array, Array, Array]) -> Array:
-        q, query_y, query_x = query  # [b, n, d], one pixel's
-        distance = jnp.abs(query_y - y) + jnp.abs(query_x - x)  # [l]
-        scores = jnp.einsum("bnd,blnd->bnl", q, k, preferred_element_type=accumulator(q.dtype))
-        weights = _weigh(scores, jnp.asarray(log_decay)[:, None] * distance, decay)
-        return jnp.einsum("bnl,blnd->bnd", weights.astype(v.dtype), v)
-
-    queries = jnp.moveaxis(q.reshape(b, h * w, n, d), 1, 0)
-    out = _map_blocks(attend, (queries, y, x), scores_per_item=n * h * w, max_scores=max_scores)
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
+    """Let every pixel attend to every pixel, by Manhattan distance."""
+    y, x = jnp.indices(q.shape[1:3])
+    distance = jnp.abs(y[..., None, None] - y) + jnp.abs(x[..., None, None] - x)  # [h, w, h, w]
+    scores = _product("bhwnd,bHWnd->bnhwHW", q, k)
+    weights = _weights(scores, distance, log_decay, decay, over=(-2, -1))
+    return _product("bnhwHW,bHWnd->bhwnd", weights.astype(v.dtype), v).astype(v.dtype)
 
 
 def decomposed_retention(
@@ -84,50 +56,28 @@ def decomposed_retention(
     log_decay: LogDecay,
     *,
     decay: Decay = Decay.ADDITIVE,
-    max_scores: int = 2**25,
 ) -> Float[Array, "b h w n d"]:
-    """Attend along rows, then along columns with the same queries and keys.
-
-    `max_scores` bounds the score matrix as in `whole_retention`; here the blocks are of lines.
-    """
-
-    def along(axis: int, v: Array) -> Array:
-        line_axis = 3 - axis  # attending along rows (axis 2), the lines are stacked on axis 1
-        lines = tuple(jnp.moveaxis(t, line_axis, 0) for t in (q, k, v))
-        length, heads = q.shape[axis], len(log_decay)
-        index = jnp.arange(length)
-        distance = jnp.abs(index[:, None] - index)  # [l, l]
-
-        def attend(line: tuple[Array, Array, Array]) -> Array:
-            q, k, v = line  # [b, l, n, d]
-            scores = jnp.einsum(
-                "bqnd,bknd->bnqk", q, k, preferred_element_type=accumulator(q.dtype)
-            )
-            weights = _weigh(scores, jnp.asarray(log_decay)[:, None, None] * distance, decay)
-            return jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
-
-        per_line = heads * length * length
-        out = _map_blocks(attend, lines, scores_per_item=per_line, max_scores=max_scores)
-        return jnp.moveaxis(out, 0, line_axis)
-
-    return along(1, along(2, v))
+    """Attend along rows, then along columns with the same queries and keys."""
+    y, x = (jnp.arange(length) for length in q.shape[1:3])
+    scores = _product("bhwnd,bhWnd->bhnwW", q, k)
+    weights = _weights(scores, jnp.abs(x[:, None] - x), log_decay, decay, over=-1)
+    v = _product("bhnwW,bhWnd->bhwnd", weights.astype(v.dtype), v).astype(v.dtype)
+    scores = _product("bhwnd,bHwnd->bwnhH", q, k)
+    weights = _weights(scores, jnp.abs(y[:, None] - y), log_decay, decay, over=-1)
+    return _product("bwnhH,bHwnd->bhwnd", weights.astype(v.dtype), v).astype(v.dtype)
 
 
-@jax.named_scope("weigh")
-def _weigh(scores: Array, bias: Array, decay: Decay) -> Array:
-    if decay is Decay.ADDITIVE:
-        return jax.nn.softmax(scores + bias)
-    return jax.nn.softmax(scores) * jnp.exp(bias)
+def _product(letters: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(letters, x, y, preferred_element_type=accumulator(x.dtype))
 
 
-def _map_blocks(
-    attend: Callable, items: tuple[Array, ...], *, scores_per_item: int, max_scores: int
+def _weights(
+    scores: Array, distance: Array, log_decay: LogDecay, decay: Decay, *, over: int | tuple
 ) -> Array:
-    """Apply `attend` along the leading axis: at once if the scores are few, else by blocks."""
-    block = max(1, max_scores // scores_per_item)
-    if block >= items[0].shape[0]:
-        return jax.vmap(attend)(items)
-    return lax.map(jax.checkpoint(attend), items, batch_size=block)
+    bias = distance * jnp.asarray(log_decay).reshape(-1, *[1] * distance.ndim)  # per head
+    if decay is Decay.ADDITIVE:
+        return jax.nn.softmax(scores + bias, over)
+    return jax.nn.softmax(scores, over) * jnp.exp(bias)
 
 
 def rotate(x: Float[Array, "b h w n d"]) -> Float[Array, "b h w n d"]:
@@ -176,10 +126,10 @@ class Retention(nnx.Module):
         k = k * k.shape[-1] ** -0.5
         if self.rotary:
             q, k = rotate(q), rotate(k)
-        retain = decomposed_retention if self.decomposed else whole_retention
-        out = retain(
-            q, k, v.reshape(heads), self.log_decay, decay=self.decay, max_scores=self.max_scores
-        )
+        out = blocked_retention(
+            q, k, v.reshape(heads), self.log_decay,
+            decomposed=self.decomposed, decay=self.decay, max_scores=self.max_scores,
+        )  # fmt: skip
         with jax.named_scope("lepe"):
             nearby = self.lepe(v)
         return self.out(out.reshape(x.shape) + nearby)

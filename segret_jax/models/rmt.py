@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from segret_jax.models.decay import Decay, head_log_decay
 from segret_jax.models.layers import (
     BatchNorm,
     DepthwiseConv,
@@ -28,7 +29,7 @@ from segret_jax.models.layers import (
     gelu,
     normal_init,
 )
-from segret_jax.models.retention import Decay, Retention, head_log_decay
+from segret_jax.models.retention import Retention
 
 
 @dataclasses.dataclass(frozen=True)

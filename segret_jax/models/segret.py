@@ -6,9 +6,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from segret_jax.config import ModelConfig
+from segret_jax.models.decay import Decay
 from segret_jax.models.decoder import Decoder
 from segret_jax.models.layers import SampleKeys
-from segret_jax.models.retention import Decay
 from segret_jax.models.rmt import VARIANTS, Encoder, EncoderOptions
 
 

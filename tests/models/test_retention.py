@@ -1,4 +1,4 @@
-"""Retention against double loops in float64; its blocks, its reach and its rotation."""
+"""Retention against double loops in float64; the blocked one against the plain one; rotation."""
 
 import functools
 import math
@@ -10,19 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segret_jax.models.retention import (
-    Decay,
-    decomposed_retention,
-    head_log_decay,
-    rotate,
-    whole_retention,
-)
+from segret_jax.models.blocked_retention import blocked_retention
+from segret_jax.models.decay import Decay, head_log_decay
+from segret_jax.models.retention import decomposed_retention, rotate, whole_retention
 
 LOG_DECAY = (-0.7, -0.2, -0.01)  # three heads, near to far
-FORMS = [whole_retention, decomposed_retention]
-# 99 pixels of 3 heads: blocks of 7 queries, 14 of them and one query left over.
-# 9 lines of 3·11² scores and 11 of 3·9²: blocks of 2 lines of either kind, and one line left over.
-SIZE, MAX_SCORES = (9, 11), {whole_retention: 7 * 3 * 99, decomposed_retention: 726}
+BLOCKED = {
+    whole_retention: functools.partial(blocked_retention, decomposed=False),
+    decomposed_retention: functools.partial(blocked_retention, decomposed=True),
+}
+FORMS = list(BLOCKED)
+ALL = [*FORMS, *BLOCKED.values()]
+# 99 pixels of 3 heads. Whole: blocks of 7 queries, the last one of one query and six more that
+# fill it up. Decomposed: 9 blocks of 3 rows of 11² scores; 8 of 4 columns of 9², and one left over.
+SIZE, MAX_SCORES = (9, 11), {whole_retention: 7 * 99, decomposed_retention: 3 * 11**2}
 
 
 def qkv(h: int, w: int, *, batch: int = 2, width: int = 4) -> tuple[jax.Array, ...]:
@@ -71,8 +72,12 @@ def decomposed_by_loops(q: Any, k: Any, v: Any, decay: Decay) -> np.ndarray:
 @pytest.mark.parametrize("decay", Decay)
 @pytest.mark.parametrize(
     ("form", "oracle"),
-    [(whole_retention, whole_by_loops), (decomposed_retention, decomposed_by_loops)],
-    ids=["whole", "decomposed"],
+    [
+        (form, oracle)
+        for plain, oracle in zip(FORMS, [whole_by_loops, decomposed_by_loops], strict=True)
+        for form in (plain, BLOCKED[plain])
+    ],
+    ids=["whole", "whole blocked", "decomposed", "decomposed blocked"],
 )
 def test_equals_the_double_loop(form, oracle, decay, shape):
     q, k, v = qkv(*shape)
@@ -80,26 +85,53 @@ def test_equals_the_double_loop(form, oracle, decay, shape):
     np.testing.assert_allclose(form(q, k, v, LOG_DECAY, decay=decay), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
+def value_and_grads(form: Any, *args: jax.Array, **settings: Any) -> list[jax.Array]:
+    """The output and the gradients of its product with a fixed array."""
+
+    @jax.jit
+    def run(*args: jax.Array) -> tuple[jax.Array, ...]:
+        out, pull = jax.vjp(lambda *args: form(*args, LOG_DECAY, **settings), *args)
+        return (out, *pull(jnp.sin(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype)))
+
+    return list(run(*args))
+
+
+@pytest.mark.parametrize("max_scores", [2**25, None, 1], ids=["at once", "blocks", "one query"])
 @pytest.mark.parametrize("decay", Decay)
-def test_blocks_change_neither_values_nor_gradients(form, decay):
+@pytest.mark.parametrize("form", FORMS)
+def test_blocked_equals_plain_with_its_gradients_in_float64(form, decay, max_scores):
+    with jax.enable_x64(True):
+        args = [t.astype(jnp.float64) for t in qkv(*SIZE)]
+        limit = max_scores or MAX_SCORES[form]
+        found = value_and_grads(BLOCKED[form], *args, decay=decay, max_scores=limit)
+        for blocked, plain in zip(found, value_and_grads(form, *args, decay=decay), strict=True):
+            assert blocked.dtype == jnp.float64
+            np.testing.assert_allclose(blocked, plain, rtol=0, atol=1e-12 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 13), (13, 1), (2, 3)])
+@pytest.mark.parametrize("form", FORMS)
+def test_blocked_equals_plain_at_the_edges(form, shape):
+    found = value_and_grads(BLOCKED[form], *qkv(*shape), max_scores=25)
+    for blocked, plain in zip(found, value_and_grads(form, *qkv(*shape)), strict=True):
+        np.testing.assert_allclose(blocked, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_of_bfloat16_add_up_in_float32(form):
+    args = [t.astype(jnp.bfloat16) for t in qkv(*SIZE)]
+    exact = value_and_grads(form, *(t.astype(jnp.float32) for t in args))
+    found = value_and_grads(BLOCKED[form], *args, max_scores=MAX_SCORES[form])
+    for blocked, plain in zip(found, exact, strict=True):
+        assert blocked.dtype == jnp.bfloat16
+        error = np.abs(blocked.astype(jnp.float32) - plain).max()
+        assert error < 0.015 * np.abs(plain).max()  # bfloat16 has 8 bits
+
+
+def test_large_scores_overflow_nothing():
     q, k, v = qkv(*SIZE)
-    towards = jnp.sin(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
-
-    def value_and_grads(max_scores: int) -> tuple[jax.Array, ...]:
-        retain = functools.partial(form, decay=decay, max_scores=max_scores)
-
-        @jax.jit
-        def run(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
-            out, pull = jax.vjp(lambda q, k, v: retain(q, k, v, LOG_DECAY), q, k, v)
-            return (out, *pull(towards))
-
-        return run(q, k, v)
-
-    for blocked, at_once in zip(
-        value_and_grads(MAX_SCORES[form]), value_and_grads(2**25), strict=True
-    ):
-        assert np.abs(blocked - at_once).max() < 1e-6 * np.abs(at_once).max()
+    found = value_and_grads(BLOCKED[whole_retention], 200 * q, 200 * k, v, max_scores=700)
+    assert all(np.isfinite(t).all() for t in found)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -126,7 +158,7 @@ def test_blocks_bound_every_intermediate(form, backward):
 
     def largest(max_scores: int) -> int:
         def total(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return form(q, k, v, LOG_DECAY, max_scores=max_scores).sum()
+            return BLOCKED[form](q, k, v, LOG_DECAY, max_scores=max_scores).sum()
 
         f = jax.grad(total, (0, 1, 2)) if backward else total
         return max(map(size, equations(jax.make_jaxpr(f)(q, k, v).jaxpr)))
@@ -136,7 +168,7 @@ def test_blocks_bound_every_intermediate(form, backward):
     assert largest(2**25) > 3 * bound  # what a walk that finds nothing would not see
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL)
 def test_scores_and_softmax_of_bfloat16_are_float32(form):
     q, k, v = (t.astype(jnp.bfloat16) for t in qkv(*SIZE, width=1))
     jaxpr = jax.make_jaxpr(lambda *args: form(*args, LOG_DECAY))(q, k, v).jaxpr
@@ -145,7 +177,7 @@ def test_scores_and_softmax_of_bfloat16_are_float32(form):
         for e in equations(jaxpr)
         if e.primitive.name == "exp" or (e.primitive.name == "dot_general" and size(e) > q.size)
     ]
-    assert len(scores) == (2 if form is whole_retention else 4)
+    assert len(scores) in (2, 4)  # exp and scores, once or along both axes
     assert {aval.dtype for aval in scores} == {jnp.dtype("float32")}
     out = form(q, k, v, LOG_DECAY)
     assert out.dtype == jnp.bfloat16
@@ -161,7 +193,7 @@ def reach(form: Any, y: int, x: int) -> list[np.ndarray]:
 
 
 def test_decomposed_sees_queries_of_its_column_and_keys_and_values_everywhere():
-    q, k, v = reach(decomposed_retention, 2, 4)
+    q, k, v = reach(BLOCKED[decomposed_retention], 2, 4)
     column = np.zeros((5, 6), bool)
     column[:, 4] = True
     np.testing.assert_array_equal(q, column)
@@ -170,7 +202,7 @@ def test_decomposed_sees_queries_of_its_column_and_keys_and_values_everywhere():
 
 
 def test_whole_sees_its_own_query_and_keys_and_values_everywhere():
-    q, k, v = reach(whole_retention, 2, 4)
+    q, k, v = reach(BLOCKED[whole_retention], 2, 4)
     own = np.zeros((5, 6), bool)
     own[2, 4] = True
     np.testing.assert_array_equal(q, own)
@@ -178,7 +210,7 @@ def test_whole_sees_its_own_query_and_keys_and_values_everywhere():
     assert v.all()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL)
 def test_only_the_additive_decays_rows_sum_to_one(form):
     q, k, _ = qkv(5, 7)
     ones = jnp.ones_like(q)

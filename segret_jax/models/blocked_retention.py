@@ -1,0 +1,212 @@
+"""The two forms of `models.retention`, computed without ever holding all scores.
+
+Scores are made for a block of lines, or of queries, at a time and used up at once: on CPU a block
+stays in the cache, on an accelerator no score matrix takes up memory. The backward pass makes them
+again from q, k and one number per query, L, the logarithm of the softmax's denominator (as in
+FlashAttention; Dao et al., 2022, arXiv 2205.14135). With scores s, softmax p and weights w:
+
+    p = exp(s − L),  dV = wᵀ dO,  ds = w ∘ (dO Vᵀ) − p·(dO · O),  dQ = ds K,  dK = dsᵀ Q
+
+where w is p, or p ∘ D if the decay comes after the softmax.
+
+A line is a row, a column or the whole image as one head sees it: there are g of them. Products
+have the letters b for images, q and k for the queries and keys of a line (both l long), d for the
+head width.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from segret_jax.models.decay import Decay, LogDecay
+from segret_jax.models.layers import accumulator
+
+CACHED_SCORES = 2**20  # of a block on CPU: 4 MB
+
+
+def blocked_retention(
+    q: Float[Array, "b h w n d"],
+    k: Float[Array, "b h w n d"],
+    v: Float[Array, "b h w n d"],
+    log_decay: LogDecay,
+    *,
+    decomposed: bool,
+    decay: Decay = Decay.ADDITIVE,
+    max_scores: int = 2**25,
+) -> Float[Array, "b h w n d"]:
+    """Return `decomposed_retention` or `whole_retention`, by blocks.
+
+    A block has at most `max_scores` scores of each image, or those of one query. Scores and softmax
+    are float32 (float64 for float64), whatever the dtype of q, k and v.
+    """
+    # The backward pass is traced after the caller's precision context has ended: take it along.
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+    def attend(along: str, v: Array) -> Array:
+        lines = _Lines(along, q.shape, log_decay, decay, max_scores, precision)
+        return _attend(q, k, v, lines)
+
+    return attend("h", attend("w", v)) if decomposed else attend("hw", v)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lines:
+    """How an image is divided: into lines along w (rows), h (columns) or hw (all of it)."""
+
+    along: str
+    shape: tuple[int, ...]  # [b h w n d]
+    log_decay: LogDecay
+    decay: Decay
+    max_scores: int
+    precision: str | None
+
+    @property
+    def order(self) -> str:
+        across = "".join(axis for axis in "hwn" if axis not in self.along)
+        return f"{across}b{self.along}d"
+
+    def sizes(self, axes: str) -> tuple[int, ...]:
+        size = dict(zip("bhwnd", self.shape, strict=True))
+        return tuple(size[axis] for axis in axes)
+
+    def of_image(self, x: Float[Array, "b h w n d"]) -> Float[Array, "g b l d"]:
+        b, d = self.sizes("bd")
+        x = jnp.einsum(f"bhwnd->{self.order}", x)
+        return x.reshape(-1, b, math.prod(self.sizes(self.along)), d)
+
+    def to_image(self, lines: Float[Array, "g b l d"]) -> Float[Array, "b h w n d"]:
+        return jnp.einsum(f"{self.order}->bhwnd", lines.reshape(self.sizes(self.order)))
+
+    def log_decays(self, num_lines: int) -> Float[Array, " g"]:
+        return jnp.tile(jnp.asarray(self.log_decay), num_lines // len(self.log_decay))
+
+    def product(self, letters: str, x: Array, y: Array) -> Array:
+        dtype = accumulator(x.dtype)
+        return jnp.einsum(letters, x, y, precision=self.precision, preferred_element_type=dtype)
+
+    def scores(
+        self, q: Float[Array, "b q d"], k: Float[Array, "b k d"], log_decay: Array, start: Any
+    ) -> tuple[Float[Array, "b q k"], Float[Array, "q k"]]:
+        """Return the scores of a line's queries from place `start` on, and the logarithm of D."""
+        own = self._places(start + jnp.arange(q.shape[1]))
+        others = self._places(jnp.arange(k.shape[1]))
+        distance = sum(jnp.abs(a[:, None] - b) for a, b in zip(own, others, strict=True))
+        bias = log_decay * distance
+        scores = self.product("bqd,bkd->bqk", q, k)
+        return scores + bias if self.decay is Decay.ADDITIVE else scores, bias
+
+    def _places(self, index: Array) -> tuple[Array, ...]:
+        return jnp.unravel_index(index, self.sizes(self.along))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend(q: Array, k: Array, v: Array, lines: _Lines) -> Array:
+    return _forward(q, k, v, lines)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, lines: _Lines) -> tuple[Array, Any]:
+    def of_block(queries: Any, keys: Any, log_decay: Array, start: Any) -> Any:
+        (q,), (k, v) = queries, keys
+        scores, bias = lines.scores(q, k, log_decay, start)
+        highest = jnp.max(scores, -1, keepdims=True)
+        weights = jnp.exp(scores - highest)
+        total = jnp.sum(weights, -1, keepdims=True)
+        if lines.decay is Decay.POST_SOFTMAX:
+            weights *= jnp.exp(bias)
+        out = lines.product("bqk,bkd->bqd", weights.astype(v.dtype), v) / total
+        return (out.astype(v.dtype), highest + jnp.log(total)), ()
+
+    in_lines = [lines.of_image(t) for t in (q, k, v)]
+    (out, log_total), _ = _by_blocks(of_block, lines, in_lines[:1], in_lines[1:])
+    out = lines.to_image(out)
+    return out, (q, k, v, out, log_total)
+
+
+def _backward(lines: _Lines, saved: Any, out_grad: Array) -> tuple[Array, Array, Array]:
+    def of_block(queries: Any, keys: Any, log_decay: Array, start: Any) -> Any:
+        (q, out, out_grad, log_total), (k, v) = queries, keys
+        scores, bias = lines.scores(q, k, log_decay, start)
+        softmax = jnp.exp(scores - log_total)
+        weights = softmax * jnp.exp(bias) if lines.decay is Decay.POST_SOFTMAX else softmax
+        weights_grad = lines.product("bqd,bkd->bqk", out_grad, v)
+        mean = jnp.sum(out_grad * out, -1, keepdims=True, dtype=softmax.dtype)
+        scores_grad = (weights * weights_grad - softmax * mean).astype(q.dtype)
+        q_grad = lines.product("bqk,bkd->bqd", scores_grad, k)
+        k_grad = lines.product("bqk,bqd->bkd", scores_grad, q)
+        v_grad = lines.product("bqk,bqd->bkd", weights.astype(v.dtype), out_grad)
+        return (q_grad,), (k_grad, v_grad)
+
+    # The barrier keeps XLA from saving the forward pass's lines instead of making them again.
+    *images, log_total = lax.optimization_barrier(saved)
+    q, k, v, out, out_grad = (lines.of_image(t) for t in (*images, out_grad))
+    queries = (q, out, out_grad, log_total)
+    (q_grad,), (k_grad, v_grad) = _by_blocks(of_block, lines, queries, (k, v))
+    return (
+        lines.to_image(q_grad.astype(q.dtype)),
+        lines.to_image(k_grad.astype(k.dtype)),
+        lines.to_image(v_grad.astype(v.dtype)),
+    )
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _by_blocks(of_block: Callable, lines: _Lines, queries: Any, keys: Any) -> Any:
+    """Apply `of_block(queries, keys, log_decay, start)`, which is for queries of one line, to all.
+
+    It returns what belongs to its queries, and what belongs to its line's keys: parts of a sum
+    over blocks.
+    """
+    num_lines, b, length, _ = queries[0].shape
+    log_decay = lines.log_decays(num_lines)
+
+    def at_most(scores: int, queries: Any, keys: Any) -> Any:
+        def of_line(line: tuple[Any, Any, Array]) -> Any:
+            queries, keys, log_decay = line
+            return _by_queries(of_block, queries, keys, log_decay, max(1, scores // length))
+
+        at_once = scores // length**2
+        if at_once >= num_lines:
+            return jax.vmap(of_line)((queries, keys, log_decay))
+        return lax.map(of_line, (queries, keys, log_decay), batch_size=max(1, at_once))
+
+    limit, limit_on_cpu = lines.max_scores, min(lines.max_scores, CACHED_SCORES // b)
+    if num_lines * length**2 <= limit_on_cpu:
+        return at_most(limit, queries, keys)
+    return lax.platform_dependent(
+        queries, keys,
+        cpu=functools.partial(at_most, limit_on_cpu), default=functools.partial(at_most, limit),
+    )  # fmt: skip
+
+
+def _by_queries(of_block: Callable, queries: Any, keys: Any, log_decay: Array, at_once: int) -> Any:
+    b, length, _ = queries[0].shape
+    if at_once >= length:
+        return of_block(queries, keys, log_decay, 0)
+    num_blocks = -(-length // at_once)
+    size = -(-length // num_blocks)
+
+    def divided(t: Array) -> Array:
+        t = jnp.pad(t, ((0, 0), (0, num_blocks * size - length), (0, 0)))
+        return jnp.moveaxis(t.reshape(b, num_blocks, size, -1), 1, 0)
+
+    def together(t: Array) -> Array:
+        return jnp.moveaxis(t, 0, 1).reshape(b, num_blocks * size, -1)[:, :length]
+
+    def add(total: Any, block: Any) -> Any:
+        for_queries, for_keys = of_block(block[0], keys, log_decay, block[1])
+        return jax.tree.map(jnp.add, total, for_keys), for_queries
+
+    blocks = tuple(map(divided, queries)), jnp.arange(num_blocks) * size
+    first = tuple(t[0] for t in blocks[0])
+    _, sums = jax.eval_shape(of_block, first, keys, log_decay, 0)
+    zero = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), sums)
+    for_keys, for_queries = lax.scan(add, zero, blocks)
+    return jax.tree.map(together, for_queries), for_keys
