@@ -1,14 +1,17 @@
 """This project beside another model, both in processes of their own, timed in turns.
 
     python -m benchmarks.against benchmarks/peers/segformer.py --variant tiny --mode train …
+    python -m benchmarks.against FOLDER_OF_THE_ORIGINAL --variant tiny …
 
-The file has a function `make(variant, mode, batch, height, width)`, mode forward or train, which
+The folder is a checkout of the original's sources, which benchmarks/peers/original.py runs. A file
+has a function `make(variant, mode, batch, height, width)`, mode forward or train, which
 returns what to call for one run to its end; it is imported in an environment that has what it needs
 beside this project. Ours starts from a warm compilation cache, so that its peak of memory, as the
 other's, is that of running; compilation is measured by benchmarks.model. Memory is the host's.
 """
 
 import argparse
+import functools
 import json
 import resource
 import runpy
@@ -32,7 +35,9 @@ VARIANTS = ("tiny", "small", "base", "large")
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", help="what to run beside this project")
+    parser.add_argument(
+        "file", help="what to run beside this project: a file or the original's folder"
+    )
     parser.add_argument("--variant", default="tiny", choices=VARIANTS)
     parser.add_argument("--mode", default="forward", choices=("forward", "train"))
     parser.add_argument("--size", default="512x512", help="HEIGHTxWIDTH")
@@ -119,6 +124,9 @@ def make(file: str, cache: str) -> Callable[..., Callable[[], None]]:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         return _make_ours
+    if Path(file).is_dir():
+        peer = runpy.run_path(str(Path(__file__).parent / "peers" / "original.py"))
+        return functools.partial(peer["make"], Path(file))
     return runpy.run_path(file)["make"]
 
 

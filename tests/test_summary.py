@@ -110,7 +110,8 @@ def test_odd_sides_are_halved_upwards():
 )
 def test_formulas_agree_with_what_the_model_runs(config, size):
     graph, params, batch_stats = state.abstract(config, 150)
-    jaxpr = jax.make_jaxpr(lambda *variables, x: nnx.merge(graph, *variables)(x))(
+    # For evaluation the decoder makes one product of two.
+    jaxpr = jax.make_jaxpr(lambda *variables, x: nnx.merge(graph, *variables)(x, train=True))(
         params, batch_stats, x=jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     )
     cost = total(config, size)

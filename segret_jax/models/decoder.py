@@ -27,6 +27,7 @@ from segret_jax.models.layers import (
     normal_init,
     resize_bilinear,
     uniform_init,
+    weights,
 )
 
 
@@ -37,17 +38,21 @@ class Projection(nnx.Module):
         self, c_in: int, c_out: int, *, zero_branch: bool, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         self.linear = nnx.Linear(c_in, c_out, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
-        self.zero_branch = zero_branch
+        self.zero_branch, self.dtype = zero_branch, dtype
         if zero_branch:
             zeros = nnx.initializers.zeros_init()
             self.zero_conv = nnx.Linear(c_in, c_out, kernel_init=zeros, dtype=dtype, rngs=rngs)
             self.zero_norm = BatchNorm(c_out, dtype=dtype)
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w k"]:
-        projected = self.linear(x)
         if not self.zero_branch:
-            return projected
-        return jax.nn.relu(projected + self.zero_norm(self.zero_conv(x), train=train))
+            return self.linear(x)
+        if train:
+            return jax.nn.relu(self.linear(x) + self.zero_norm(self.zero_conv(x), train=True))
+        # In evaluation both branches are one product.
+        branches = weights(self.linear), self.zero_norm.fold(*weights(self.zero_conv))
+        kernel, bias = (jnp.add(*pair).astype(self.dtype) for pair in zip(*branches, strict=True))
+        return jax.nn.relu(x.astype(self.dtype) @ kernel + bias)
 
 
 class Decoder(nnx.Module):

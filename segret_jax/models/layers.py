@@ -65,9 +65,25 @@ def conv3x3(
     )  # fmt: skip
 
 
+@jax.custom_vjp
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Apply the exact GELU, x·Φ(x); the tanh approximation is off by up to 5e-4."""
-    return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
+    """Apply the exact GELU, x·Φ(x); the tanh approximation is off by up to 5e-4.
+
+    Its backward pass computes Φ again: of what autodiff would keep, two more arrays of x's size.
+    """
+    return x * _normal_cdf(x)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1 + lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
+    density = jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return (grad * (_normal_cdf(x) + x * density),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def accumulator(dtype: DTypeLike) -> jnp.dtype:
@@ -115,9 +131,37 @@ class BatchNorm(nnx.Module):
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
         return ((x - mean) * scale + self.bias[...]).astype(self.dtype)
 
+    def fold(
+        self, kernel: Float[Array, "*k c"], bias: Float[Array, " c"]
+    ) -> tuple[Float[Array, "*k c"], Float[Array, " c"]]:
+        """Return kernel and bias of the linear layer that is the given one and then this norm.
+
+        As in evaluation, with the running statistics.
+        """
+        scale = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
+        return kernel * scale, (bias - self.mean[...]) * scale + self.bias[...]
+
     def _update(self, running: nnx.BatchStat, batch: Float[Array, " c"]) -> None:
         batch = lax.stop_gradient(batch)
         running[...] = (1 - self.momentum) * running[...] + self.momentum * batch
+
+
+def weights(layer: nnx.Linear | nnx.Conv) -> tuple[Float[Array, "*k c"], Float[Array, " c"]]:
+    """Return kernel and bias of a layer that has both."""
+    assert layer.bias is not None
+    return layer.kernel[...], layer.bias[...]
+
+
+def conv_and_norm(
+    conv: nnx.Conv, norm: BatchNorm, x: Float[Array, "b H W c"], *, train: bool
+) -> Float[Array, "b h w k"]:
+    """Apply a convolution and the batch norm after it: in evaluation as one convolution."""
+    if train:
+        return norm(conv(x), train=True)
+    graph, variables = nnx.split(conv)
+    kernel, bias = norm.fold(*weights(conv))
+    variables["kernel"][...], variables["bias"][...] = kernel, bias
+    return nnx.merge(graph, variables)(x)
 
 
 class DepthwiseConv(nnx.Module):

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.models.blocked_retention import blocked_retention
 from segret_jax.models.decay import Decay, LogDecay
-from segret_jax.models.layers import DepthwiseConv, accumulator, normal_init
+from segret_jax.models.layers import DepthwiseConv, accumulator, normal_init, weights
 
 
 def whole_retention(
@@ -121,8 +121,8 @@ class Retention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         heads = (*x.shape[:3], len(self.log_decay), -1)
-        v = self.v(x)
-        q, k = self.q(x).reshape(heads), self.k(x).reshape(heads)
+        q, k, v = self._project(x)
+        q, k = q.reshape(heads), k.reshape(heads)
         k = k * k.shape[-1] ** -0.5
         if self.rotary:
             q, k = rotate(q), rotate(k)
@@ -133,3 +133,9 @@ class Retention(nnx.Module):
         with jax.named_scope("lepe"):
             nearby = self.lepe(v)
         return self.out(out.reshape(x.shape) + nearby)
+
+    def _project(self, x: Float[Array, "b h w c"]) -> list[Float[Array, "b h w c"]]:
+        """Return q, k and v, by one product."""
+        kernels, biases = zip(*map(weights, (self.q, self.k, self.v)), strict=True)
+        kernel, bias = jnp.concatenate(kernels, 1), jnp.concatenate(biases)
+        return jnp.split(x @ kernel.astype(x.dtype) + bias.astype(x.dtype), 3, axis=-1)

@@ -25,6 +25,7 @@ from segret_jax.models.layers import (
     SampleKeys,
     accumulator,
     conv3x3,
+    conv_and_norm,
     drop_path,
     gelu,
     normal_init,
@@ -106,7 +107,7 @@ class Stem(nnx.Module):
     @jax.named_scope("stem")
     def __call__(self, x: Float[Array, "b H W 3"], *, train: bool) -> Float[Array, "b h w c"]:
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x if i == 0 else gelu(x)), train=train)
+            x = conv_and_norm(conv, norm, x if i == 0 else gelu(x), train=train)
         return x
 
 
@@ -122,7 +123,10 @@ class FeedForward(nnx.Module):
         self.has_conv = options.ffn_conv
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        x = gelu(self.fc1(x))
+        return jax.checkpoint(self._from_hidden)(self.fc1(x))
+
+    def _from_hidden(self, x: Float[Array, "b h w k"]) -> Float[Array, "b h w c"]:
+        x = gelu(x)
         if self.has_conv:
             x = x + self.dwconv(x)
         return self.fc2(x)
@@ -197,7 +201,7 @@ class Downsample(nnx.Module):
 
     @jax.named_scope("downsample")
     def __call__(self, x: Float[Array, "b H W c"], *, train: bool) -> Float[Array, "b h w k"]:
-        return self.norm(self.conv(x), train=train)
+        return conv_and_norm(self.conv, self.norm, x, train=train)
 
 
 class Encoder(nnx.Module):

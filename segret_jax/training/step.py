@@ -71,7 +71,18 @@ def make_train_step(
         state = _advance_if(finite, state, updated, max_bad_steps=config.max_bad_steps)
         return lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options(mesh))
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """Return XLA's options for a training step.
+
+    On CPU: to order operations by the memory they need. Otherwise it runs all that it can run as
+    early as it can, and what a backward pass should make anew lies there from the forward pass on.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return {}
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def loss_function(graph: nnx.GraphDef[SegRet], config: TrainConfig, regularize: bool) -> Callable:
