@@ -30,6 +30,7 @@ from segret_jax.config import ModelConfig
 
 # JAX is imported where it is used: it must not count in the other's memory.
 OURS = "segret_jax"
+PAUSE = 0.5  # seconds
 VARIANTS = ("tiny", "small", "base", "large")
 
 
@@ -83,7 +84,8 @@ class _Server:
         )  # fmt: skip
 
     def run(self) -> float:
-        """Return the seconds of a run."""
+        """Return the seconds of a run, after a pause: the other's threads still spin for a while."""
+        time.sleep(PAUSE)
         return self._ask("run")
 
     def end(self) -> int:

@@ -9,7 +9,10 @@ import numpy as np
 from jax import lax
 
 from benchmarks.machine import seconds
+from segret_jax.models.blocked_retention import blocked_retention
+from segret_jax.models.decay import head_log_decay
 from segret_jax.models.layers import depthwise_conv, resize_bilinear
+from segret_jax.models.retention import decomposed_retention, whole_retention
 from segret_jax.training.pixel_loss import weighted_loss
 
 ROUNDS = 5
@@ -19,7 +22,11 @@ Pair = tuple[Callable[[], Any], Callable[[], Any]]  # fast, plain
 def main() -> int:
     """Print each path's ratio, time of the plain one over its own; return 1 if one loses."""
     lost = 0
-    paths = {"loss": loss()}
+    paths = {
+        "loss": loss(),
+        "retention, whole": retention(whole_retention, (48, 48), decomposed=False),
+        "retention, decomposed": retention(decomposed_retention, (96, 96), decomposed=True),
+    }
     if jax.default_backend() == "cpu":  # elsewhere they are the same
         paths["depthwise 5x5"] = depthwise()
     for name, (fast, plain) in paths.items():
@@ -46,6 +53,22 @@ def depthwise() -> Pair:
         return lambda: step(x, kernel)
 
     return gradients(depthwise_conv), gradients(plain)
+
+
+def retention(plain: Callable, size: tuple[int, int], *, decomposed: bool) -> Pair:
+    """Return the forward pass and all gradients, of 4 heads of 16 channels."""
+    rng = np.random.default_rng(0)
+    qkv = jnp.asarray(rng.standard_normal((3, 2, *size, 4, 16), np.float32))
+    log_decay = head_log_decay(4, initial=2.0, span=4.0)
+
+    def gradients(retain: Callable, **settings: bool) -> Callable[[], Any]:
+        def total(qkv: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.sin(retain(*qkv, log_decay, **settings)))
+
+        step = jax.jit(jax.grad(total))
+        return lambda: step(qkv)
+
+    return gradients(blocked_retention, decomposed=decomposed), gradients(plain)
 
 
 def loss() -> Pair:

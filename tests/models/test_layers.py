@@ -16,6 +16,7 @@ from segret_jax.models.layers import (
     SampleKeys,
     channel_dropout,
     conv3x3,
+    conv_and_norm,
     depthwise_conv,
     drop_path,
     gelu,
@@ -111,6 +112,24 @@ def test_gelu_is_the_exact_one():
     x = np.linspace(-6, 6, 241)
     expected = [0.5 * t * (1 + math.erf(t / math.sqrt(2))) for t in x]
     np.testing.assert_allclose(gelu(jnp.asarray(x, jnp.float32)), expected, atol=1e-6)
+
+
+def test_gelu_has_the_gradient_of_its_formula():
+    with jax.enable_x64(True):
+        x = jnp.linspace(-6, 6, 241)
+        expected = jax.vmap(jax.grad(lambda x: 0.5 * x * (1 + lax.erf(x / math.sqrt(2)))))(x)
+        np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), expected, rtol=0, atol=1e-14)
+
+
+def test_a_layer_that_batch_norm_is_folded_into_gives_what_the_two_give():
+    norm, conv = scaled_batch_norm(), conv3x3(4, 3, stride=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    norm.mean[...], norm.var[...] = jnp.array([1.0, 0.0, -2.0]), jnp.array([4.0, 0.25, 1e-5])
+    before, x = nnx.state(conv), jnp.asarray(noise(2, 5, 7, 4))
+    folded = conv_and_norm(conv, norm, x, train=False)
+    np.testing.assert_allclose(folded, norm(conv(x)), rtol=1e-4, atol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(conv), before)
+    trained = conv_and_norm(conv, nnx.clone(norm), x, train=True)
+    np.testing.assert_array_equal(trained, norm(conv(x), train=True))
 
 
 def test_layer_norm_divides_by_the_variance_plus_1e_minus_6():
