@@ -84,7 +84,7 @@ class _Server:
         )  # fmt: skip
 
     def run(self) -> float:
-        """Return the seconds of a run, after a pause: the other's threads still spin for a while."""
+        """Return the seconds of a run, after a pause in which the other's threads fall asleep."""
         time.sleep(PAUSE)
         return self._ask("run")
 
