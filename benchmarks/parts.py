@@ -14,7 +14,7 @@ from jax.profiler import ProfileData
 PARTS = {
     "stem": ("stem",),
     "depthwise": ("pos", "lepe"),
-    "retention": ("retention", "weigh"),
+    "retention": ("retention",),
     "FFN": ("ffn",),
     "downsample": ("downsample",),
     "decoder": ("decoder",),

@@ -41,7 +41,8 @@ Each stage is counted with the downsample after it. G = 10^9, GB = 10^9 bytes.
               four figures: mmcv does not count SyncBN)
 
 Full count (mult-adds + retention): {full}
-  The model runs {skipped} less of it: it fuses before it upsamples, with the same result.
+  The model runs {skipped} less of it: it fuses before it upsamples, with the same result. In
+  evaluation it makes one product of the decoder's two branches, too.
 Kept for the backward pass: {saved:.2f} GB
   What jax.vjp of the network, in {dtype} and without the loss, saves beside parameters.
   XLA may keep less, by computing part of it again.

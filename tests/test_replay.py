@@ -14,6 +14,7 @@ from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
+from segret_jax.models import blocked_retention
 from segret_jax.training import capture
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.sharding import MeshConfig, make_mesh, place, shard_batch
@@ -89,6 +90,18 @@ def test_the_layer_that_overflows_is_named(state, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count(". encoder/stage3/block0/ffn (forward): dot_general gives") == 2
     assert "segret_jax/models/rmt.py:" in printed
+
+
+def test_a_fault_inside_the_blocks_of_retention_is_named(state, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(blocked_retention, "CACHED_SCORES", 64)
+    huge = state
+    for layer in ("q", "k"):
+        path = ("encoder", "stages", 2, 0, "retention", layer, "kernel")
+        huge = changed(huge, *path, factor=1e25)
+    assert replayed(tmp_path, huge, batch()) == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"encoder/stage3/block0/retention\S* \(forward\): dot_general gives", printed)
+    assert "segret_jax/models/blocked_retention.py:" in printed
 
 
 def test_a_run_s_folder_gives_its_newest_step(state, tmp_path, capsys):

@@ -135,7 +135,7 @@ def equation_mult_adds(equation: Any) -> int:
         return out * math.prod(shapes[1]) // out_features
     if equation.params.get("name") == "_resize":
         return 0
-    if name == "cond":  # a depthwise convolution: one branch for each kind of backend
+    if name == "cond":  # one branch for each kind of backend
         return max(jaxpr_mult_adds(branch.jaxpr) for branch in equation.params["branches"])
     inner = [getattr(p, "jaxpr", p) for p in equation.params.values()]
     times = equation.params["length"] if name == "scan" else 1

@@ -1,9 +1,9 @@
-"""The two forms of `models.retention`, computed without ever holding all scores.
+"""The two forms of `models.retention`, computed by blocks whose scores are used up at once.
 
-Scores are made for a block of lines, or of queries, at a time and used up at once: on CPU a block
-stays in the cache, on an accelerator no score matrix takes up memory. The backward pass makes them
-again from q, k and one number per query, L, the logarithm of the softmax's denominator (as in
-FlashAttention; Dao et al., 2022, arXiv 2205.14135). With scores s, softmax p and weights w:
+A block is of several lines, or of several queries of one, with a bounded number of scores: on CPU
+so few that they stay in the cache. None are kept for the backward pass, which makes them again from
+q, k and one number per query, L, the logarithm of the softmax's denominator (as in FlashAttention;
+Dao et al., 2022, arXiv 2205.14135). With scores s, softmax p and weights w:
 
     p = exp(s − L),  dV = wᵀ dO,  ds = w ∘ (dO Vᵀ) − p·(dO · O),  dQ = ds K,  dK = dsᵀ Q
 
@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from segret_jax.models.decay import Decay, LogDecay
 from segret_jax.models.layers import accumulator
 
-CACHED_SCORES = 2**20  # of a block on CPU: 4 MB
+CACHED_SCORES = 2**20  # of a block on CPU, of all images: 4 MB
 
 
 def blocked_retention(
@@ -136,7 +136,7 @@ def _backward(lines: _Lines, saved: Any, out_grad: Array) -> tuple[Array, Array,
         softmax = jnp.exp(scores - log_total)
         weights = softmax * jnp.exp(bias) if lines.decay is Decay.POST_SOFTMAX else softmax
         weights_grad = lines.product("bqd,bkd->bqk", out_grad, v)
-        mean = jnp.sum(out_grad * out, -1, keepdims=True, dtype=softmax.dtype)
+        mean = lines.product("bqd,bqd->bq", out_grad, out)[..., None]
         scores_grad = (weights * weights_grad - softmax * mean).astype(q.dtype)
         q_grad = lines.product("bqk,bkd->bqd", scores_grad, k)
         k_grad = lines.product("bqk,bqd->bkd", scores_grad, q)
@@ -178,7 +178,7 @@ def _by_blocks(of_block: Callable, lines: _Lines, queries: Any, keys: Any) -> An
         return lax.map(of_line, (queries, keys, log_decay), batch_size=max(1, at_once))
 
     limit, limit_on_cpu = lines.max_scores, min(lines.max_scores, CACHED_SCORES // b)
-    if num_lines * length**2 <= limit_on_cpu:
+    if limit == limit_on_cpu or num_lines * length**2 <= limit_on_cpu:
         return at_most(limit, queries, keys)
     return lax.platform_dependent(
         queries, keys,

@@ -69,7 +69,7 @@ def conv3x3(
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Apply the exact GELU, x·Φ(x); the tanh approximation is off by up to 5e-4.
 
-    Its backward pass computes Φ again: of what autodiff would keep, two more arrays of x's size.
+    Its backward pass computes Φ again; autodiff would keep two more arrays of x's size.
     """
     return x * _normal_cdf(x)
 
@@ -134,9 +134,9 @@ class BatchNorm(nnx.Module):
     def fold(
         self, kernel: Float[Array, "*k c"], bias: Float[Array, " c"]
     ) -> tuple[Float[Array, "*k c"], Float[Array, " c"]]:
-        """Return kernel and bias of the linear layer that is the given one and then this norm.
+        """Return kernel and bias of the one layer that equals the given one followed by this norm.
 
-        As in evaluation, with the running statistics.
+        That is in evaluation, when the norm has its running statistics.
         """
         scale = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
         return kernel * scale, (bias - self.mean[...]) * scale + self.bias[...]
@@ -150,18 +150,6 @@ def weights(layer: nnx.Linear | nnx.Conv) -> tuple[Float[Array, "*k c"], Float[A
     """Return kernel and bias of a layer that has both."""
     assert layer.bias is not None
     return layer.kernel[...], layer.bias[...]
-
-
-def conv_and_norm(
-    conv: nnx.Conv, norm: BatchNorm, x: Float[Array, "b H W c"], *, train: bool
-) -> Float[Array, "b h w k"]:
-    """Apply a convolution and the batch norm after it: in evaluation as one convolution."""
-    if train:
-        return norm(conv(x), train=True)
-    graph, variables = nnx.split(conv)
-    kernel, bias = norm.fold(*weights(conv))
-    variables["kernel"][...], variables["bias"][...] = kernel, bias
-    return nnx.merge(graph, variables)(x)
 
 
 class DepthwiseConv(nnx.Module):

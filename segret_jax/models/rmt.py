@@ -25,7 +25,6 @@ from segret_jax.models.layers import (
     SampleKeys,
     accumulator,
     conv3x3,
-    conv_and_norm,
     drop_path,
     gelu,
     normal_init,
@@ -107,7 +106,7 @@ class Stem(nnx.Module):
     @jax.named_scope("stem")
     def __call__(self, x: Float[Array, "b H W 3"], *, train: bool) -> Float[Array, "b h w c"]:
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = conv_and_norm(conv, norm, x if i == 0 else gelu(x), train=train)
+            x = norm(conv(x if i == 0 else gelu(x)), train=train)
         return x
 
 
@@ -123,6 +122,7 @@ class FeedForward(nnx.Module):
         self.has_conv = options.ffn_conv
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        # The backward pass makes the GELU's output again, which is `ratio` times as large as x.
         return jax.checkpoint(self._from_hidden)(self.fc1(x))
 
     def _from_hidden(self, x: Float[Array, "b h w k"]) -> Float[Array, "b h w c"]:
@@ -201,7 +201,7 @@ class Downsample(nnx.Module):
 
     @jax.named_scope("downsample")
     def __call__(self, x: Float[Array, "b H W c"], *, train: bool) -> Float[Array, "b h w k"]:
-        return conv_and_norm(self.conv, self.norm, x, train=train)
+        return self.norm(self.conv(x), train=train)
 
 
 class Encoder(nnx.Module):

@@ -114,6 +114,9 @@ class _Search:
             return self.run(eqn.params[CALLS[name]], inputs, inner)
         if name == "scan":
             return self.scan(eqn, inputs, inner)
+        if name == "cond":  # of the model's: one branch for each kind of backend
+            branch = eqn.params["branches"][int(inputs[0].array)]
+            return self.run(branch, inputs[1:], inner)
         params = eqn.primitive.get_bind_params(eqn.params)
         out = eqn.primitive.bind(*(value.array for value in inputs), **params)
         arrays = out if eqn.primitive.multiple_results else [out]

@@ -77,8 +77,8 @@ def make_train_step(
 def compiler_options(mesh: Mesh) -> dict[str, str]:
     """Return XLA's options for a training step.
 
-    On CPU: to order operations by the memory they need. Otherwise it runs all that it can run as
-    early as it can, and what a backward pass should make anew lies there from the forward pass on.
+    On CPU: to order operations by the memory they need. By default it starts each as early as it
+    can, so that what the backward pass makes again would lie there from the forward pass on.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return {}

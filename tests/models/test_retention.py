@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
+from segret_jax.models import blocked_retention as module
 from segret_jax.models.blocked_retention import blocked_retention
 from segret_jax.models.decay import Decay, head_log_decay
 from segret_jax.models.retention import decomposed_retention, rotate, whole_retention
@@ -118,7 +120,7 @@ def test_blocked_equals_plain_at_the_edges(form, shape):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_blocks_of_bfloat16_add_up_in_float32(form):
+def test_gradients_of_bfloat16_are_near_those_of_float32(form):
     args = [t.astype(jnp.bfloat16) for t in qkv(*SIZE)]
     exact = value_and_grads(form, *(t.astype(jnp.float32) for t in args))
     found = value_and_grads(BLOCKED[form], *args, max_scores=MAX_SCORES[form])
@@ -126,6 +128,47 @@ def test_blocks_of_bfloat16_add_up_in_float32(form):
         assert blocked.dtype == jnp.bfloat16
         error = np.abs(blocked.astype(jnp.float32) - plain).max()
         assert error < 0.015 * np.abs(plain).max()  # bfloat16 has 8 bits
+
+
+def test_blocks_of_queries_add_up_their_keys_gradients_in_float32():
+    args = [t.astype(jnp.bfloat16) for t in qkv(*SIZE)]
+
+    def total(*args: jax.Array) -> jax.Array:
+        out = BLOCKED[whole_retention](*args, LOG_DECAY, max_scores=7 * 99)
+        return out.astype(jnp.float32).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(*args).jaxpr
+    loops = [e for e in equations(jaxpr) if e.primitive.name == "scan"]
+    carried = [v.aval.dtype for e in loops for v in e.outvars[: e.params["num_carry"]]]
+    assert carried == [jnp.float32] * 2  # of k and v
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_cache_bounds_blocks_on_cpu_alone(form, monkeypatch):
+    expected = value_and_grads(form, *qkv(*SIZE))
+    monkeypatch.setattr(module, "CACHED_SCORES", 2 * MAX_SCORES[form])  # of two images
+    found = value_and_grads(BLOCKED[form], *qkv(*SIZE))
+    for blocked, plain in zip(found, expected, strict=True):
+        np.testing.assert_allclose(blocked, plain, atol=1e-5 * np.abs(plain).max())
+    jaxpr = jax.make_jaxpr(lambda *args: BLOCKED[form](*args, LOG_DECAY))(*qkv(*SIZE)).jaxpr
+    for choice in (e for e in equations(jaxpr) if e.primitive.name == "cond"):
+        loops = ["scan" in str(branch) for branch in choice.params["branches"]]
+        assert sorted(loops) == [False, True]
+
+
+def test_the_precision_asked_for_reaches_the_gradients():
+    """They are traced after the context that sets it has ended."""
+
+    def total(*args: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("high"):
+            return BLOCKED[whole_retention](*args, LOG_DECAY).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(*qkv(3, 4)).jaxpr
+    products = [
+        e.params["precision"] for e in equations(jaxpr) if e.primitive.name == "dot_general"
+    ]
+    assert len(products) == 8  # 2 forward, 6 backward
+    assert {precision[0] for precision in products} == {lax.Precision.HIGH}
 
 
 def test_large_scores_overflow_nothing():
@@ -177,7 +220,7 @@ def test_scores_and_softmax_of_bfloat16_are_float32(form):
         for e in equations(jaxpr)
         if e.primitive.name == "exp" or (e.primitive.name == "dot_general" and size(e) > q.size)
     ]
-    assert len(scores) in (2, 4)  # exp and scores, once or along both axes
+    assert len(scores) == (2 if form in (whole_retention, BLOCKED[whole_retention]) else 4)
     assert {aval.dtype for aval in scores} == {jnp.dtype("float32")}
     out = form(q, k, v, LOG_DECAY)
     assert out.dtype == jnp.bfloat16
