@@ -64,7 +64,8 @@ def compare(args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
         memory = np.array([ours.end(), other.end()])
     medians = np.median(times, axis=0)
     return {
-        "against": "original" if Path(args.file).is_dir() else Path(args.file).stem, "variant": args.variant, "mode": args.mode,
+        "against": "original" if Path(args.file).is_dir() else Path(args.file).stem,
+        "variant": args.variant, "mode": args.mode,
         "size": args.size, "batch": args.batch, "rounds": args.rounds,
         "seconds": medians.round(4).tolist(), "times_as_fast": round(medians[1] / medians[0], 2),
         "seconds_min": times.min(0).round(4).tolist(),
