@@ -120,7 +120,7 @@ def test_dropout_depends_on_the_seed_unless_it_is_left_out(mini):
     def traced(seed: int, *, regularize: bool = True) -> str:
         config, mesh = TrainConfig(seed=seed), mesh_of(1)
         step = make_train_step(graph, optimizer, config, mesh, regularize=regularize)
-        return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(state, batch_of(0))))
+        return re.sub("0x[0-9a-f]+", "", str(step.trace(state, batch_of(0)).jaxpr))
 
     text = traced(1)
     assert text == traced(1)
