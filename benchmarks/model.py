@@ -131,7 +131,7 @@ def labels_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
 
 def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
     graph, params, batch_stats = build(config, NUM_CLASSES, seed=0)
-    optimizer = make_optimizer(OptimConfig(), params, 100)
+    optimizer = make_optimizer(OptimConfig(), 100)
     state = new_state(params, batch_stats, optimizer)
     rng = np.random.default_rng(0)
     batch = {

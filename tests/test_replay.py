@@ -28,7 +28,7 @@ TABLE: ClassTable = class_table(CONFIG.data)
 @pytest.fixture
 def state(mini) -> TrainState:
     _, params, batch_stats = build(CONFIG.model, TABLE.num_classes, seed=0)
-    optimizer = make_optimizer(CONFIG.optim, params, CONFIG.train.steps)
+    optimizer = make_optimizer(CONFIG.optim, CONFIG.train.steps)
     return new_state(params, batch_stats, optimizer)
 
 
@@ -65,8 +65,8 @@ def test_the_loss_is_the_step_s_own(state, tmp_path, capsys, accumulate):
     printed = capsys.readouterr().out
     config = dataclasses.replace(CONFIG.train, accumulate=accumulate)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    graph, params, _ = build(CONFIG.model, TABLE.num_classes, seed=0)
-    step = make_train_step(graph, make_optimizer(CONFIG.optim, params, 10), config, mesh)
+    graph, _, _ = build(CONFIG.model, TABLE.num_classes, seed=0)
+    step = make_train_step(graph, make_optimizer(CONFIG.optim, 10), config, mesh)
     _, metrics = step(place(state, mesh), shard_batch(batch(), mesh, accumulate))
     loss, norm = map(float, re.findall(r"float32: loss (\S+), gradient norm (\S+)", printed)[0])
     assert loss == pytest.approx(float(metrics["loss"]), rel=1e-5)

@@ -77,7 +77,7 @@ def train(
         stop = stack.enter_context(StopRequest(mesh))
         model = initialise(config, table, workdir)  # which may refuse: before the folder is claimed
         mark = stack.enter_context(claimed(workdir, config))
-        optimizer = make_optimizer(config.optim, model.params, config.train.steps)
+        optimizer = make_optimizer(config.optim, config.train.steps)
         train_step = make_train_step(model.graph, optimizer, config.train, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir, config, table, training)))
         averaged = config.train.ema_decay > 0

@@ -60,6 +60,11 @@ def check_batch(config: Config, mesh: Mesh) -> None:
         )
 
 
+def is_split(path: Sequence[str | int]) -> bool:
+    """Return whether a parameter is one of the large ones, which `fsdp` splits if it divides."""
+    return SPLIT.search("/".join(map(str, path))) is not None
+
+
 def partition(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     """Return how a leaf of the state, or of a tree of parameters, is split.
 

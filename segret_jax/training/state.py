@@ -64,7 +64,7 @@ def abstract_state(
 ) -> tuple[nnx.GraphDef[Any], optax.GradientTransformation, TrainState]:
     """Return a run's graph, its optimizer and the shapes of its state."""
     graph, params, batch_stats = abstract(config.model, num_classes)
-    optimizer = make_optimizer(config.optim, params, config.train.steps)
+    optimizer = make_optimizer(config.optim, config.train.steps)
 
     def create(params: Any, batch_stats: Any) -> TrainState:
         averaged = config.train.ema_decay > 0

@@ -15,6 +15,7 @@ from segret_jax.config import TrainConfig
 from segret_jax.models.layers import SampleKeys
 from segret_jax.models.segret import SegRet
 from segret_jax.training.losses import cross_entropy, divisor
+from segret_jax.training.optim import join
 from segret_jax.training.sharding import batch_sharding, shardings
 from segret_jax.training.state import TrainState
 
@@ -65,8 +66,8 @@ def make_train_step(
             opt_state=opt_state,
             ema=_averaged(state, {"params": params, "batch_stats": batch_stats}, config.ema_decay),
         )
-        metrics["gradient_norm"] = optax.tree.norm(grads)
-        metrics["update_norm"] = optax.tree.norm(updates)
+        metrics["gradient_norm"] = optax.tree.norm(join(grads))
+        metrics["update_norm"] = optax.tree.norm(join(updates))
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         state = _advance_if(finite, state, updated, max_bad_steps=config.max_bad_steps)
         return lax.with_sharding_constraint(state, shardings(state, mesh)), metrics

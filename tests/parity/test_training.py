@@ -11,7 +11,13 @@ import pytest
 
 from segret_jax.config import ModelConfig, OptimConfig, TrainConfig
 from segret_jax.convert.torch_names import torch_key
-from segret_jax.training.optim import learning_rate_schedule, make_optimizer, parameter_rule
+from segret_jax.training.optim import (
+    RULES,
+    learning_rate_schedule,
+    make_optimizer,
+    parameter_group,
+    split,
+)
 from segret_jax.training.sharding import data_mesh
 from segret_jax.training.state import abstract, new_state
 from segret_jax.training.step import make_train_step
@@ -46,7 +52,7 @@ def by_torch_name(tree: Any) -> dict[str, np.ndarray]:
 def run():
     graph, params, stats = abstract(ModelConfig(matmul_precision="highest"), 150)
     params, stats = golden.filled(params), golden.filled(stats)
-    optimizer = make_optimizer(OPTIM, params, steps=10)
+    optimizer = make_optimizer(OPTIM, steps=10)
     state = new_state(params, stats, optimizer)
     step = make_train_step(graph, optimizer, TrainConfig(), data_mesh(), regularize=False)
     metrics = []
@@ -54,7 +60,7 @@ def run():
         state, m = step(state, training_batch(t))
         metrics.append(m)
         if t == 0:
-            first_moment = jax.device_get(state.opt_state[0].mu)
+            first_moment = jax.device_get(split(state.opt_state[0].mu, like=state.params))
     return state, metrics, first_moment
 
 
@@ -94,7 +100,7 @@ def test_every_parameter_has_the_released_learning_rate_and_decay():
     _, params, _ = abstract(ModelConfig(), 150)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     paths = [tuple(entry.key for entry in path) for path, _ in leaves]
-    ours = {torch_key(path): parameter_rule(path) for path in paths}
+    ours = {torch_key(path): RULES[parameter_group(path)] for path in paths}
     expected = {k: v for k, v in expected.items() if not UNUSED.search(k)}
     assert ours.keys() == expected.keys()
     for name, (multiplier, decays) in ours.items():

@@ -33,7 +33,7 @@ IMAGES = SyntheticSource(seed=0, num_images=3, size=(32, 32))
 def state_of(step: int) -> TrainState:
     """A state whose every leaf is its own noise, different at every step."""
     _, params, batch_stats = build(ModelConfig(), class_table(DataConfig()).num_classes, seed=0)
-    state = new_state(params, batch_stats, make_optimizer(OptimConfig(), params, steps=10))
+    state = new_state(params, batch_stats, make_optimizer(OptimConfig(), steps=10))
     rng = np.random.default_rng(step)
     leaves, treedef = jax.tree.flatten(state)
     random = [np.asarray(10 * rng.standard_normal(x.shape)).astype(x.dtype) for x in leaves]

@@ -39,7 +39,7 @@ def train(
     config = TrainConfig(**options)
     devices = make_mesh(MeshConfig(data=mesh[0], fsdp=mesh[1]), jax.devices()[: mesh[0] * mesh[1]])
     graph, params, batch_stats = build(model or ModelConfig(), CLASSES, seed=0)
-    optimizer = make_optimizer(SLOW, params, steps=1000)
+    optimizer = make_optimizer(SLOW, steps=1000)
     state = new_state(params, batch_stats, optimizer, averaged=config.ema_decay > 0)
     state = jax.device_put(state, shardings(state, devices))
     placed = jax.tree.map(lambda x: x.sharding, state)
@@ -96,7 +96,7 @@ def _bias_before(state: dict[str, np.ndarray], name: str) -> np.ndarray | float:
 
 def test_kernels_are_split_along_fsdp_and_all_else_is_whole():
     _, params, batch_stats = abstract(ModelConfig(variant="large"), 150)
-    optimizer = make_optimizer(OPTIM, params, steps=10)
+    optimizer = make_optimizer(OPTIM, steps=10)
     create = functools.partial(new_state, optimizer=optimizer, averaged=True)
     state = jax.eval_shape(create, params, batch_stats)
     whole, split = 0, 0

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from segret_jax.config import OptimConfig
-from segret_jax.training.optim import learning_rate_schedule, make_optimizer
+from segret_jax.training.optim import join, learning_rate_schedule, make_optimizer, split
+from segret_jax.training.sharding import is_split
 from tests.models.test_layers import noise
 
 
@@ -83,7 +84,7 @@ def test_three_steps_equal_adamw_by_hand(norm_rules):
         {path: noise(3, 2, seed=100 * t + i) for i, path in enumerate(RULES)} for t in (1, 2, 3)
     ]
     params = tree_of(start)
-    optimizer = make_optimizer(config, params, steps=10)
+    optimizer = make_optimizer(config, steps=10)
     opt_state, update = optimizer.init(params), jax.jit(optimizer.update)
     for grad in grads:
         updates, opt_state = update(tree_of(grad), opt_state, params)
@@ -99,3 +100,14 @@ def test_three_steps_equal_adamw_by_hand(norm_rules):
             step = m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.95**t)) + 1e-3)
             p = p - multiplier * rate * (step + (0.3 if decays else 0) * p)
         np.testing.assert_allclose(value_at(params, path), p, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_small_leaves_of_a_rule_share_a_vector_and_come_back():
+    tree = tree_of({path: noise(3, 2, seed=i) for i, path in enumerate(RULES)})
+    joined = join(tree)
+    kernels = [path for path in RULES if is_split(path)]
+    assert kernels
+    assert len(jax.tree.leaves(joined["large"])) == len(kernels)
+    assert {v.ndim for name, v in joined.items() if name != "large"} == {1}
+    assert len(jax.tree.leaves(joined)) < len(RULES)
+    jax.tree.map(np.testing.assert_array_equal, split(joined, like=tree), tree)

@@ -29,7 +29,7 @@ def mesh_of(num_devices: int) -> Mesh:
 def setup(num_devices: int) -> tuple[TrainState, Callable]:
     """A new state, and the step, which is compiled once for each number of devices."""
     graph, params, batch_stats = build(ModelConfig(), CLASSES, seed=0)
-    optimizer = make_optimizer(OPTIM, params, steps=1000)
+    optimizer = make_optimizer(OPTIM, steps=1000)
     state = new_state(params, batch_stats, optimizer)
     state = jax.device_put(state, NamedSharding(mesh_of(num_devices), PartitionSpec()))
     if num_devices not in STEPS:
@@ -114,7 +114,7 @@ def test_dropout_follows_from_seed_and_step_alone(mini):
 def test_dropout_depends_on_the_seed_unless_it_is_left_out(mini):
     """Read from the traced step: compiling it for another seed would take long."""
     graph, params, batch_stats = build(ModelConfig(), CLASSES, seed=0)
-    optimizer = make_optimizer(OPTIM, params, steps=1000)
+    optimizer = make_optimizer(OPTIM, steps=1000)
     state = new_state(params, batch_stats, optimizer)
 
     def traced(seed: int, *, regularize: bool = True) -> str:
