@@ -54,10 +54,12 @@ def _faulty_inputs(captured: Any) -> list[str]:
     import jax
     import numpy as np
 
+    from segret_jax.training.optim import moments
+
     trees = {
         "parameters": captured.state.params,
         "batch statistics": captured.state.batch_stats,
-        "optimizer's state": captured.state.opt_state,
+        "optimizer's state": moments(captured.state.opt_state, captured.state.params),
         "batch": captured.batch,
     }
     return [

@@ -15,8 +15,8 @@ from segret_jax.training.optim import (
     RULES,
     learning_rate_schedule,
     make_optimizer,
+    moments,
     parameter_group,
-    split,
 )
 from segret_jax.training.sharding import data_mesh
 from segret_jax.training.state import abstract, new_state
@@ -60,7 +60,7 @@ def run():
         state, m = step(state, training_batch(t))
         metrics.append(m)
         if t == 0:
-            first_moment = jax.device_get(split(state.opt_state[0].mu, like=state.params))
+            first_moment = jax.device_get(moments(state.opt_state, state.params)["mu"])
     return state, metrics, first_moment
 
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from segret_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
 from segret_jax.errors import InputError
-from segret_jax.training.optim import make_optimizer
+from segret_jax.training.optim import make_optimizer, moments
 from segret_jax.training.sharding import check_batch, make_mesh, partition, shard_batch, shardings
 from segret_jax.training.state import abstract, build, new_state
 from segret_jax.training.step import make_train_step
@@ -50,7 +50,8 @@ def train(
         losses.append(float(metrics["loss"]))
     assert jax.tree.map(lambda x: x.sharding, state) == placed
     assert step._cache_size() == min(steps, 1)  # type: ignore[attr-defined]
-    return losses, named(state)
+    by_leaf = moments(state.opt_state, state.params)
+    return losses, named(dataclasses.replace(state, opt_state=by_leaf))
 
 
 def eight(seed: int) -> dict[str, np.ndarray]:
