@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segret_jax import processes
 from segret_jax.errors import InputError
+from segret_jax.training.optim import split
 from tests.integration import runner
 from tests.integration.stress import newest
 from tests.runs import leaves, records
@@ -41,7 +43,7 @@ def assert_same_training(a: Path, b: Path) -> None:
     losses = [[r["loss"] for r in records(w) if r["kind"] == "train"] for w in (a, b)]
     assert len(losses[0]) == STEPS
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
-    expected, found = ({_path(n): x for n, x in leaves(w, STEPS).items()} for w in (a, b))
+    expected, found = (by_parameter(leaves(w, STEPS)) for w in (a, b))
     assert expected.keys() == found.keys()
     for means in [name for name in expected if re.search(r"norms?(/\d+)?/mean$", name)]:
         # After so few steps a running mean has not caught up with the bias that it follows.
@@ -49,8 +51,15 @@ def assert_same_training(a: Path, b: Path) -> None:
     assert_close(found, expected, where=str(b))
 
 
-def _path(name: str) -> str:
-    return "/".join(re.findall(r"\w+", name.removeprefix("model")))
+def by_parameter(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a checkpoint's arrays by path, the joined moments one for each parameter."""
+    paths = [re.findall(r"\w+", name.removeprefix("model")) for name in stored]
+    keys = [tuple(int(key) if key.isdigit() else key for key in path) for path in paths]
+    tree = unflatten_dict(dict(zip(keys, stored.values(), strict=True)))
+    adam = tree["training"]["opt_state"][0]
+    for moment in ("mu", "nu"):
+        adam[moment] = split(adam[moment], like=tree["params"])
+    return {"/".join(map(str, path)): x for path, x in flatten_dict(tree).items()}
 
 
 def scores(workdir: Path) -> dict[str, Any]:
