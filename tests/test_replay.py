@@ -94,6 +94,7 @@ def test_the_layer_that_overflows_is_named(state, tmp_path, capsys):
 
 def test_a_fault_inside_the_blocks_of_retention_is_named(state, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(blocked_retention, "CACHED_SCORES", 64)
+    blocked_retention._by_blocks.clear_cache()
     huge = state
     for layer in ("q", "k"):
         path = ("encoder", "stages", 2, 0, "retention", layer, "kernel")

@@ -236,9 +236,12 @@ def compiled_programs(graph: nnx.GraphDef[SegRet], mesh: Mesh) -> Programs:
     def per_device(function: Callable, *, replicated: int = 0, num_args: int = 1) -> Any:
         specs = (PartitionSpec(),) * replicated + (PartitionSpec("data"),) * (num_args - replicated)
         return jax.jit(
-            jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data")),
+            jax.shard_map(
+                function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data"),
+                check_vma=False,  # kernels of ours say nothing of it
+            ),
             in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
-        )
+        )  # fmt: skip
 
     return Programs(
         network=per_device(network, replicated=1, num_args=2),

@@ -22,11 +22,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from segret_jax.models.decay import Decay, LogDecay
 from segret_jax.models.layers import accumulator
+from segret_jax.models.retention_kernel import Arrays, by_kernel, fits
 
 CACHED_SCORES = 2**20  # of a block on CPU, of all images: 4 MB
 
@@ -95,15 +98,18 @@ class _Lines:
         self, q: Float[Array, "b q d"], k: Float[Array, "b k d"], log_decay: Array, start: Any
     ) -> tuple[Float[Array, "b q k"], Float[Array, "q k"]]:
         """Return the scores of a line's queries from place `start` on, and the logarithm of D."""
-        own = self._places(start + jnp.arange(q.shape[1]))
-        others = self._places(jnp.arange(k.shape[1]))
-        distance = sum(jnp.abs(a[:, None] - b) for a, b in zip(own, others, strict=True))
+        own = self._places(start + lax.broadcasted_iota(jnp.int32, (q.shape[1], 1), 0))
+        others = self._places(lax.broadcasted_iota(jnp.int32, (1, k.shape[1]), 1))
+        distance = sum(jnp.abs(a - b) for a, b in zip(own, others, strict=True))
         bias = log_decay * distance
         scores = self.product("bqd,bkd->bqk", q, k)
         return scores + bias if self.decay is Decay.ADDITIVE else scores, bias
 
     def _places(self, index: Array) -> tuple[Array, ...]:
-        return jnp.unravel_index(index, self.sizes(self.along))
+        if len(self.along) == 1:
+            return (index,)
+        width = np.int32(self.sizes("w")[0])
+        return lax.div(index, width), lax.rem(index, width)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -112,42 +118,32 @@ def _attend(q: Array, k: Array, v: Array, lines: _Lines) -> Array:
 
 
 def _forward(q: Array, k: Array, v: Array, lines: _Lines) -> tuple[Array, Any]:
-    def of_block(queries: Any, keys: Any, log_decay: Array, start: Any) -> Any:
-        (q,), (k, v) = queries, keys
-        scores, bias = lines.scores(q, k, log_decay, start)
-        highest = jnp.max(scores, -1, keepdims=True)
-        weights = jnp.exp(scores - highest)
-        total = jnp.sum(weights, -1, keepdims=True)
-        if lines.decay is Decay.POST_SOFTMAX:
-            weights *= jnp.exp(bias)
-        out = lines.product("bqk,bkd->bqd", weights.astype(v.dtype), v) / total
-        return (out.astype(v.dtype), highest + jnp.log(total)), ()
-
-    in_lines = [lines.of_image(t) for t in (q, k, v)]
-    (out, log_total), _ = _by_blocks(of_block, lines, in_lines[:1], in_lines[1:])
+    q_lines, k_lines, v_lines = (lines.of_image(t) for t in (q, k, v))
+    (out, log_total), _ = _by_blocks(_forward_of_block, lines, (q_lines,), (k_lines, v_lines))
     out = lines.to_image(out)
     return out, (q, k, v, out, log_total)
 
 
-def _backward(lines: _Lines, saved: Any, out_grad: Array) -> tuple[Array, Array, Array]:
-    def of_block(queries: Any, keys: Any, log_decay: Array, start: Any) -> Any:
-        (q, out, out_grad, log_total), (k, v) = queries, keys
-        scores, bias = lines.scores(q, k, log_decay, start)
-        softmax = jnp.exp(scores - log_total)
-        weights = softmax * jnp.exp(bias) if lines.decay is Decay.POST_SOFTMAX else softmax
-        weights_grad = lines.product("bqd,bkd->bqk", out_grad, v)
-        mean = lines.product("bqd,bqd->bq", out_grad, out)[..., None]
-        scores_grad = (weights * weights_grad - softmax * mean).astype(q.dtype)
-        q_grad = lines.product("bqk,bkd->bqd", scores_grad, k)
-        k_grad = lines.product("bqk,bqd->bkd", scores_grad, q)
-        v_grad = lines.product("bqk,bqd->bkd", weights.astype(v.dtype), out_grad)
-        return (q_grad,), (k_grad, v_grad)
+def _forward_of_block(
+    lines: _Lines, queries: Arrays, keys: Arrays, log_decay: Array, start: Any
+) -> tuple[Arrays, Arrays]:
+    (q,), (k, v) = queries, keys
+    scores, bias = lines.scores(q, k, log_decay, start)
+    highest = jnp.max(scores, -1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    total = jnp.sum(weights, -1, keepdims=True)
+    if lines.decay is Decay.POST_SOFTMAX:
+        weights *= jnp.exp(bias)
+    out = lines.product("bqk,bkd->bqd", weights.astype(v.dtype), v) / total
+    return (out.astype(v.dtype), highest + jnp.log(total)), ()
 
+
+def _backward(lines: _Lines, saved: Any, out_grad: Array) -> tuple[Array, Array, Array]:
     # The barrier keeps XLA from saving the forward pass's lines instead of making them again.
     *images, log_total = lax.optimization_barrier(saved)
     q, k, v, out, out_grad = (lines.of_image(t) for t in (*images, out_grad))
     queries = (q, out, out_grad, log_total)
-    (q_grad,), (k_grad, v_grad) = _by_blocks(of_block, lines, queries, (k, v))
+    (q_grad,), (k_grad, v_grad) = _by_blocks(_backward_of_block, lines, queries, (k, v))
     return (
         lines.to_image(q_grad.astype(q.dtype)),
         lines.to_image(k_grad.astype(k.dtype)),
@@ -155,35 +151,69 @@ def _backward(lines: _Lines, saved: Any, out_grad: Array) -> tuple[Array, Array,
     )
 
 
+def _backward_of_block(
+    lines: _Lines, queries: Arrays, keys: Arrays, log_decay: Array, start: Any
+) -> tuple[Arrays, Arrays]:
+    (q, out, out_grad, log_total), (k, v) = queries, keys
+    scores, bias = lines.scores(q, k, log_decay, start)
+    softmax = jnp.exp(scores - log_total)
+    weights = softmax * jnp.exp(bias) if lines.decay is Decay.POST_SOFTMAX else softmax
+    weights_grad = lines.product("bqd,bkd->bqk", out_grad, v)
+    mean = jnp.sum(out_grad.astype(scores.dtype) * out, -1, keepdims=True)
+    scores_grad = (weights * weights_grad - softmax * mean).astype(q.dtype)
+    q_grad = lines.product("bqk,bkd->bqd", scores_grad, k)
+    k_grad = lines.product("bqk,bqd->bkd", scores_grad, q)
+    v_grad = lines.product("bqk,bqd->bkd", weights.astype(v.dtype), out_grad)
+    return (q_grad,), (k_grad, v_grad)
+
+
 _attend.defvjp(_forward, _backward)
 
 
-def _by_blocks(of_block: Callable, lines: _Lines, queries: Any, keys: Any) -> Any:
-    """Apply `of_block(queries, keys, log_decay, start)`, which is for queries of one line, to all.
+# Compiled in one with its caller; traced once for all layers of one shape.
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _by_blocks(
+    of_block: Callable, lines: _Lines, queries: Arrays, keys: Arrays
+) -> tuple[Arrays, Arrays]:
+    """Apply `of_block(lines, queries, keys, log_decay, start)` to all queries, some at a time.
 
-    It returns what belongs to its queries, and what belongs to its line's keys: parts of a sum
-    over blocks.
+    Its queries are of one line. It returns what belongs to them, and what belongs to the line's
+    keys: parts of a sum over blocks.
     """
     num_lines, b, length, _ = queries[0].shape
     log_decay = lines.log_decays(num_lines)
 
-    def at_most(scores: int, queries: Any, keys: Any) -> Any:
+    def at_most(scores: int, queries: Arrays, keys: Arrays) -> Any:
         def of_line(line: tuple[Any, Any, Array]) -> Any:
             queries, keys, log_decay = line
-            return _by_queries(of_block, queries, keys, log_decay, max(1, scores // length))
+            at_once = max(1, scores // length)
+            return _by_queries(
+                functools.partial(of_block, lines), queries, keys, log_decay, at_once
+            )
 
         at_once = scores // length**2
         if at_once >= num_lines:
             return jax.vmap(of_line)((queries, keys, log_decay))
         return lax.map(of_line, (queries, keys, log_decay), batch_size=max(1, at_once))
 
-    limit, limit_on_cpu = lines.max_scores, min(lines.max_scores, CACHED_SCORES // b)
-    if limit == limit_on_cpu or num_lines * length**2 <= limit_on_cpu:
-        return at_most(limit, queries, keys)
-    return lax.platform_dependent(
-        queries, keys,
-        cpu=functools.partial(at_most, limit_on_cpu), default=functools.partial(at_most, limit),
-    )  # fmt: skip
+    def on_tpu(queries: Arrays, keys: Arrays) -> Any:
+        # Kernels know no precision between the highest and that of their numbers.
+        is_default = lines.precision in (None, "default") or queries[0].dtype == jnp.bfloat16
+        exact = dataclasses.replace(lines, precision="default" if is_default else "highest")
+        kernel = functools.partial(by_kernel, functools.partial(of_block, exact))
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.are_all_axes_auto and not mesh.empty:  # XLA cannot divide a kernel by itself
+            images = PartitionSpec(None, mesh.axis_names)
+            kernel = jax.shard_map(
+                kernel, in_specs=(images, images, PartitionSpec()), out_specs=images,
+                check_vma=False,
+            )  # fmt: skip
+        return kernel(queries, keys, log_decay)
+
+    by_cache = functools.partial(at_most, min(lines.max_scores, CACHED_SCORES // b))
+    at_once = functools.partial(at_most, lines.max_scores)
+    tpu = on_tpu if fits(queries, keys) else at_once
+    return lax.platform_dependent(queries, keys, cpu=by_cache, tpu=tpu, default=at_once)
 
 
 def _by_queries(of_block: Callable, queries: Any, keys: Any, log_decay: Array, at_once: int) -> Any:
@@ -204,7 +234,7 @@ def _by_queries(of_block: Callable, queries: Any, keys: Any, log_decay: Array, a
         for_queries, for_keys = of_block(block[0], keys, log_decay, block[1])
         return jax.tree.map(jnp.add, total, for_keys), for_queries
 
-    blocks = tuple(map(divided, queries)), jnp.arange(num_blocks) * size
+    blocks = tuple(map(divided, queries)), jnp.arange(num_blocks, dtype=jnp.int32) * size
     first = tuple(t[0] for t in blocks[0])
     _, sums = jax.eval_shape(of_block, first, keys, log_decay, 0)
     zero = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), sums)

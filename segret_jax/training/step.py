@@ -50,9 +50,10 @@ def make_train_step(
         batch = lax.with_sharding_constraint(batch, batch_sharding(mesh, config.accumulate))
         # Gathered for their use, or the partitioner would split activations as the parameters are.
         whole = lax.with_sharding_constraint(state.params, NamedSharding(mesh, PartitionSpec()))
-        grads, batch_stats, metrics = batch_gradient(
-            gradient_of_part, replace(state, params=whole), batch, config
-        )
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for kernels to split by
+            grads, batch_stats, metrics = batch_gradient(
+                gradient_of_part, replace(state, params=whole), batch, config
+            )
         grads = lax.with_sharding_constraint(grads, shardings(grads, mesh))
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

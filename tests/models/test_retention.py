@@ -2,6 +2,7 @@
 
 import functools
 import math
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from jax import lax
 
 from segret_jax.models import blocked_retention as module
+from segret_jax.models import retention_kernel
 from segret_jax.models.blocked_retention import blocked_retention
 from segret_jax.models.decay import Decay, head_log_decay
 from segret_jax.models.retention import decomposed_retention, rotate, whole_retention
@@ -130,6 +132,46 @@ def test_gradients_of_bfloat16_are_near_those_of_float32(form):
         assert error < 0.015 * np.abs(plain).max()  # bfloat16 has 8 bits
 
 
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the kernel for TPUs compute all, interpreted; blocks of few queries and images."""
+
+    def choose(*args: Any, tpu: Any, **others: Any) -> Any:
+        return tpu(*args)
+
+    def interpreted(*args: Any, **settings: Any) -> Any:
+        return retention_kernel.by_kernel(*args, **settings, interpret=True)
+
+    platforms = types.SimpleNamespace(**vars(lax) | {"platform_dependent": choose})
+    monkeypatch.setattr(module, "lax", platforms)
+    monkeypatch.setattr(module, "by_kernel", interpreted)
+    monkeypatch.setattr(retention_kernel, "LANES", 8)
+    monkeypatch.setattr(retention_kernel, "MAX_SCORES", 2 * 8 * 99)
+    module._by_blocks.clear_cache()  # of what was traced by the other ways
+    yield
+    module._by_blocks.clear_cache()
+
+
+@pytest.mark.parametrize("size", [SIZE, (8, 2), (1, 1), (13, 1)])
+@pytest.mark.parametrize("decay", Decay)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_kernel_equals_plain_with_its_gradients_in_float64(form, decay, size, kernel):
+    with jax.enable_x64(True):
+        args = [t.astype(jnp.float64) for t in qkv(*size, batch=4)]
+        found = value_and_grads(BLOCKED[form], *args, decay=decay)
+        for ours, plain in zip(found, value_and_grads(form, *args, decay=decay), strict=True):
+            np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-12 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_kernel_in_bfloat16_is_near_float32(form, kernel):
+    args = [t.astype(jnp.bfloat16) for t in qkv(*SIZE)]
+    exact = value_and_grads(form, *(t.astype(jnp.float32) for t in args))
+    for ours, plain in zip(value_and_grads(BLOCKED[form], *args), exact, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        assert np.abs(ours.astype(jnp.float32) - plain).max() < 0.015 * np.abs(plain).max()
+
+
 def test_blocks_of_queries_add_up_their_keys_gradients_in_float32():
     args = [t.astype(jnp.bfloat16) for t in qkv(*SIZE)]
 
@@ -147,13 +189,16 @@ def test_blocks_of_queries_add_up_their_keys_gradients_in_float32():
 def test_the_cache_bounds_blocks_on_cpu_alone(form, monkeypatch):
     expected = value_and_grads(form, *qkv(*SIZE))
     monkeypatch.setattr(module, "CACHED_SCORES", 2 * MAX_SCORES[form])  # of two images
+    module._by_blocks.clear_cache()
     found = value_and_grads(BLOCKED[form], *qkv(*SIZE))
     for blocked, plain in zip(found, expected, strict=True):
         np.testing.assert_allclose(blocked, plain, atol=1e-5 * np.abs(plain).max())
     jaxpr = jax.make_jaxpr(lambda *args: BLOCKED[form](*args, LOG_DECAY))(*qkv(*SIZE)).jaxpr
-    for choice in (e for e in equations(jaxpr) if e.primitive.name == "cond"):
-        loops = ["scan" in str(branch) for branch in choice.params["branches"]]
-        assert sorted(loops) == [False, True]
+    choices = [e.params for e in equations(jaxpr) if e.primitive.name == "cond"]
+    assert choices
+    for params in choices:
+        for platforms, branch in zip(params["branches_platforms"], params["branches"], strict=True):
+            assert ("scan" in str(branch)) == (platforms == ("cpu",))
 
 
 def test_the_precision_asked_for_reaches_the_gradients():
@@ -167,7 +212,7 @@ def test_the_precision_asked_for_reaches_the_gradients():
     products = [
         e.params["precision"] for e in equations(jaxpr) if e.primitive.name == "dot_general"
     ]
-    assert len(products) == 8  # 2 forward, 6 backward
+    assert len(products) == 7  # 2 forward, 5 backward
     assert {precision[0] for precision in products} == {lax.Precision.HIGH}
 
 
@@ -177,13 +222,21 @@ def test_large_scores_overflow_nothing():
     assert all(np.isfinite(t).all() for t in found)
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation, those of inner jaxprs included."""
+def equations(jaxpr: Any, platform: str | None = None) -> Iterator[Any]:
+    """Every equation, those of inner jaxprs included but for kernels'.
+
+    Of what depends on the platform only its way, or the one of all that are not named.
+    """
     for equation in jaxpr.eqns:
         yield equation
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+        inner = list(equation.params.values())
+        if (ways := equation.params.get("branches_platforms")) is not None:
+            inner = [equation.params["branches"][ways.index(platform and (platform,))]]
+        elif equation.primitive.name == "pallas_call":
+            continue
+        for value in jax.tree.leaves(inner, is_leaf=is_jaxpr):
             if is_jaxpr(value):
-                yield from equations(getattr(value, "jaxpr", value))
+                yield from equations(getattr(value, "jaxpr", value), platform)
 
 
 def size(equation: Any) -> int:
@@ -209,6 +262,74 @@ def test_blocks_bound_every_intermediate(form, backward):
     bound = MAX_SCORES[form]
     assert largest(bound) <= bound
     assert largest(2**25) > 3 * bound  # what a walk that finds nothing would not see
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_on_a_tpu_scores_are_in_the_kernel_alone(form, backward):
+    q, k, v = qkv(16, 16, batch=1, width=1)
+
+    def total(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return BLOCKED[form](q, k, v, LOG_DECAY).sum()
+
+    f = jax.grad(total, (0, 1, 2)) if backward else total
+    jaxpr = jax.make_jaxpr(f)(q, k, v).jaxpr
+    ways = {way: list(equations(jaxpr, way)) for way in ("tpu", None)}
+    assert max(map(size, ways["tpu"])) <= q.size
+    assert max(map(size, ways[None])) >= 16 * q.size  # what a walk that finds nothing would not see
+    kernels = [e for e in ways["tpu"] if e.primitive.name == "pallas_call"]
+    assert len(kernels) == (1 + (form is decomposed_retention)) * (1 + backward)
+
+
+def kernels_on_a_tpu(*args: jax.Array, precision: str = "default") -> list[Any]:
+    def total(*args: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision(precision):
+            return BLOCKED[whole_retention](*args, LOG_DECAY).astype(jnp.float32).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(*args).jaxpr
+    return [e for e in equations(jaxpr, "tpu") if e.primitive.name == "pallas_call"]
+
+
+def test_lines_too_long_for_the_chip_s_memory_are_left_to_xla(monkeypatch):
+    monkeypatch.setattr(retention_kernel, "MOST_KEYS", 6 * 5 * 7)
+    module._by_blocks.clear_cache()
+    assert len(kernels_on_a_tpu(*qkv(5, 7))) == 2
+    assert len(kernels_on_a_tpu(*qkv(6, 7))) == 1  # the forward pass, with fewer arrays
+    assert not kernels_on_a_tpu(*qkv(9, 11))
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "expected"),
+    [
+        ("high", "float32", lax.Precision.HIGHEST), ("highest", "float32", lax.Precision.HIGHEST),
+        ("default", "float32", lax.Precision.DEFAULT), ("high", "bfloat16", lax.Precision.DEFAULT),
+    ],
+)  # fmt: skip
+def test_the_kernel_s_products_have_a_precision_that_it_knows(asked, dtype, expected):
+    kernels = kernels_on_a_tpu(*(t.astype(dtype) for t in qkv(3, 4)), precision=asked)
+    inner = [e for kernel in kernels for e in equations(kernel.params["jaxpr"])]
+    products = [e.params["precision"] for e in inner if e.primitive.name == "dot_general"]
+    assert len(products) == 7
+    assert set(products) == {(expected, expected)}
+
+
+def test_on_several_devices_each_runs_the_kernel_on_its_own_images(kernel):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    images = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    args = jax.device_put(qkv(*SIZE), images)
+
+    def over_devices(*args: jax.Array, **settings: Any) -> jax.Array:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return BLOCKED[whole_retention](*args, **settings)
+
+    found = value_and_grads(over_devices, *args)
+    expected = value_and_grads(whole_retention, *qkv(*SIZE))
+    for ours, plain in zip(found, expected, strict=True):
+        assert ours.sharding.is_equivalent_to(images, ours.ndim)
+        np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
+    jaxpr = jax.make_jaxpr(lambda *args: value_and_grads(over_devices, *args))(*args).jaxpr
+    sharded = [e for e in equations(jaxpr) if e.primitive.name == "shard_map"]
+    assert len(sharded) == 2
 
 
 @pytest.mark.parametrize("form", ALL)

@@ -129,6 +129,12 @@ def test_dropout_depends_on_the_seed_unless_it_is_left_out(mini):
     assert "random_bits" not in traced(1, regularize=False)
 
 
+def test_kernels_are_divided_as_the_batch_is(mini):
+    state, step = setup(2)
+    jaxpr = str(step.trace(state, batch_of(0)).jaxpr)
+    assert jaxpr.count("pallas_call[") == jaxpr.count("shard_map[") > 0
+
+
 def test_the_state_keeps_its_types_so_that_the_step_is_compiled_once(mini):
     def types(state: TrainState) -> dict[str, tuple]:
         leaves = jax.tree_util.tree_leaves_with_path(state)

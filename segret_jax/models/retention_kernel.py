@@ -1,0 +1,110 @@
+"""The blocks of `models.blocked_retention` on a TPU: a Pallas kernel whose scores stay on the chip.
+
+One step of its grid is one block. The formulas are those of every other platform, handed in as a
+function; here is what moves: a block's queries and its line's keys from memory, the results back.
+
+In memory the arrays lie as [g, b, d, l]: a TPU fills the last axis up to a multiple of 128, and
+heads are narrower than that.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+LANES = 128
+MAX_SCORES = 2**18  # of a block, of all its images: 1 MB, and several such arrays are needed
+MOST_KEYS = 3 * 2**13  # of a line, of all arrays: even LANES queries have 4 MB of scores then
+
+Arrays = Sequence[Array]
+
+
+def fits(queries: Arrays, keys: Arrays) -> bool:
+    """Tell whether `by_kernel` can do with the 16 MB of the smallest chip, a v4."""
+    return queries[0].shape[2] * (len(queries) + len(keys)) <= MOST_KEYS
+
+
+def by_kernel(
+    of_block: Callable[..., tuple[Arrays, Arrays]],
+    queries: Arrays,
+    keys: Arrays,
+    log_decay: Float[Array, " g"],
+    *,
+    interpret: bool = False,
+) -> tuple[Arrays, Arrays]:
+    """Apply `of_block(queries, keys, log_decay, start)` to every block of every line.
+
+    Queries and keys are [g, b, l, _], such that they fit. A block is of one line and some of
+    the images: of_block gets arrays [b', q, _] and [b', l, _], and returns a tuple of arrays like
+    the former, and one like the latter, which are added up over the line's blocks. `interpret` runs
+    the kernel anywhere, slowly.
+    """
+    num_lines, b, length, _ = queries[0].shape
+    size = min(length, max(LANES, MAX_SCORES // length // LANES * LANES))  # queries of a block
+    num_blocks = -(-length // size)
+    at_once = min(b, max(1, MAX_SCORES // (size * length)))
+    images = next(n for n in range(at_once, 0, -1) if b % n == 0)
+
+    def shapes(arrays: Arrays, *leading: int) -> Any:
+        return tuple(jax.ShapeDtypeStruct((*leading, t.shape[-1]), t.dtype) for t in arrays)
+
+    found = jax.eval_shape(
+        of_block, shapes(queries, images, size), shapes(keys, images, length), log_decay[0], 0
+    )
+
+    def kernel(log_decay: Any, *refs: Any) -> None:
+        line, block = pl.program_id(0), pl.program_id(2)
+        given = jax.tree.map(lambda ref: jnp.swapaxes(ref[0], 1, 2), refs[:2])
+        found = of_block(*given, log_decay[line], block * size)
+        of_queries, of_keys = jax.tree.map(lambda t: jnp.swapaxes(t, 1, 2), found)
+        for ref, value in zip(refs[2], of_queries, strict=True):
+            ref[0] = value
+
+        @pl.when(block == 0)
+        def _start_line() -> None:
+            for ref in refs[3]:  # the same memory for all blocks of a line
+                ref[...] = jnp.zeros_like(ref)
+
+        for ref, value in zip(refs[3], of_keys, strict=True):
+            ref[0] += value
+
+    def specs(of_queries: Any, of_keys: Any) -> tuple[Any, Any]:
+        def spec(t: Any, length: int, index: Callable) -> pl.BlockSpec:
+            return pl.BlockSpec((1, images, t.shape[-1], length), index)
+
+        return (
+            tuple(spec(t, size, lambda g, b, q: (g, b, 0, q)) for t in of_queries),
+            tuple(spec(t, length, lambda g, b, q: (g, b, 0, 0)) for t in of_keys),
+        )
+
+    filling = num_blocks * size - length  # with zeros, which add nothing to the keys' sums
+
+    def whole(t: Any, length: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num_lines, b, t.shape[-1], length), t.dtype)
+
+    for_queries, for_keys = pl.pallas_call(
+        kernel,
+        grid=(num_lines, b // images, num_blocks),
+        in_specs=(pl.BlockSpec(memory_space=pltpu.SMEM), *specs(queries, keys)),
+        out_specs=specs(*found),
+        out_shape=(
+            tuple(whole(t, num_blocks * size) for t in found[0]),
+            tuple(whole(t, length) for t in found[1]),
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
+        interpret=interpret,
+    )(
+        log_decay,
+        tuple(jnp.pad(jnp.swapaxes(t, 2, 3), [(0, 0)] * 3 + [(0, filling)]) for t in queries),
+        tuple(jnp.swapaxes(t, 2, 3) for t in keys),
+    )
+    return (
+        tuple(jnp.swapaxes(t, 2, 3)[:, :, :length] for t in for_queries),
+        tuple(jnp.swapaxes(t, 2, 3) for t in for_keys),
+    )
