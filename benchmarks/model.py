@@ -39,7 +39,7 @@ from segret_jax.summary import operations, parse_size
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.sharding import data_mesh
 from segret_jax.training.state import build, new_state
-from segret_jax.training.step import make_train_step
+from segret_jax.training.step import compile_ahead, make_train_step
 
 NUM_CLASSES = 150
 MODES = ("forward", "labels", "train")
@@ -96,8 +96,9 @@ def measure(
         "gflops": round(done / 1e9, 1), "share_of_peak": round(done / limit, 3),
         "peak_gflops": round(limit / 1e9), "peak_gb_per_second": round(peak_bandwidth() / 1e9, 1),
     }  # fmt: skip
-    if parts and case.hlo:
-        found["parts"] = {k: round(v, 3) for k, v in shares(case.run, case.hlo).items()}
+    if parts and case.compiled:
+        hlo = str(case.compiled.as_text())
+        found["parts"] = {k: round(v, 3) for k, v in shares(case.run, hlo).items()}
     return found
 
 
@@ -107,15 +108,17 @@ class Case:
 
     run: Callable[[], Any]
     compile_seconds: float
-    hlo: str = ""
+    compiled: jax.stages.Compiled | None = None
 
 
 def forward_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
     graph, params, batch_stats = build(config, NUM_CLASSES, seed=0)
     image = np.random.default_rng(0).standard_normal(shape, np.float32)
     function = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x))
-    compiled, seconds = _compiled(function, params, batch_stats, image)
-    return Case(lambda: compiled(params, batch_stats, image), seconds, compiled.as_text())
+    start = time.perf_counter()
+    compiled = function.lower(params, batch_stats, image).compile()
+    seconds = time.perf_counter() - start
+    return Case(lambda: compiled(params, batch_stats, image), seconds, compiled)
 
 
 def labels_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
@@ -140,20 +143,16 @@ def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
         "index": np.arange(shape[0], dtype=np.int32),
     }
     step = make_train_step(graph, optimizer, TrainConfig(), data_mesh())
-    compiled, seconds = _compiled(step, state, batch)
+    start = time.perf_counter()
+    compiled = compile_ahead(step, state, batch)
+    seconds = time.perf_counter() - start
     states = [state]
 
     def run() -> None:
         state, _ = compiled(states.pop(), batch)
         states.append(jax.block_until_ready(state))
 
-    return Case(run, seconds, compiled.as_text())
-
-
-def _compiled(function: Any, *args: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
-    compiled = function.lower(*args).compile()
-    return compiled, time.perf_counter() - start
+    return Case(run, seconds, compiled)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
@@ -30,7 +29,7 @@ from segret_jax.training.run_checkpoints import Checkpoints
 from segret_jax.training.scoring import Scorer
 from segret_jax.training.sharding import check_batch, make_mesh, place, shard_batch
 from segret_jax.training.state import TrainState, new_state
-from segret_jax.training.step import make_train_step
+from segret_jax.training.step import compile_ahead, make_train_step
 from segret_jax.training.steplog import StepLog
 from segret_jax.training.stop import StopRequest
 from segret_jax.training.watchdog import Watchdog
@@ -47,7 +46,7 @@ class Run:
     mesh: Mesh
     dataset: grain.MapDataset
     batches: Iterator[dict[str, np.ndarray]]
-    train_step: Callable[..., Any]
+    train_step: jax.stages.Wrapped
     checkpoints: Checkpoints
     scorer: Scorer
     journal: Journal
@@ -163,6 +162,8 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
     run.log.count_skipped(batch.pop("skipped"))
     with run.watchdog.phase("compile" if is_first else "step"):
         placed = shard_batch(batch, run.mesh, run.config.train.accumulate)
+        if is_first:
+            compile_ahead(run.train_step, state, placed)
         state, metrics = run.train_step(state, placed)
         run.log.add(metrics)
     run.log.report_compilation(step, placed)

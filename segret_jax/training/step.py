@@ -15,6 +15,7 @@ from segret_jax.config import TrainConfig
 from segret_jax.models.layers import SampleKeys
 from segret_jax.models.segret import SegRet
 from segret_jax.training.losses import cross_entropy, divisor
+from segret_jax.training.memory import give_back
 from segret_jax.training.optim import join
 from segret_jax.training.sharding import batch_sharding, shardings
 from segret_jax.training.state import TrainState
@@ -74,6 +75,17 @@ def make_train_step(
         return lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options(mesh))
+
+
+def compile_ahead(step: jax.stages.Wrapped, state: TrainState, batch: Any) -> jax.stages.Compiled:
+    """Compile a step for such arguments before its first call, for which JAX keeps it.
+
+    So what compiling took is free again before the step's own arrays are made.
+    """
+    give_back()
+    compiled = step.lower(state, batch).compile()
+    give_back()
+    return compiled
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:

@@ -96,7 +96,7 @@ def test_the_first_step_has_the_exact_values_of_the_file(
         data=DataConfig(crop=(32, 32), synthetic_size=(32, 32), resize_base=(32, 32)),
         train=TrainConfig(steps=1, batch_size=2),
     )
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: begin)
+    monkeypatch.setattr(loop, "compile_ahead", lambda step, *args: begin(*args))
     with pytest.raises(BegunError) as begun:
         loop.train(config, tmp_path / "run")
     (state,) = begun.value.args

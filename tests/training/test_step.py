@@ -15,7 +15,7 @@ from segret_jax.config import MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.sharding import make_mesh
 from segret_jax.training.state import TrainState, build, new_state
-from segret_jax.training.step import _advance_if, make_train_step
+from segret_jax.training.step import _advance_if, compile_ahead, make_train_step
 
 CLASSES = 4
 # Adam's ε is large so that the true gradient of zero of some biases stays rounding noise.
@@ -133,6 +133,17 @@ def test_kernels_are_divided_as_the_batch_is(mini):
     state, step = setup(2)
     jaxpr = str(step.trace(state, batch_of(0)).jaxpr)
     assert jaxpr.count("pallas_call[") == jaxpr.count("shard_map[") > 0
+
+
+def test_a_step_compiled_ahead_is_not_compiled_again_at_its_call(mini, caplog):
+    graph, _, _ = build(ModelConfig(), CLASSES, seed=0)
+    step = make_train_step(graph, make_optimizer(OPTIM, steps=1000), TrainConfig(), mesh_of(1))
+    state, _ = setup(1)
+    with jax.log_compiles():
+        compile_ahead(step, state, batch_of(0))
+        assert caplog.text.count("Finished XLA compilation of jit(step)") == 1
+        step(state, batch_of(0))
+    assert caplog.text.count("Finished XLA compilation of jit(step)") == 1
 
 
 def test_the_state_keeps_its_types_so_that_the_step_is_compiled_once(mini):
