@@ -6,8 +6,10 @@
 The folder is a checkout of the original's sources, which benchmarks/peers/original.py runs. A file
 has a function `make(variant, mode, batch, height, width)`, mode forward or train, which
 returns what to call for one run to its end; it is imported in an environment that has what it needs
-beside this project. Ours starts from a warm compilation cache, so that its peak of memory, as the
-other's, is that of running; compilation is measured by benchmarks.model. Memory is the host's.
+beside this project. A turn is two runs, of which the second is timed.
+
+Ours starts from a warm compilation cache, so that its peak of memory, as the other's, is that of
+running; compilation is measured by benchmarks.model. Memory is the host's.
 """
 
 import argparse
@@ -85,7 +87,7 @@ class _Server:
         )  # fmt: skip
 
     def run(self) -> float:
-        """Return the seconds of a run, after a pause in which the other's threads fall asleep."""
+        """Return the seconds of a second run, after a pause in which the other's threads sleep."""
         time.sleep(PAUSE)
         return self._ask("run")
 
@@ -114,8 +116,10 @@ def serve(args: argparse.Namespace) -> None:
         if line == "end\n":
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
             return
-        run()  # the pages that a process frees may go to another, or to a virtual machine's host,
-        start = time.perf_counter()  # while it sleeps, and only the first run then waits for them
+        # Not timed: memory that a sleeping process has freed may have gone back to the host of a
+        # virtual machine, and getting it again is no part of a run among others.
+        run()
+        start = time.perf_counter()
         run()
         print(time.perf_counter() - start, flush=True)
 

@@ -115,9 +115,7 @@ def forward_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
     graph, params, batch_stats = build(config, NUM_CLASSES, seed=0)
     image = np.random.default_rng(0).standard_normal(shape, np.float32)
     function = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x))
-    start = time.perf_counter()
-    compiled = function.lower(params, batch_stats, image).compile()
-    seconds = time.perf_counter() - start
+    compiled, seconds = _timed(lambda: function.lower(params, batch_stats, image).compile())
     return Case(lambda: compiled(params, batch_stats, image), seconds, compiled)
 
 
@@ -143,9 +141,7 @@ def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
         "index": np.arange(shape[0], dtype=np.int32),
     }
     step = make_train_step(graph, optimizer, TrainConfig(), data_mesh())
-    start = time.perf_counter()
-    compiled = compile_ahead(step, state, batch)
-    seconds = time.perf_counter() - start
+    compiled, seconds = _timed(lambda: compile_ahead(step, state, batch))
     states = [state]
 
     def run() -> None:
@@ -153,6 +149,11 @@ def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
         states.append(jax.block_until_ready(state))
 
     return Case(run, seconds, compiled)
+
+
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return function(), time.perf_counter() - start
 
 
 if __name__ == "__main__":

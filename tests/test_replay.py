@@ -103,6 +103,7 @@ def test_a_fault_inside_the_blocks_of_retention_is_named(state, tmp_path, capsys
     printed = capsys.readouterr().out
     assert re.search(r"encoder/stage3/block0/retention\S* \(forward\): dot_general gives", printed)
     assert "segret_jax/models/blocked_retention.py:" in printed
+    blocked_retention._by_blocks.clear_cache()
 
 
 def test_a_run_s_folder_gives_its_newest_step(state, tmp_path, capsys):

@@ -233,18 +233,21 @@ def compiled_programs(graph: nnx.GraphDef[SegRet], mesh: Mesh) -> Programs:
     def network(variables: Any, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w k"]:
         return nnx.merge(graph, *variables)(normalised(image))
 
-    def per_device(function: Callable, *, replicated: int = 0, num_args: int = 1) -> Any:
+    def per_device(
+        function: Callable, *, replicated: int = 0, num_args: int = 1, check_vma: bool = True
+    ) -> Any:
         specs = (PartitionSpec(),) * replicated + (PartitionSpec("data"),) * (num_args - replicated)
         return jax.jit(
             jax.shard_map(
                 function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data"),
-                check_vma=False,  # kernels of ours say nothing of it
+                check_vma=check_vma,
             ),
             in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
         )  # fmt: skip
 
     return Programs(
-        network=per_device(network, replicated=1, num_args=2),
+        # Its kernels do not declare over which axes their results vary.
+        network=per_device(network, replicated=1, num_args=2, check_vma=False),
         rows=per_device(multiply_rows, num_args=3),
         columns=per_device(multiply_columns, num_args=3),
         average=per_device(_average),

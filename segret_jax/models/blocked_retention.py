@@ -1,9 +1,10 @@
 """The two forms of `models.retention`, computed by blocks whose scores are used up at once.
 
 A block is of several lines, or of several queries of one, with a bounded number of scores: on CPU
-so few that they stay in the cache. None are kept for the backward pass, which makes them again from
-q, k and one number per query, L, the logarithm of the softmax's denominator (as in FlashAttention;
-Dao et al., 2022, arXiv 2205.14135). With scores s, softmax p and weights w:
+so few that they stay in the cache, on a TPU those that `models.retention_kernel` keeps on the chip.
+None are kept for the backward pass, which makes them again from q, k and one number per query, L,
+the logarithm of the softmax's denominator (as in FlashAttention; Dao et al., 2022, arXiv
+2205.14135). With scores s, softmax p and weights w:
 
     p = exp(s − L),  dV = wᵀ dO,  ds = w ∘ (dO Vᵀ) − p·(dO · O),  dQ = ds K,  dK = dsᵀ Q
 
@@ -46,8 +47,12 @@ def blocked_retention(
 ) -> Float[Array, "b h w n d"]:
     """Return `decomposed_retention` or `whole_retention`, by blocks.
 
-    A block has at most `max_scores` scores of each image, or those of one query. Scores and softmax
-    are float32 (float64 for float64), whatever the dtype of q, k and v.
+    A block has at most `max_scores` scores of each image, or those of one query; on a TPU, where
+    the kernel can do it, that chooses. Scores and softmax are float32 (float64 for float64),
+    whatever the dtype of q, k and v.
+
+    On several TPUs the caller says how the images are split, as XLA cannot split a kernel: by
+    `jax.shard_map`, or by a mesh in context (`jax.set_mesh`), over all of whose axes they are.
     """
     # The backward pass is traced after the caller's precision context has ended: take it along.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
@@ -186,34 +191,33 @@ def _by_blocks(
     def at_most(scores: int, queries: Arrays, keys: Arrays) -> Any:
         def of_line(line: tuple[Any, Any, Array]) -> Any:
             queries, keys, log_decay = line
-            at_once = max(1, scores // length)
-            return _by_queries(
-                functools.partial(of_block, lines), queries, keys, log_decay, at_once
-            )
+            most = max(1, scores // length)
+            return _by_queries(functools.partial(of_block, lines), queries, keys, log_decay, most)
 
-        at_once = scores // length**2
-        if at_once >= num_lines:
+        lines_at_once = scores // length**2
+        if lines_at_once >= num_lines:
             return jax.vmap(of_line)((queries, keys, log_decay))
-        return lax.map(of_line, (queries, keys, log_decay), batch_size=max(1, at_once))
+        return lax.map(of_line, (queries, keys, log_decay), batch_size=max(1, lines_at_once))
 
     def on_tpu(queries: Arrays, keys: Arrays) -> Any:
-        # Kernels know no precision between the highest and that of their numbers.
-        is_default = lines.precision in (None, "default") or queries[0].dtype == jnp.bfloat16
-        exact = dataclasses.replace(lines, precision="default" if is_default else "highest")
-        kernel = functools.partial(by_kernel, functools.partial(of_block, exact))
+        # Kernels have no "high", and for bfloat16, whose products are exact, no "highest" either.
+        is_exact = lines.precision in ("high", "highest", "tensorfloat32", "float32")
+        is_exact &= queries[0].dtype == jnp.float32
+        known = dataclasses.replace(lines, precision="highest" if is_exact else "default")
+        kernel = functools.partial(by_kernel, functools.partial(of_block, known))
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.are_all_axes_auto and not mesh.empty:  # XLA cannot divide a kernel by itself
+        if mesh.are_all_axes_auto and not mesh.empty:
             images = PartitionSpec(None, mesh.axis_names)
             kernel = jax.shard_map(
                 kernel, in_specs=(images, images, PartitionSpec()), out_specs=images,
-                check_vma=False,
+                check_vma=False,  # a kernel does not declare over which axes its results vary
             )  # fmt: skip
         return kernel(queries, keys, log_decay)
 
-    by_cache = functools.partial(at_most, min(lines.max_scores, CACHED_SCORES // b))
-    at_once = functools.partial(at_most, lines.max_scores)
-    tpu = on_tpu if fits(queries, keys) else at_once
-    return lax.platform_dependent(queries, keys, cpu=by_cache, tpu=tpu, default=at_once)
+    cpu = functools.partial(at_most, min(lines.max_scores, CACHED_SCORES // b))
+    others = functools.partial(at_most, lines.max_scores)
+    tpu = on_tpu if fits(queries, keys) else others
+    return lax.platform_dependent(queries, keys, cpu=cpu, tpu=tpu, default=others)
 
 
 def _by_queries(of_block: Callable, queries: Any, keys: Any, log_decay: Array, at_once: int) -> Any:

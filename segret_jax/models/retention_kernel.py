@@ -7,7 +7,8 @@ In memory the arrays lie as [g, b, d, l]: a TPU fills the last axis up to a mult
 heads are narrower than that.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,16 +17,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-LANES = 128
+LANES = 128  # numbers side by side in a register: axes are filled up to a multiple
 MAX_SCORES = 2**18  # of a block, of all its images: 1 MB, and several such arrays are needed
-MOST_KEYS = 3 * 2**13  # of a line, of all arrays: even LANES queries have 4 MB of scores then
+MAX_KEYS = 3 * 2**13  # of a line, times the arrays of a block: bounds those of LANES queries
 
-Arrays = Sequence[Array]
+Arrays = tuple[Array, ...]
 
 
 def fits(queries: Arrays, keys: Arrays) -> bool:
-    """Tell whether `by_kernel` can do with the 16 MB of the smallest chip, a v4."""
-    return queries[0].shape[2] * (len(queries) + len(keys)) <= MOST_KEYS
+    """Tell whether `by_kernel` can do it: in 16 MB, which a v4 has, and not in float64."""
+    keys_in_all = queries[0].shape[2] * (len(queries) + len(keys))
+    return keys_in_all <= MAX_KEYS and queries[0].dtype != jnp.float64
 
 
 def by_kernel(
@@ -46,15 +48,15 @@ def by_kernel(
     num_lines, b, length, _ = queries[0].shape
     size = min(length, max(LANES, MAX_SCORES // length // LANES * LANES))  # queries of a block
     num_blocks = -(-length // size)
-    at_once = min(b, max(1, MAX_SCORES // (size * length)))
+    at_once = min(b, max(1, MAX_SCORES // (_filled(size) * _filled(length))))
     images = next(n for n in range(at_once, 0, -1) if b % n == 0)
 
     def shapes(arrays: Arrays, *leading: int) -> Any:
         return tuple(jax.ShapeDtypeStruct((*leading, t.shape[-1]), t.dtype) for t in arrays)
 
-    found = jax.eval_shape(
-        of_block, shapes(queries, images, size), shapes(keys, images, length), log_decay[0], 0
-    )
+    scalars = jax.ShapeDtypeStruct((), log_decay.dtype), jax.ShapeDtypeStruct((), jnp.int32)
+    block = shapes(queries, images, size), shapes(keys, images, length), *scalars
+    found = jax.eval_shape(of_block, *block)
 
     def kernel(log_decay: Any, *refs: Any) -> None:
         line, block = pl.program_id(0), pl.program_id(2)
@@ -81,30 +83,44 @@ def by_kernel(
             tuple(spec(t, length, lambda g, b, q: (g, b, 0, 0)) for t in of_keys),
         )
 
-    filling = num_blocks * size - length  # with zeros, which add nothing to the keys' sums
-
     def whole(t: Any, length: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((num_lines, b, t.shape[-1], length), t.dtype)
 
+    padding = num_blocks * size - length  # by zeros, which add nothing to the keys' sums
+    inputs = (
+        log_decay,
+        tuple(jnp.pad(jnp.swapaxes(t, 2, 3), [(0, 0)] * 3 + [(0, padding)]) for t in queries),
+        tuple(jnp.swapaxes(t, 2, 3) for t in keys),
+    )
+    outputs = (
+        tuple(whole(t, num_blocks * size) for t in found[0]),
+        tuple(whole(t, length) for t in found[1]),
+    )
+    grid = (num_lines, b // images, num_blocks)
+    cost, num_steps = pl.estimate_cost(of_block, *block), math.prod(grid)
     for_queries, for_keys = pl.pallas_call(
         kernel,
-        grid=(num_lines, b // images, num_blocks),
+        grid=grid,
         in_specs=(pl.BlockSpec(memory_space=pltpu.SMEM), *specs(queries, keys)),
         out_specs=specs(*found),
-        out_shape=(
-            tuple(whole(t, num_blocks * size) for t in found[0]),
-            tuple(whole(t, length) for t in found[1]),
-        ),
+        out_shape=outputs,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
+        cost_estimate=pl.CostEstimate(
+            flops=cost.flops * num_steps,
+            transcendentals=cost.transcendentals * num_steps,
+            bytes_accessed=sum(
+                math.prod(t.shape) * t.dtype.itemsize for t in jax.tree.leaves((inputs, outputs))
+            ),
+        ),
         interpret=interpret,
-    )(
-        log_decay,
-        tuple(jnp.pad(jnp.swapaxes(t, 2, 3), [(0, 0)] * 3 + [(0, filling)]) for t in queries),
-        tuple(jnp.swapaxes(t, 2, 3) for t in keys),
-    )
+    )(*inputs)
     return (
         tuple(jnp.swapaxes(t, 2, 3)[:, :, :length] for t in for_queries),
         tuple(jnp.swapaxes(t, 2, 3) for t in for_keys),
     )
+
+
+def _filled(length: int) -> int:
+    return -(-length // LANES) * LANES

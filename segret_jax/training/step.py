@@ -78,9 +78,10 @@ def make_train_step(
 
 
 def compile_ahead(step: jax.stages.Wrapped, state: TrainState, batch: Any) -> jax.stages.Compiled:
-    """Compile a step for such arguments before its first call, for which JAX keeps it.
+    """Compile a step for such arguments; JAX keeps it, so the first call does not compile again.
 
-    So what compiling took is free again before the step's own arrays are made.
+    On CPU both what initialising and what compiling took is so free before more is needed: the
+    peak of a run's memory would be the sum.
     """
     give_back()
     compiled = step.lower(state, batch).compile()

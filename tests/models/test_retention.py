@@ -133,7 +133,15 @@ def test_gradients_of_bfloat16_are_near_those_of_float32(form):
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def retraced() -> Iterator[None]:
+    """For a test that changes what is read while tracing."""
+    module._by_blocks.clear_cache()
+    yield
+    module._by_blocks.clear_cache()
+
+
+@pytest.fixture
+def kernel(retraced: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the kernel for TPUs compute all, interpreted; blocks of few queries and images."""
 
     def choose(*args: Any, tpu: Any, **others: Any) -> Any:
@@ -146,10 +154,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(module, "lax", platforms)
     monkeypatch.setattr(module, "by_kernel", interpreted)
     monkeypatch.setattr(retention_kernel, "LANES", 8)
+    monkeypatch.setattr(module, "fits", lambda queries, keys: True)  # float64, too
     monkeypatch.setattr(retention_kernel, "MAX_SCORES", 2 * 8 * 99)
-    module._by_blocks.clear_cache()  # of what was traced by the other ways
-    yield
-    module._by_blocks.clear_cache()
 
 
 @pytest.mark.parametrize("size", [SIZE, (8, 2), (1, 1), (13, 1)])
@@ -186,10 +192,9 @@ def test_blocks_of_queries_add_up_their_keys_gradients_in_float32():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_cache_bounds_blocks_on_cpu_alone(form, monkeypatch):
+def test_the_cache_bounds_blocks_on_cpu_alone(form, monkeypatch, retraced):
     expected = value_and_grads(form, *qkv(*SIZE))
     monkeypatch.setattr(module, "CACHED_SCORES", 2 * MAX_SCORES[form])  # of two images
-    module._by_blocks.clear_cache()
     found = value_and_grads(BLOCKED[form], *qkv(*SIZE))
     for blocked, plain in zip(found, expected, strict=True):
         np.testing.assert_allclose(blocked, plain, atol=1e-5 * np.abs(plain).max())
@@ -290,9 +295,8 @@ def kernels_on_a_tpu(*args: jax.Array, precision: str = "default") -> list[Any]:
     return [e for e in equations(jaxpr, "tpu") if e.primitive.name == "pallas_call"]
 
 
-def test_lines_too_long_for_the_chip_s_memory_are_left_to_xla(monkeypatch):
-    monkeypatch.setattr(retention_kernel, "MOST_KEYS", 6 * 5 * 7)
-    module._by_blocks.clear_cache()
+def test_lines_too_long_for_the_chip_s_memory_are_left_to_xla(monkeypatch, retraced):
+    monkeypatch.setattr(retention_kernel, "MAX_KEYS", 6 * 5 * 7)
     assert len(kernels_on_a_tpu(*qkv(5, 7))) == 2
     assert len(kernels_on_a_tpu(*qkv(6, 7))) == 1  # the forward pass, with fewer arrays
     assert not kernels_on_a_tpu(*qkv(9, 11))

@@ -306,13 +306,19 @@ def test_what_is_no_fault_of_a_checkpoint_leaves_it_where_it_is(checkpoints, mon
     assert steps_in(checkpoints) == ["1"]
 
 
-def test_the_model_of_a_damaged_checkpoint_is_not_loaded(checkpoints):
-    saved(checkpoints, state_of(1))
-    folder = checkpoints.folder / "1"
-    load_model(folder, checkpoints.config)
-    change_sums(folder)
-    with pytest.raises(InputError, match="or is damaged"):
+def load_damaged(workdir: Path) -> None:
+    checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
+    for step, damage in enumerate((flip_bits, change_sums), start=1):
+        saved(checkpoints, state_of(step))
+        folder = checkpoints.folder / str(step)
         load_model(folder, checkpoints.config)
+        damage(folder)
+        with pytest.raises(InputError, match="or is damaged"):
+            load_model(folder, checkpoints.config)
+
+
+def test_the_model_of_a_damaged_checkpoint_is_not_loaded(mini, tmp_path):
+    in_a_process_of_its_own(load_damaged, mini, tmp_path)
 
 
 def test_other_data_or_classes_are_refused(checkpoints, tmp_path):
