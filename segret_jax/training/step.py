@@ -89,15 +89,19 @@ def compile_ahead(step: jax.stages.Wrapped, state: TrainState, batch: Any) -> ja
     return compiled
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     """Return XLA's options for a training step.
 
     On CPU: to order operations by the memory they need. By default it starts each as early as it
-    can, so that what the backward pass makes again would lie there from the forward pass on.
+    can, so that what the backward pass makes again would lie there from the forward pass on. And to
+    analyse more closely what overwrites what, or it copies the whole state before it is updated.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return {}
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    return {
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+        "xla_cpu_copy_insertion_use_region_analysis": True,
+    }
 
 
 def loss_function(graph: nnx.GraphDef[SegRet], config: TrainConfig, regularize: bool) -> Callable:
