@@ -7,6 +7,7 @@ In memory the arrays lie as [g, b, d, l]: a TPU fills the last axis up to a mult
 heads are narrower than that.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,7 @@ def by_kernel(
     num_blocks = -(-length // size)
     at_once = min(b, max(1, MAX_SCORES // (_filled(size) * _filled(length))))
     images = next(n for n in range(at_once, 0, -1) if b % n == 0)
+    grid = (num_lines, b // images, num_blocks)
 
     def shapes(arrays: Arrays, *leading: int) -> Any:
         return tuple(jax.ShapeDtypeStruct((*leading, t.shape[-1]), t.dtype) for t in arrays)
@@ -58,21 +60,8 @@ def by_kernel(
     block = shapes(queries, images, size), shapes(keys, images, length), *scalars
     found = jax.eval_shape(of_block, *block)
 
-    def kernel(log_decay: Any, *refs: Any) -> None:
-        line, block = pl.program_id(0), pl.program_id(2)
-        given = jax.tree.map(lambda ref: jnp.swapaxes(ref[0], 1, 2), refs[:2])
-        found = of_block(*given, log_decay[line], block * size)
-        of_queries, of_keys = jax.tree.map(lambda t: jnp.swapaxes(t, 1, 2), found)
-        for ref, value in zip(refs[2], of_queries, strict=True):
-            ref[0] = value
-
-        @pl.when(block == 0)
-        def _start_line() -> None:
-            for ref in refs[3]:  # the same memory for all blocks of a line
-                ref[...] = jnp.zeros_like(ref)
-
-        for ref, value in zip(refs[3], of_keys, strict=True):
-            ref[0] += value
+    def whole(t: Any, length: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num_lines, b, t.shape[-1], length), t.dtype)
 
     def specs(of_queries: Any, of_keys: Any) -> tuple[Any, Any]:
         def spec(t: Any, length: int, index: Callable) -> pl.BlockSpec:
@@ -82,9 +71,6 @@ def by_kernel(
             tuple(spec(t, size, lambda g, b, q: (g, b, 0, q)) for t in of_queries),
             tuple(spec(t, length, lambda g, b, q: (g, b, 0, 0)) for t in of_keys),
         )
-
-    def whole(t: Any, length: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((num_lines, b, t.shape[-1], length), t.dtype)
 
     padding = num_blocks * size - length  # by zeros, which add nothing to the keys' sums
     inputs = (
@@ -96,10 +82,8 @@ def by_kernel(
         tuple(whole(t, num_blocks * size) for t in found[0]),
         tuple(whole(t, length) for t in found[1]),
     )
-    grid = (num_lines, b // images, num_blocks)
-    cost, num_steps = pl.estimate_cost(of_block, *block), math.prod(grid)
     for_queries, for_keys = pl.pallas_call(
-        kernel,
+        functools.partial(_kernel, of_block, size),
         grid=grid,
         in_specs=(pl.BlockSpec(memory_space=pltpu.SMEM), *specs(queries, keys)),
         out_specs=specs(*found),
@@ -107,18 +91,40 @@ def by_kernel(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
-        cost_estimate=pl.CostEstimate(
-            flops=cost.flops * num_steps,
-            transcendentals=cost.transcendentals * num_steps,
-            bytes_accessed=sum(
-                math.prod(t.shape) * t.dtype.itemsize for t in jax.tree.leaves((inputs, outputs))
-            ),
-        ),
+        cost_estimate=_cost(pl.estimate_cost(of_block, *block), grid, (inputs, outputs)),
         interpret=interpret,
     )(*inputs)
     return (
         tuple(jnp.swapaxes(t, 2, 3)[:, :, :length] for t in for_queries),
         tuple(jnp.swapaxes(t, 2, 3) for t in for_keys),
+    )
+
+
+def _kernel(of_block: Callable, size: int, log_decay: Any, *refs: Any) -> None:
+    """Compute a block of `size` queries: from queries and keys, both results, as four `refs`."""
+    queries, keys, for_queries, for_keys = refs
+    line, block = pl.program_id(0), pl.program_id(2)
+    given = jax.tree.map(lambda ref: jnp.swapaxes(ref[0], 1, 2), (queries, keys))
+    found = of_block(*given, log_decay[line], block * size)
+    of_queries, of_keys = jax.tree.map(lambda t: jnp.swapaxes(t, 1, 2), found)
+    for ref, value in zip(for_queries, of_queries, strict=True):
+        ref[0] = value
+
+    @pl.when(block == 0)
+    def _start_line() -> None:
+        for ref in for_keys:  # the same memory for all blocks of a line
+            ref[...] = jnp.zeros_like(ref)
+
+    for ref, value in zip(for_keys, of_keys, strict=True):
+        ref[0] += value
+
+
+def _cost(of_block: pl.CostEstimate, grid: tuple[int, ...], arrays: Any) -> pl.CostEstimate:
+    """Return what all blocks cost; from and to memory go only `arrays`, each once."""
+    return pl.CostEstimate(
+        flops=of_block.flops * math.prod(grid),
+        transcendentals=of_block.transcendentals * math.prod(grid),
+        bytes_accessed=sum(math.prod(t.shape) * t.dtype.itemsize for t in jax.tree.leaves(arrays)),
     )
 
 

@@ -146,6 +146,13 @@ def test_a_step_compiled_ahead_is_not_compiled_again_at_its_call(mini, caplog):
     assert caplog.text.count("Finished XLA compilation of jit(step)") == 1
 
 
+def test_a_step_overwrites_its_state_without_copying_it_first(mini):
+    state, step = setup(1)
+    text = step.lower(state, batch_of(0)).compile().as_text()
+    assert len(re.findall(r"%state_params\w+\S* = \S+ parameter\(", text)) > 100
+    assert not re.findall(r" copy\((?:\S+ )?%(state_\w+)", text)
+
+
 def test_the_state_keeps_its_types_so_that_the_step_is_compiled_once(mini):
     def types(state: TrainState) -> dict[str, tuple]:
         leaves = jax.tree_util.tree_leaves_with_path(state)
