@@ -6,13 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import lax
 
 from benchmarks.machine import seconds
 from segret_jax.models.blocked_retention import blocked_retention
 from segret_jax.models.decay import head_log_decay
+from segret_jax.models.decoder import Decoder
 from segret_jax.models.layers import depthwise_conv, resize_bilinear
 from segret_jax.models.retention import decomposed_retention, whole_retention
+from segret_jax.models.rmt import VARIANTS
 from segret_jax.training.pixel_loss import weighted_loss
 
 ROUNDS = 5
@@ -22,8 +25,8 @@ Pair = tuple[Callable[[], Any], Callable[[], Any]]  # fast, plain
 def main() -> int:
     """Print each path's ratio, time of the plain one over its own; return 1 if one loses."""
     lost = 0
-    paths = {"loss": loss()}
-    if jax.default_backend() == "cpu":  # elsewhere they are the same, or save memory alone
+    paths = {"loss": loss(), "decoder": decoder()}
+    if jax.default_backend() == "cpu":  # elsewhere they are not what the model runs, or the same
         paths |= {
             "retention, whole": retention(whole_retention, (48, 48), decomposed=False),
             "retention, decomposed": retention(decomposed_retention, (96, 96), decomposed=True),
@@ -69,6 +72,28 @@ def retention(plain: Callable, size: tuple[int, int], *, decomposed: bool) -> Pa
         return lambda: step(qkv)
 
     return gradients(blocked_retention, decomposed=decomposed), gradients(plain)
+
+
+def decoder() -> Pair:
+    """Return the gradient of tiny's decoder at 256x256; plain fuses after it upsampled."""
+    widths = VARIANTS["tiny"].widths
+    model = Decoder(widths, 256, 150, zero_branch=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = map(nnx.to_pure_dict, states)
+    maps = [jnp.ones((2, 64 >> i, 64 >> i, width)) for i, width in enumerate(widths)]
+
+    def fast(params: Any) -> jax.Array:
+        return jnp.sum(jnp.sin(nnx.merge(graph, params, batch_stats)(maps, train=True)))
+
+    def plain(params: Any) -> jax.Array:
+        model = nnx.merge(graph, params, batch_stats)
+        projected = [p(f, train=True) for p, f in zip(model.projections, maps, strict=True)]
+        wide = jnp.concatenate([resize_bilinear(x, (64, 64)) for x in reversed(projected)], -1)
+        fused = jax.nn.relu(model.fuse_norm(model.fuse(wide), train=True))
+        return jnp.sum(jnp.sin(model.classify(fused)))
+
+    steps = [jax.jit(jax.grad(function)) for function in (fast, plain)]
+    return lambda: steps[0](params), lambda: steps[1](params)
 
 
 def loss() -> Pair:

@@ -47,9 +47,9 @@ def blocked_retention(
 ) -> Float[Array, "b h w n d"]:
     """Return `decomposed_retention` or `whole_retention`, by blocks.
 
-    A block has at most `max_scores` scores of each image, or those of one query; on a TPU, where
-    the kernel can do it, that chooses. Scores and softmax are float32 (float64 for float64),
-    whatever the dtype of q, k and v.
+    A block has at most `max_scores` scores of each image, or those of one query. On CPU it is
+    smaller, so that it stays in the cache; on a TPU the kernel, where it fits, chooses. Scores and
+    softmax are float32 (float64 for float64), whatever the dtype of q, k and v.
 
     On several TPUs the caller says how the images are split, as XLA cannot split a kernel: by
     `jax.shard_map`, or by a mesh in context (`jax.set_mesh`), over all of whose axes they are.

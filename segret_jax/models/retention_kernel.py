@@ -19,14 +19,17 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 LANES = 128  # numbers side by side in a register: axes are filled up to a multiple
-MAX_SCORES = 2**18  # of a block, of all its images: 1 MB, and several such arrays are needed
+MAX_SCORES = 2**18  # of a block, of all its images, or those of LANES queries; 1 MB
 MAX_KEYS = 3 * 2**13  # of a line, times the arrays of a block: bounds those of LANES queries
 
 Arrays = tuple[Array, ...]
 
 
 def fits(queries: Arrays, keys: Arrays) -> bool:
-    """Tell whether `by_kernel` can do it: in 16 MB, which a v4 has, and not in float64."""
+    """Tell whether `by_kernel` can do it: in 16 MB, which a v4 has, and not in float64.
+
+    Found by compiling for heads of up to 32 channels, those of all variants.
+    """
     keys_in_all = queries[0].shape[2] * (len(queries) + len(keys))
     return keys_in_all <= MAX_KEYS and queries[0].dtype != jnp.float64
 

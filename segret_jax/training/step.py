@@ -32,7 +32,7 @@ def make_train_step(
     *,
     regularize: bool = True,
 ) -> jax.stages.Wrapped:
-    """Build the step (state, batch) -> (state, metrics), compiled, which takes the state's buffers.
+    """Build the step (state, batch) -> (state, metrics), jitted, which takes the state's buffers.
 
     The batch is {"image" [b, h, w, 3], "label" [b, h, w], "index" [b]}.
     State and batch are sharded as `training.sharding` says. Means over the batch (loss, batch
@@ -80,8 +80,8 @@ def make_train_step(
 def compile_ahead(step: jax.stages.Wrapped, state: TrainState, batch: Any) -> jax.stages.Compiled:
     """Compile a step for such arguments; JAX keeps it, so the first call does not compile again.
 
-    On CPU both what initialising and what compiling took is so free before more is needed: the
-    peak of a run's memory would be the sum.
+    Before and after, freed memory goes back to the system. Otherwise the peak of a run on CPU
+    would be the sum of what initialising, compiling and the steps take.
     """
     give_back()
     compiled = step.lower(state, batch).compile()
