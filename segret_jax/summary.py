@@ -17,6 +17,7 @@ from flax import nnx
 from segret_jax import cli
 from segret_jax.config import Config, ModelConfig
 from segret_jax.errors import InputError, unknown_name
+from segret_jax.models.blocked_retention import CACHED_SCORES
 from segret_jax.models.layers import SampleKeys
 from segret_jax.models.rmt import VARIANTS, Variant
 from segret_jax.training.state import abstract
@@ -47,8 +48,8 @@ Kept for the backward pass: {saved:.2f} GB
   What jax.vjp of the network, in {dtype} and without the loss, saves beside parameters.
   XLA may keep less, by computing part of it again.
 Largest score matrix of one image: {scores:.2f} GB in float32, in stage {stage}
-  The model works in blocks and forms at most {block:.2f} GB of it at a time, on CPU 4 MB; on
-  a TPU none of lines of up to 4096 pixels (evaluation: 8192), which a kernel keeps on the chip."""
+  The model works in blocks and forms at most {block:.2f} GB of it at a time, on CPU
+  {cached:.0f} MB; on a TPU none of lines that a kernel can keep on the chip."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ def summarize(config: ModelConfig, num_classes: int, size: Size, *, batch: int =
         scores=4 * scores / 1e9,
         stage=stage,
         block=4 * config.max_scores / 1e9,
+        cached=4 * CACHED_SCORES / 1e6,
     )
 
 

@@ -4,6 +4,7 @@ Everything is NHWC. Each function or class here exists because the library's own
 released model in one stated way; where Flax agrees (`nnx.Linear`), the models use Flax.
 """
 
+import copy
 import functools
 import math
 
@@ -14,6 +15,8 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
+
+Rate = float | Float[Array, ""]  # of dropping; an array in a loop over blocks
 
 
 def normal_init(std: float = 0.02) -> nnx.Initializer:
@@ -250,17 +253,29 @@ class SampleKeys:
 
     def __init__(self, key: Array, index: Int[Array, " b"]):
         self.keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
-        self.draws = 0
+        self.draws: int | Int[Array, ""] = 0
 
-    def bernoulli(self, probability: float, shape: tuple[int, ...]) -> Bool[Array, "b *shape"]:
+    def bernoulli(self, probability: Rate, shape: tuple[int, ...]) -> Bool[Array, "b *shape"]:
         """Draw anew, `shape` for each sample."""
         keys = jax.vmap(lambda key: jax.random.fold_in(key, self.draws))(self.keys)
         self.draws += 1
         return jax.vmap(lambda key: jax.random.bernoulli(key, probability, shape))(keys)
 
+    def reserve(self, users: int, draws: int) -> Int[Array, " users"]:
+        """Set draws aside for each of several users; return the first of each, for `at`."""
+        first = self.draws + draws * jnp.arange(users)
+        self.draws += users * draws
+        return first
+
+    def at(self, draws: int | Int[Array, ""]) -> "SampleKeys":
+        """Return the same keys after so many draws."""
+        keys = copy.copy(self)
+        keys.draws = draws
+        return keys
+
 
 def drop_path(
-    x: Float[Array, "b h w c"], rate: float, *, keys: SampleKeys
+    x: Float[Array, "b h w c"], rate: Rate, *, keys: SampleKeys
 ) -> Float[Array, "b h w c"]:
     """Zero whole samples with probability `rate` and scale the others by 1/(1 − rate)."""
     return _drop(x, rate, (1, 1, 1), keys)
@@ -273,8 +288,8 @@ def channel_dropout(
     return _drop(x, rate, (1, 1, x.shape[-1]), keys)
 
 
-def _drop(x: Array, rate: float, shape: tuple[int, ...], keys: SampleKeys) -> Array:
-    if rate == 0:
+def _drop(x: Array, rate: Rate, shape: tuple[int, ...], keys: SampleKeys) -> Array:
+    if not isinstance(rate, jax.Array) and rate == 0:
         return x
     return x * (keys.bernoulli(1 - rate, shape) / (1 - rate)).astype(x.dtype)
 

@@ -9,7 +9,8 @@ of the RMT ImageNet classifier, so the two families of checkpoints need differen
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,8 @@ from segret_jax.models.layers import (
     normal_init,
 )
 from segret_jax.models.retention import Retention
+
+LOOP = 16  # blocks of a stage, from which on training goes through them in a loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +138,8 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """Positional convolution, retention and feed-forward, each a residual."""
 
+    draws = 2  # from the keys, for drop path
+
     def __init__(
         self,
         variant: Variant,
@@ -175,13 +180,20 @@ class Block(nnx.Module):
         self.drop_rate = drop_path
 
     def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool, keys: SampleKeys | None
+        self,
+        x: Float[Array, "b h w c"],
+        *,
+        train: bool,
+        keys: SampleKeys | None,
+        drop_rate: Float[Array, ""] | None = None,  # instead of its own
     ) -> Float[Array, "b h w c"]:
+        rate = self.drop_rate if drop_rate is None else drop_rate
+
         def scaled(branch: Array, gamma: nnx.Param | None) -> Array:
             if gamma is not None:
                 branch = gamma[...].astype(branch.dtype) * branch
             if train and keys is not None:
-                branch = drop_path(branch, self.drop_rate, keys=keys)
+                branch = drop_path(branch, rate, keys=keys)
             return branch
 
         with jax.named_scope("pos"):
@@ -243,12 +255,39 @@ class Encoder(nnx.Module):
             with jax.named_scope(f"stage{i + 1}"):
                 if i > 0:
                     x = self.downsamples[i - 1](x, train=train)
-                for j, block in enumerate(blocks):
-                    apply = functools.partial(block, train=train, keys=keys)
-                    with jax.named_scope(f"block{j}"):
-                        x = jax.checkpoint(apply)(x) if i + 1 in self.remat else apply(x)
+                remat = jax.checkpoint if i + 1 in self.remat else lambda f: f
+                if train and len(blocks) >= LOOP:
+                    with jax.named_scope("blocks"):
+                        x = _train_in_loop(blocks, x, keys, remat)
+                else:
+                    for j, block in enumerate(blocks):
+                        apply = functools.partial(block, train=train, keys=keys)
+                        with jax.named_scope(f"block{j}"):
+                            x = remat(apply)(x)
             maps.append(x)  # before the downsample
         return maps
+
+
+def _train_in_loop(
+    blocks: Sequence[Block], x: Float[Array, "b h w c"], keys: SampleKeys | None, remat: Callable
+) -> Float[Array, "b h w c"]:
+    """Apply equal blocks one after another, as one program in a loop, compiled once.
+
+    Their parameters are stacked for it in every step. In training that is little beside what the
+    backward pass keeps; in evaluation it would cost more than it saves.
+    """
+    graph = nnx.graphdef(blocks[0])
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, blocks))
+    rates = jnp.array([block.drop_rate for block in blocks])
+
+    def apply(x: Array, block: Any) -> tuple[Array, None]:
+        params, rate, draws = block
+        own_keys = keys.at(draws) if keys else None
+        model = nnx.merge(graph, params)
+        return model(x, train=True, keys=own_keys, drop_rate=rate), None
+
+    draws = keys.reserve(len(blocks), Block.draws) if keys else None
+    return jax.lax.scan(remat(apply), x, (params, rates, draws))[0]
 
 
 class Classifier(nnx.Module):

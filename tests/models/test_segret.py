@@ -1,5 +1,6 @@
 """What the options of the model change, and how every leaf starts."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from flax import nnx
 
 from segret_jax.config import ModelConfig
+from segret_jax.models import rmt
+from segret_jax.models.layers import SampleKeys
 from segret_jax.models.rmt import VARIANTS, Classifier, Encoder, EncoderOptions, Variant
 from segret_jax.models.segret import SegRet
 from segret_jax.training.state import build
@@ -144,6 +147,35 @@ def test_token_head_adds_half_its_largest_logit(mini):
     scores = tokens.reshape(2, 6, 16) @ noise(16, 5) + noise(5)
     assert np.abs(scores.max(axis=1)).max() > 0.1
     np.testing.assert_allclose(with_tokens, without + 0.5 * scores.max(axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [(), (3,)])
+def test_blocks_in_a_loop_give_what_they_give_in_turn(mini, monkeypatch, remat):
+    """Outputs and gradients, with the same draws for drop path; in training alone."""
+    monkeypatch.setitem(rmt.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
+    model = model_of(drop_path=0.5, remat=remat)
+    randomize(model)
+    graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = map(nnx.to_pure_dict, states)
+
+    def of_loops(from_blocks: int, *, train: bool = True) -> tuple[int, Any]:
+        monkeypatch.setattr(rmt, "LOOP", from_blocks)
+
+        def loss(params: Any, batch_stats: Any) -> jax.Array:
+            keys = SampleKeys(jax.random.key(0), jnp.arange(2))
+            model = nnx.merge(graph, params, batch_stats)
+            return jnp.sum(jnp.sin(model(IMAGE, train=train, keys=keys)))
+
+        traced = jax.jit(jax.value_and_grad(loss)).trace(params, batch_stats)
+        return str(traced.jaxpr).count("length=3"), traced.lower().compile()(params, batch_stats)
+
+    loops, found = of_loops(3)
+    no_loops, expected = of_loops(4)
+    assert (loops > 0, no_loops, of_loops(3, train=False)[0]) == (True, 0, 0)
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[1]))
+    for leaf, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-6 * scale)
+    assert float(of_loops(3, train=False)[1][0]) != pytest.approx(float(found[0]))  # keys matter
 
 
 def drop_rates(encoder: Encoder) -> list[float]:
