@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from segret_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
 from segret_jax.errors import InputError
+from segret_jax.models import rmt
 from segret_jax.training.optim import make_optimizer, moments
 from segret_jax.training.sharding import check_batch, make_mesh, partition, shard_batch, shardings
 from segret_jax.training.state import abstract, build, new_state
@@ -59,6 +60,13 @@ def eight(seed: int) -> dict[str, np.ndarray]:
     parts = [batch_of(2 * seed), batch_of(2 * seed + 1)]
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return joined | {"index": np.arange(8, dtype=np.int32)}
+
+
+def test_blocks_in_a_loop_agree_on_two_devices_replicated_or_split(mini, monkeypatch):
+    monkeypatch.setitem(rmt.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
+    monkeypatch.setattr(rmt, "LOOP", 3)
+    one, two, split = (train(mesh, steps=2)[0] for mesh in ((1, 1), (2, 1), (1, 2)))
+    np.testing.assert_allclose([two, split], [one, one], rtol=1e-4)
 
 
 @pytest.mark.slow
