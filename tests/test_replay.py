@@ -14,7 +14,7 @@ from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
-from segret_jax.models import blocked_retention, rmt
+from segret_jax.models import blocked_retention
 from segret_jax.training import capture
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.sharding import MeshConfig, make_mesh, place, shard_batch
@@ -27,10 +27,6 @@ TABLE: ClassTable = class_table(CONFIG.data)
 
 @pytest.fixture
 def state(mini) -> TrainState:
-    return new()
-
-
-def new() -> TrainState:
     _, params, batch_stats = build(CONFIG.model, TABLE.num_classes, seed=0)
     optimizer = make_optimizer(CONFIG.optim, CONFIG.train.steps)
     return new_state(params, batch_stats, optimizer)
@@ -94,16 +90,6 @@ def test_the_layer_that_overflows_is_named(state, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count(". encoder/stage3/block0/ffn (forward): dot_general gives") == 2
     assert "segret_jax/models/rmt.py:" in printed
-
-
-def test_a_block_of_a_loop_is_named_by_its_place(mini, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(rmt.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
-    monkeypatch.setattr(rmt, "LOOP", 3)
-    ffn = ("encoder", "stages", 2, 1, "ffn")
-    huge = changed(new(), *ffn, "fc1", "kernel", factor=1e25)
-    huge = changed(huge, *ffn, "fc2", "kernel", factor=1e25)
-    assert replayed(tmp_path, huge, batch()) == 1
-    assert ". encoder/stage3/blocks[1]/ffn (forward): dot_general gives" in capsys.readouterr().out
 
 
 def test_a_fault_inside_the_blocks_of_retention_is_named(state, tmp_path, capsys, monkeypatch):

@@ -122,6 +122,6 @@ def _by_xla(receipt: dict[str, Any]) -> str:
     if receipt["bytes"] is None:
         return "; the compiler does not tell the bytes moved"
     return (
-        f"; by XLA, which counts loops once, {receipt['flops_by_xla'] / 1e12:.3f} TFLOP and "
+        f" ({receipt['flops_by_xla'] / 1e12:.3f} by XLA, loops counted once), "
         f"{receipt['bytes'] / 1e9:.2f} GB moved"
     )

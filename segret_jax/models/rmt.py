@@ -32,7 +32,7 @@ from segret_jax.models.layers import (
 )
 from segret_jax.models.retention import Retention
 
-LOOP = 16  # blocks of a stage, from which on training goes through them in a loop
+MIN_LOOP = 16  # blocks of a stage, from which on a loop is worth its stacking of parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,8 @@ class Downsample(nnx.Module):
 class Encoder(nnx.Module):
     """Map an image to the four stages' feature maps, at strides 4, 8, 16 and 32.
 
-    Drop path grows linearly from 0 at the first block to `drop_path` at the last.
+    Drop path grows linearly from 0 at the first block to `drop_path` at the last. With `loop`,
+    long stages go through their blocks in a loop: the same result from a smaller program.
     """
 
     def __init__(
@@ -248,6 +249,7 @@ class Encoder(nnx.Module):
         *,
         train: bool = False,
         keys: SampleKeys | None = None,
+        loop: bool = False,
     ) -> Sequence[Float[Array, "b h w c"]]:
         x = self.stem(image, train=train)
         maps = []
@@ -256,9 +258,9 @@ class Encoder(nnx.Module):
                 if i > 0:
                     x = self.downsamples[i - 1](x, train=train)
                 remat = jax.checkpoint if i + 1 in self.remat else lambda f: f
-                if train and len(blocks) >= LOOP:
+                if loop and len(blocks) >= MIN_LOOP:
                     with jax.named_scope("blocks"):
-                        x = _train_in_loop(blocks, x, keys, remat)
+                        x = _in_loop(blocks, x, train=train, keys=keys, remat=remat)
                 else:
                     for j, block in enumerate(blocks):
                         apply = functools.partial(block, train=train, keys=keys)
@@ -268,26 +270,28 @@ class Encoder(nnx.Module):
         return maps
 
 
-def _train_in_loop(
-    blocks: Sequence[Block], x: Float[Array, "b h w c"], keys: SampleKeys | None, remat: Callable
+def _in_loop(
+    blocks: Sequence[Block],
+    x: Float[Array, "b h w c"],
+    *,
+    train: bool,
+    keys: SampleKeys | None,
+    remat: Callable,
 ) -> Float[Array, "b h w c"]:
-    """Apply equal blocks one after another, as one program in a loop, compiled once.
-
-    Their parameters are stacked for it in every step. In training that is little beside what the
-    backward pass keeps; in evaluation it would cost more than it saves.
-    """
-    graph = nnx.graphdef(blocks[0])
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, blocks))
-    rates = jnp.array([block.drop_rate for block in blocks])
+    """Apply equal blocks one after another: one program, run for each with its parameters."""
+    graphs, states = zip(*(nnx.split(block, nnx.Param) for block in blocks), strict=True)
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    rates = [block.drop_rate for block in blocks]
+    keys = keys if any(rates) else None
+    draws = None if keys is None else keys.reserve(len(blocks), Block.draws)
 
     def apply(x: Array, block: Any) -> tuple[Array, None]:
         params, rate, draws = block
-        own_keys = keys.at(draws) if keys else None
-        model = nnx.merge(graph, params)
-        return model(x, train=True, keys=own_keys, drop_rate=rate), None
+        own_keys = None if keys is None else keys.at(draws)
+        model = nnx.merge(graphs[0], params)
+        return model(x, train=train, keys=own_keys, drop_rate=rate), None
 
-    draws = keys.reserve(len(blocks), Block.draws) if keys else None
-    return jax.lax.scan(remat(apply), x, (params, rates, draws))[0]
+    return jax.lax.scan(remat(apply), x, (params, jnp.array(rates), draws))[0]
 
 
 class Classifier(nnx.Module):

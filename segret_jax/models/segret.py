@@ -52,11 +52,12 @@ class SegRet(nnx.Module):
         *,
         train: bool = False,
         keys: SampleKeys | None = None,
+        loop: bool = False,
     ) -> Float[Array, "b h w k"]:
         """Return float32 logits; `train` uses and updates batch statistics.
 
-        `keys` are needed for training with drop path and dropout.
+        `keys` are needed for training with drop path and dropout. `loop`: see `Encoder`.
         """
         with jax.default_matmul_precision(self.matmul_precision):
-            maps = self.encoder(image, train=train, keys=keys)
+            maps = self.encoder(image, train=train, keys=keys, loop=loop)
             return self.decoder(maps, train=train, keys=keys)

@@ -130,8 +130,7 @@ class _Search:
         order = range(eqn.params["length"])
         for i in reversed(order) if eqn.params["reverse"] else order:
             step = [_Value(value.array[i], value.is_known) for value in sequences]
-            inside = place._replace(scope=place.scope and f"{place.scope}[{i}]")
-            results = self.run(eqn.params["jaxpr"], [*fixed, *carry, *step], inside)
+            results = self.run(eqn.params["jaxpr"], [*fixed, *carry, *step], place)
             carry = results[:carries]
             rows.append(results[carries:])
         rows = rows[::-1] if eqn.params["reverse"] else rows

@@ -45,7 +45,10 @@ def make_train_step(
     normalises each part by its own statistics and moves the running ones a times, and for OHEM,
     which chooses within each part.
     """
-    gradient_of_part = jax.value_and_grad(loss_function(graph, config, regularize), has_aux=True)
+    # The loop is measured on CPU alone: a shorter compilation, less memory, the same speed.
+    loop = mesh.devices.flat[0].platform == "cpu"
+    loss = loss_function(graph, config, regularize, loop=loop)
+    gradient_of_part = jax.value_and_grad(loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = lax.with_sharding_constraint(batch, batch_sharding(mesh, config.accumulate))
@@ -104,13 +107,18 @@ def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     }
 
 
-def loss_function(graph: nnx.GraphDef[SegRet], config: TrainConfig, regularize: bool) -> Callable:
-    """Return the loss of a part of a batch, with its accuracy and batch statistics."""
+def loss_function(
+    graph: nnx.GraphDef[SegRet], config: TrainConfig, regularize: bool, *, loop: bool = False
+) -> Callable:
+    """Return the loss of a part of a batch, with its accuracy and batch statistics.
+
+    `loop`: see `models.rmt.Encoder`.
+    """
 
     def loss_of(params: Any, batch_stats: Any, part: Batch, key: Array, pixels: Array) -> Any:
         model = nnx.merge(graph, params, batch_stats)
         keys = SampleKeys(key, part["index"]) if regularize else None
-        logits = model(part["image"], train=True, keys=keys)
+        logits = model(part["image"], train=True, keys=keys, loop=loop)
         with jax.named_scope("loss"):
             loss, accuracy = cross_entropy(
                 logits,

@@ -149,33 +149,32 @@ def test_token_head_adds_half_its_largest_logit(mini):
     np.testing.assert_allclose(with_tokens, without + 0.5 * scores.max(axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", [(), (3,)])
-def test_blocks_in_a_loop_give_what_they_give_in_turn(mini, monkeypatch, remat):
-    """Outputs and gradients, with the same draws for drop path; in training alone."""
+@pytest.mark.parametrize("options", [{}, {"remat": (3,)}, {"drop_path": 0.0}])
+def test_blocks_in_a_loop_give_what_they_give_in_turn(mini, monkeypatch, options):
+    """Outputs and gradients, with the same draws for drop path and for the decoder's dropout."""
     monkeypatch.setitem(rmt.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
-    model = model_of(drop_path=0.5, remat=remat)
+    monkeypatch.setattr(rmt, "MIN_LOOP", 3)
+    model = model_of(**{"drop_path": 0.5} | options)
     randomize(model)
     graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, batch_stats = map(nnx.to_pure_dict, states)
 
-    def of_loops(from_blocks: int, *, train: bool = True) -> tuple[int, Any]:
-        monkeypatch.setattr(rmt, "LOOP", from_blocks)
-
+    def run_with(*, loop: bool, seed: int = 0) -> tuple[bool, Any]:
         def loss(params: Any, batch_stats: Any) -> jax.Array:
-            keys = SampleKeys(jax.random.key(0), jnp.arange(2))
             model = nnx.merge(graph, params, batch_stats)
-            return jnp.sum(jnp.sin(model(IMAGE, train=train, keys=keys)))
+            keys = SampleKeys(jax.random.key(seed), jnp.arange(2))
+            return jnp.sum(jnp.sin(model(IMAGE, train=True, keys=keys, loop=loop)))
 
         traced = jax.jit(jax.value_and_grad(loss)).trace(params, batch_stats)
-        return str(traced.jaxpr).count("length=3"), traced.lower().compile()(params, batch_stats)
+        found = traced.lower().compile()(params, batch_stats)
+        return "length=3" in str(traced.jaxpr), found
 
-    loops, found = of_loops(3)
-    no_loops, expected = of_loops(4)
-    assert (loops > 0, no_loops, of_loops(3, train=False)[0]) == (True, 0, 0)
+    (has_loop, found), (has_none, expected) = run_with(loop=True), run_with(loop=False)
+    assert (has_loop, has_none) == (True, False)
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[1]))
     for leaf, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-6 * scale)
-    assert float(of_loops(3, train=False)[1][0]) != pytest.approx(float(found[0]))  # keys matter
+    assert float(run_with(loop=True, seed=1)[1][0]) != pytest.approx(float(found[0]))
 
 
 def drop_rates(encoder: Encoder) -> list[float]:
