@@ -18,7 +18,7 @@ from segret_jax.models.retention import decomposed_retention, whole_retention
 from segret_jax.models.rmt import VARIANTS
 from segret_jax.training.pixel_loss import weighted_loss
 
-ROUNDS = 5
+ROUNDS = 12
 Pair = tuple[Callable[[], Any], Callable[[], Any]]  # fast, plain
 
 
