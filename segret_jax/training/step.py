@@ -46,8 +46,7 @@ def make_train_step(
     which chooses within each part.
     """
     # The loop is measured on CPU alone: a shorter compilation, less memory, the same speed.
-    loop = mesh.devices.flat[0].platform == "cpu"
-    loss = loss_function(graph, config, regularize, loop=loop)
+    loss = loss_function(graph, config, regularize, loop=_on_cpu(mesh))
     gradient_of_part = jax.value_and_grad(loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -99,12 +98,16 @@ def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     can, so that what the backward pass makes again would lie there from the forward pass on. And to
     analyse more closely what overwrites what, or it copies the whole state before it is updated.
     """
-    if mesh.devices.flat[0].platform != "cpu":
+    if not _on_cpu(mesh):
         return {}
     return {
         "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
         "xla_cpu_copy_insertion_use_region_analysis": True,
     }
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def loss_function(
