@@ -4,9 +4,11 @@
     python -m benchmarks.against FOLDER_OF_THE_ORIGINAL --variant tiny …
 
 The folder is a checkout of the original's sources, which benchmarks/peers/original.py runs. A file
-has a function `make(variant, mode, batch, height, width)`, mode forward or train, which
-returns what to call for one run to its end; it is imported in an environment that has what it needs
-beside this project. A turn is two runs, of which the second is timed.
+has a function `make(variant, mode, batch, height, width, dtype=…, compiled=…)`, mode forward or
+train, which returns what to call for one run to its end; it is imported in an environment that has
+what it needs beside this project. A turn is two runs, of which the second is timed.
+
+On a GPU, which both use, say XLA_PYTHON_CLIENT_PREALLOCATE=false, so that ours leaves room.
 
 Ours starts from a warm compilation cache, so that its peak of memory, as the other's, is that of
 running; compilation is measured by benchmarks.model. Memory is the host's.
@@ -45,6 +47,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--mode", default="forward", choices=("forward", "train"))
     parser.add_argument("--size", default="512x512", help="HEIGHTxWIDTH")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--compiled", action="store_true", help="the other by torch.compile")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--serve", help=argparse.SUPPRESS)  # a cache's folder: be one of the two
     args = parser.parse_args(argv)
@@ -68,7 +72,8 @@ def compare(args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
     return {
         "against": "original" if Path(args.file).is_dir() else Path(args.file).stem,
         "variant": args.variant, "mode": args.mode,
-        "size": args.size, "batch": args.batch, "rounds": args.rounds,
+        "size": args.size, "batch": args.batch, "dtype": args.dtype, "compiled": args.compiled,
+        "rounds": args.rounds,
         "seconds": medians.round(4).tolist(), "times_as_fast": round(medians[1] / medians[0], 2),
         "seconds_min": times.min(0).round(4).tolist(),
         "seconds_max": times.max(0).round(4).tolist(),
@@ -111,7 +116,8 @@ class _Server:
 def serve(args: argparse.Namespace) -> None:
     """Run, or end, as asked on the standard input, and answer with seconds, or bytes."""
     h, w = map(int, args.size.split("x"))
-    run = make(args.file, args.serve)(args.variant, args.mode, args.batch, h, w)
+    settings = {"dtype": args.dtype, "compiled": args.compiled}
+    run = make(args.file, args.serve)(args.variant, args.mode, args.batch, h, w, **settings)
     for line in sys.stdin:
         if line == "end\n":
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
@@ -138,13 +144,16 @@ def make(file: str, cache: str) -> Callable[..., Callable[[], None]]:
     return runpy.run_path(file)["make"]
 
 
-def _make_ours(variant: str, mode: str, batch: int, h: int, w: int) -> Callable[[], None]:
+def _make_ours(
+    variant: str, mode: str, batch: int, h: int, w: int, *, dtype: str, compiled: bool
+) -> Callable[[], None]:
     import jax
 
     from benchmarks.model import forward_case, train_case
 
     case = {"forward": forward_case, "train": train_case}[mode]
-    run = case(ModelConfig(variant=variant), (batch, h, w, 3)).run
+    del compiled  # always is
+    run = case(ModelConfig(variant=variant, dtype=dtype), (batch, h, w, 3)).run
     return lambda: jax.block_until_ready(run())
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -113,7 +114,7 @@ class Case:
 
 def forward_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
     graph, params, batch_stats = build(config, NUM_CLASSES, seed=0)
-    image = np.random.default_rng(0).standard_normal(shape, np.float32)
+    image = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
     function = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x))
     compiled, seconds = _timed(lambda: function.lower(params, batch_stats, image).compile())
     return Case(lambda: compiled(params, batch_stats, image), seconds, compiled)
@@ -136,9 +137,9 @@ def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
     state = new_state(params, batch_stats, optimizer)
     rng = np.random.default_rng(0)
     batch = {
-        "image": rng.standard_normal(shape, np.float32),
-        "label": rng.integers(0, NUM_CLASSES, shape[:3], np.uint8),
-        "index": np.arange(shape[0], dtype=np.int32),
+        "image": jnp.asarray(rng.standard_normal(shape, np.float32)),
+        "label": jnp.asarray(rng.integers(0, NUM_CLASSES, shape[:3], np.uint8)),
+        "index": jnp.arange(shape[0], dtype=jnp.int32),
     }
     step = make_train_step(graph, optimizer, TrainConfig(), data_mesh())
     compiled, seconds = _timed(lambda: compile_ahead(step, state, batch))

@@ -27,29 +27,57 @@ VARIANTS = {
 
 
 def make(
-    sources: Path, variant: str, mode: str, batch: int, height: int, width: int
+    sources: Path,
+    variant: str,
+    mode: str,
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    dtype: str = "float32",
+    compiled: bool = False,
 ) -> Callable[[], None]:
-    """Return one forward pass to the logits, or one training step with AdamW."""
+    """Return one forward pass to the logits, or one training step with AdamW.
+
+    On a GPU if there is one; bfloat16 is autocast, `compiled` is torch.compile.
+    """
     torch.manual_seed(0)
-    model = build(sources, variant)
-    image = torch.randn(batch, 3, height, width)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build(sources, variant).to(device)
+    image = torch.randn(batch, 3, height, width, device=device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
     if mode == "forward":
         model.eval()
+        infer = torch.compile(model) if compiled else model
 
         def forward() -> None:
-            with torch.inference_mode():
-                model(image)
+            with torch.inference_mode(), autocast:
+                infer(image)
+            wait()
 
         return forward
-    label = torch.randint(0, NUM_CLASSES, (batch, height, width))
+    label = torch.randint(0, NUM_CLASSES, (batch, height, width), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
     model.train()
 
+    def loss_of(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        logits = functional.interpolate(model(image), (height, width), mode="bilinear")
+        return functional.cross_entropy(logits, label, ignore_index=255)
+
+    loss = torch.compile(loss_of) if compiled else loss_of
+
     def step() -> None:
         optimizer.zero_grad()
-        logits = functional.interpolate(model(image), (height, width), mode="bilinear")
-        functional.cross_entropy(logits, label, ignore_index=255).backward()
+        with autocast:
+            total = loss(image, label)
+        total.backward()
         optimizer.step()
+        wait()
 
     return step
 
