@@ -1,9 +1,11 @@
 """The two forms of `models.retention`, computed by blocks whose scores are used up at once.
 
 A block is of several lines, or of several queries of one, with a bounded number of scores: on CPU
-so few that they stay in the cache, on a TPU those that `models.retention_kernel` keeps on the chip.
-None are kept for the backward pass, which makes them again from q, k and one number per query, L,
-the logarithm of the softmax's denominator (as in FlashAttention; Dao et al., 2022, arXiv
+so few that they stay in the cache, on a TPU those that `models.retention_tpu` keeps on the chip. On
+an NVIDIA GPU `models.retention_gpu` does the same without laying images out by line.
+
+No scores are kept for the backward pass, which makes them again from q, k and one number per query,
+L, the logarithm of the softmax's denominator (as in FlashAttention; Dao et al., 2022, arXiv
 2205.14135). With scores s, softmax p and weights w:
 
     p = exp(s − L),  dV = wᵀ dO,  ds = w ∘ (dO Vᵀ) − p·(dO · O),  dQ = ds K,  dK = dsᵀ Q
@@ -28,9 +30,10 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from segret_jax.models import retention_gpu
 from segret_jax.models.decay import Decay, LogDecay
 from segret_jax.models.layers import accumulator
-from segret_jax.models.retention_kernel import Arrays, by_kernel, fits
+from segret_jax.models.retention_tpu import Arrays, by_kernel, fits
 
 CACHED_SCORES = 2**20  # of a block on CPU, of all images: 4 MB
 
@@ -48,11 +51,11 @@ def blocked_retention(
     """Return `decomposed_retention` or `whole_retention`, by blocks.
 
     A block has at most `max_scores` scores of each image, or those of one query. On CPU it is
-    smaller, so that it stays in the cache; on a TPU the kernel, where it fits, chooses. Scores and
-    softmax are float32 (float64 for float64), whatever the dtype of q, k and v.
+    smaller, so that it stays in the cache; on GPU and TPU the kernels, where they fit, choose.
+    Scores and softmax are float32 (float64 for float64), whatever the dtype of q, k and v.
 
-    On several TPUs the caller says how the images are split, as XLA cannot split a kernel: by
-    `jax.shard_map`, or by a mesh in context (`jax.set_mesh`), over all of whose axes they are.
+    On several GPUs or TPUs the caller says how the images are split, as XLA cannot split a kernel:
+    by `jax.shard_map`, or by a mesh in context (`jax.set_mesh`), over all of whose axes they are.
     """
     # The backward pass is traced after the caller's precision context has ended: take it along.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
@@ -95,6 +98,14 @@ class _Lines:
     def log_decays(self, num_lines: int) -> Float[Array, " g"]:
         return jnp.tile(jnp.asarray(self.log_decay), num_lines // len(self.log_decay))
 
+    def exact(self, dtype: jnp.dtype) -> bool:
+        """Tell whether a kernel's products are to be of full precision.
+
+        Kernels have no "high", and for bfloat16, whose products are exact, no "highest" either.
+        """
+        names = ("high", "highest", "tensorfloat32", "float32")
+        return self.precision in names and dtype == jnp.float32
+
     def product(self, letters: str, x: Array, y: Array) -> Array:
         dtype = accumulator(x.dtype)
         return jnp.einsum(letters, x, y, precision=self.precision, preferred_element_type=dtype)
@@ -123,10 +134,30 @@ def _attend(q: Array, k: Array, v: Array, lines: _Lines) -> Array:
 
 
 def _forward(q: Array, k: Array, v: Array, lines: _Lines) -> tuple[Array, Any]:
-    q_lines, k_lines, v_lines = (lines.of_image(t) for t in (q, k, v))
-    (out, log_total), _ = _by_blocks(_forward_of_block, lines, (q_lines,), (k_lines, v_lines))
-    out = lines.to_image(out)
+    def by_blocks(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        q, k, v = (lines.of_image(t) for t in (q, k, v))
+        (out, log_total), _ = _by_blocks(_forward_of_block, lines, (q,), (k, v))
+        return lines.to_image(out), log_total
+
+    if retention_gpu.fits(q, lines.decay):
+        on_gpu = functools.partial(_forward_on_gpu, lines)
+        out, log_total = lax.platform_dependent(q, k, v, cuda=on_gpu, default=by_blocks)
+    else:
+        out, log_total = by_blocks(q, k, v)
     return out, (q, k, v, out, log_total)
+
+
+# As _by_blocks, below.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _forward_on_gpu(lines: _Lines, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    def forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        out, log_total = retention_gpu.forward(
+            q, k, v, lines.log_decay, along=lines.along, exact=lines.exact(q.dtype)
+        )
+        return out, log_total.reshape(-1, *log_total.shape[-2:], 1)
+
+    image, line = _by_image(0), _by_image(1)
+    return _on_each_device(forward, (image,) * 3, (image, line))(q, k, v)
 
 
 def _forward_of_block(
@@ -145,15 +176,37 @@ def _forward_of_block(
 
 def _backward(lines: _Lines, saved: Any, out_grad: Array) -> tuple[Array, Array, Array]:
     # The barrier keeps XLA from saving the forward pass's lines instead of making them again.
-    *images, log_total = lax.optimization_barrier(saved)
-    q, k, v, out, out_grad = (lines.of_image(t) for t in (*images, out_grad))
-    queries = (q, out, out_grad, log_total)
-    (q_grad,), (k_grad, v_grad) = _by_blocks(_backward_of_block, lines, queries, (k, v))
-    return (
-        lines.to_image(q_grad.astype(q.dtype)),
-        lines.to_image(k_grad.astype(k.dtype)),
-        lines.to_image(v_grad.astype(v.dtype)),
-    )
+    saved = lax.optimization_barrier(saved)
+
+    def by_blocks(*saved: Array) -> tuple[Array, Array, Array]:
+        *images, log_total, out_grad = saved
+        q, k, v, out, out_grad = (lines.of_image(t) for t in (*images, out_grad))
+        queries = (q, out, out_grad, log_total)
+        (q_grad,), (k_grad, v_grad) = _by_blocks(_backward_of_block, lines, queries, (k, v))
+        return (
+            lines.to_image(q_grad.astype(q.dtype)),
+            lines.to_image(k_grad.astype(k.dtype)),
+            lines.to_image(v_grad.astype(v.dtype)),
+        )
+
+    if retention_gpu.fits(saved[0], lines.decay):
+        on_gpu = functools.partial(_backward_on_gpu, lines)
+        return lax.platform_dependent(*saved, out_grad, cuda=on_gpu, default=by_blocks)
+    return by_blocks(*saved, out_grad)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _backward_on_gpu(lines: _Lines, *saved: Array) -> tuple[Array, Array, Array]:
+    def backward(*saved: Array) -> tuple[Array, Array, Array]:
+        q, k, v, out, log_total, out_grad = saved
+        _, b, length, _ = log_total.shape
+        return retention_gpu.backward(
+            q, k, v, out, log_total.reshape(-1, q.shape[3], b, length), out_grad,
+            lines.log_decay, along=lines.along, exact=lines.exact(q.dtype),
+        )  # fmt: skip
+
+    image, line = _by_image(0), _by_image(1)
+    return _on_each_device(backward, (*[image] * 4, line, image), (image,) * 3)(*saved)
 
 
 def _backward_of_block(
@@ -186,7 +239,7 @@ def _by_blocks(
     keys: parts of a sum over blocks.
     """
     num_lines, b, length, _ = queries[0].shape
-    log_decay = lines.log_decays(num_lines)
+    log_decay = lines.log_decays(num_lines).astype(accumulator(queries[0].dtype))
 
     def at_most(scores: int, queries: Arrays, keys: Arrays) -> Any:
         def of_line(line: tuple[Any, Any, Array]) -> Any:
@@ -200,24 +253,34 @@ def _by_blocks(
         return lax.map(of_line, (queries, keys, log_decay), batch_size=max(1, lines_at_once))
 
     def on_tpu(queries: Arrays, keys: Arrays) -> Any:
-        # Kernels have no "high", and for bfloat16, whose products are exact, no "highest" either.
-        is_exact = lines.precision in ("high", "highest", "tensorfloat32", "float32")
-        is_exact &= queries[0].dtype == jnp.float32
-        known = dataclasses.replace(lines, precision="highest" if is_exact else "default")
+        precision = "highest" if lines.exact(queries[0].dtype) else "default"
+        known = dataclasses.replace(lines, precision=precision)
         kernel = functools.partial(by_kernel, functools.partial(of_block, known))
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.are_all_axes_auto and not mesh.empty:
-            images = PartitionSpec(None, mesh.axis_names)
-            kernel = jax.shard_map(
-                kernel, in_specs=(images, images, PartitionSpec()), out_specs=images,
-                check_vma=False,  # a kernel does not declare over which axes its results vary
-            )  # fmt: skip
-        return kernel(queries, keys, log_decay)
+        line = _by_image(1)
+        run = _on_each_device(kernel, (line, line, PartitionSpec()), line)
+        return run(queries, keys, log_decay)
 
     cpu = functools.partial(at_most, min(lines.max_scores, CACHED_SCORES // b))
     others = functools.partial(at_most, lines.max_scores)
     tpu = on_tpu if fits(queries, keys) else others
     return lax.platform_dependent(queries, keys, cpu=cpu, tpu=tpu, default=others)
+
+
+def _on_each_device(kernel: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """Run a kernel, which XLA cannot split, on each device of a mesh in context with its images."""
+    if not _split_axes():
+        return kernel
+    # A kernel does not declare over which axes its results vary.
+    return jax.shard_map(kernel, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _by_image(axis: int) -> PartitionSpec:
+    return PartitionSpec(*[None] * axis, _split_axes())
+
+
+def _split_axes() -> tuple[str, ...]:
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.axis_names if mesh.are_all_axes_auto and not mesh.empty else ()
 
 
 def _by_queries(of_block: Callable, queries: Any, keys: Any, log_decay: Array, at_once: int) -> Any:

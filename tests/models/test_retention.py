@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 
 from segret_jax.models import blocked_retention as module
-from segret_jax.models import retention_kernel
+from segret_jax.models import retention_gpu, retention_tpu
 from segret_jax.models.blocked_retention import blocked_retention
 from segret_jax.models.decay import Decay, head_log_decay
 from segret_jax.models.retention import decomposed_retention, rotate, whole_retention
@@ -148,14 +148,14 @@ def kernel(retraced: None, monkeypatch: pytest.MonkeyPatch) -> None:
         return tpu(*args)
 
     def interpreted(*args: Any, **settings: Any) -> Any:
-        return retention_kernel.by_kernel(*args, **settings, interpret=True)
+        return retention_tpu.by_kernel(*args, **settings, interpret=True)
 
     platforms = types.SimpleNamespace(**vars(lax) | {"platform_dependent": choose})
     monkeypatch.setattr(module, "lax", platforms)
     monkeypatch.setattr(module, "by_kernel", interpreted)
-    monkeypatch.setattr(retention_kernel, "LANES", 8)
+    monkeypatch.setattr(retention_tpu, "LANES", 8)
     monkeypatch.setattr(module, "fits", lambda queries, keys: True)  # float64, too
-    monkeypatch.setattr(retention_kernel, "MAX_SCORES", 2 * 8 * 99)
+    monkeypatch.setattr(retention_tpu, "MAX_SCORES", 2 * 8 * 99)
 
 
 @pytest.mark.parametrize("size", [SIZE, (8, 2), (1, 1), (13, 1)])
@@ -236,7 +236,8 @@ def equations(jaxpr: Any, platform: str | None = None) -> Iterator[Any]:
         yield equation
         inner = list(equation.params.values())
         if (ways := equation.params.get("branches_platforms")) is not None:
-            inner = [equation.params["branches"][ways.index(platform and (platform,))]]
+            way = (platform,) if (platform,) in ways else None
+            inner = [equation.params["branches"][ways.index(way)]]
         elif equation.primitive.name == "pallas_call":
             continue
         for value in jax.tree.leaves(inner, is_leaf=is_jaxpr):
@@ -296,7 +297,7 @@ def kernels_on_a_tpu(*args: jax.Array, precision: str = "default") -> list[Any]:
 
 
 def test_lines_too_long_for_the_chip_s_memory_are_left_to_xla(monkeypatch, retraced):
-    monkeypatch.setattr(retention_kernel, "MAX_KEYS", 6 * 5 * 7)
+    monkeypatch.setattr(retention_tpu, "MAX_KEYS", 6 * 5 * 7)
     assert len(kernels_on_a_tpu(*qkv(5, 7))) == 2
     assert len(kernels_on_a_tpu(*qkv(6, 7))) == 1  # the forward pass, with fewer arrays
     assert not kernels_on_a_tpu(*qkv(9, 11))
@@ -334,6 +335,81 @@ def test_on_several_devices_each_runs_the_kernel_on_its_own_images(kernel):
     jaxpr = jax.make_jaxpr(lambda *args: value_and_grads(over_devices, *args))(*args).jaxpr
     sharded = [e for e in equations(jaxpr) if e.primitive.name == "shard_map"]
     assert len(sharded) == 2
+
+
+@pytest.fixture
+def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the kernels for GPUs compute all, interpreted."""
+
+    def choose(*args: Any, cuda: Any, **others: Any) -> Any:
+        return cuda(*args)
+
+    def forget() -> None:
+        module._forward_on_gpu.clear_cache()
+        module._backward_on_gpu.clear_cache()
+
+    platforms = types.SimpleNamespace(**vars(lax) | {"platform_dependent": choose})
+    monkeypatch.setattr(module, "lax", platforms)
+    interpreted = types.SimpleNamespace(
+        fits=retention_gpu.fits,
+        forward=functools.partial(retention_gpu.forward, interpret=True),
+        backward=functools.partial(retention_gpu.backward, interpret=True),
+    )
+    monkeypatch.setattr(module, "retention_gpu", interpreted)
+    forget()
+    yield
+    forget()
+
+
+# One block for a line or several, the last one full or not.
+@pytest.mark.parametrize("size", [SIZE, (12, 16), (1, 130), (1, 1), (13, 1), (2, 64)])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_gpu_kernels_equal_plain_with_their_gradients(form, size, gpu_kernels):
+    args = qkv(*size, width=16)
+    found = value_and_grads(BLOCKED[form], *args)
+    for ours, plain in zip(found, value_and_grads(form, *args), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=5e-6 * np.abs(plain).max())
+
+
+def test_the_gpu_kernels_in_bfloat16_are_near_float32(gpu_kernels):
+    args = [t.astype(jnp.bfloat16) for t in qkv(12, 16, width=16)]
+    exact = value_and_grads(whole_retention, *(t.astype(jnp.float32) for t in args))
+    for ours, plain in zip(value_and_grads(BLOCKED[whole_retention], *args), exact, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        assert np.abs(ours.astype(jnp.float32) - plain).max() < 0.015 * np.abs(plain).max()
+
+
+def test_on_several_gpus_each_runs_the_kernels_on_its_own_images(gpu_kernels):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    images = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    args = qkv(3, 5, width=16)
+
+    def over_devices(*args: jax.Array, **settings: Any) -> jax.Array:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return BLOCKED[decomposed_retention](*args, **settings)
+
+    found = value_and_grads(over_devices, *jax.device_put(args, images))
+    for ours, plain in zip(found, value_and_grads(decomposed_retention, *args), strict=True):
+        assert ours.sharding.is_equivalent_to(images, ours.ndim)
+        np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, 4), ({"dtype": "float64"}, 0), ({"width": 4}, 0), ({"decay": Decay.POST_SOFTMAX}, 0)],
+)
+def test_gpus_use_the_kernels_for_the_released_models(settings, expected):
+    decay = settings.get("decay", Decay.ADDITIVE)
+    with jax.enable_x64(True):
+        args = qkv(5, 7, width=settings.get("width", 16))
+        args = [t.astype(settings.get("dtype", "float32")) for t in args]
+
+        def total(*args: jax.Array) -> jax.Array:
+            return BLOCKED[decomposed_retention](*args, LOG_DECAY, decay=decay).sum()
+
+        jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(*args).jaxpr
+    kernels = [e for e in equations(jaxpr, "cuda") if e.primitive.name == "pallas_call"]
+    assert len(kernels) == expected  # forward and backward, of rows and of columns
 
 
 @pytest.mark.parametrize("form", ALL)
