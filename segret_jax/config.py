@@ -29,7 +29,7 @@ class ModelConfig:
     token_head: bool = False  # of a classifier: it was trained with token labels
     decay: str = "additive"  # additive (released code) | post_softmax (the paper's wording)
     drop_path: float = -1.0  # of the last block; negative: the variant's own
-    max_scores: int = 2**25  # of one image in a block of retention on a GPU; others choose
+    max_scores: int = 2**25  # of one image in a block of retention; GPU and TPU kernels choose
     remat: tuple[int, ...] = ()  # stages 1 to 4 computed twice in training: less memory
     dtype: str = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
     matmul_precision: str = "default"  # default | high | highest; highest for parity on GPU, TPU

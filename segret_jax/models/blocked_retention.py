@@ -55,7 +55,8 @@ def blocked_retention(
     Scores and softmax are float32 (float64 for float64), whatever the dtype of q, k and v.
 
     On several GPUs or TPUs the caller says how the images are split, as XLA cannot split a kernel:
-    by `jax.shard_map`, or by a mesh in context (`jax.set_mesh`), over all of whose axes they are.
+    by `jax.shard_map`, or by a mesh in context (`jax.set_mesh`), over all of whose axes they are,
+    in equal numbers.
     """
     # The backward pass is traced after the caller's precision context has ended: take it along.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
@@ -139,7 +140,7 @@ def _forward(q: Array, k: Array, v: Array, lines: _Lines) -> tuple[Array, Any]:
         (out, log_total), _ = _by_blocks(_forward_of_block, lines, (q,), (k, v))
         return lines.to_image(out), log_total
 
-    if retention_gpu.fits(q, lines.decay):
+    if retention_gpu.fits(q, k, v, lines.decay):
         on_gpu = functools.partial(_forward_on_gpu, lines)
         out, log_total = lax.platform_dependent(q, k, v, cuda=on_gpu, default=by_blocks)
     else:
@@ -189,7 +190,7 @@ def _backward(lines: _Lines, saved: Any, out_grad: Array) -> tuple[Array, Array,
             lines.to_image(v_grad.astype(v.dtype)),
         )
 
-    if retention_gpu.fits(saved[0], lines.decay):
+    if retention_gpu.fits(saved[0], saved[1], saved[2], lines.decay):
         on_gpu = functools.partial(_backward_on_gpu, lines)
         return lax.platform_dependent(*saved, out_grad, cuda=on_gpu, default=by_blocks)
     return by_blocks(*saved, out_grad)

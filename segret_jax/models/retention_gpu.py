@@ -5,8 +5,8 @@ goes through the line's keys (or queries) block by block, as FlashAttention-2 do
 2307.08691). It reads q, k and v where they lie, so nothing is laid out by line before.
 
 Scores and logarithms are to the base 2 inside, as the chip computes powers of 2; the logarithm of
-the softmax's denominator is stored to the base e. Letters as in `models.blocked_retention`, and a
-for the lines of an image: its rows, its columns, or one.
+the softmax's denominator is stored to the base e. The chip is an A100, RTX 30 or later. Letters as
+in `models.blocked_retention`, and a for the lines of an image: its rows, its columns, or one.
 """
 
 import dataclasses
@@ -38,9 +38,13 @@ class _Blocks:
     stages: int = 2
 
 
-def fits(q: Float[Array, "b h w n d"], decay: Decay) -> bool:
-    """Tell whether the kernels can do it: with the decay of the released code, not in float64."""
-    return decay is Decay.ADDITIVE and q.shape[-1] in WIDTHS and q.dtype != jnp.float64
+def fits(q: Array, k: Array, v: Array, decay: Decay) -> bool:
+    """Tell whether the kernels can do it.
+
+    That is with the decay of the released code, all of one dtype, and not in float64.
+    """
+    is_of_one_dtype = q.dtype == k.dtype == v.dtype != jnp.float64
+    return decay is Decay.ADDITIVE and q.shape[-1] in WIDTHS and is_of_one_dtype
 
 
 def forward(
@@ -156,7 +160,12 @@ class _Run:
         log_decay = jnp.asarray(self.log_decay, jnp.float32) * LOG2_E
         return pl.pallas_call(
             of_block,
-            grid=(self.heads, self.lines, num_blocks, self.images),  # neighbours share memory
+            grid=(
+                self.heads,
+                self.lines,
+                num_blocks,
+                self.images,
+            ),  # heads first: they lie side by side
             out_shape=results,
             compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
             interpret=self.interpret,
@@ -206,8 +215,9 @@ class _Line:
         return {"mask": inside.reshape(-1, *[1] * (ndim - 1)), **other}
 
     def product(self, a: Array, b: Array, **transposed: bool) -> Array:
-        is_exact = self.run.exact and not self.run.interpret  # which is float32 throughout
-        precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if is_exact else None
+        precision: Any = lax.Precision.DEFAULT  # not that of a context, which may have ended
+        if self.run.exact and not self.run.interpret:  # on CPU they are exact anyway
+            precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
         return triton.dot(a, b, precision=precision, **transposed)
 
     def scores(self, q: Array, k: Array, q_start: Any, k_start: Any) -> Float[Array, "q k"]:

@@ -371,8 +371,9 @@ def test_the_gpu_kernels_equal_plain_with_their_gradients(form, size, gpu_kernel
         np.testing.assert_allclose(ours, plain, rtol=0, atol=5e-6 * np.abs(plain).max())
 
 
-def test_the_gpu_kernels_in_bfloat16_are_near_float32(gpu_kernels):
-    args = [t.astype(jnp.bfloat16) for t in qkv(12, 16, width=16)]
+@pytest.mark.parametrize("size", [SIZE, (12, 16)])
+def test_the_gpu_kernels_in_bfloat16_are_near_float32(size, gpu_kernels):
+    args = [t.astype(jnp.bfloat16) for t in qkv(*size, width=16)]
     exact = value_and_grads(whole_retention, *(t.astype(jnp.float32) for t in args))
     for ours, plain in zip(value_and_grads(BLOCKED[whole_retention], *args), exact, strict=True):
         assert ours.dtype == jnp.bfloat16
@@ -392,6 +393,56 @@ def test_on_several_gpus_each_runs_the_kernels_on_its_own_images(gpu_kernels):
     for ours, plain in zip(found, value_and_grads(decomposed_retention, *args), strict=True):
         assert ours.sharding.is_equivalent_to(images, ours.ndim)
         np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
+    jaxpr = jax.make_jaxpr(lambda *args: value_and_grads(over_devices, *args))(*args).jaxpr
+    assert len([e for e in equations(jaxpr) if e.primitive.name == "shard_map"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "expected"),
+    [
+        ("high", "float32", lax.DotAlgorithmPreset.TF32_TF32_F32_X3),
+        ("highest", "float32", lax.DotAlgorithmPreset.TF32_TF32_F32_X3),
+        ("default", "float32", (lax.Precision.DEFAULT,) * 2),
+        ("highest", "bfloat16", (lax.Precision.DEFAULT,) * 2),
+    ],
+)  # fmt: skip
+def test_the_gpu_kernels_products_have_the_precision_asked_for(asked, dtype, expected):
+    args = [t.astype(dtype) for t in qkv(12, 16, width=16)]
+
+    def total(*args: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision(asked):
+            return BLOCKED[whole_retention](*args, LOG_DECAY).astype(jnp.float32).sum()
+
+    with jax.default_matmul_precision(None):
+        jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(*args).jaxpr
+    kernels = [e for e in equations(jaxpr, "cuda") if e.primitive.name == "pallas_call"]
+    inner = [e for kernel in kernels for e in equations(kernel.params["jaxpr"])]
+    products = [e.params["precision"] for e in inner if e.primitive.name == "dot_general"]
+    assert len(products) == 9  # 2 forward, 4 for keys, 3 for queries
+    assert set(products) == {expected}
+
+
+def test_a_rotated_query_of_another_dtype_than_the_values_goes_by_blocks():
+    q, k, v = qkv(5, 7, width=16)
+    v = v.astype(jnp.bfloat16)
+    for ours in value_and_grads(BLOCKED[whole_retention], q, k, v):
+        assert np.isfinite(ours.astype(jnp.float32)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_gpu_kernels_lower_to_triton(form, dtype):
+    args = [t.astype(dtype) for t in qkv(12, 16, width=16)]
+
+    def total(*args: jax.Array) -> jax.Array:
+        return BLOCKED[form](*args, LOG_DECAY).astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(*args)
+    try:
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    except RuntimeError as error:  # jax 0.11 asks for a GPU
+        pytest.skip(str(error))
+    assert text.count("triton") >= 3
 
 
 @pytest.mark.parametrize(
