@@ -160,12 +160,8 @@ class _Run:
         log_decay = jnp.asarray(self.log_decay, jnp.float32) * LOG2_E
         return pl.pallas_call(
             of_block,
-            grid=(
-                self.heads,
-                self.lines,
-                num_blocks,
-                self.images,
-            ),  # heads first: they lie side by side
+            # Heads vary fastest: they lie side by side in memory.
+            grid=(self.heads, self.lines, num_blocks, self.images),
             out_shape=results,
             compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
             interpret=self.interpret,
