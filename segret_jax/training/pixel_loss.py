@@ -1,11 +1,15 @@
 """Cross-entropy of logits against labels several times their size, without the resized logits.
 
 Those would be the largest array of training: 16 images of 512x512 and 150 classes take 2.5 GB, and
-several such arrays are needed at once. Here they are made for a block of label rows at a time. As
-the loss is a scalar, its gradient is known but for a factor: it is computed in the same pass, and
-nothing needs to be kept, or made again, for the backward one.
+several such arrays are needed at once. Here they are made for some rows at a time. As the loss is a
+scalar, its gradient is known but for a factor: it is computed in the same pass, and nothing needs
+to be kept, or made again, for the backward one.
 
-Shapes: b batch, h w logits, k classes, H W labels.
+The image is divided into cells. A cell lies between four neighbouring logits, or beside the outer
+ones, and has a slot for each label pixel in it. Labels are usually four times as large as logits,
+and then a slot lies at the same place of every cell: resizing is a few sums of shifted arrays.
+
+Shapes: b batch, h w logits, k classes, H W labels; i j cells (h+1, w+1), s t their slots.
 """
 
 import functools
@@ -15,12 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from segret_jax.data.class_table import IGNORE
-from segret_jax.evaluation.rescale import bilinear_taps
 
-BLOCK_SIZE = 2**19  # resized logits of one image in a block
+BLOCK_SIZE = 2**20  # resized logits of one image at a time
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -40,26 +43,28 @@ def weighted_loss(
 def _with_gradient(
     logits: Array, label: Array, weight: Array, block_size: int
 ) -> tuple[tuple[Array, Array], Array]:
-    columns = _resize_matrix(label.shape[2], logits.shape[2])
+    cells = _Cells(logits.shape, label.shape, block_size)
+    padded = cells.pad(logits)
 
-    def add(carry: tuple[Array, Array, Array], block: _Block) -> tuple[Any, None]:
+    def add(carry: tuple[Array, Array, Array], block: Any) -> tuple[Any, None]:
         loss, correct, gradient = carry
-        rows = lax.dynamic_slice_in_dim(logits, block.start, block.matrix.shape[1], axis=1)
-        resized, transpose = jax.vjp(lambda x: _resize(x, block.matrix, columns), rows)
-        of_pixel, is_correct, slope = _cross_entropy(resized, block.label)
-        counts = block.weight != 0  # and what is left out may even be infinite
-        loss += jnp.sum(jnp.where(counts, block.weight * of_pixel, 0), (1, 2))
-        correct += jnp.sum(is_correct, (1, 2), dtype=jnp.float32)
-        slope = jnp.where(counts[..., None], block.weight[..., None] * slope, 0)
-        before = lax.dynamic_slice_in_dim(gradient, block.start, rows.shape[1], axis=1)
-        after = before + transpose(slope)[0]
-        gradient = lax.dynamic_update_slice_in_dim(gradient, after, block.start, axis=1)
+        start, share, label, weight = block
+        rows = lax.dynamic_slice_in_dim(padded, start, cells.at_once + 1, axis=1)
+        of_pixel, is_correct, slope = _cross_entropy(cells.resize(rows, share), label)
+        counts = weight != 0  # and what is left out may even be infinite
+        loss += jnp.sum(jnp.where(counts, weight * of_pixel, 0), (1, 2, 3, 4))
+        correct += jnp.sum(is_correct, (1, 2, 3, 4), dtype=jnp.float32)
+        slope = jnp.where(counts[..., None], weight[..., None] * slope, 0)
+        before = lax.dynamic_slice_in_dim(gradient, start, cells.at_once + 1, axis=1)
+        after = before + cells.resize_transposed(slope, share)
+        gradient = lax.dynamic_update_slice_in_dim(gradient, after, start, axis=1)
         return (loss, correct, gradient), None
 
     of_image = jnp.zeros(logits.shape[0], jnp.float32)  # so that devices add up once, in the end
-    start = of_image, of_image, jnp.zeros_like(logits, jnp.float32)
-    (loss, correct, gradient), _ = lax.scan(add, start, _blocks(logits, label, weight, block_size))
-    return (jnp.sum(loss), jnp.sum(correct)), gradient.astype(logits.dtype)
+    start = of_image, of_image, jnp.zeros_like(padded, jnp.float32)
+    blocks = (*cells.blocks(), cells.divide(label, IGNORE), cells.divide(weight, 0))
+    (loss, correct, gradient), _ = lax.scan(add, start, blocks)
+    return (jnp.sum(loss), jnp.sum(correct)), cells.pad_transposed(gradient).astype(logits.dtype)
 
 
 def _backward(block_size: int, gradient: Array, cotangents: tuple[Array, Array]) -> Any:
@@ -73,65 +78,138 @@ def pixel_losses(
     logits: Float[Array, "b h w k"], label: UInt8[Array, "b H W"], block_size: int = BLOCK_SIZE
 ) -> Float[Array, "b H W"]:
     """Return each pixel's cross-entropy; of no meaning where the label is of no class."""
-    columns = _resize_matrix(label.shape[2], logits.shape[2])
+    cells = _Cells(logits.shape, label.shape, block_size)
+    padded = cells.pad(logits)
 
-    def of_block(block: _Block) -> Array:
-        rows = lax.dynamic_slice_in_dim(logits, block.start, block.matrix.shape[1], axis=1)
-        return _cross_entropy(_resize(rows, block.matrix, columns), block.label)[0]
+    def of_block(block: Any) -> Array:
+        start, share, label = block
+        rows = lax.dynamic_slice_in_dim(padded, start, cells.at_once + 1, axis=1)
+        return _cross_entropy(cells.resize(rows, share), label)[0]
 
-    blocks = _blocks(logits, label, jnp.zeros(label.shape), block_size)
-    found = jnp.moveaxis(lax.map(of_block, blocks), 0, 1)  # [b, blocks, rows, W]
-    return found.reshape(label.shape[0], -1, label.shape[2])[:, : label.shape[1]]
-
-
-class _Block(NamedTuple):
-    """Some label rows, or with a leading axis all such blocks."""
-
-    start: Any  # the first of the rows of logits that they lie between
-    matrix: Any  # [R, r], by which they are resized
-    label: Array  # [b, R, W]
-    weight: Array  # [b, R, W]
+    return cells.join(lax.map(of_block, (*cells.blocks(), cells.divide(label, IGNORE))))
 
 
-def _blocks(logits: Array, label: Array, weight: Array, block_size: int) -> _Block:
-    """Divide the label's rows into blocks; the last one is filled up with ignored rows."""
-    b, height, width = label.shape
-    rows = min(height, max(1, block_size // (width * logits.shape[-1])))
-    count = -(-height // rows)
-    filling = count * rows - height
+class _Axis(NamedTuple):
+    """One axis of the label by the cells of that axis, of which there is one more than logits."""
 
-    resize = np.pad(_resize_matrix(height, logits.shape[1]), ((0, filling), (0, 0)), "edge")
-    resize = resize.reshape(count, rows, -1)
-    used = [np.flatnonzero(matrix.any(0)) for matrix in resize]
-    length = max(u[-1] - u[0] + 1 for u in used)
-    starts = np.minimum([u[0] for u in used], logits.shape[1] - length)
-    matrices = np.stack([m[:, s : s + length] for m, s in zip(resize, starts, strict=True)])
-
-    def parts(x: Array, fill: int) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, filling), (0, 0)), constant_values=fill)
-        return jnp.moveaxis(x.reshape(b, count, rows, width), 1, 0)
-
-    return _Block(
-        jnp.asarray(starts), jnp.asarray(matrices), parts(label, IGNORE), parts(weight, 0)
-    )
+    length: int  # of the label
+    pixels: np.ndarray  # int [cells, slots]: of the label; `length` in an empty slot
+    shares: np.ndarray  # [cells or 1, slots]: of a cell's second logit; the first has the rest
 
 
-def _resize_matrix(num_out: int, num_in: int) -> np.ndarray:
-    """Return the bilinear resize of an axis as a matrix [num_out, num_in]."""
-    taps, matrix = bilinear_taps(num_out, num_in), np.zeros((num_out, num_in), np.float32)
-    np.add.at(matrix, (np.arange(num_out)[:, None], taps.indices), taps.weights)
-    return matrix
+def _axis(length: int, num_logits: int) -> _Axis:
+    """Divide an axis as the bilinear resize with half-pixel centres does.
+
+    Pixel p of the label lies at (p + 1/2)·num_logits/length − 1/2, and cell c from c − 1 to c.
+    """
+    cell = np.arange(num_logits + 2)[:, None]
+    first = -(-((2 * cell - 1) * length - num_logits) // (2 * num_logits))  # its first pixel
+    first, end = first[:-1], first[1:]
+    pixels = first + np.arange(np.max(end - first))
+    shares = ((2 * pixels + 1) * num_logits - (2 * cell[:-1] - 1) * length) / (2 * length)
+    if np.all(shares == shares[0]):
+        shares = shares[:1]
+    inside = (pixels < end) & (pixels >= 0) & (pixels < length)
+    return _Axis(length, np.where(inside, pixels, length), shares.astype(np.float32))
 
 
-def _resize(x: Array, rows: Array, columns: np.ndarray) -> Array:
-    """Resize logits [b, r, w, k] to label pixels [b, R, W, k], in float32."""
-    highest = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-    x = highest("Rr,brwk->bRwk", rows, x.astype(jnp.float32))
-    return highest("Ww,bRwk->bRWk", columns, x)
+class _Cells:
+    """How images are divided into cells, and these into blocks of a few rows of cells."""
+
+    def __init__(self, logits: tuple[int, ...], label: tuple[int, ...], block_size: int):
+        self.rows, self.columns = _axis(label[1], logits[1]), _axis(label[2], logits[2])
+        self.num_rows = len(self.rows.pixels)
+        logits_of_row = self.rows.pixels.shape[1] * self.columns.pixels.size * logits[3]
+        self.at_once = min(self.num_rows, max(1, block_size // logits_of_row))
+        self.num_blocks = -(-self.num_rows // self.at_once)
+        self.filling = self.num_blocks * self.at_once - self.num_rows
+
+    def pad(self, logits: Float[Array, "b h w k"]) -> Float[Array, "b _ _ k"]:
+        """Repeat the outer logits, so that each cell has four, and fill up the last block."""
+        padded = jnp.pad(logits, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
+        return jnp.pad(padded, ((0, 0), (0, self.filling), (0, 0), (0, 0)))
+
+    def pad_transposed(self, x: Float[Array, "b _ _ k"]) -> Float[Array, "b h w k"]:
+        x = x[:, : self.num_rows + 1]
+        x = x[:, 1:-1].at[:, 0].add(x[:, 0]).at[:, -1].add(x[:, -1])
+        return x[:, :, 1:-1].at[:, :, 0].add(x[:, :, 0]).at[:, :, -1].add(x[:, :, -1])
+
+    def blocks(self) -> tuple[Array, Array | None]:
+        """Return of all blocks the first row, and the shares unless they are those of any row."""
+        starts = jnp.arange(self.num_blocks) * self.at_once
+        if len(self.rows.shares) == 1:
+            return starts, None
+        shares = np.pad(self.rows.shares, ((0, self.filling), (0, 0)))
+        return starts, jnp.asarray(shares.reshape(self.num_blocks, self.at_once, -1))
+
+    def divide(self, pixels: Shaped[Array, "b H W"], empty: int) -> Shaped[Array, "n b i s t j"]:
+        """Put the label's pixels into the slots of n blocks; `empty` into empty ones."""
+        _, height, _ = pixels.shape
+        rows = np.pad(self.rows.pixels, ((0, self.filling), (0, 0)), constant_values=height)
+        pixels = jnp.pad(pixels, ((0, 0), (0, 1), (0, 1)), constant_values=empty)
+        slots = pixels[:, rows][..., self.columns.pixels.T]
+        return jnp.moveaxis(
+            slots.reshape(-1, self.num_blocks, self.at_once, *slots.shape[2:]), 1, 0
+        )
+
+    def join(self, slots: Shaped[Array, "n b i s t j"]) -> Shaped[Array, "b H W"]:
+        """Take the label's pixels out of their slots again."""
+        rows, columns = (
+            np.flatnonzero(axis.pixels < axis.length) for axis in (self.rows, self.columns)
+        )
+        _, b, _, _, t, j = slots.shape
+        slots = jnp.einsum("nbistj->bnisjt", slots).reshape(b, -1, j * t)
+        return slots[:, rows][:, :, columns]
+
+    def resize(
+        self, logits: Float[Array, "b _ _ k"], share: Array | None
+    ) -> Float[Array, "b i s t j k"]:
+        """Resize padded logits, a row more than there are rows of cells, to slots in float32."""
+        down, right = self._shares(share)
+        logits = logits.astype(jnp.float32)
+        rows = logits[:, :-1, None] * (1 - down) + logits[:, 1:, None] * down
+        rows = rows[:, :, :, None]
+        return rows[..., :-1, :] * (1 - right) + rows[..., 1:, :] * right
+
+    def resize_transposed(
+        self, slots: Float[Array, "b i s t j k"], share: Array | None
+    ) -> Float[Array, "b _ _ k"]:
+        # Slots are added one by one: on CPU the sums that autodiff makes can be ten times slower.
+        down, right = self._shares(share)
+
+        def of_columns(share: Array) -> Array:
+            return functools.reduce(
+                jnp.add, (slots[:, :, :, t] * share[t] for t in range(slots.shape[3]))
+            )
+
+        rows = _overlapping(of_columns(1 - right), of_columns(right), axis=3)
+
+        def of_rows(share: Array) -> Array:
+            return functools.reduce(
+                jnp.add, (rows[:, :, s] * share[:, s] for s in range(slots.shape[2]))
+            )
+
+        return _overlapping(of_rows(1 - down), of_rows(down), axis=1)
+
+    def _shares(self, share: Array | None) -> tuple[Array, Array]:
+        """Return those of logits below, [i or 1, s, 1, 1], and to the right, [t, j or 1, 1]."""
+        down = jnp.asarray(self.rows.shares) if share is None else share
+        return down[:, :, None, None], jnp.asarray(self.columns.shares).T[:, :, None]
 
 
-def _cross_entropy(logits: Array, label: Array) -> tuple[Array, Array, Array]:
-    """Return each pixel's loss, whether its class is the best, and the slope [b, R, W, k]."""
+def _overlapping(first: Array, second: Array, *, axis: int) -> Array:
+    """Add what belongs to the first and the second logits of cells, in a row of logits."""
+
+    def pad(x: Array, before: int, after: int) -> Array:
+        return jnp.pad(x, [(before, after) if n == axis else (0, 0) for n in range(x.ndim)])
+
+    return pad(first, 0, 1) + pad(second, 1, 0)
+
+
+def _cross_entropy(
+    logits: Float[Array, "*slots k"], label: UInt8[Array, "*slots"]
+) -> tuple[Float[Array, "*slots"], Bool[Array, "*slots"], Float[Array, "*slots k"]]:
+    """Return each pixel's loss, whether its class is the best, and the slope."""
     # Sums over the class axis rather than an indexed read, which accelerators are slow at.
     is_class = jnp.arange(logits.shape[-1], dtype=label.dtype) == label[..., None]
     best = jnp.max(logits, -1, keepdims=True)
