@@ -6,10 +6,12 @@ scalar, its gradient is known but for a factor: it is computed in the same pass,
 to be kept, or made again, for the backward one.
 
 The image is divided into cells. A cell lies between four neighbouring logits, or beside the outer
-ones, and has a slot for each label pixel in it. Labels are usually four times as large as logits,
-and then a slot lies at the same place of every cell: resizing is a few sums of shifted arrays.
+ones, and has slots for the label pixels in it; one without a pixel is ignored. Labels are usually
+four times as large as logits, and then a slot lies at the same place in every cell, so that
+resizing is a few sums of shifted arrays.
 
-Shapes: b batch, h w logits, k classes, H W labels; i j cells (h+1, w+1), s t their slots.
+Shapes: b batch, h w logits, k classes (at most 255), H W labels; n blocks of i rows of j cells, s t
+rows and columns of slots. j comes after both, so that a slot of all cells of a row lies together.
 """
 
 import functools
@@ -23,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from segret_jax.data.class_table import IGNORE
 
-BLOCK_SIZE = 2**20  # resized logits of one image at a time
+BLOCK_SIZE = 2**20  # resized logits of one image in a block, or those of one row of cells
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -48,22 +50,22 @@ def _with_gradient(
 
     def add(carry: tuple[Array, Array, Array], block: Any) -> tuple[Any, None]:
         loss, correct, gradient = carry
-        start, share, label, weight = block
-        rows = lax.dynamic_slice_in_dim(padded, start, cells.at_once + 1, axis=1)
-        of_pixel, is_correct, slope = _cross_entropy(cells.resize(rows, share), label)
-        counts = weight != 0  # and what is left out may even be infinite
+        first_row, row_shares, label, weight = block
+        rows = lax.dynamic_slice_in_dim(padded, first_row, cells.at_once + 1, axis=1)
+        of_pixel, is_correct, slope = _cross_entropy(cells.resize(rows, row_shares), label)
+        counts = weight != 0  # the losses of other pixels may even be infinite
         loss += jnp.sum(jnp.where(counts, weight * of_pixel, 0), (1, 2, 3, 4))
         correct += jnp.sum(is_correct, (1, 2, 3, 4), dtype=jnp.float32)
         slope = jnp.where(counts[..., None], weight[..., None] * slope, 0)
-        before = lax.dynamic_slice_in_dim(gradient, start, cells.at_once + 1, axis=1)
-        after = before + cells.resize_transposed(slope, share)
-        gradient = lax.dynamic_update_slice_in_dim(gradient, after, start, axis=1)
+        before = lax.dynamic_slice_in_dim(gradient, first_row, cells.at_once + 1, axis=1)
+        after = before + cells.resize_transposed(slope, row_shares)
+        gradient = lax.dynamic_update_slice_in_dim(gradient, after, first_row, axis=1)
         return (loss, correct, gradient), None
 
     of_image = jnp.zeros(logits.shape[0], jnp.float32)  # so that devices add up once, in the end
-    start = of_image, of_image, jnp.zeros_like(padded, jnp.float32)
+    zeros = of_image, of_image, jnp.zeros_like(padded, jnp.float32)
     blocks = (*cells.blocks(), cells.divide(label, IGNORE), cells.divide(weight, 0))
-    (loss, correct, gradient), _ = lax.scan(add, start, blocks)
+    (loss, correct, gradient), _ = lax.scan(add, zeros, blocks)
     return (jnp.sum(loss), jnp.sum(correct)), cells.pad_transposed(gradient).astype(logits.dtype)
 
 
@@ -82,9 +84,9 @@ def pixel_losses(
     padded = cells.pad(logits)
 
     def of_block(block: Any) -> Array:
-        start, share, label = block
-        rows = lax.dynamic_slice_in_dim(padded, start, cells.at_once + 1, axis=1)
-        return _cross_entropy(cells.resize(rows, share), label)[0]
+        first_row, row_shares, label = block
+        rows = lax.dynamic_slice_in_dim(padded, first_row, cells.at_once + 1, axis=1)
+        return _cross_entropy(cells.resize(rows, row_shares), label)[0]
 
     return cells.join(lax.map(of_block, (*cells.blocks(), cells.divide(label, IGNORE))))
 
@@ -102,7 +104,7 @@ def _axis(length: int, num_logits: int) -> _Axis:
 
     Pixel p of the label lies at (p + 1/2)·num_logits/length − 1/2, and cell c from c − 1 to c.
     """
-    cell = np.arange(num_logits + 2)[:, None]
+    cell = np.arange(num_logits + 2)[:, None]  # the last one is only where the one before it ends
     first = -(-((2 * cell - 1) * length - num_logits) // (2 * num_logits))  # its first pixel
     first, end = first[:-1], first[1:]
     pixels = first + np.arange(np.max(end - first))
@@ -135,7 +137,7 @@ class _Cells:
         return x[:, :, 1:-1].at[:, :, 0].add(x[:, :, 0]).at[:, :, -1].add(x[:, :, -1])
 
     def blocks(self) -> tuple[Array, Array | None]:
-        """Return of all blocks the first row, and the shares unless they are those of any row."""
+        """Return each block's first row and its rows' shares, or None if all rows have the same."""
         starts = jnp.arange(self.num_blocks) * self.at_once
         if len(self.rows.shares) == 1:
             return starts, None
@@ -144,8 +146,8 @@ class _Cells:
 
     def divide(self, pixels: Shaped[Array, "b H W"], empty: int) -> Shaped[Array, "n b i s t j"]:
         """Put the label's pixels into the slots of n blocks; `empty` into empty ones."""
-        _, height, _ = pixels.shape
-        rows = np.pad(self.rows.pixels, ((0, self.filling), (0, 0)), constant_values=height)
+        no_rows = ((0, self.filling), (0, 0))
+        rows = np.pad(self.rows.pixels, no_rows, constant_values=self.rows.length)
         pixels = jnp.pad(pixels, ((0, 0), (0, 1), (0, 1)), constant_values=empty)
         slots = pixels[:, rows][..., self.columns.pixels.T]
         return jnp.moveaxis(
@@ -158,24 +160,24 @@ class _Cells:
             np.flatnonzero(axis.pixels < axis.length) for axis in (self.rows, self.columns)
         )
         _, b, _, _, t, j = slots.shape
-        slots = jnp.einsum("nbistj->bnisjt", slots).reshape(b, -1, j * t)
+        slots = slots.transpose(1, 0, 2, 3, 5, 4).reshape(b, -1, j * t)
         return slots[:, rows][:, :, columns]
 
     def resize(
-        self, logits: Float[Array, "b _ _ k"], share: Array | None
+        self, logits: Float[Array, "b _ _ k"], row_shares: Array | None
     ) -> Float[Array, "b i s t j k"]:
         """Resize padded logits, a row more than there are rows of cells, to slots in float32."""
-        down, right = self._shares(share)
+        down, right = self._shares(row_shares)
         logits = logits.astype(jnp.float32)
         rows = logits[:, :-1, None] * (1 - down) + logits[:, 1:, None] * down
         rows = rows[:, :, :, None]
         return rows[..., :-1, :] * (1 - right) + rows[..., 1:, :] * right
 
     def resize_transposed(
-        self, slots: Float[Array, "b i s t j k"], share: Array | None
+        self, slots: Float[Array, "b i s t j k"], row_shares: Array | None
     ) -> Float[Array, "b _ _ k"]:
         # Slots are added one by one: on CPU the sums that autodiff makes can be ten times slower.
-        down, right = self._shares(share)
+        down, right = self._shares(row_shares)
 
         def of_columns(share: Array) -> Array:
             return functools.reduce(
@@ -191,9 +193,9 @@ class _Cells:
 
         return _overlapping(of_rows(1 - down), of_rows(down), axis=1)
 
-    def _shares(self, share: Array | None) -> tuple[Array, Array]:
+    def _shares(self, row_shares: Array | None) -> tuple[Array, Array]:
         """Return those of logits below, [i or 1, s, 1, 1], and to the right, [t, j or 1, 1]."""
-        down = jnp.asarray(self.rows.shares) if share is None else share
+        down = jnp.asarray(self.rows.shares) if row_shares is None else row_shares
         return down[:, :, None, None], jnp.asarray(self.columns.shares).T[:, :, None]
 
 

@@ -1,4 +1,4 @@
-"""The loss by blocks of rows against the plain one in float64: values and gradients, odd sizes."""
+"""The loss by cells and blocks against the plain one in float64: values, gradients, odd sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from tests.models.test_layers import noise
 
 SIZES = [
     ((2, 3), (8, 12)),
+    ((4, 3), (16, 12)),
     ((5, 7), (17, 26)),
     ((9, 4), (9, 4)),
     ((13, 6), (5, 11)),
@@ -26,7 +27,7 @@ def reference(logits, label, weight):
     return jnp.sum(weight * losses), (losses, jnp.sum(jnp.argmax(resized, -1) == label))
 
 
-@pytest.mark.parametrize("block_size", [1, 100, 301, BLOCK_SIZE])
+@pytest.mark.parametrize("block_size", [1, 100, 301, 700, BLOCK_SIZE])
 @pytest.mark.parametrize(("of_logits", "of_label"), SIZES)
 def test_blocks_give_the_plain_loss_and_gradient(of_logits, of_label, block_size):
     rng = np.random.default_rng(1)
@@ -44,6 +45,15 @@ def test_blocks_give_the_plain_loss_and_gradient(of_logits, of_label, block_size
     np.testing.assert_allclose(found_grad, grad, atol=1e-5 * np.abs(grad).max())
     of_pixels = jax.jit(pixel_losses, static_argnums=2)(logits, label, block_size)
     np.testing.assert_allclose(of_pixels, losses, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_left_out_may_be_infinite():
+    logits = jnp.asarray(noise(1, 4, 4, 5)).at[0, 3, 3].set(jnp.inf)
+    label = jnp.zeros((1, 16, 16), jnp.uint8)
+    weight = jnp.ones(label.shape).at[:, 10:, 10:].set(0)  # those between it and its neighbours
+    loss, grad = jax.value_and_grad(lambda x: weighted_loss(x, label, weight, 100)[0])(logits)
+    assert jnp.isfinite(loss)
+    assert jnp.all(jnp.isfinite(grad))
 
 
 def test_the_gradient_is_scaled_by_what_comes_after():
