@@ -11,7 +11,7 @@ Modes: `forward` to the logits at stride 4; `labels` on to the label map at the 
 `train` a whole step (forward, loss, backward, AdamW). Times are seconds, memory MB (10^6 bytes);
 `share_of_peak` is of the operations that a large matrix product does per second in the same run.
 `--parts` adds the share of each part of the model, `--quick` compares each fast path with the plain
-one instead and exits with 1 if one loses.
+one instead and exits with 1 if one does not win.
 """
 
 import argparse
