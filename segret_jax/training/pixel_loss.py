@@ -51,8 +51,8 @@ def _with_gradient(
     def add(carry: tuple[Array, Array, Array], block: Any) -> tuple[Any, None]:
         loss, correct, gradient = carry
         first_row, row_shares, label, weight = block
-        rows = lax.dynamic_slice_in_dim(padded, first_row, cells.at_once + 1, axis=1)
-        of_pixel, is_correct, slope = _cross_entropy(cells.resize(rows, row_shares), label)
+        resized = cells.resize(padded, first_row, row_shares)
+        of_pixel, is_correct, slope = _cross_entropy(resized, label)
         counts = weight != 0  # the losses of other pixels may even be infinite
         loss += jnp.sum(jnp.where(counts, weight * of_pixel, 0), (1, 2, 3, 4))
         correct += jnp.sum(is_correct, (1, 2, 3, 4), dtype=jnp.float32)
@@ -85,8 +85,7 @@ def pixel_losses(
 
     def of_block(block: Any) -> Array:
         first_row, row_shares, label = block
-        rows = lax.dynamic_slice_in_dim(padded, first_row, cells.at_once + 1, axis=1)
-        return _cross_entropy(cells.resize(rows, row_shares), label)[0]
+        return _cross_entropy(cells.resize(padded, first_row, row_shares), label)[0]
 
     return cells.join(lax.map(of_block, (*cells.blocks(), cells.divide(label, IGNORE))))
 
@@ -164,10 +163,11 @@ class _Cells:
         return slots[:, rows][:, :, columns]
 
     def resize(
-        self, logits: Float[Array, "b _ _ k"], row_shares: Array | None
+        self, padded: Float[Array, "b _ _ k"], first_row: Array, row_shares: Array | None
     ) -> Float[Array, "b i s t j k"]:
-        """Resize padded logits, a row more than there are rows of cells, to slots in float32."""
+        """Resize padded logits to the slots of one block, in float32."""
         down, right = self._shares(row_shares)
+        logits = lax.dynamic_slice_in_dim(padded, first_row, self.at_once + 1, axis=1)
         logits = logits.astype(jnp.float32)
         rows = logits[:, :-1, None] * (1 - down) + logits[:, 1:, None] * down
         rows = rows[:, :, :, None]
