@@ -1,5 +1,6 @@
 """Settings of every test: exact products, two virtual devices, one compile cache, a small model."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
 
 jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_disable_most_optimizations", True)  # a few steps: compile fast
 jax.config.update("jax_default_matmul_precision", "highest")
 
 MINI = rmt.Variant(
@@ -29,10 +31,24 @@ MINI = rmt.Variant(
 )  # fmt: skip
 
 
-@pytest.fixture
-def mini(monkeypatch: pytest.MonkeyPatch) -> Iterator[rmt.Variant]:
+@contextlib.contextmanager
+def small_models() -> Iterator[rmt.Variant]:
     """Make `tiny` a model of 0.1 M parameters: every kind of layer, compiled in seconds."""
-    monkeypatch.setitem(rmt.VARIANTS, "tiny", MINI)
-    jax.config.update("jax_disable_most_optimizations", True)  # a few steps: compile fast
-    yield MINI
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(rmt.VARIANTS, "tiny", MINI)
+        yield MINI
+
+
+@pytest.fixture
+def mini() -> Iterator[rmt.Variant]:
+    """Make `tiny` a small model for one test."""
+    with small_models() as variant:
+        yield variant
+
+
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """Compile as users do, for tests of speed, of memory or of what XLA makes of a program."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

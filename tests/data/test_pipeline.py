@@ -106,7 +106,7 @@ def workers_of_this_process() -> list[psutil.Process]:
     return [p for p in children if "resource_tracker" not in " ".join(p.cmdline())]
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_worker_processes_give_the_same_batches_and_end_with_the_iterator(workers):
     """On the second of two hosts, from a step that no run reaches by reading up to it."""
     part = dataset(process_index=1, process_count=2)

@@ -262,6 +262,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_logits_and_confusion_matrix_are_equal_to_the_bit_on_1_2_4_and_8_devices():
     run = [sys.executable, "-W", "error", "-c", ON_EIGHT_DEVICES]
     done = subprocess.run(run, capture_output=True, text=True, check=False)

@@ -1,15 +1,14 @@
-"""train.py, eval.py and predict.py as programs: one small run, and what can be done with it.
+"""train.py, eval.py and predict.py: one small run, and what can be done with it.
 
-The model is the real SegRet-tiny, the images are of 32x32 pixels. Each program is started with
-one device and the tests' compile cache.
+In this process, with the small model; CI's demo starts the same programs with SegRet-tiny itself.
 """
 
+import contextlib
+import io
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +17,54 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+import eval as eval_cli
+import predict as predict_cli
+import train as train_cli
+from segret_jax import compare as compare_cli
+from segret_jax.errors import InputError
+from segret_jax.training import loop
+from tests.conftest import small_models
+
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
     "data.synthetic_size=32,32", "data.synthetic_train=16", "data.synthetic_validation=4",
     "data.crop=32,32", "data.resize_base=32,32", "eval.resize_target=32,32", "eval.pictures=2",
     "train.batch_size=2", "train.steps=4", "train.eval_every=2", "train.log_every=1",
 )  # fmt: skip
-ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1"}
+
+pytestmark = pytest.mark.usefixtures("mini")
 
 
-def command(program: str, *arguments: str | Path) -> list[str]:
-    return [sys.executable, program, *map(str, arguments)]
+def run(main: Callable[[list[str]], Any], *arguments: str | Path) -> str:
+    """Call a program's `main` and return what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main([str(argument) for argument in arguments])
+    return printed.getvalue()
 
 
-def train_command(workdir: Path) -> list[str]:
+def train(workdir: Path) -> str:
     settings = [f"--config.{setting}" for setting in SETTINGS]
-    return command("train.py", "--config", "configs/demo.py", "--workdir", workdir, *settings)
-
-
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    config = ROOT / "configs" / "demo.py"
+    return run(train_cli.main, "--config", config, "--workdir", workdir, *settings)
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def records(workdir: Path, kind: str) -> dict[int, dict[str, float]]:
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = map(json.loads, text.splitlines())
     return {line["step"]: line for line in lines if line["kind"] == kind}
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("run") / "demo"
-    done = run(train_command(folder))
-    (folder / "stdout.txt").write_text(done.stdout)
+    with small_models():
+        printed = train(folder)
+    (folder / "stdout.txt").write_text(printed, encoding="utf-8")
     return folder
 
 
@@ -88,7 +93,7 @@ def test_a_run_leaves_numbers_pictures_checkpoints_and_its_config(workdir, score
     for step in (2, 4):
         with Image.open(workdir / "pictures" / f"step_{step:06d}.png") as picture:
             assert picture.size[0] > 3 * 300
-    printed = (workdir / "stdout.txt").read_text()
+    printed = (workdir / "stdout.txt").read_text(encoding="utf-8")
     assert f"step 4: mIoU {100 * scores['mIoU']:.2f}" in printed
     assert "| vehicle" in printed
 
@@ -115,21 +120,20 @@ def test_tensorboard_shows_the_same_numbers(workdir, scores):
 
 
 def test_a_finished_run_evaluates_again_and_changes_nothing(workdir, scores):
-    done = run(train_command(workdir))
-    assert "continuing at step 4" in done.stdout
+    assert "continuing at step 4" in train(workdir)
     assert read_json(workdir / "metrics.json") == scores
     assert list(records(workdir, "train")) == [1, 2, 3, 4]
 
 
 def test_eval_gives_the_best_score_of_the_run_exactly(workdir, scores, tmp_path):
     validation = records(workdir, "validation")
-    best = max(validation, key=lambda step: validation[step]["mIoU"])
-    done = run(command("eval.py", "--workdir", workdir, "--out", tmp_path, "--overlays"))
+    best = max(validation, key=lambda step: (validation[step]["mIoU"], step))
+    printed = run(eval_cli.main, "--workdir", workdir, "--out", tmp_path, "--overlays")
     content = read_json(tmp_path / "metrics.json")
     assert content["mIoU"] == validation[best]["mIoU"]
     assert content["checkpoint"] == str(workdir / "checkpoints" / str(best))
-    assert f"mIoU {100 * content['mIoU']:.2f}" in done.stdout
-    assert "4 images in 4 batches" in done.stdout  # the forecast
+    assert f"mIoU {100 * content['mIoU']:.2f}" in printed
+    assert "4 images in 2 batches" in printed  # the forecast, for two devices
     with Image.open(tmp_path / "confusion.png") as picture:
         assert picture.size[0] > 300
     overlays = sorted((tmp_path / "overlays").glob("*.png"))
@@ -139,19 +143,19 @@ def test_eval_gives_the_best_score_of_the_run_exactly(workdir, scores, tmp_path)
 
 
 def compare(a: Path, b: Path) -> tuple[int, str]:
-    files = (a / "metrics.json", b / "metrics.json")
-    done = subprocess.run(
-        [sys.executable, "-m", "segret_jax.compare", *map(str, files)],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert not done.stderr
-    return done.returncode, done.stdout
+    status = 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            compare_cli.main([str(a / "metrics.json"), str(b / "metrics.json")])
+        except SystemExit as end:
+            status = end.code
+    return status, printed.getvalue()
 
 
 def test_results_are_compared_only_if_their_protocol_is_one(workdir, tmp_path):
-    evaluation = command("eval.py", "--checkpoint", workdir / "checkpoints" / "2")
-    run([*evaluation, "--out", str(tmp_path / "a")])
-    run([*evaluation, "--out", str(tmp_path / "b"), "--config.eval.flip=true"])
+    checkpoint = ("--checkpoint", workdir / "checkpoints" / "2")
+    run(eval_cli.main, *checkpoint, "--out", tmp_path / "a")
+    run(eval_cli.main, *checkpoint, "--out", tmp_path / "b", "--config.eval.flip=true")
     assert compare(tmp_path / "a", workdir)[0] == 0
     status, text = compare(tmp_path / "a", tmp_path / "b")
     assert status == 1
@@ -159,26 +163,15 @@ def test_results_are_compared_only_if_their_protocol_is_one(workdir, tmp_path):
 
 
 def test_other_classes_than_the_checkpoints_are_refused(workdir):
-    other = command("eval.py", "--workdir", workdir, "--config.data.dataset=camvid")
-    done = subprocess.run(
-        other, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert re.fullmatch(
-        r"error: .* was trained on the 8 classes of .*camvid has 11: .*\n", done.stderr
-    )
+    with pytest.raises(InputError, match=r"was trained on the 8 classes of .*camvid has 11: .*"):
+        run(eval_cli.main, "--workdir", workdir, "--config.data.dataset=camvid")
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):
-    other = command("eval.py", "--workdir", workdir, "--config.model.decoder_channels=24")
-    done = subprocess.run(
-        other, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    message = (
-        r"error: .*/checkpoints/[24] does not hold segret_tiny with 8 classes, or is damaged; "
-    )
-    assert re.fullmatch(f"{message}.*\n", done.stderr)
+    message = r"/checkpoints/[24] does not hold segret_tiny with 8 classes, or is damaged; "
+    with pytest.raises(InputError, match=message) as error:
+        run(eval_cli.main, "--workdir", workdir, "--config.model.decoder_channels=24")
+    assert "\n" not in str(error.value)
 
 
 def test_predict_writes_labels_and_overlays_of_the_pictures_size(workdir, tmp_path):
@@ -192,8 +185,8 @@ def test_predict_writes_labels_and_overlays_of_the_pictures_size(workdir, tmp_pa
     Image.fromarray(rng.integers(0, 256, (40, 60)).astype(np.uint8)).save(pictures / "grey.png")
     (pictures / "notes.txt").touch()
 
-    done = run(command("predict.py", pictures, "--checkpoint", workdir, "--out", out))
-    assert f"2 segmented with {workdir / 'checkpoints'}" in done.stdout
+    printed = run(predict_cli.main, pictures, "--checkpoint", workdir, "--out", out)
+    assert f"2 segmented with {workdir / 'checkpoints'}" in printed
     assert sorted(path.name for path in out.iterdir()) == [
         "grey_label.png", "grey_overlay.png", "turned_label.png", "turned_overlay.png",
     ]  # fmt: skip
@@ -206,25 +199,24 @@ def test_predict_writes_labels_and_overlays_of_the_pictures_size(workdir, tmp_pa
             assert overlay.size[1] > height  # a legend is below
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_result(workdir, scores, tmp_path):
-    again = train_command(tmp_path)
-    with subprocess.Popen(
-        again, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        while "segret_tiny on synthetic" not in (line := process.stdout.readline()):
-            assert line or process.poll() is None
-        process.send_signal(signal.SIGINT)
-        printed, errors = process.communicate(timeout=300)
-    assert process.returncode == 0
-    assert "Traceback" not in errors
+def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_result(
+    workdir, scores, tmp_path, monkeypatch
+):
+    original = loop.initialise
+
+    def interrupted(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "initialise", interrupted)
+        printed = train(tmp_path)
     saved = f"saved in {tmp_path / 'checkpoints'}; run the same command again to go on"
     assert f"stopped at step 1, {saved}" in printed
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     assert not (tmp_path / "metrics.json").exists()
 
-    done = run(again)
-    assert "continuing at step 1" in done.stdout
+    assert "continuing at step 1" in train(tmp_path)
     assert read_json(tmp_path / "metrics.json") == scores
     for kind, names in (
         ("train", ("loss", "accuracy", "learning_rate")),

@@ -1,21 +1,28 @@
 """CamVid's layout from files to a comparison: prepare, verify, check, train, eval, compare.
 
-Every step is the program that a user starts; the photographs are small generated scenes.
+Every step is the program that a user starts, called in this process with the small model; the
+photographs are small generated scenes.
 """
 
+import contextlib
+import io
 import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import eval as eval_cli
+import train as train_cli
+from segret_jax import compare as compare_cli
+from segret_jax.data import __main__ as data_cli
 from segret_jax.data.datasets import get_dataset
+from tests.conftest import small_models
 from tests.data.pairs import write_dataset
 
-pytestmark = pytest.mark.slow  # a dozen programs, each compiling for itself
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mini")]
 
 ROOT = Path(__file__).parents[2]
 TRAINING = (
@@ -25,24 +32,29 @@ TRAINING = (
 PROTOCOLS = {
     "whole": (),
     "slide": ("eval.mode=slide", "eval.window=32,32", "eval.stride=16,16"),
-    "scales": ("eval.scales=1,1.5", "eval.flip=true"),
+    "scales": ("eval.scales=1.0,1.5", "eval.flip=true"),
     "all": (
-        "eval.mode=slide", "eval.window=32,32", "eval.stride=16,16", "eval.scales=1,1.5",
+        "eval.mode=slide", "eval.window=32,32", "eval.stride=16,16", "eval.scales=1.0,1.5",
         "eval.flip=true", "eval.batch_size=2",
     ),
 }  # fmt: skip
 
 
-def run(*command: object, settings: tuple[str, ...] = (), status: int = 0) -> str:
-    """Run a program of the project and return what it prints."""
-    arguments = [*map(str, command), *(f"--config.{setting}" for setting in settings)]
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
+def run(
+    main: Callable[[list[str]], Any],
+    *arguments: object,
+    settings: tuple[str, ...] = (),
+    status: int = 0,
+) -> str:
+    """Call a program's `main` and return what it prints."""
+    ended: Any = 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            main([*map(str, arguments), *(f"--config.{setting}" for setting in settings)])
+        except SystemExit as end:
+            ended = end.code or 0
+    assert ended == status
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +63,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("shards")
     spec = get_dataset("camvid")
     write_dataset(top / "files", spec, spec.layouts[0], {"training": 6, "validation": 4})
-    data = ("-m", "segret_jax.data")
     places = ("--source", top / "files", "--data_dir", top / "shards")
-    assert "6 pairs" in run(*data, "prepare", "camvid", *places, "--shards", 2)
-    assert "as it was written" in run(*data, "verify", top / "shards")
+    assert "6 pairs" in run(data_cli.main, "prepare", "camvid", *places, "--shards", 2)
+    assert "as it was written" in run(data_cli.main, "verify", top / "shards")
     report = ("--dataset", "camvid", "--report", top / "report")
-    assert "camvid training: 6 pairs" in run(*data, "check", top / "shards", *report)
+    assert "camvid training: 6 pairs" in run(data_cli.main, "check", top / "shards", *report)
     assert (top / "report" / "index.html").is_file()
-    config = ("--config", "configs/camvid_tiny_cpu.py", "--workdir", top / "run")
+    config = ("--config", ROOT / "configs/camvid_tiny_cpu.py", "--workdir", top / "run")
     settings = (*TRAINING, f"data.root={top / 'shards'}")
-    assert "mIoU" in run("train.py", *config, settings=settings)
+    with small_models():
+        assert "mIoU" in run(train_cli.main, *config, settings=settings)
     return top
 
 
 def evaluate(folder: Path, name: str, *settings: str) -> Path:
     out = folder / name
-    run("eval.py", "--workdir", folder / "run", "--out", out, settings=settings)
+    run(eval_cli.main, "--workdir", folder / "run", "--out", out, settings=settings)
     return out / "metrics.json"
 
 
@@ -75,9 +87,9 @@ def test_every_protocol_evaluates_and_only_equal_ones_compare(folder):
     ids = {json.loads(file.read_text())["protocol"]["id"] for file in results.values()}
     assert len(ids) == len(PROTOCOLS)
     # Training's last evaluation is of the same protocol and the same weights.
-    same = run("-m", "segret_jax.compare", results["whole"], folder / "run" / "metrics.json")
+    same = run(compare_cli.main, results["whole"], folder / "run" / "metrics.json")
     assert re.search(r"B - A +\+0\.00  \[\+0\.00, \+0\.00\]", same)
-    other = run("-m", "segret_jax.compare", results["whole"], results["all"], status=1)
+    other = run(compare_cli.main, results["whole"], results["all"], status=1)
     assert "NOT COMPARABLE" in other
     for setting in ("mode", "scales", "flip"):
         assert f"{setting}: A " in other
@@ -88,6 +100,6 @@ def test_files_and_shards_give_the_same_result(folder):
         evaluate(folder, f"from_{name}", f"data.root={folder / name}")
         for name in ("shards", "files")
     )
-    assert run("-m", "segret_jax.compare", shards, files).count("[+0.00, +0.00]") == 1
+    assert run(compare_cli.main, shards, files).count("[+0.00, +0.00]") == 1
     areas = [(file.parent / "per_image.npz").read_bytes() for file in (shards, files)]
     assert areas[0] == areas[1]

@@ -17,6 +17,8 @@ from tests.integration.stress import (
     wait_for_step,
 )
 
+pytestmark = pytest.mark.slow  # a dozen processes, each of which starts anew
+
 STEPS = 40
 # A step takes a tenth of a second at least, so that a life is a few steps, saves and evaluations.
 ARGS = ("--steps", STEPS, "--save-every", 2, "--eval-every", 5, "--pause", 0.1)
@@ -30,7 +32,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.mark.slow
 def test_kills_in_training_saves_and_evaluations_lose_nothing(whole):
     parts = whole.parent / "parts"
 

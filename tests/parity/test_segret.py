@@ -59,7 +59,11 @@ def graph_of(imported: Imported) -> nnx.GraphDef[Any]:
     return abstract(imported.family.model, imported.family.num_classes)[0]
 
 
-@pytest.fixture(scope="module", params=PARAMETERS)
+pytestmark = pytest.mark.usefixtures("optimized")  # the program that users run
+LARGER = [pytest.param(name, marks=pytest.mark.slow) for name in ("small", "base", "large")]
+
+
+@pytest.fixture(scope="module", params=["tiny", *LARGER])
 def variant(request):
     return request.param
 
