@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from segret_jax.data.datasets import DatasetSpec
 from segret_jax.data.decode import decode_label
+from segret_jax.data.layouts import DatasetSpec
 from segret_jax.data.shards.manifest import PREPARE
 from segret_jax.data.sources import Record, RecordSource
 from segret_jax.errors import InputError, unknown_name
