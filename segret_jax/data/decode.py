@@ -135,7 +135,11 @@ def _opened(file: str | Path | bytes, where: str) -> Iterator[tuple[ImageFile.Im
     """Open an image file; turn what Pillow raises, also while decoding, into InputError."""
     path = _place(file, where)
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        # Never a path for Pillow: it would map a plain TIFF into memory, and turn that wrongly.
+        with (
+            io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream,
+            Image.open(stream) as image,
+        ):
             yield image, path
     except InputError:
         raise
@@ -146,8 +150,8 @@ def _opened(file: str | Path | bytes, where: str) -> Iterator[tuple[ImageFile.Im
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, UnidentifiedImageError):
             refuse_pointer(file, path)
-        # Pillow names a file in memory by its address.
-        reason = re.sub(r"<_io\.BytesIO object at \w+>", "it", str(error))
+        # Pillow names an open file by its address.
+        reason = re.sub(r"<_io\.[^>]*>", "it", str(error))
         raise InputError(
             f"{path}: cannot be read as an image ({reason}); the file is damaged or no image, "
             "download or extract it again"
