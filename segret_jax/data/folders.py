@@ -1,42 +1,16 @@
-"""The files of a split on disk: listed, paired by name, and what is said where they do not fit."""
+"""The files of a split on disk: paired by name, and what is said where they do not fit."""
 
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segret_jax.data.layouts import DatasetSpec, Layout
+from segret_jax.data.listing import Files, list_files
 from segret_jax.errors import InputError
 
 SHOWN = 3  # names in a message
 ENDINGS = 2  # other endings in a message
-PICTURES = (
-    ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".avif", ".heic",
-    ".heif", ".dng", ".cr2", ".nef", ".arw",
-)  # fmt: skip
-_FOREIGN_FOLDERS = ("__MACOSX", "@eaDir")  # copies and thumbnails that systems leave behind
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of one kind: by name, that is, the path below the folder without the suffix."""
-
-    folder: Path
-    suffix: str
-    by_name: dict[str, str]
-    """The whole path below the folder; its suffix may be in another case than `suffix`."""
-    not_read: list[str]
-    """Other files there, and links to files that do not exist."""
-
-    def path(self, name: str) -> Path:
-        """Return where the file of a name lies."""
-        return self.folder / self.by_name.get(name, f"{name}{self.suffix}")
-
-    def without_listing(self) -> "Files":
-        """Return what `path` needs, which is small: the files in another case than `suffix`."""
-        odd = {n: file for n, file in self.by_name.items() if file != f"{n}{self.suffix}"}
-        return Files(self.folder, self.suffix, odd, [])
 
 
 @dataclass(frozen=True)
@@ -128,8 +102,8 @@ def _list_both(spec: DatasetSpec, layout: Layout, top: Path, split: str) -> tupl
     )
     folder = layout.splits[split]
     return (
-        _list(top / layout.images.format(split=folder), layout.image_suffix, label_kinds),
-        _list(
+        list_files(top / layout.images.format(split=folder), layout.image_suffix, label_kinds),
+        list_files(
             top / layout.labels.format(split=folder),
             layout.label_suffix,
             image_kinds | label_kinds,
@@ -137,69 +111,8 @@ def _list_both(spec: DatasetSpec, layout: Layout, top: Path, split: str) -> tupl
     )
 
 
-def _list(folder: Path, suffix: str, kinds: set[tuple[Path, str]]) -> Files:
-    """List the files below `folder` that end in `suffix`, in upper or lower case.
-
-    Files that end in one of `kinds` (folder, suffix) that is longer, or other, are left out. Raises
-    InputError for two files that differ in the case of their suffix alone.
-    """
-    own = suffix.lower()
-    suffixes = {own, *(other for where, other in kinds if where == folder)}
-    by_name: dict[str, str] = {}
-    not_read = []
-    for file, exists in _walk(folder):
-        lower = file.lower()
-        ending = max((s for s in suffixes if lower.endswith(s)), key=len, default=None)
-        if ending is None or (ending == own and not exists):
-            not_read.append(file)
-        elif ending == own:
-            name = file[: len(file) - len(suffix)]
-            if name in by_name:
-                raise InputError(
-                    f"{folder} holds {by_name[name]} and {file}, which are one name; remove or "
-                    "rename one"
-                )
-            by_name[name] = file
-    return Files(folder, suffix, by_name, sorted(not_read))
-
-
 def _same_files(images: Files, labels: Files) -> bool:
     return (images.folder, images.suffix.lower()) == (labels.folder, labels.suffix.lower())
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
-    """Yield (path below `folder`, whether it exists) of files and links, but no hidden ones.
-
-    Links to folders are followed, unless they lead back to a folder that is being listed.
-    """
-    if folder.is_dir():
-        above = {_identity(parent) for parent in folder.resolve().parents}
-        yield from _walk_below(str(folder), "", above)
-
-
-def _walk_below(
-    folder: str, prefix: str, above: set[tuple[int, int]]
-) -> Iterator[tuple[str, bool]]:
-    identity = _identity(folder)
-    if identity in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):  # such as ._x.jpg, .DS_Store, .ipynb_checkpoints
-                continue
-            path = f"{prefix}{entry.name}"
-            exists = not entry.is_symlink() or os.path.exists(entry.path)  # no link to itself
-            if not exists:
-                yield path, False
-            elif entry.is_file():
-                yield path, True
-            elif entry.is_dir() and entry.name not in _FOREIGN_FOLDERS:
-                yield from _walk_below(entry.path, f"{path}/", above | {identity})
-
-
-def _identity(folder: str | Path) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
 
 
 def _lack(found: list[FilePairs]) -> str:
@@ -282,11 +195,6 @@ def _by_ending(names: set[str], files: Iterable[str]) -> dict[str, list[str]]:
         if cut is not None:
             groups[file[cut:]].append(file)
     return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
-
-
-def pictures_not_read(files: Files) -> list[str]:
-    """Return the pictures that lie among `files` and are not read for their ending."""
-    return [file for file in files.not_read if file.lower().endswith(PICTURES)]
 
 
 def _some(names: list[str]) -> str:

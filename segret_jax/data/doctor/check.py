@@ -25,14 +25,9 @@ from segret_jax.data.doctor.findings import (
     weights_setting,
 )
 from segret_jax.data.doctor.report import write_report
-from segret_jax.data.folders import (
-    FilePairs,
-    find_pairs,
-    image_hint,
-    label_hint,
-    pictures_not_read,
-)
+from segret_jax.data.folders import FilePairs, find_pairs, image_hint, label_hint
 from segret_jax.data.layouts import SPLITS, DatasetSpec
+from segret_jax.data.listing import pictures_not_read
 from segret_jax.data.shards.prepared import open_files
 from segret_jax.data.sources import FolderSource, RecordSource
 from segret_jax.errors import InputError
