@@ -38,8 +38,9 @@ class Files:
 def list_files(folder: Path, suffix: str, kinds: set[tuple[Path, str]]) -> Files:
     """List the files below `folder` that end in `suffix`, in upper or lower case.
 
-    Files that end in one of `kinds` (folder, suffix) that is longer, or other, are left out. Raises
-    InputError for two files that differ in the case of their suffix alone.
+    A file belongs to the longest suffix that it has, of this one and of the other `kinds` (folder,
+    suffix) of files in this folder. Raises InputError for two files that differ in the case of
+    their suffix alone.
     """
     own = suffix.lower()
     suffixes = {own, *(other for where, other in kinds if where == folder)}
@@ -63,7 +64,8 @@ def list_files(folder: Path, suffix: str, kinds: set[tuple[Path, str]]) -> Files
 
 def pictures_not_read(files: Files) -> list[str]:
     """Return the pictures that lie among `files` and are not read for their ending."""
-    return [file for file in files.not_read if file.lower().endswith(PICTURES)]
+    others = (file for file in files.not_read if not file.lower().endswith(files.suffix.lower()))
+    return [file for file in others if file.lower().endswith(PICTURES)]
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, bool]]:

@@ -61,10 +61,10 @@ KINDS = {
     ),
     "exif_unclear": Kind(
         WARNING,
-        "{n} images have an EXIF orientation that keeps their size, so that it cannot be told "
-        "whether their labels were drawn on the turned image; they are taken to be",
-        "look at the pictures of the report; where a label is turned, remove the image's EXIF "
-        "orientation",
+        "{n} images keep their size when their EXIF orientation turns them; their labels are taken "
+        "as drawn on the turned image",
+        "look at these pictures in the report, and remove the EXIF orientation of an image whose "
+        "label lies wrong",
     ),
     "frames": Kind(
         NOTE, "{n} images hold several frames", "only the first is read: store others as images"
