@@ -58,7 +58,7 @@ CASES = {
     "cityscapes": Case(cityscapes_tiny.get_config(), 2_975, (1024, 2048), {"format": "PNG"}),
 }
 STAGES = {
-    "decode image": (sources, "decode_image"),
+    "decode image": (sources, "decode_turned"),
     "decode label": (sources, "decode_label"),
     "map label": (sources, "map_label"),
     "resize": (transforms, "random_resize"),

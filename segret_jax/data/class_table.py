@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from segret_jax.data.lfs import refuse_pointer
 from segret_jax.errors import InputError, unknown_name
 
 IGNORE = 255
@@ -83,9 +84,12 @@ def load_class_table(name_or_path: str | Path) -> ClassTable:
 
 
 def read_json(path: Path) -> tuple[Any, str]:
+    """Return a JSON file's content and its path for messages; InputError if it cannot be read."""
     where = str(path.expanduser().absolute())
     try:
-        return json.loads(path.expanduser().read_text(encoding="utf-8")), where
+        content = path.expanduser().read_bytes()
+        refuse_pointer(content, where)
+        return json.loads(content), where  # of bytes: UTF-8, -16 or -32, by the byte-order mark
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is no class table ({error!r}); {_TABLE_FORM}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -135,12 +139,8 @@ def stored_values(value: Any) -> tuple[int, ...]:
 
 
 def label_lookup(raw_to_class: Mapping[int, int]) -> UInt8[np.ndarray, "256"]:
-    """Build the table from stored label value to class id.
-
-    The stored value 255 is ignored unless named; any other value that is not named is `STRAY`.
-    """
+    """Build the table from stored label value to class id or 255; values not named are `STRAY`."""
     lookup = np.full(256, STRAY, np.uint8)
-    lookup[IGNORE] = IGNORE
     for raw, class_id in raw_to_class.items():
         lookup[raw] = class_id
     lookup.setflags(write=False)

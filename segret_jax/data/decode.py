@@ -14,23 +14,36 @@ import cv2
 import numpy as np
 import scipy.io
 from jaxtyping import UInt8
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from segret_jax.data.class_table import IGNORE, STRAY
+from segret_jax.data.lfs import refuse_pointer
+from segret_jax.data.orientation import read_orientation, swaps_sides, turn
 from segret_jax.errors import InputError
 
+LOSSLESS_FORMATS = ("PNG", "BMP", "DIB", "GIF", "PPM", "PCX", "TGA", "SGI", "SUN")
+LOSSLESS_TIFF = (
+    "raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "lzma", "zstd",
+)  # fmt: skip
 _LABEL_FORM = "a label must be an 8-bit grey or palette PNG whose pixel values are label ids"
 
 
 def decode_image(
-    file: str | Path | bytes, *, where: str = "", upright: bool = False
+    file: str | Path | bytes, *, where: str = "", upright: bool = True
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file, or its bytes that lie at `where`, as RGB, 0 to 255.
 
-    Grey, palette and CMYK become RGB, an alpha channel is dropped. `upright` turns a photograph
-    as its EXIF data says; never so beside a label, which was drawn on the raw pixel grid. Raises
-    InputError for a file that is missing, broken, or has 16 or more bits per channel.
+    Grey, palette and CMYK become RGB, an alpha channel is dropped. The image is turned as its EXIF
+    orientation says, unless `upright` is False. Raises InputError for a file that is missing,
+    broken, or has 16 or more bits per channel.
     """
+    return decode_turned(file, where=where, upright=upright)[0]
+
+
+def decode_turned(
+    file: str | Path | bytes, *, where: str = "", upright: bool = True
+) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    """Return what `decode_image` does, and the EXIF orientation (1 to 8) by which it was turned."""
     with _opened(file, where) as (image, path):
         mode, stored = image.mode, stored_form(image)
         if mode.startswith(("I", "F")) or ";16" in stored:
@@ -39,16 +52,21 @@ def decode_image(
                 f"{path}: image has more than 8 bits per channel (stored as {stored or mode}); "
                 "convert it to an 8-bit RGB file"
             )
+        orientation = read_orientation(image)
+        image.load()
         # A palette goes by way of RGBA: Pillow warns where it is partly transparent.
-        pixels = image.convert("RGBA") if mode == "P" else image
-        if upright:
-            pixels = ImageOps.exif_transpose(pixels)
-        return np.array(pixels.convert("RGB"))
+        pixels = image.convert("RGBA") if image.mode == "P" else image
+        pixels = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
+        if upright and image.format != "TIFF":  # Pillow has turned that already
+            pixels = turn(pixels, orientation)
+        return np.array(pixels), orientation
 
 
 def image_size(file: str | Path | bytes, *, where: str = "") -> tuple[int, int]:
-    """Return an image's (height, width) from its header; InputError as `decode_image`."""
+    """Return the (height, width) of the upright image from its header, as `decode_image`."""
     with _opened(file, where) as (image, _):
+        if image.format != "TIFF" and swaps_sides(read_orientation(image)):
+            return image.width, image.height
         return image.height, image.width
 
 
@@ -56,21 +74,36 @@ def decode_label(file: str | Path | bytes, *, where: str = "") -> UInt8[np.ndarr
     """Read a label file, or its bytes that lie at `where`, as the ids stored, unmapped: 0 to 255.
 
     Grey values and palette indices are ids, and so is the array S of a .mat file (COCO-Stuff10k).
-    Raises InputError for a file that is missing or broken, or in whose form ids do not survive:
-    colour, 16-bit, 1-bit, 2- and 4-bit grey (which Pillow stretches to 0..255), JPEG.
+    A label with an EXIF orientation of its own is turned by it. Raises InputError for a file that
+    is missing or broken, or in whose form ids do not survive: colour, 16-bit, 1-bit, 2- and 4-bit
+    grey (which Pillow stretches to 0..255), lossy compression, several frames.
     """
     where = _place(file, where)
-    if where.endswith(".mat"):
+    if where.lower().endswith(".mat"):
         return _decode_mat(file, where)
     with _opened(file, where) as (image, path):
         stored = stored_form(image)
         exact = image.mode == "P" or (image.mode == "L" and ";" not in stored)
-        if not exact or image.format == "JPEG":
+        if not exact or not _is_lossless(image):
+            form = image.info.get("compression", "") if image.format == "TIFF" else ""
             raise InputError(
-                f"{path}: label is a {image.format} of mode {image.mode} (stored as {stored}); "
-                f"{_LABEL_FORM}"
+                f"{path}: label is a {image.format} of mode {image.mode} (stored as "
+                f"{' '.join(filter(None, (form, stored)))}); {_LABEL_FORM}"
             )
-        return np.array(image)
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise InputError(f"{path}: label has {frames} frames; {_LABEL_FORM}")
+        orientation = read_orientation(image)
+        return np.array(image if image.format == "TIFF" else turn(image, orientation))
+
+
+def _is_lossless(image: ImageFile.ImageFile) -> bool:
+    """Return whether the container keeps every value, told by its compression, not by its name.
+
+    JPEG 2000 is not among them: that it was written without loss cannot be seen from its header.
+    """
+    if image.format == "TIFF":
+        return image.info.get("compression") in LOSSLESS_TIFF
+    return image.format in LOSSLESS_FORMATS
 
 
 def _decode_mat(file: str | Path | bytes, where: str) -> UInt8[np.ndarray, "h w"]:
@@ -80,6 +113,7 @@ def _decode_mat(file: str | Path | bytes, where: str) -> UInt8[np.ndarray, "h w"
     except FileNotFoundError as error:
         raise InputError(f"{where}: no such file") from error
     except Exception as error:  # a damaged file meets scipy's reader anywhere
+        refuse_pointer(file, where)
         raise InputError(
             f"{where}: cannot be read as a MATLAB file with the label map S ({error!r}); "
             "download or extract it again"
@@ -101,7 +135,11 @@ def _opened(file: str | Path | bytes, where: str) -> Iterator[tuple[ImageFile.Im
     """Open an image file; turn what Pillow raises, also while decoding, into InputError."""
     path = _place(file, where)
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        # Never a path for Pillow: it would map a plain TIFF into memory, and turn that wrongly.
+        with (
+            io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream,
+            Image.open(stream) as image,
+        ):
             yield image, path
     except InputError:
         raise
@@ -110,8 +148,10 @@ def _opened(file: str | Path | bytes, where: str) -> Iterator[tuple[ImageFile.Im
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: image is too large ({error}); cut it into tiles") from error
     except (OSError, SyntaxError, ValueError) as error:
-        # Pillow names a file in memory by its address.
-        reason = re.sub(r"<_io\.BytesIO object at \w+>", "it", str(error))
+        if isinstance(error, UnidentifiedImageError):
+            refuse_pointer(file, path)
+        # Pillow names an open file by its address.
+        reason = re.sub(r"<_io\.[^>]*>", "it", str(error))
         raise InputError(
             f"{path}: cannot be read as an image ({reason}); the file is damaged or no image, "
             "download or extract it again"
@@ -138,12 +178,11 @@ def map_label(
     stray = label == STRAY
     if stray.any():
         y, x = (int(i) for i in np.argwhere(stray)[0])
-        allowed = np.flatnonzero(lookup[:IGNORE] != STRAY)
+        allowed = _ranges(np.flatnonzero(lookup != STRAY).tolist())
         raise InputError(
             f"{path}: label id {raw[y, x]} at pixel (y={y}, x={x}) is no class of this dataset; "
             f"{np.count_nonzero(stray)} such pixels with ids {np.unique(raw[stray]).tolist()}, "
-            f"allowed are {_ranges(allowed.tolist())} and {IGNORE}; correct the file or choose "
-            "the dataset whose labels these are"
+            f"allowed are {allowed}; correct the file or choose the dataset whose labels these are"
         )
     return label
 

@@ -7,14 +7,13 @@ with errors, 2 if there was nothing to check or the report cannot be written.
 
 import os
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
 from segret_jax import cli
-from segret_jax.data.datasets import SPLITS, DatasetSpec, get_dataset
+from segret_jax.data.datasets import get_dataset
 from segret_jax.data.doctor.examine import examine_all
 from segret_jax.data.doctor.findings import (
     ERROR,
@@ -26,8 +25,11 @@ from segret_jax.data.doctor.findings import (
     weights_setting,
 )
 from segret_jax.data.doctor.report import write_report
+from segret_jax.data.folders import FilePairs, find_pairs, image_hint, label_hint
+from segret_jax.data.layouts import SPLITS, DatasetSpec
+from segret_jax.data.listing import pictures_not_read
 from segret_jax.data.shards.prepared import open_files
-from segret_jax.data.sources import FolderSource, RecordSource, find_pairs
+from segret_jax.data.sources import FolderSource, RecordSource
 from segret_jax.errors import InputError
 from segret_jax.files import make_folder
 
@@ -110,26 +112,44 @@ def _open_split(
 ) -> tuple[RecordSource, list[Finding]]:
     """Open a split as a run would, but where it stops at files without a partner, name them."""
     try:
-        return open_files(spec, root, split), []
+        source = open_files(spec, root, split)
     except InputError as error:
         try:
             pairs = find_pairs(spec, root, split)
         except InputError:
             raise error from None
-    findings = [
+        source = FolderSource(spec, root, split, skip_unpaired=True)
+        return source, [*_unpaired(pairs, split), *_not_read(pairs, split)]
+    if isinstance(source, FolderSource):
+        return source, _not_read(find_pairs(spec, root, split), split)
+    return source, []
+
+
+def _unpaired(pairs: FilePairs, split: str) -> list[Finding]:
+    return [
         Finding(
             severity=ERROR,
-            message=f"{len(names)} {these} have no {other} in {folder}; add it or take them out",
+            message=f"{len(names)} {these} have no {other} in {folder}{hint}; "
+            "add it or take them out",
             split=split,
             places=tuple(names),
         )
-        for these, names, other, folder in (
-            ("images", pairs.without_label, "label", pairs.label_folder),
-            ("labels", pairs.without_image, "image", f"{pairs.image_folder}{pairs.other_images()}"),
+        for these, names, other, folder, hint in (
+            ("images", pairs.without_label, "label", pairs.labels.folder, label_hint(pairs)),
+            ("labels", pairs.without_image, "image", pairs.images.folder, image_hint(pairs)),
         )
         if names
     ]
-    return FolderSource(spec, root, split, skip_unpaired=True), findings
+
+
+def _not_read(pairs: FilePairs, split: str) -> list[Finding]:
+    """Name the pictures beside the images that have another ending: HEIC, raw, and so on."""
+    others = pictures_not_read(pairs.images)
+    if not others:
+        return []
+    text = f"{len(others)} pictures in {pairs.images.folder} are not read: they do not end in "
+    message = f"{text}{pairs.images.suffix}; convert them, or leave them"
+    return [Finding(severity=NOTE, message=message, split=split, places=tuple(others))]
 
 
 def _has_folder(spec: DatasetSpec, root: Path, split: str) -> bool:
@@ -147,8 +167,8 @@ def summary(diagnosis: Diagnosis) -> str:
     """Write what was found in lines for the terminal."""
     lines = [""]
     if training := diagnosis.scans.get("training"):
-        lines.append("Weights that would balance the classes (see the report):")
-        lines += [*textwrap.wrap(weights_setting(training.pixels), 100), ""]
+        lines.append("Class weights that balance the classes, to add to the command of training:")
+        lines += [weights_setting(training.pixels), ""]
     for split, scan in diagnosis.scans.items():
         layout, pairs = scan.source.layout.name, len(scan.source)
         lines.append(f"{diagnosis.spec.name} {split}: {pairs} pairs, layout {layout}")

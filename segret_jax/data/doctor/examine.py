@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import Image
 
 from segret_jax.data.class_table import IGNORE, STRAY
-from segret_jax.data.decode import decode_image, decode_label, stored_form
+from segret_jax.data.decode import decode_label, decode_turned, stored_form
 from segret_jax.data.doctor.signs import count_stored
+from segret_jax.data.orientation import label_is_stored_grid, swaps_sides
 from segret_jax.data.sources import Record, RecordSource
 from segret_jax.errors import InputError
 
@@ -112,33 +113,33 @@ def examine(source: RecordSource, index: int) -> Examined:
         except InputError as error:
             examined.faults.append(Fault("unreadable", "", str(error)))
             return examined
-        image, raw = _examine_image(record, examined), _examine_label(record, examined)
+        found, raw = _examine_image(record, examined), _examine_label(record, examined)
     if raw is not None:
         examined.faults += _id_faults(raw, source.layout.lookup, record.label_path)
-    if image is not None and raw is not None and image.shape[:2] != raw.shape:
-        sizes = [f"{height}x{width}" for height, width in (image.shape[:2], raw.shape)]
-        detail = f"{record.label_path} is {sizes[1]} (height x width), its image {sizes[0]}"
-        examined.faults.append(Fault("sizes", "", detail))
+    if found is not None and raw is not None:
+        examined.faults += _fit_faults(*found, raw, record)
     return examined
 
 
-def _examine_image(record: Record, examined: Examined) -> UInt8[np.ndarray, "h w 3"] | None:
-    form, mode, orientation = _header(record.image)
+def _examine_image(
+    record: Record, examined: Examined
+) -> tuple[UInt8[np.ndarray, "h w 3"], int] | None:
+    """Return the upright image and its orientation, or None where it cannot be decoded."""
+    form, mode, frames = _header(record.image)
     try:
-        image = decode_image(record.image, where=record.image_path)
+        image, orientation = decode_turned(record.image, where=record.image_path)
     except Exception as error:  # also what a decoder's own bug may raise
         examined.faults.append(_unreadable("image", form, record.image_path, error))
         return None
     if mode != "RGB":
         examined.faults.append(Fault("image_form", form, record.image_path))
-    if orientation != 1:
-        detail = f"{record.image_path} (orientation {orientation})"
-        examined.faults.append(Fault("exif", "", detail))
+    if frames > 1:
+        examined.faults.append(Fault("frames", "", f"{record.image_path} ({frames} frames)"))
     digest = hashlib.sha256(image.data)
     digest.update(str(image.shape).encode())
     examined.digest = digest.digest()
     examined.dhash = difference_hash(image)
-    return image
+    return image, orientation
 
 
 def _examine_label(record: Record, examined: Examined) -> UInt8[np.ndarray, "h w"] | None:
@@ -156,17 +157,36 @@ def _examine_label(record: Record, examined: Examined) -> UInt8[np.ndarray, "h w
 
 
 def _header(content: bytes) -> tuple[str, str, int]:
-    """Return what the file is ("PNG of mode L, stored as L;4"), the mode, the EXIF orientation."""
+    """Return what the file is ("PNG of mode L, stored as L;4"), its mode, its number of frames."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             stored = stored_form(image)
             as_stored = f", stored as {stored}" if image.format == "PNG" and ";" in stored else ""
-            # A PNG may hold its EXIF data behind the pixels: Pillow would decode them for it.
-            exif = {} if image.format == "PNG" else image.getexif()
-            form = f"{image.format} of mode {image.mode}{as_stored}"
-            return form, image.mode, exif.get(ExifTags.Base.Orientation, 1)
+            # An MPO, which many phones write as .jpg, holds previews beside its one photograph.
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            return f"{image.format} of mode {image.mode}{as_stored}", image.mode, frames
     except Exception:  # decoding it says why
         return "no image", "", 1
+
+
+def _fit_faults(
+    image: UInt8[np.ndarray, "h w 3"],
+    orientation: int,
+    raw: UInt8[np.ndarray, "lh lw"],
+    record: Record,
+) -> Iterator[Fault]:
+    """Tell how a label lies on its upright image."""
+    size = image.shape[:2]
+    turned = f"{record.image_path} (orientation {orientation})"
+    if label_is_stored_grid(raw.shape, size, orientation):
+        yield Fault("label_turned", "", turned)
+    elif size != raw.shape:
+        sizes = [f"{height}x{width}" for height, width in (size, raw.shape)]
+        detail = f"{record.label_path} is {sizes[1]} (height x width), its image {sizes[0]}"
+        yield Fault("sizes", "", detail)
+    elif orientation != 1:
+        unclear = not swaps_sides(orientation) or size[0] == size[1]
+        yield Fault("exif_unclear" if unclear else "exif", "", turned)
 
 
 def _unreadable(which: str, form: str, path: str, error: Exception) -> Fault:

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from segret_jax.data.class_table import IGNORE, STRAY
-from segret_jax.data.datasets import DatasetSpec
 from segret_jax.data.doctor.duplicates import NEAR, repeated, shared
 from segret_jax.data.doctor.examine import Examined
 from segret_jax.data.doctor.signs import REMEDY, shift_signs
+from segret_jax.data.layouts import DatasetSpec
 from segret_jax.data.sources import RecordSource
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
@@ -50,9 +50,24 @@ KINDS = {
         WARNING, "{n} labels are ignored entirely", "they teach nothing: leave them out"
     ),
     "exif": Kind(
+        NOTE,
+        "{n} images are turned upright, as their EXIF orientation says",
+        "their labels fit the upright image",
+    ),
+    "label_turned": Kind(
+        NOTE,
+        "{n} labels are turned with their image",
+        "they have the size of the image as stored, before its EXIF orientation turns it",
+    ),
+    "exif_unclear": Kind(
         WARNING,
-        "{n} images have an EXIF rotation, which is not applied",
-        "if the label was drawn on the turned image, store the image turned, without EXIF",
+        "{n} images keep their size when their EXIF orientation turns them; their labels are taken "
+        "as drawn on the turned image",
+        "look at these pictures in the report, and remove the EXIF orientation of an image whose "
+        "label lies wrong",
+    ),
+    "frames": Kind(
+        NOTE, "{n} images hold several frames", "only the first is read: store others as images"
     ),
     "image_form": Kind(NOTE, "{n} images are stored as {form}", "they are read as RGB"),
     "palette": Kind(
@@ -168,9 +183,14 @@ def _signs(split: str, scan: SplitScan) -> Iterator[Finding]:
 
 def _classes(split: str, scan: SplitScan) -> Iterator[Finding]:
     names = np.array(scan.source.spec.class_table.class_names)
-    present, void = scan.pixels > 0, scan.stored[IGNORE] > 0
+    present = scan.pixels > 0
+    void = scan.stored[IGNORE] > 0 and scan.source.layout.lookup[IGNORE] == IGNORE
     if present.sum() == 1 and len(names) > 1:
-        mask = "; if 255 is meant as a class, give it one in a class table (raw_id)" if void else ""
+        advice = (
+            '; if 255 is meant as a class, give it one in a JSON file of your own ("raw_id": 255), '
+            'and leave 255 out of "ignore"'
+        )
+        mask = advice if void else ""
         text = f"{names[present][0]} is the only class that occurs{mask}"
         yield Finding(severity=WARNING, message=text, split=split)
     if present.any() and not present.all():
@@ -231,5 +251,6 @@ def class_weights(pixels: Int64[np.ndarray, "k"]) -> Float64[np.ndarray, "k"]:
 
 
 def weights_setting(pixels: Int64[np.ndarray, "k"]) -> str:
-    """Write the suggested weights as the line of a config file."""
-    return f"config.train.class_weights = ({', '.join(f'{w:.3f}' for w in class_weights(pixels))},)"
+    """Write the suggested weights as an argument of train.py, which no shell changes."""
+    weights = ",".join(f"{weight:.3f}" for weight in class_weights(pixels))
+    return f"--config.train.class_weights={weights}"

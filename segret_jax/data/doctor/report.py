@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
 from segret_jax.data.class_table import IGNORE, STRAY, ClassTable
-from segret_jax.data.decode import decode_image, decode_label
+from segret_jax.data.decode import decode_label, decode_turned
 from segret_jax.data.doctor.examine import Examined
 from segret_jax.data.doctor.findings import (
     ERROR,
@@ -25,6 +25,7 @@ from segret_jax.data.doctor.findings import (
     class_weights,
     weights_setting,
 )
+from segret_jax.data.orientation import fit_label
 from segret_jax.evaluation.visualize import overlay
 
 PICTURES = 8  # worst samples of each split, and as many random ones
@@ -170,7 +171,7 @@ def _weights(training: SplitScan | None) -> str:
     return (
         "<h2>Suggested class weights</h2><p>1 / ln(1.02 + share of the training pixels), as in "
         "ENet (Paszke et al., 2016), scaled to mean 1 over the classes that occur; 1 for the "
-        "others. Rare classes then count more in the loss.</p>"
+        "others. Rare classes then count more in the loss. An argument of train.py:</p>"
         f"<pre>{escape(weights_setting(training.pixels))}</pre>"
     )
 
@@ -188,7 +189,7 @@ def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[
         values = np.array(list(examined.stored))
         pixels = np.array(list(examined.stored.values()))
         stray, ignored = (pixels[lookup[values] == m].sum() / pixels.sum() for m in (STRAY, IGNORE))
-        wrong = any(fault.kind in ("stray", "sizes", "exif") for fault in examined.faults)
+        wrong = any(fault.kind in ("stray", "sizes", "exif_unclear") for fault in examined.faults)
         return wrong, float(stray), float(ignored)
 
     ranked = sorted(shown, key=badness, reverse=True)
@@ -202,8 +203,9 @@ def _figure(scan: SplitScan, examined: Examined) -> str:
     record = scan.source.record(examined.index)
     table = scan.source.spec.class_table
     raw = decode_label(record.label, where=record.label_path)
-    label = scan.source.layout.lookup[raw]
-    picture = sample_picture(decode_image(record.image, where=record.image_path), label, table)
+    image, orientation = decode_turned(record.image, where=record.image_path)
+    label = fit_label(scan.source.layout.lookup[raw], image.shape[:2], orientation)
+    picture = sample_picture(image, label, table)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=82)
     data = base64.b64encode(buffer.getvalue()).decode()

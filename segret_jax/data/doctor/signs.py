@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from segret_jax.data.class_table import IGNORE, STRAY
-from segret_jax.data.datasets import Layout
 from segret_jax.data.decode import decode_label
+from segret_jax.data.layouts import Layout
 from segret_jax.data.sources import RecordSource
 from segret_jax.errors import InputError
 
@@ -80,8 +80,10 @@ def _converted_already(counts: Counts, layout: Layout) -> Sign | None:
     closed.
     """
     occurs = counts > 0
+    is_stray = layout.lookup[IGNORE] == STRAY  # in a table of one's own that does not ignore 255
     foreign = [v for v in np.flatnonzero(occurs & (layout.lookup == IGNORE)).tolist()
                if v not in layout.void]  # fmt: skip
+    foreign += [IGNORE] if is_stray and occurs[IGNORE] else []
     if not foreign:
         return None
     values = _class_values(layout)
@@ -95,6 +97,8 @@ def _converted_already(counts: Counts, layout: Layout) -> Sign | None:
             "was reduced or their ids converted already, and classes would be read as others",
             tuple(foreign),
         )
+    if is_stray:  # a fault of each file that holds it, and said there
+        return None
     text = f"{held}those of this dataset never do; these pixels are ignored"
     return Sign(False, text, tuple(foreign))
 
@@ -141,10 +145,11 @@ def _first_missing(counts: Counts, layout: Layout) -> Sign | None:
         return None
     if len(values) < 3 or not counts[values[1:]].all():
         return None
+    void = f", and void ({_values(layout.void)}) does not" if layout.void else ""
     return Sign(
         False,
-        f"the first class (stored 0) never occurs, all others do, and void "
-        f"({_values(layout.void)}) does not: do the files count the classes from 1?",
+        f"the first class (stored 0) never occurs, all others do{void}: do the files count the "
+        "classes from 1?",
     )
 
 

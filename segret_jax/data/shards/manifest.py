@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segret_jax.data.datasets import DatasetSpec
+from segret_jax.data.layouts import DatasetSpec
+from segret_jax.data.lfs import refuse_pointer
 from segret_jax.errors import InputError
 
 VERSION = "1.0.0"
@@ -79,6 +80,7 @@ class Manifest:
 
 def parse_manifest(stored: bytes, where: str) -> Manifest:
     """Read the content of manifest.json; InputError if it is none."""
+    refuse_pointer(stored, where)
     try:
         content = json.loads(stored.decode())
         texts = ("dataset", "version", "source", "label_table")
@@ -132,6 +134,8 @@ def read_index(
     Raises InputError where index.json is not there, or is not what the manifest tells.
     """
     path = folder / INDEX
+    if path.is_file():
+        refuse_pointer(path, str(path))
     try:
         if stored_file(path) != manifest.files.get(INDEX):
             raise ValueError(f"it does not fit {MANIFEST}")

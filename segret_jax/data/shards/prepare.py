@@ -16,7 +16,9 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from segret_jax import cli
-from segret_jax.data.datasets import SPLITS, DatasetSpec, get_dataset
+from segret_jax.data.datasets import get_dataset
+from segret_jax.data.folders import find_pairs
+from segret_jax.data.layouts import SPLITS, DatasetSpec
 from segret_jax.data.shards.manifest import (
     INDEX,
     MANIFEST,
@@ -30,7 +32,7 @@ from segret_jax.data.shards.manifest import (
     read_manifest,
     stored_file,
 )
-from segret_jax.data.sources import FolderSource, find_pairs
+from segret_jax.data.sources import FolderSource
 from segret_jax.errors import InputError
 from segret_jax.files import write_whole
 
@@ -156,7 +158,9 @@ def _remove_leftovers(folder: Path) -> None:
     leftovers = list(folder.parent.glob(f"incomplete.*_{VERSION}"))
     if folder.is_dir():
         info = folder / "dataset_info.json"
-        if not info.is_file() or '"segret_jax.data.shards.builders"' not in info.read_text():
+        if not info.is_file() or '"segret_jax.data.shards.builders"' not in info.read_text(
+            encoding="utf-8"
+        ):
             raise InputError(f"{folder} is not from {PREPARE}; choose another --data_dir")
         leftovers.append(folder)
     for leftover in leftovers:
@@ -227,7 +231,7 @@ def _describe(
     folder: Path,
 ) -> Manifest:
     """Return the manifest of the files in `folder`."""
-    info = json.loads((folder / "dataset_info.json").read_text())
+    info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
     lengths = {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
     files = sorted(path for path in folder.iterdir() if path.is_file())
     size = sum(path.stat().st_size for path in files)

@@ -1,12 +1,15 @@
 """Reading datasets that were prepared as ArrayRecord shards, by `prepare` or by TFDS itself."""
 
+import operator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
-from segret_jax.data.datasets import DatasetSpec
+from segret_jax.data.layouts import DatasetSpec
+from segret_jax.data.lfs import refuse_pointer
 from segret_jax.data.shards import tfds_sets
 from segret_jax.data.shards.manifest import (
+    INDEX,
     MANIFEST,
     PREPARE,
     VERIFY,
@@ -18,7 +21,7 @@ from segret_jax.data.shards.manifest import (
     read_index,
     read_manifest,
 )
-from segret_jax.data.sources import FolderSource, Record, RecordSource
+from segret_jax.data.sources import FolderSource, Record, RecordSource, Sample
 from segret_jax.errors import InputError, unknown_name
 
 
@@ -92,6 +95,7 @@ class StoredRecords:
         try:
             stored = self._records[index]
         except Exception as error:  # ArrayRecord's own, whose kinds are not documented
+            self._refuse_pointers()
             raise self._damaged(where, index, str(error).partition("\n")[0]) from error
         name, image, label = stored["name"], stored["image"], stored["label"]
         if name != self.names[index].encode():
@@ -99,6 +103,13 @@ class StoredRecords:
         if stored["checksum"] != builders.checksum(name, image, label):
             raise self._damaged(where, index, "its checksum does not fit")
         return image, label
+
+    def _refuse_pointers(self) -> None:
+        """Raise InputError if a shard that lies here is a Git LFS pointer."""
+        for shard in self._shards:
+            path = Path(self._shards_at, shard)
+            if path.is_file():
+                refuse_pointer(path, str(path))
 
     def _damaged(self, where: str, index: int, reason: str) -> InputError:
         return InputError(
@@ -133,6 +144,18 @@ class PreparedSource(RecordSource):
     def size(self, index: int) -> tuple[int, int]:
         """Return the image's (height, width), which was noted when it was prepared."""
         return self._stored.sizes[index]
+
+    def __getitem__(self, index: SupportsIndex) -> Sample:
+        """Read one pair; InputError as in `RecordSource`, and for a size other than was noted."""
+        sample, noted = super().__getitem__(index), self.size(operator.index(index))
+        if sample["label"].shape != noted:  # an earlier version noted sizes before turning
+            raise InputError(
+                f"{self._stored.where(operator.index(index))}: {sample['name']} is "
+                f"{'x'.join(map(str, sample['label'].shape))} upright, but {INDEX} says "
+                f"{'x'.join(map(str, noted))}; {PREPARE} writes the dataset again once "
+                "that folder is deleted"
+            )
+        return sample
 
     def record(self, index: int) -> Record:
         """Return the undecoded pair; InputError where it is damaged."""

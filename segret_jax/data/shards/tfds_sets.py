@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from segret_jax.data.datasets import DatasetSpec
 from segret_jax.data.decode import decode_label
+from segret_jax.data.layouts import DatasetSpec
+from segret_jax.data.lfs import refuse_pointer
 from segret_jax.data.shards.manifest import PREPARE
 from segret_jax.data.sources import Record, RecordSource
 from segret_jax.errors import InputError, unknown_name
@@ -77,6 +78,7 @@ class _Info:
 
 def _read_info(folder: Path) -> _Info:
     path = folder / "dataset_info.json"
+    refuse_pointer(path, str(path))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return _Info(
@@ -137,6 +139,8 @@ class TfdsSource(RecordSource):
         try:
             stored = self._records[index]
         except Exception as error:  # ArrayRecord's own, whose kinds are not documented
+            for shard in self._folder.glob("*.array_record*"):
+                refuse_pointer(shard, str(shard))
             reason = str(error).partition("\n")[0]
             raise InputError(f"{where} is damaged ({reason}); prepare it again") from error
         image, label = stored[self._form.image], stored[self._form.label]

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from segret_jax import cli
+from segret_jax.data.lfs import refuse_pointer
 from segret_jax.data.shards.manifest import MANIFEST, Manifest, read_manifest, stored_file
 from segret_jax.data.shards.prepared import StoredRecords
 from segret_jax.errors import InputError
@@ -43,6 +44,11 @@ def _faulty_files(folder: Path, manifest: Manifest) -> list[str]:
             path = folder / name
             if not path.is_file():
                 faults.append(f"{path}: no such file")
+                continue
+            try:
+                refuse_pointer(path, str(path))
+            except InputError as error:
+                faults.append(str(error))
                 continue
             now = stored_file(path, read=bar.update)
             if now.bytes != written.bytes:

@@ -1,0 +1,210 @@
+"""The files of a split on disk: paired by name, and what is said where they do not fit."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from segret_jax.data.layouts import DatasetSpec, Layout
+from segret_jax.data.listing import Files, list_files
+from segret_jax.errors import InputError
+
+SHOWN = 3  # names in a message
+ENDINGS = 2  # other endings in a message
+
+
+@dataclass(frozen=True)
+class FilePairs:
+    """The files of one split: its layout, both kinds of files, and the names in sorted order."""
+
+    spec: DatasetSpec
+    layout: Layout
+    images: Files
+    labels: Files
+    names: list[str]
+    without_label: list[str]
+    without_image: list[str]
+    note: str = ""
+    """One line for the user: that labels are read in another form than usual."""
+
+    @property
+    def unpaired(self) -> int:
+        """Number of files without a partner."""
+        return len(self.without_label) + len(self.without_image)
+
+
+def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> FilePairs:
+    """List the files of `split` ("training" or "validation") below `root`.
+
+    Takes the first layout in which every file has its partner, else the one with most pairs.
+    Raises InputError where there is no pair in any.
+    """
+    spec.split_names(split)
+    top = Path(root).expanduser().absolute()
+    if not top.is_dir():
+        raise InputError(f"there is no folder {top}; {remedy(spec, split)}")
+    if spec.archive and (top / spec.archive).is_dir():
+        top = top / spec.archive
+    found = []
+    for layout in spec.layouts:
+        pairs = _pairs_of(spec, layout, top, split)
+        if pairs.names and not pairs.unpaired:
+            break
+        found.append(pairs)
+    else:
+        pairs = max(found, key=lambda one: len(one.names))  # the first of several
+    if not pairs.names:
+        raise InputError(f"{_lack(found)}; {remedy(spec, split)}")
+    return replace(pairs, note=_replaced(pairs, found, split))
+
+
+def _replaced(pairs: FilePairs, found: list[FilePairs], split: str) -> str:
+    """Say that labels in another form are taken, because some of the usual form are missing."""
+    first = next((one for one in found if one.names), pairs)
+    if first.labels.suffix == pairs.labels.suffix or not first.without_label:
+        return ""
+    return (
+        f"{pairs.spec.name}, {split}: {len(first.without_label)} of {len(first.images.by_name)} "
+        f"images have no *{first.labels.suffix} ({_some(first.without_label)}); all labels are "
+        f"read from *{pairs.labels.suffix}"
+    )
+
+
+def _pairs_of(spec: DatasetSpec, layout: Layout, top: Path, split: str) -> FilePairs:
+    folder = layout.splits[split]
+    images, labels = _list_both(spec, layout, top, split)
+    have_image, have_label = set(images.by_name), set(labels.by_name)
+    if layout.stems:
+        file = top / layout.stems.format(split=folder)
+        listed = set(file.read_text(encoding="utf-8-sig").split()) if file.is_file() else set()
+        have_image, have_label = have_image & listed, have_label & listed
+    if _same_files(images, labels):
+        have_image = set()  # a file is not its own label
+    return FilePairs(
+        spec, layout, images, labels,
+        sorted(have_image & have_label), sorted(have_image - have_label),
+        sorted(have_label - have_image),
+    )  # fmt: skip
+
+
+def _list_both(spec: DatasetSpec, layout: Layout, top: Path, split: str) -> tuple[Files, Files]:
+    """List images and labels; where both lie in one folder, the longest ending says which is which.
+
+    So x_mask.png beside x.png is a label and no image, and x_labelTrainIds.png beside x.png is no
+    label of the layout that reads *.png.
+    """
+    image_kinds, label_kinds = (
+        {
+            (top / getattr(one, kind).format(split=one.splits[split]), getattr(one, suffix).lower())
+            for one in spec.layouts
+        }
+        for kind, suffix in (("images", "image_suffix"), ("labels", "label_suffix"))
+    )
+    folder = layout.splits[split]
+    return (
+        list_files(top / layout.images.format(split=folder), layout.image_suffix, label_kinds),
+        list_files(
+            top / layout.labels.format(split=folder),
+            layout.label_suffix,
+            image_kinds | label_kinds,
+        ),
+    )
+
+
+def _same_files(images: Files, labels: Files) -> bool:
+    return (images.folder, images.suffix.lower()) == (labels.folder, labels.suffix.lower())
+
+
+def _lack(found: list[FilePairs]) -> str:
+    """Say what is missing where no layout has a pair, by the one of which most is there."""
+    pairs = max(found, key=lambda one: len(one.images.by_name) + len(one.labels.by_name))
+    images, labels = pairs.images, pairs.labels
+    for files in (images, labels):
+        if not files.folder.is_dir():
+            return f"there is no folder {files.folder}"
+    if _same_files(images, labels):
+        return (
+            f'images and labels are both *{images.suffix} in {images.folder}; set "label_suffix" '
+            f'in {pairs.spec.json_file}, such as "_mask{images.suffix}"'
+        )
+    if not images.by_name:
+        same_place = (one for one in found if one.images.folder == images.folder)
+        suffixes = dict.fromkeys(f"*{one.images.suffix}" for one in same_place)
+        return f"no {' or '.join(suffixes)} in {images.folder}{hints(pairs)}"
+    if not labels.by_name:
+        return f"no *{labels.suffix} in {labels.folder}{hints(pairs)}"
+    return f"no image of {images.folder} has a label in {labels.folder}{hints(pairs)}"
+
+
+def hints(pairs: FilePairs) -> str:
+    """Say in brackets what lies there in place of the files that are missing, and what to do."""
+    return image_hint(pairs) + label_hint(pairs)
+
+
+def image_hint(pairs: FilePairs) -> str:
+    """Say what lies in the place of the images of `without_image`."""
+    spare = [pairs.images.by_name[name] for name in pairs.without_label]
+    return _hint(pairs, pairs.images, pairs.without_image, spare, "image_suffix")
+
+
+def label_hint(pairs: FilePairs) -> str:
+    """Say what lies in the place of the labels of `without_label`."""
+    spare = [pairs.labels.by_name[name] for name in pairs.without_image]
+    return _hint(pairs, pairs.labels, pairs.without_label, spare, "label_suffix")
+
+
+def _hint(pairs: FilePairs, files: Files, missing: list[str], spare: list[str], key: str) -> str:
+    if not (missing or pairs.names or files.by_name):  # neither kind is there
+        missing = [file[: file.rfind(".")] for file in files.not_read]
+    texts = []
+    for ending, there in _by_ending({*missing}, [*files.not_read, *spare]).items():
+        if ending.lower() == files.suffix.lower():
+            texts.append(f"links to files that do not exist: {_some(there)}")
+        elif pairs.spec.json_file or _stem(ending) == _stem(files.suffix):
+            action = _action(pairs, files.suffix, ending, len(there), key)
+            texts.append(
+                f"{len(there)} end in {ending} there ({_some(there)}), but only *{files.suffix} "
+                f"is read: {action}"
+            )
+    return f" ({'; '.join(texts[:ENDINGS])})" if texts else ""
+
+
+def _stem(ending: str) -> str:
+    """Return what stands before the extension: the other files of an archive differ in that."""
+    return ending.rpartition(".")[0]
+
+
+def _action(pairs: FilePairs, suffix: str, ending: str, count: int, key: str) -> str:
+    if count <= len(pairs.names):
+        return f"convert or rename to *{suffix}"
+    if pairs.spec.json_file:
+        return f'set "{key}": "{ending}" in {pairs.spec.json_file}'
+    return (
+        f"convert or rename to *{suffix}, or describe the folder in a JSON file of your own with "
+        f'"{key}": "{ending}" (docs/data.md)'
+    )
+
+
+def _by_ending(names: set[str], files: Iterable[str]) -> dict[str, list[str]]:
+    """Group the files that begin with one of `names` by what follows it, the most first."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for file in files:
+        start = file.rfind("/") + 1
+        cuts = [i for i in range(len(file) - 1, start, -1) if file[i] in "._- "]
+        cut = next((i for i in cuts if file[:i] in names), None)  # the longest name
+        if cut is not None:
+            groups[file[cut:]].append(file)
+    return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def remedy(spec: DatasetSpec, split: str) -> str:
+    """Say what a dataset needs, and where to get it."""
+    layouts = " or ".join(dict.fromkeys(layout.describe(split) for layout in spec.layouts))
+    return (
+        f"{spec.name} needs {layouts} in the folder given by --config.data.root=DIR; "
+        f"get {spec.download_hint}"
+    )
