@@ -1,6 +1,6 @@
-"""Which files may be written: those of ours that are made anew, never a user's or another's.
+"""Which files may be replaced: our own outputs of the same picture, never any other file.
 
-Each picture that we write beside a user's holds text that says so, and what it was made from.
+Every output holds PNG text that names this package and the picture that it was made from.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ class Outputs:
 def outputs_of(files: Sequence[Path], folder: Path) -> list[Outputs]:
     """Name the outputs of pictures in `folder`: NAME_label.png and NAME_overlay.png.
 
-    Where names differ in their ending only, it is kept: x.jpg and x.png give x.jpg_label.png and
-    x.png_label.png. Raises InputError if an output would replace a file that is not ours, or ours
-    of another picture, or if two would have one name.
+    Names that differ in their suffix only keep it: x.jpg and x.png give x.jpg_label.png and
+    x.png_label.png. Raises InputError if two outputs would have one name, or if one would replace a
+    file that is not ours, or ours of another picture.
     """
     stems = Counter(_folded(file.stem) for file in files)
     found: dict[str, Path] = {}
@@ -51,14 +51,14 @@ def outputs_of(files: Sequence[Path], folder: Path) -> list[Outputs]:
 
 
 def _folded(name: str) -> str:
-    """Return what names have in common that some file systems take for one."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """Return a form that is equal for names which some file systems take for one."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def made_from(name: str, file: Path | None = None) -> dict[str, str]:
-    """Return the text for a picture of ours that is made from the picture `name`.
+    """Return the text for an output that is made from the picture `name`.
 
-    The place of `file` is stored as a hash: pictures may be published.
+    The path of `file` is stored as a hash, because outputs may be published.
     """
     source = name
     if file:
@@ -68,12 +68,12 @@ def made_from(name: str, file: Path | None = None) -> dict[str, str]:
 
 
 def is_ours(file: Path) -> bool:
-    """Tell whether a file is a picture that was written with `made_from`."""
+    """Return whether a file is one of our outputs."""
     return file.suffix.lower() == ".png" and _info(file).get("Software") == SOFTWARE
 
 
 def check_replaceable(files: Mapping[Path, Mapping[str, str]]) -> None:
-    """Raise InputError for the first that exists and was not written with the same text."""
+    """Raise InputError for a file that exists, unless it holds the text that is given for it."""
     for file, info in files.items():
         if not os.path.lexists(file):
             continue

@@ -48,7 +48,7 @@ def _drawable(char: str) -> str:
         return char
     base = unicodedata.normalize("NFKD", char)
     base = "".join(part for part in base if not unicodedata.combining(part))
-    return "" if category[0] == "S" and not base.isascii() else base
+    return base if category[0] in "LN" or base.isascii() else ""
 
 
 @functools.cache

@@ -67,6 +67,17 @@ def test_a_long_name_is_broken_and_then_cut_and_nothing_is_drawn_over_the_edge(n
     assert len(legend(table, [labels(1)], width=width)) > len(one_line) + FONT_SIZE
 
 
+def test_names_in_other_scripts_are_drawn_as_themselves():
+    pictures = [legend(named(name), [labels(0)], width=100) for name in "äï道路"]
+    assert len({picture.tobytes() for picture in pictures}) == 4
+
+
+def test_a_name_that_cannot_be_drawn_is_the_number_of_the_class():
+    table = named("road", "ถนน")
+    expected = legend(named("road", "class 1"), [labels(0, 1)], width=200)
+    np.testing.assert_array_equal(legend(table, [labels(0, 1)], width=200), expected)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (20, 9), (32, 32)])
 def test_a_tiny_picture_gets_swatches_that_are_inside(size):
     picture = with_legend(np.zeros((*size, 3), np.uint8), CITY, [labels(0, 1, 2)])

@@ -140,10 +140,10 @@ def test_outputs_of_a_picture_of_another_folder_are_not_replaced(run, tmp_path):
 
 
 def test_pictures_that_differ_in_their_ending_get_outputs_of_their_own(run, tmp_path):
-    for name in ("a.jpg", "a.x.jpg", "a.png", "b.jpg"):
+    for name in ("a.jpg", "a.x.jpg", "a.png", "b.jpg", "straße.jpg", "strasse.jpg"):
         picture(tmp_path / "in" / name)
     run(tmp_path / "in", tmp_path / "out")
-    stems = ("a.jpg", "a.png", "a.x", "b")
+    stems = ("a.jpg", "a.png", "a.x", "b", "straße", "strasse")
     assert names(tmp_path / "out") == sorted(
         f"{stem}_{kind}.png" for stem in stems for kind in ("label", "overlay")
     )

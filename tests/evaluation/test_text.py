@@ -31,6 +31,7 @@ def test_the_characters_of_one_script_differ():
         ("nai\u0308ve", "naïve"),  # as macOS spells it
         ("tree 🌳", "tree"),
         ("🌳", "class 3"),
+        ("sun \u2600\ufe0f", "sun"),
         ("ถนน", "class 3"),
         ("ถนน 2", "class 3"),
         ("road\nmarking\x00\u202e", "road marking"),
