@@ -1,11 +1,11 @@
 """`segret_jax.load`: a model with its weights in Python."""
 
 import inspect
-import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def sees(monkeypatch: pytest.MonkeyPatch) -> Any:
             seen.append(image)
             return image[..., 0]
 
-    model = api.Model(Config(), table_of(NUM_CLASSES), *random_model(ModelConfig(), NUM_CLASSES))
+    model = object.__new__(api.Model)  # without weights
     model.__dict__["_predictor"] = Watches()
 
     def sees(image: Any) -> np.ndarray:
@@ -129,37 +129,29 @@ def test_a_file_that_is_none_is_named(sees, tmp_path):
         sees(tmp_path / "none.jpg")
 
 
-def cache_after_load(**environment: str) -> str:
-    """Return where compiled programs are kept after `load`, in a process of its own."""
-    code = """
-import jax
-from segret_jax import api
-from segret_jax.errors import InputError
-try:
-    api.load(api.Path("nowhere"))
-except InputError:
-    print(jax.config.jax_compilation_cache_dir)
-"""
-    inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=inherited | environment,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return done.stdout.strip()
+@pytest.fixture
+def cache_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return a function: the folder for compiled programs after `load`, which `before` had set."""
+    tests = jax.config.jax_compilation_cache_dir
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+
+    def folder(before: str | None, path: Path) -> str:
+        jax.config.update("jax_compilation_cache_dir", before)
+        with pytest.raises(InputError, match="no checkpoint in"):
+            segret_jax.load(path)
+        return jax.config.jax_compilation_cache_dir
+
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", tests)
 
 
-def test_load_keeps_compiled_programs_where_the_commands_do(tmp_path):
-    folder = cache_after_load(XDG_CACHE_HOME=str(tmp_path))
-    assert Path(folder).parent == tmp_path / "segret_jax"
+def test_load_keeps_compiled_programs_where_the_commands_do(cache_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Path(cache_folder(None, tmp_path)).parent == tmp_path / "segret_jax"
 
 
-def test_load_respects_the_folder_that_a_program_has_given_jax(tmp_path, monkeypatch):
-    used = []
-    monkeypatch.setattr(api.compilation, "use_cache", lambda: used.append(1))
-    assert getattr(jax.config, api.CACHE_FOLDER)  # the tests'
-    with pytest.raises(InputError):
-        api.load(tmp_path)
-    assert not used
+def test_load_respects_a_folder_that_the_program_has_chosen(cache_folder, tmp_path):
+    assert cache_folder(str(tmp_path), tmp_path) == str(tmp_path)
 
 
 def test_the_version_is_in_one_place():

@@ -52,7 +52,7 @@ def legend(
     counts = sum(np.bincount(label.ravel(), minlength=IGNORE + 1) for label in labels)
     rows = _rows(np.flatnonzero(counts).tolist(), table, width, size, gap)
     heights = [line * max(len(lines) for _, lines, _ in row) for row in rows]
-    picture = canvas(sum(heights) + 2 * gap, width)
+    picture = canvas(sum(heights) - (line - size) + 2 * gap, width)
     top = gap
     for row, height in zip(rows, heights, strict=True):
         for i, lines, left in row:
