@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     from segret_jax.evaluation import results
     from segret_jax.evaluation.evaluate import evaluate
     from segret_jax.evaluation.inference import Predictor
-    from segret_jax.evaluation.protocol import subject
+    from segret_jax.evaluation.protocol import known_in_advance
     from segret_jax.training import checkpoint as checkpoints
 
     processes.start(args.processes)
@@ -53,7 +53,9 @@ def main(argv: list[str]) -> None:
     predictor = Predictor(*checkpoints.load_model(checkpoint, config), config.eval)
     out = args.out or _default_out(checkpoint)
     names = [source.name(i) for i in range(len(source))]
-    known = subject(config, table, split="validation", names=names, variables=predictor.variables)
+    known = known_in_advance(
+        config, table, split="validation", names=names, variables=predictor.variables
+    )
     results.prepare_folder(out, known)  # one that cannot be written is told before the work
     on_prediction = _overlay_writer(out / "overlays", names, table) if args.overlays else None
     result = evaluate(

@@ -14,7 +14,7 @@ from segret_jax.data.decode import decode_image
 from segret_jax.errors import InputError
 from segret_jax.evaluation.outputs import is_ours
 
-# Still images. Pillow knows films, documents and arrays as well, and some of these not everywhere.
+# Still images: Pillow also registers videos, documents and arrays. Not every build reads all of them.
 STILL = """
     .apng .avif .bmp .dib .gif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .pbm .pcx
     .pgm .png .pnm .ppm .qoi .ras .sgi .tga .tif .tiff .webp
@@ -22,7 +22,7 @@ STILL = """
 READABLE = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 SUFFIXES = READABLE & set(STILL.split())
 HEIC = {".heic", ".heif"} - SUFFIXES
-BY_SYSTEMS = ("thumbs.db", "desktop.ini")  # and all that begins with a dot, such as ._photo.jpg
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # and all that begins with a dot, such as ._photo.jpg
 MOST_NAMED = 10
 
 
@@ -37,8 +37,8 @@ class Found:
 def find_pictures(path: Path) -> Found:
     """Return the picture `path`, or those in the folder `path`, sorted, without its subfolders.
 
-    What programs and systems left there is passed over: hidden files, and our own outputs. Raises
-    InputError if there is no picture.
+    Hidden files, system files and our own outputs are passed over. Raises InputError if there is no
+    picture.
     """
     if path.is_file():
         return Found([path])
@@ -46,14 +46,14 @@ def find_pictures(path: Path) -> Found:
         raise InputError(f"there is no image or folder {path}")
     files, others, ours, folders = [], Counter[str](), 0, []
     for file in sorted(path.iterdir()):
-        if file.name.startswith(".") or file.name.lower() in BY_SYSTEMS:
+        if file.name.startswith(".") or file.name.lower() in SYSTEM_FILES:
             continue
         if file.is_dir():
             folders.append(file)
         elif not file.is_file() and not file.is_symlink():  # a pipe, which would never end
-            others["no file"] += 1
+            others["special file"] += 1
         elif file.suffix.lower() not in SUFFIXES:
-            others[file.suffix.lower() or "without an ending"] += 1
+            others[file.suffix.lower() or "without a suffix"] += 1
         elif is_ours(file):
             ours += 1
         else:
@@ -74,7 +74,7 @@ def _notes(others: Counter[str], ours: int, folders: Sequence[Path]) -> list[str
     if ours:
         notes.append(f"not read, as written by predict.py or eval.py: {ours}")
     if folders:
-        notes.append(f"subfolders are not read, but hold images: {named(folders)}")
+        notes.append(f"subfolders are not read, but hold images: {abbreviated(folders)}")
     return notes
 
 
@@ -90,7 +90,7 @@ def _holds_pictures(folder: Path) -> bool:
         return False
 
 
-def named(things: Sequence[object]) -> str:
+def abbreviated(things: Sequence[object]) -> str:
     """Name things in a line, the first ones if there are many."""
     more = f" and {len(things) - MOST_NAMED} more" if len(things) > MOST_NAMED else ""
     return ", ".join(map(str, things[:MOST_NAMED])) + more

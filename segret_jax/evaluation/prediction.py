@@ -11,28 +11,29 @@ from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.legend import with_legend
 from segret_jax.evaluation.outputs import Outputs
-from segret_jax.evaluation.pictures import named, num_frames, read_picture
+from segret_jax.evaluation.pictures import abbreviated, num_frames, read_picture
 from segret_jax.evaluation.visualize import overlay, save_png
 
 
 @dataclass
 class Segmented:
-    """How many pictures were written, those that could not be read, and those of many frames."""
+    """The number of pictures written, the errors of those not read, and those of several frames."""
 
     count: int = 0
     faults: list[InputError] = field(default_factory=list)
-    films: list[str] = field(default_factory=list)
+    multi_frame: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
-        """Say what of the pictures is not in the outputs."""
-        films = f"of several frames only the first was read: {named(self.films)}"
-        return [films] if self.films else []
+        """Return lines about what the outputs leave out."""
+        if not self.multi_frame:
+            return []
+        return [f"of several frames only the first was read: {abbreviated(self.multi_frame)}"]
 
 
 def segment(
     predictor: Predictor, table: ClassTable, files: Sequence[Path], planned: Sequence[Outputs]
 ) -> Segmented:
-    """Write the label map and the overlay of each picture; a broken picture ends nothing.
+    """Write the label map and the overlay of each picture, and skip those that cannot be read.
 
     Raises InputError if the disk refuses.
     """
@@ -50,5 +51,5 @@ def segment(
         save_png(picture, outputs.overlay, info=outputs.info)
         done.count += 1
         if (frames := num_frames(file)) > 1:
-            done.films.append(f"{file} ({frames})")
+            done.multi_frame.append(f"{file} ({frames})")
     return done

@@ -48,7 +48,7 @@ def fingerprint(
         "labels": _sha256([label_areas[order].tobytes()]),
     }
     may_differ = {
-        **_circumstances(config, variables),
+        **_model_settings(config, variables),
         "stored_labels": None if lookup is None else digest(lookup.tolist()),
         "batch_size": config.eval.batch_size,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
@@ -59,7 +59,7 @@ def fingerprint(
     return {"id": identify(must_agree), "must_agree": must_agree, "may_differ": may_differ}
 
 
-def subject(
+def known_in_advance(
     config: Config, table: ClassTable, *, split: str, names: Sequence[str], variables: Any
 ) -> dict[str, Any]:
     """Return what the fingerprint will say as far as it is known before the evaluation.
@@ -69,7 +69,7 @@ def subject(
     known = {
         **_data_settings(config, table, split, names),
         **_settings(config.eval),
-        **_circumstances(config, variables),
+        **_model_settings(config, variables),
     }
     return json.loads(json.dumps(known))  # as it will be read from a file
 
@@ -86,7 +86,7 @@ def _data_settings(
     }
 
 
-def _circumstances(config: Config, variables: Any) -> dict[str, Any]:
+def _model_settings(config: Config, variables: Any) -> dict[str, Any]:
     model = dataclasses.asdict(config.model)
     del model["remat"]  # it is of training
     return {

@@ -83,8 +83,8 @@ def save(
     return file
 
 
-def prepare_folder(folder: Path, subject: dict[str, Any]) -> None:
-    """Make the folder for a result of `protocol.subject`, before the work.
+def prepare_folder(folder: Path, known: dict[str, Any]) -> None:
+    """Make the folder for a result of `protocol.known_in_advance`, before the work.
 
     Raises InputError if nothing can be written there, or if it would replace a file that is not
     ours, or the result of another checkpoint, of other data or settings.
@@ -92,12 +92,12 @@ def prepare_folder(folder: Path, subject: dict[str, Any]) -> None:
     present = [folder / name for name in (METRICS, PER_IMAGE, *CONFUSION)]
     present = [file for file in present if os.path.lexists(file)]
     if present:
-        _check_same(folder, present[0], subject)
+        _check_same(folder, present[0], known)
     with writing(f"to {folder}"):
         make_folder(folder)
 
 
-def _check_same(folder: Path, present: Path, subject: dict[str, Any]) -> None:
+def _check_same(folder: Path, present: Path, known: dict[str, Any]) -> None:
     try:
         content = json.loads((folder / METRICS).read_bytes())
     except (OSError, ValueError):
@@ -109,10 +109,10 @@ def _check_same(folder: Path, present: Path, subject: dict[str, Any]) -> None:
     theirs = content["protocol"]["may_differ"] | content["protocol"]["must_agree"]
     if content.get("faults"):  # some images were left out, and will be perhaps again
         theirs.pop("images", None)
-    for key in subject:
-        if key in theirs and theirs[key] != subject[key]:
+    for key in known:
+        if key in theirs and theirs[key] != known[key]:
             hashed = key in ("weights", "images", "classes")
-            there = f"other {key}" if hashed else f"{key} {theirs[key]!r}, not {subject[key]!r}"
+            there = f"other {key}" if hashed else f"{key} {theirs[key]!r}, not {known[key]!r}"
             raise InputError(
                 f"{folder} holds the result of {content.get('checkpoint')} ({there}), which is not "
                 "replaced: give another --out, or delete that folder"

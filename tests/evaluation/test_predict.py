@@ -187,7 +187,7 @@ def test_a_folder_as_cameras_and_systems_leave_it(run, tmp_path):
     assert status == 0
     assert "could not" not in err
     assert out.splitlines()[1:] == [
-        "not read, as no image of a known kind: 1 .h5, 1 .heic, 1 .mpg, 1 .pdf, 1 no file "
+        "not read, as no image of a known kind: 1 .h5, 1 .heic, 1 .mpg, 1 .pdf, 1 special file "
         "(convert HEIC to JPEG first)",
         f"subfolders are not read, but hold images: {folder / 'old.jpg'}",
     ]
