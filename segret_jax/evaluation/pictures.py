@@ -14,7 +14,7 @@ from segret_jax.data.decode import decode_image
 from segret_jax.errors import InputError
 from segret_jax.evaluation.outputs import is_ours
 
-# Still images: Pillow also registers videos, documents and arrays. Not every build reads all of them.
+# Still images: Pillow also registers videos, documents and arrays, and not all in every build.
 STILL = """
     .apng .avif .bmp .dib .gif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .pbm .pcx
     .pgm .png .pnm .ppm .qoi .ras .sgi .tga .tif .tiff .webp
