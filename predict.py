@@ -1,17 +1,16 @@
 """Segment your own pictures: python predict.py IMAGE|DIR --checkpoint runs/demo --out DIR.
 
-Writes, for each picture, NAME_label.png (class ids, 8 bits), NAME_overlay.png (with a legend).
+Writes, for each picture, NAME_label.png (class ids, 8 bits, the classes' colors as the palette) and
+NAME_overlay.png (with a legend). Replaces only what it wrote before for the same picture. Pictures
+that cannot be read are left out and listed at the end; the exit status is then 1.
 """
 
-import itertools
+import sys
 from pathlib import Path
-
-from PIL import Image
-from tqdm import tqdm
 
 from segret_jax import cli
 from segret_jax.config import check_segmentation
-from segret_jax.errors import InputError
+from segret_jax.files import make_folder, writing
 
 
 def main(argv: list[str]) -> None:
@@ -20,12 +19,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="or a run's folder")
     parser.add_argument("--out", type=Path, required=True)
     args, overrides = parser.parse(argv)
-    files = _images(args.input)
 
-    from segret_jax import compilation  # heavy imports, after the arguments
-    from segret_jax.data.decode import decode_image
+    from segret_jax.evaluation.outputs import outputs_of  # heavy imports, after the arguments
+    from segret_jax.evaluation.pictures import find_pictures
+
+    found = find_pictures(args.input)
+    planned = outputs_of(found.files, args.out)
+    with writing(f"to {args.out}"):  # told before a model is loaded
+        make_folder(args.out)
+
+    from segret_jax import compilation  # heavier ones, after the folders
     from segret_jax.evaluation.inference import Predictor
-    from segret_jax.evaluation.visualize import overlay, save_png, with_legend
+    from segret_jax.evaluation.prediction import segment
     from segret_jax.training import checkpoint as checkpoints
 
     compilation.use_cache()
@@ -34,28 +39,14 @@ def main(argv: list[str]) -> None:
     check_segmentation(config.model)
     table = checkpoints.load_table(checkpoint)
     predictor = Predictor(*checkpoints.load_model(checkpoint, config), config.eval)
-    for file in tqdm(files, "predict", unit="image", disable=len(files) == 1):
-        image = decode_image(file, upright=True)
-        pred = predictor.label_map(image)
-        save_png(pred, args.out / f"{file.stem}_label.png")
-        picture = with_legend(overlay(image, pred, table), table, [pred])
-        save_png(picture, args.out / f"{file.stem}_overlay.png")
-    print(f"{len(files)} segmented with {checkpoint}, written to {args.out}")
-
-
-def _images(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"there is no image or folder {path}")
-    readable = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in readable)
-    if not files:
-        raise InputError(f"no images in {path}")
-    for one, other in itertools.pairwise(files):
-        if one.stem == other.stem:
-            raise InputError(f"{one} and {other} would be written to the same files: rename one")
-    return files
+    done = segment(predictor, table, found.files, planned)
+    if done.faults and args.input.is_file():
+        raise done.faults[0]
+    summary = f"{done.count} segmented with {checkpoint}, written to {args.out}"
+    print(summary, *found.notes, *done.notes(), sep="\n")
+    if done.faults:
+        print(f"{len(done.faults)} could not be read:", *done.faults, sep="\n", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

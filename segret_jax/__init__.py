@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from segret_jax.api import Model
 
-__all__ = ["load"]
+__all__ = ["__version__", "load"]
+
+__version__ = "0.1.0"
 
 
 def load(path: str | Path) -> "Model":

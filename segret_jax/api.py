@@ -1,7 +1,7 @@
 """A model with its weights as one object, for use from Python.
 
 model = segret_jax.load("runs/camvid_tiny_cpu")
-label_map = model.predict(image)  # [H, W] class ids
+label_map = model.predict("photograph.jpg")  # [H, W] class ids
 model.classes.class_names[label_map[0, 0]]
 """
 
@@ -14,12 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float32, UInt8
+from PIL import Image, ImageFile, ImageOps
 
+from segret_jax import compilation
 from segret_jax.config import Config, check_segmentation
 from segret_jax.data.class_table import ClassTable
+from segret_jax.data.decode import decode_image, stored_form
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor, normalised
 from segret_jax.training import checkpoint as checkpoints
+
+CACHE_FOLDER = "jax_compilation_cache_dir"
 
 
 class Model:
@@ -56,15 +61,23 @@ class Model:
             )
         return self._network((self.params, self.batch_stats), images)
 
-    def predict(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
+    def predict(
+        self, image: UInt8[np.ndarray, "H W 3"] | Image.Image | str | Path
+    ) -> UInt8[np.ndarray, "H W"]:
         """Return each pixel's class id, at the size of the image, which may be any.
 
-        The image (RGB) is resized for the network as `config.eval` says, by a sliding window or at
-        several scales if it says so. Raises InputError for a classifier: it has `logits` alone.
+        The image is resized for the network as `config.eval` says, by a sliding window or at
+        several scales if it says so.
+
+        Args:
+            image: RGB, 0 to 255; or a PIL image of any mode with 8 bits per channel; or an image
+                file. PIL images and files are turned upright as their EXIF data says.
+
+        Raises:
+            InputError: the image has another form or cannot be read, or the model is a classifier,
+                which has `logits` alone.
         """
-        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
-            raise InputError(f"the image is {image.dtype} of {image.shape}; give uint8 [H, W, 3]")
-        return self._predictor.label_map(image)
+        return self._predictor.label_map(_pixels(image))
 
     @functools.cached_property
     def _predictor(self) -> Predictor:
@@ -82,8 +95,32 @@ class Model:
         return jax.jit(network)
 
 
+def _pixels(image: np.ndarray | Image.Image | str | Path) -> UInt8[np.ndarray, "H W 3"]:
+    if isinstance(image, str | Path):
+        return decode_image(Path(image).expanduser(), upright=True)
+    if isinstance(image, Image.Image):
+        stored = stored_form(image) if isinstance(image, ImageFile.ImageFile) else ""
+        if image.mode.startswith(("I", "F")) or ";16" in stored:
+            raise InputError(
+                f"the image is of mode {image.mode} (stored as {stored or image.mode}); give one "
+                "with 8 bits per channel"
+            )
+        upright = ImageOps.exif_transpose(image)
+        # A palette goes by way of RGBA: Pillow warns where it is partly transparent.
+        return np.array((upright.convert("RGBA") if image.mode == "P" else upright).convert("RGB"))
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
+        raise InputError(f"the image is {image.dtype} of {image.shape}; give uint8 [H, W, 3]")
+    return image
+
+
 def load(path: Path) -> Model:
-    """Load the model of a checkpoint's or a run's folder."""
+    """Load the model of a checkpoint's or a run's folder.
+
+    Compiled programs are kept for the next start, as by the commands, unless JAX was given a
+    folder for them already.
+    """
+    if not getattr(jax.config, CACHE_FOLDER):
+        compilation.use_cache()
     checkpoint = checkpoints.find(path)
     config = checkpoints.load_config(checkpoint)
     parts = checkpoints.load_model(checkpoint, config)

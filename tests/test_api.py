@@ -1,15 +1,23 @@
 """`segret_jax.load`: a model with its weights in Python."""
 
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import segret_jax
+from segret_jax import api
 from segret_jax.config import Config, EvalConfig, ModelConfig
+from segret_jax.data.decode import decode_image
 from segret_jax.data.transforms import normalise
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
@@ -17,6 +25,7 @@ from segret_jax.training.checkpoint import save_model
 from tests.weights import outputs_of, random_model, saved_model, table_of
 
 NUM_CLASSES = 5
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +66,101 @@ def test_predict_gives_the_label_map_of_the_predictor(tmp_path):
     assert len(np.unique(found)) > 1
 
 
+@pytest.fixture
+def sees(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that gives the pixels a model would see."""
+    seen: list[np.ndarray] = []
+
+    class Watches:
+        def label_map(self, image: np.ndarray) -> np.ndarray:
+            seen.append(image)
+            return image[..., 0]
+
+    model = object.__new__(api.Model)  # without weights
+    model.__dict__["_predictor"] = Watches()
+
+    def sees(image: Any) -> np.ndarray:
+        model.predict(image)
+        return seen.pop()
+
+    return sees
+
+
+def test_predict_takes_arrays_pil_images_and_files_alike(sees, tmp_path):
+    pixels = photograph(20, 30, 3)
+    image, file = Image.fromarray(pixels), tmp_path / "a.png"
+    image.save(file)
+    for given in (pixels, image, Image.open(file), file, str(file)):
+        np.testing.assert_array_equal(sees(given), pixels)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_a_pil_image_may_have_any_mode_of_8_bits(sees, mode):
+    image = Image.fromarray(photograph(20, 30, 3))
+    image = image.convert("RGBA" if mode in ("LA", "RGBA") else "RGB")
+    lab = Image.frombytes("LAB", (30, 20), photograph(20, 30, 3).tobytes())
+    image = lab if mode == "LAB" else image.convert(mode)
+    seen = sees(image)
+    assert (seen.shape, seen.dtype) == ((20, 30, 3), np.uint8)
+    if mode == "P":
+        np.testing.assert_array_equal(seen, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_pil_images_and_files_are_turned_as_their_exif_data_says(sees, tmp_path, suffix):
+    exif, file = Image.Exif(), tmp_path / f"a.{suffix}"
+    exif[0x0112] = 6
+    Image.fromarray(photograph(20, 30, 3)).save(file, exif=exif)
+    with Image.open(file) as image:
+        assert sees(image).shape == sees(file).shape == (30, 20, 3)
+        np.testing.assert_array_equal(sees(image), decode_image(file, upright=True))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_pil_images_of_more_bits_are_refused(sees, tmp_path, dtype):
+    image = Image.fromarray(np.full((4, 4), 300, dtype))
+    with pytest.raises(InputError, match=r"mode .*; give one with 8 bits per channel"):
+        sees(image)
+
+
+def test_a_file_that_is_none_is_named(sees, tmp_path):
+    with pytest.raises(InputError, match=r"none\.jpg: no such file"):
+        sees(tmp_path / "none.jpg")
+
+
+@pytest.fixture
+def cache_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return a function: the folder for compiled programs after `load`, which `before` had set."""
+    tests = jax.config.jax_compilation_cache_dir
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+
+    def folder(before: str | None, path: Path) -> str:
+        jax.config.update("jax_compilation_cache_dir", before)
+        with pytest.raises(InputError, match="no checkpoint in"):
+            segret_jax.load(path)
+        return jax.config.jax_compilation_cache_dir
+
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", tests)
+
+
+def test_load_keeps_compiled_programs_where_the_commands_do(cache_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Path(cache_folder(None, tmp_path)).parent == tmp_path / "segret_jax"
+
+
+def test_load_respects_a_folder_that_the_program_has_chosen(cache_folder, tmp_path):
+    assert cache_folder(str(tmp_path), tmp_path) == str(tmp_path)
+
+
+def test_the_version_is_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "segret_jax.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", segret_jax.__version__)
+
+
 def test_a_classifier_has_logits_alone(tmp_path):
     parts = saved_model(tmp_path / "rmt", ModelConfig(task="classification"), 7)
     model = segret_jax.load(tmp_path / "rmt")
@@ -86,5 +190,4 @@ def test_images_of_another_form_are_refused(tmp_path):
 
 def test_importing_the_package_does_not_import_jax():
     code = "import sys, segret_jax; sys.exit('jax' in sys.modules)"
-    root = Path(__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -20,9 +20,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
+from segret_jax import __version__
 from segret_jax.config import ModelConfig
 from segret_jax.errors import InputError
-from segret_jax.evaluation.protocol import PACKAGE, code_digest, package_version, weights_digest
+from segret_jax.evaluation.protocol import PACKAGE, code_digest, weights_digest
 from segret_jax.models.rmt import Classifier
 from segret_jax.training.state import abstract, model_name
 
@@ -147,7 +148,7 @@ def certify(
         "device": jax.devices()[0].device_kind,
         "matmul_precision": model.matmul_precision,
         "versions": {
-            "segret_jax": package_version(),
+            "segret_jax": __version__,
             "jax": jax.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),

@@ -1,16 +1,28 @@
 """The confusion matrix for people: as CSV, as a picture, and its worst entries in words."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
-from PIL import Image, ImageDraw, ImageFont
 
 from segret_jax.evaluation.areas import ratio
-from segret_jax.evaluation.visualize import BACKGROUND, FONT_SIZE, GAP, INK, RGB
-from segret_jax.files import writing
+from segret_jax.evaluation.text import (
+    BACKGROUND,
+    FONT_SIZE,
+    GAP,
+    INK,
+    RGB,
+    Color,
+    canvas,
+    draw,
+    readable,
+    shortened,
+    text_width,
+)
+from segret_jax.files import write_whole, writing
 
 RIGHT, WRONG = (8, 69, 148), (165, 15, 21)  # colours of 100 %
 NO_LABEL = (225, 225, 225)
@@ -26,10 +38,12 @@ NUM_PAIRS = 10
 def write_csv(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str], path: Path) -> None:
     """Write pixel counts, a row for each label and a column for each prediction, with names."""
     rows = ([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
-    with writing(path), path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["label / prediction", *class_names])
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["label / prediction", *class_names])
+    writer.writerows(rows)
+    with writing(path):
+        write_whole(path, text.getvalue())
 
 
 def most_confused(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> list[str]:
@@ -53,7 +67,8 @@ def picture(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> RGB
     cell = int(np.clip(ROOM // len(counts), *CELLS))
     size = min(FONT_SIZE, cell - 2)
     cells = _cells(_shares(counts), cell)
-    names = [_shortened(name, size) for name in class_names]
+    words = [readable(name, instead=f"class {i}") for i, name in enumerate(class_names)]
+    names = [shortened(word, size, NAME_WIDTH) for word in words]
     left, right = (_names(names, cell, size, anchor=anchor) for anchor in ("rm", "lm"))
     top, bottom = np.rot90(right), np.rot90(left)
     if cell >= NUMBERED:  # few enough to find a name from afar
@@ -65,7 +80,7 @@ def picture(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> RGB
         np.pad(bottom, beside, constant_values=255),
     ]
     above = ["Rows: label (grey: none). Columns: prediction. Share of the row's pixels:"]
-    below = ["Most confused:", *most_confused(counts, class_names)]
+    below = ["Most confused:", *most_confused(counts, words)]
     return _stack([_lines(above), _key(), np.concatenate(matrix), _lines(below)])
 
 
@@ -87,56 +102,50 @@ def _cells(shares: np.ndarray, side: int) -> RGB:
     pixels[::side] = pixels[:, ::side] = LINE
     if side < NUMBERED:
         return pixels
-    image = Image.fromarray(pixels)
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(FONT_SIZE - 2)
     for (i, j), share in np.ndenumerate(known):
         if round(100 * share) > 0:
             ink = BACKGROUND if share > 0.25 else INK
-            center = (side * (j + 0.5), side * (i + 0.5))
-            draw.text(center, f"{100 * share:.0f}", fill=ink, font=font, anchor="mm")
-    return np.asarray(image)
+            _centered(pixels, f"{100 * share:.0f}", side * (j + 0.5), side * (i + 0.5), ink)
+    return pixels
 
 
-def _shortened(name: str, size: int) -> str:
-    font, short = ImageFont.load_default(size), name
-    while font.getlength(short) > NAME_WIDTH:
-        short = short.removesuffix("...")[:-1] + "..."
-    return short
+def _centered(picture: RGB, text: str, x: int | float, y: int | float, ink: Color) -> None:
+    size = FONT_SIZE - 2
+    draw(picture, text, x - text_width(text, size) / 2, y, size, ink=ink)
 
 
 def _names(names: Sequence[str], cell: int, size: int, *, anchor: str) -> RGB:
     """Draw a name at the middle of each row, at the right ("rm") or left end ("lm")."""
-    font = ImageFont.load_default(size)
-    width = int(max(map(font.getlength, names))) + GAP
-    image = Image.new("RGB", (width, cell * len(names)), BACKGROUND)
-    draw, x = ImageDraw.Draw(image), GAP // 2 if anchor == "lm" else width - GAP // 2
-    for i, name in enumerate(names):
-        draw.text((x, cell * (i + 0.5)), name, fill=INK, font=font, anchor=anchor)
-    return np.asarray(image)
+    widths = [text_width(name, size) for name in names]
+    picture = canvas(cell * len(names), max(widths) + GAP)
+    for i, (name, width) in enumerate(zip(names, widths, strict=True)):
+        x = GAP // 2 if anchor == "lm" else max(widths) + GAP // 2 - width
+        draw(picture, name, x, cell * (i + 0.5), size)
+    return picture
 
 
 def _key() -> RGB:
-    side, font = 3 * FONT_SIZE, ImageFont.load_default(FONT_SIZE - 2)
-    image = Image.new("RGB", (side * (len(SCALE) + 2), 2 * 20 + GAP), BACKGROUND)
-    draw = ImageDraw.Draw(image)
+    side, height = 3 * FONT_SIZE, 20
+    picture = canvas(2 * height + GAP, side * (len(SCALE) + 2))
     for row, (word, full) in enumerate((("right", RIGHT), ("wrong", WRONG))):
-        y = 20 * row
-        draw.text((0, y + 10), word, fill=INK, font=font, anchor="lm")
+        y = height * row
+        draw(picture, word, 0, y + height / 2, FONT_SIZE - 2)
         for i, percent in enumerate(SCALE):
-            color = tuple(map(int, _color(np.array(percent / 100), full)))
             x, ink = side * (i + 1), BACKGROUND if percent > 25 else INK
-            draw.rectangle((x, y, x + side - 1, y + 19), fill=color, outline=LINE)
-            draw.text((x + side / 2, y + 10), f"{percent} %", fill=ink, font=font, anchor="mm")
-    return np.asarray(image)
+            picture[y : y + height, x : x + side] = LINE
+            color = _color(np.array(percent / 100), full)
+            picture[y + 1 : y + height - 1, x + 1 : x + side - 1] = color
+            _centered(picture, f"{percent} %", x + side / 2, y + height / 2, ink)
+    return picture
 
 
 def _lines(texts: Sequence[str]) -> RGB:
-    font = ImageFont.load_default(FONT_SIZE)
-    width, height = int(max(map(font.getlength, texts))) + 1, FONT_SIZE + GAP
-    image = Image.new("RGB", (width, height * len(texts)), BACKGROUND)
+    height = FONT_SIZE + GAP
+    width = max(text_width(text, FONT_SIZE) for text in texts)
+    picture = canvas(height * len(texts), width + 1)
     for i, text in enumerate(texts):
-        ImageDraw.Draw(image).text((0, height * i), text, fill=INK, font=font)
-    return np.asarray(image)
+        draw(picture, text, 0, height * i + FONT_SIZE / 2, FONT_SIZE)
+    return picture
 
 
 def _stack(parts: Sequence[RGB]) -> RGB:

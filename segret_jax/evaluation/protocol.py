@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from segret_jax import __version__
 from segret_jax.config import Config, EvalConfig
 from segret_jax.data.class_table import ClassTable
 
@@ -40,30 +40,60 @@ def fingerprint(
     one order; `lookup` says what stored label values mean, None where nothing is stored;
     `variables` are the parameters and batch statistics. `id` is a hash of `must_agree`.
     """
-    dataset = config.data.dataset
     order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
     must_agree = {
-        "dataset": Path(dataset).stem if dataset.endswith(".json") else dataset,
-        "split": split,
-        "num_images": len(names),
-        "images": digest(sorted(names)),
-        "classes": digest([*table.class_names, *table.raw_ids]),
-        "labels": _sha256([label_areas[order].tobytes()]),
+        **_data_settings(config, table, split, names),
         **_settings(config.eval),
+        "num_images": len(names),
+        "labels": _sha256([label_areas[order].tobytes()]),
     }
-    model = dataclasses.asdict(config.model)
-    del model["remat"]  # it is of training
     may_differ = {
-        "weights": weights_digest(variables),
+        **_model_settings(config, variables),
         "stored_labels": None if lookup is None else digest(lookup.tolist()),
-        **{f"model.{key}": value for key, value in model.items()},
         "batch_size": config.eval.batch_size,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "jax": jax.__version__,
-        "version": package_version(),
+        "version": __version__,
         "code": code_digest(PACKAGE),
     }
     return {"id": identify(must_agree), "must_agree": must_agree, "may_differ": may_differ}
+
+
+def known_in_advance(
+    config: Config, table: ClassTable, *, split: str, names: Sequence[str], variables: Any
+) -> dict[str, Any]:
+    """Return what the fingerprint will say as far as it is known before the evaluation.
+
+    A result may replace another only if all of it agrees.
+    """
+    known = {
+        **_data_settings(config, table, split, names),
+        **_settings(config.eval),
+        **_model_settings(config, variables),
+    }
+    return json.loads(json.dumps(known))  # as it will be read from a file
+
+
+def _data_settings(
+    config: Config, table: ClassTable, split: str, names: Sequence[str]
+) -> dict[str, Any]:
+    dataset = config.data.dataset
+    return {
+        "dataset": Path(dataset).stem if dataset.endswith(".json") else dataset,
+        "split": split,
+        "images": digest(sorted(names)),
+        "classes": digest([*table.class_names, *table.raw_ids]),
+    }
+
+
+def _model_settings(config: Config, variables: Any) -> dict[str, Any]:
+    model = dataclasses.asdict(config.model)
+    del model["remat"]  # it is of training
+    return {
+        "weights": weights_digest(variables),
+        "data.root": config.data.root,
+        **{f"model.{key}": value for key, value in model.items()},
+    }
 
 
 def _settings(config: EvalConfig) -> dict[str, Any]:
@@ -117,11 +147,3 @@ def _sha256(parts: Iterable[bytes]) -> str:
     for part in parts:
         total.update(hashlib.sha256(part).digest())  # so that no byte can move to the next part
     return total.hexdigest()
-
-
-def package_version() -> str:
-    """Return the installed version, if it is installed."""
-    try:
-        return metadata.version("segret-jax")
-    except metadata.PackageNotFoundError:
-        return "not installed"  # run from a checkout: the hash of the code identifies it

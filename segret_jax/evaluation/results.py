@@ -7,6 +7,7 @@ hash of its per_image.npz, since two files can be parted or mixed up.
 import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from segret_jax.files import make_folder, write_whole, writing
 
 METRICS = "metrics.json"
 PER_IMAGE = "per_image.npz"
+CONFUSION = ("confusion.csv", "confusion.png")
 KEYS = ("names", "intersection", "label_area", "pred_area")
 AGAIN = "evaluate again with eval.py"
 
@@ -75,15 +77,46 @@ def save(
     )
     content = {"checkpoint": str(checkpoint), **result.to_dict(table)}
     file = write(folder, content, protocol=protocol, names=names, images=board.images)
-    write_csv(board.counts, table.class_names, folder / "confusion.csv")
-    save_png(picture(board.counts, table.class_names), folder / "confusion.png")
+    as_csv, as_png = (folder / name for name in CONFUSION)
+    write_csv(board.counts, table.class_names, as_csv)
+    save_png(picture(board.counts, table.class_names), as_png)
     return file
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder for a result; InputError if nothing can be written there."""
+def prepare_folder(folder: Path, known: dict[str, Any]) -> None:
+    """Make the folder for a result of `protocol.known_in_advance`, before the work.
+
+    Raises InputError if nothing can be written there, or if it would replace a file that is not
+    ours, or the result of another checkpoint, of other data or settings.
+    """
+    present = [folder / name for name in (METRICS, PER_IMAGE, *CONFUSION)]
+    present = [file for file in present if os.path.lexists(file)]
+    if present:
+        _check_same(folder, present[0], known)
     with writing(f"to {folder}"):
         make_folder(folder)
+
+
+def _check_same(folder: Path, present: Path, known: dict[str, Any]) -> None:
+    try:
+        content = json.loads((folder / METRICS).read_bytes())
+    except (OSError, ValueError):
+        content = None
+    if not _is_result(content):
+        raise InputError(
+            f"{present} exists and is no result of eval.py: give another --out, or delete it"
+        )
+    theirs = content["protocol"]["may_differ"] | content["protocol"]["must_agree"]
+    if content.get("faults"):  # some images were left out, and will be perhaps again
+        theirs.pop("images", None)
+    for key in known:
+        if key in theirs and theirs[key] != known[key]:
+            hashed = key in ("weights", "images", "classes")
+            there = f"other {key}" if hashed else f"{key} {theirs[key]!r}, not {known[key]!r}"
+            raise InputError(
+                f"{folder} holds the result of {content.get('checkpoint')} ({there}), which is not "
+                "replaced: give another --out, or delete that folder"
+            )
 
 
 def write(

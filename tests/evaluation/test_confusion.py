@@ -9,15 +9,15 @@ import pytest
 from segret_jax.data.class_table import load_class_table
 from segret_jax.errors import InputError
 from segret_jax.evaluation import confusion
-from segret_jax.evaluation.visualize import BACKGROUND
+from segret_jax.evaluation.text import BACKGROUND
 
-NAMES = ("sky", "road, paved", 'so-called "tree"')
+NAMES = ("sky", "Straße, 道路", 'so-called "tree"')
 COUNTS = np.array([[80, 15, 5], [0, 300, 100], [0, 0, 0]])
 
 
 def test_csv_gives_the_counts_and_names_back(tmp_path: Path):
     confusion.write_csv(COUNTS, NAMES, tmp_path / "confusion.csv")
-    with (tmp_path / "confusion.csv").open(newline="") as file:
+    with (tmp_path / "confusion.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     assert header[1:] == [row[0] for row in rows] == list(NAMES)
     assert [list(map(int, row[1:])) for row in rows] == COUNTS.tolist()
@@ -31,8 +31,8 @@ def test_a_csv_that_cannot_be_written_is_named(tmp_path: Path):
 
 def test_the_most_confused_pairs_in_words_worst_first():
     assert confusion.most_confused(COUNTS, NAMES) == [
-        "25.0 % of road, paved is taken for so-called \"tree\" (20 % of all pixels)",
-        "15.0 % of sky is taken for road, paved (3 % of all pixels)",
+        "25.0 % of Straße, 道路 is taken for so-called \"tree\" (20 % of all pixels)",
+        "15.0 % of sky is taken for Straße, 道路 (3 % of all pixels)",
         "5.0 % of sky is taken for so-called \"tree\" (1 % of all pixels)",
     ]  # fmt: skip
     assert confusion.most_confused(np.diag([3, 4]), NAMES[:2]) == []
@@ -95,3 +95,8 @@ def test_a_name_too_long_is_cut():
     wide = confusion.picture(np.eye(2, dtype=int), [long, "b"])
     narrow = confusion.picture(np.eye(2, dtype=int), ["a", "b"])
     assert len(narrow) < len(wide) <= len(narrow) + confusion.NAME_WIDTH
+
+
+def test_names_in_other_scripts_are_drawn_as_themselves():
+    pictures = [confusion.picture(np.eye(2, dtype=int), [name, "b"]) for name in "äï道路"]
+    assert len({picture.tobytes() for picture in pictures}) == 4

@@ -1,5 +1,6 @@
-"""Pictures: exact colours, a legend of what is there, grids of images of any size."""
+"""Pictures: exact colors, grids of images of any size, files that hold what was drawn."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -7,38 +8,23 @@ import pytest
 from PIL import Image
 
 from segret_jax.data.class_table import load_class_table
+from segret_jax.data.decode import decode_label
 from segret_jax.errors import InputError
-from segret_jax.evaluation import visualize
-from segret_jax.evaluation.visualize import colorize, grid, legend, overlay, save_png, with_legend
+from segret_jax.evaluation.text import BACKGROUND, FONT_SIZE, GAP
+from segret_jax.evaluation.visualize import colorize, grid, overlay, save_png
+from tests.evaluation.swatches import swatches
 
-CITY, ADE = load_class_table("cityscapes"), load_class_table("ade20k")
+CITY = load_class_table("cityscapes")
 
 
 def labels(*ids: int) -> np.ndarray:
     return np.array([ids], np.uint8)
 
 
-def swatches(picture: np.ndarray, table=CITY) -> list[int]:
-    """The classes whose colours fill a square of a swatch's size (without its outline)."""
-    side = visualize.FONT_SIZE - 1
-    found = []
-    for i, color in enumerate(table.colors):
-        is_color = (picture == color).all(-1).astype(int)
-        area = np.pad(is_color.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        sums = area[side:, side:] - area[:-side, side:] - area[side:, :-side] + area[:-side, :-side]
-        if sums.max(initial=0) == side**2:
-            found.append(i)
-    return found
+# Colors
 
 
-def places_of_ink(picture: np.ndarray) -> np.ndarray:
-    return np.argwhere((picture != visualize.BACKGROUND).any(-1))
-
-
-# Colours
-
-
-def test_classes_have_their_colours_and_the_rest_is_black():
+def test_classes_have_their_colors_and_the_rest_is_black():
     picture = colorize(labels(0, 18, 19, 254, 255), CITY)
     black = [0, 0, 0]
     assert picture.tolist() == [[[128, 64, 128], [119, 11, 32], black, black, black]]
@@ -53,59 +39,32 @@ def test_overlay_mixes_and_rounds():
     assert (overlay(image, labels(0, 0), CITY, opacity=1.0) == CITY.colors[0]).all()
 
 
-# Legend
-
-
-def test_legend_holds_exactly_the_classes_that_occur():
-    picture = legend(CITY, [labels(0, 0, 11, 255), labels(8, 8, 8, 254)], width=400)
-    assert picture.shape[1] == 400
-    assert swatches(picture) == [0, 8, 11]
-
-
-def test_legend_lists_the_most_frequent_class_first():
-    picture = legend(CITY, [labels(11, 8, 8, 8, 0, 0)], width=600)
-    lefts = {i: np.argwhere((picture == CITY.colors[i]).all(-1))[:, 1].min() for i in (0, 8, 11)}
-    assert lefts[8] < lefts[0] < lefts[11]
-
-
-def test_legend_of_nothing_is_empty_but_a_picture():
-    picture = legend(CITY, [labels(255)], width=100)
-    assert picture.shape[1] == 100
-    assert len(places_of_ink(picture)) == 0
-
-
-@pytest.mark.parametrize("width", [400, 984, 2000])
-def test_legend_of_many_classes_grows_downwards_and_stays_inside(width):
-    every = np.arange(150, dtype=np.uint8)[None]
-    picture = legend(ADE, [every], width=width)
-    assert picture.shape[1] == width
-    wider = legend(ADE, [every], width=2 * width)
-    assert len(picture) > 1.5 * len(wider)
-    assert swatches(picture, ADE) == list(range(150))
-    # What was drawn beyond the edge would be on a canvas that is wider, in the same rows.
-    assert places_of_ink(picture)[:, 1].max() < width - 1
-    assert places_of_ink(picture)[:, 0].max() < len(picture) - 1
-
-
-def test_legend_is_put_below_an_unchanged_picture():
-    image = np.random.default_rng(0).integers(0, 256, (30, 200, 3)).astype(np.uint8)
-    picture = with_legend(image, CITY, [labels(3)])
-    np.testing.assert_array_equal(picture[:30], image)
-    assert swatches(picture[30:]) == [3]
+def test_overlay_of_a_large_photograph_takes_little_more_memory_than_the_photograph():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1200, 1500, 3), np.uint8)
+    pred = rng.integers(0, 21, (1200, 1500), np.uint8)
+    mixed = (1 - 0.55) * image + 0.55 * colorize(pred, CITY)
+    expected = (mixed + 0.5).astype(np.uint8)
+    tracemalloc.start()
+    mixed = overlay(image, pred, CITY, opacity=0.55)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(mixed, expected)  # to the bit
+    assert peak < 3 * image.nbytes
 
 
 # Grid
 
 
 def cells(picture: np.ndarray, height: int, cell: int, top: int) -> list[np.ndarray]:
-    step = cell + visualize.GAP
-    lefts = [visualize.GAP + i * step for i in range(3)]
+    step = cell + GAP
+    lefts = [GAP + i * step for i in range(3)]
     return [picture[top : top + height, left : left + cell] for left in lefts]
 
 
 def top_of_rows(picture: np.ndarray, cell: int) -> int:
     """The first row where the label's colour fills the left half of its cell."""
-    left = 2 * visualize.GAP + cell
+    left = 2 * GAP + cell
     filled = (picture[:, left : left + cell // 2] == CITY.colors[1]).all((1, 2))
     return int(filled.argmax())
 
@@ -122,7 +81,7 @@ def test_grid_shows_image_label_and_prediction_of_any_size_at_one_width():
         for size in sizes
     ]
     picture = grid(rows, CITY, title="step 1", cell=80)
-    assert picture.shape[1] == 3 * 80 + 4 * visualize.GAP
+    assert picture.shape[1] == 3 * 80 + 4 * GAP
     assert picture.dtype == np.uint8
     top = top_of_rows(picture, 80)
     for image, label, pred in rows:
@@ -132,8 +91,8 @@ def test_grid_shows_image_label_and_prediction_of_any_size_at_one_width():
         np.testing.assert_array_equal(shown[0], expected)
         assert (shown[1] == CITY.colors[label[0, 0]]).all()
         assert (shown[2] == CITY.colors[pred[0, 0]]).all()
-        top += height + visualize.GAP
-    assert swatches(picture[top:]) == [1, 2]
+        top += height + GAP
+    assert swatches(picture[top:], CITY) == [1, 2]
 
 
 def half_ignored() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -143,17 +102,20 @@ def half_ignored() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.zeros((20, 40, 3), np.uint8), label, pred
 
 
-def test_what_the_label_ignores_is_black_in_the_prediction_too():
+def test_what_the_label_ignores_is_black_in_the_label_alone():
     picture = grid([half_ignored()], CITY, title="", cell=80)
     _, label, pred = cells(picture, 40, 80, top_of_rows(picture, 80))
-    for part in (label, pred):
+    for part, right in ((label, np.zeros(3)), (pred, CITY.colors[2])):
         assert (part[:, :40] == CITY.colors[1]).all()
-        assert (part[:, 40:] == 0).all()
+        assert (part[:, 40:] == right).all()
+    assert swatches(picture[-FONT_SIZE - 2 * GAP :], CITY) == [1, 2]
 
 
-def test_the_grids_legend_leaves_out_what_the_grid_does_not_show():
-    picture = grid([half_ignored()], CITY, title="", cell=80)
-    assert swatches(picture[-visualize.FONT_SIZE - 2 * visualize.GAP :]) == [1]
+def test_a_grid_of_narrow_cells_cuts_its_title_and_of_flat_images_shows_a_row():
+    image, label = np.zeros((1, 900, 3), np.uint8), np.full((1, 900), 1, np.uint8)
+    picture = grid([(image, label, label)], CITY, title="step 1, " * 40, cell=80)
+    assert (picture[:, -1] == BACKGROUND).all()
+    assert (picture == CITY.colors[1]).all(-1).any()
 
 
 # Files
@@ -165,6 +127,32 @@ def test_a_label_map_survives_the_file(tmp_path: Path):
     with Image.open(tmp_path / "new" / "folder" / "a.png") as stored:
         assert stored.mode == "L"
         np.testing.assert_array_equal(np.asarray(stored), ids)
+
+
+def test_a_label_map_with_a_palette_is_read_back_as_ids_and_shows_the_classes(tmp_path: Path):
+    ids = np.array([[0, 1, 7]], np.uint8)
+    save_png(ids, tmp_path / "a.png", table=CITY, info={"Software": "x", "Source": "道路.jpg"})
+    np.testing.assert_array_equal(decode_label(tmp_path / "a.png"), ids)
+    with Image.open(tmp_path / "a.png") as stored:
+        assert (stored.mode, stored.tile[0].args) == ("P", "P")  # of 8 bits, not "P;4"
+        assert stored.info["Source"] == "道路.jpg"
+        np.testing.assert_array_equal(np.asarray(stored.convert("RGB")), colorize(ids, CITY))
+
+
+def test_a_kill_while_writing_leaves_the_older_picture_whole(tmp_path: Path, monkeypatch):
+    file = tmp_path / "a.png"
+    save_png(np.zeros((2, 2), np.uint8), file)
+    before = file.read_bytes()
+
+    def killed(self: Path, content: bytes) -> int:
+        with self.open("wb") as opened:
+            opened.write(content[:9])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_png(np.ones((2, 2), np.uint8), file)
+    assert file.read_bytes() == before
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path):

@@ -192,7 +192,7 @@ def test_predict_writes_labels_and_overlays_of_the_pictures_size(workdir, tmp_pa
     ]  # fmt: skip
     for name, (width, height) in {"turned": (30, 50), "grey": (60, 40)}.items():
         with Image.open(out / f"{name}_label.png") as label:
-            assert (label.size, label.mode) == ((width, height), "L")
+            assert (label.size, label.mode) == ((width, height), "P")
             assert np.asarray(label).max() < 8
         with Image.open(out / f"{name}_overlay.png") as overlay:
             assert overlay.size[0] == width

@@ -1,0 +1,55 @@
+"""Label maps and overlays of a user's pictures, as files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from segret_jax.data.class_table import ClassTable
+from segret_jax.errors import InputError
+from segret_jax.evaluation.inference import Predictor
+from segret_jax.evaluation.legend import with_legend
+from segret_jax.evaluation.outputs import Outputs
+from segret_jax.evaluation.pictures import abbreviated, num_frames, read_picture
+from segret_jax.evaluation.visualize import overlay, save_png
+
+
+@dataclass
+class Segmented:
+    """The number of pictures written, the errors of those not read, and those of several frames."""
+
+    count: int = 0
+    faults: list[InputError] = field(default_factory=list)
+    multi_frame: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """Return lines about what the outputs leave out."""
+        if not self.multi_frame:
+            return []
+        return [f"of several frames only the first was read: {abbreviated(self.multi_frame)}"]
+
+
+def segment(
+    predictor: Predictor, table: ClassTable, files: Sequence[Path], planned: Sequence[Outputs]
+) -> Segmented:
+    """Write the label map and the overlay of each picture, and skip those that cannot be read.
+
+    Raises InputError if the disk refuses.
+    """
+    done = Segmented()
+    bar = tqdm(files, "predict", unit="image", disable=len(files) == 1)
+    for file, outputs in zip(bar, planned, strict=True):
+        try:
+            image = read_picture(file)
+        except InputError as error:
+            done.faults.append(error)
+            continue
+        pred = predictor.label_map(image)
+        save_png(pred, outputs.label, table=table, info=outputs.info)
+        picture = with_legend(overlay(image, pred, table), table, [pred])
+        save_png(picture, outputs.overlay, info=outputs.info)
+        done.count += 1
+        if (frames := num_frames(file)) > 1:
+            done.multi_frame.append(f"{file} ({frames})")
+    return done

@@ -1,0 +1,104 @@
+"""Text in pictures, in the scripts that class names are written in.
+
+Pillow's built-in font covers ASCII alone and draws a box for every other character. OpenCV brings
+fonts for Latin, Greek, Cyrillic, Hebrew, Arabic, Chinese, Japanese and Korean, on every system.
+"""
+
+import functools
+import unicodedata
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+BACKGROUND = (255, 255, 255)
+INK = (40, 40, 40)
+FONT_SIZE = 15  # pixels
+GAP = 8  # between what is drawn, beside text of FONT_SIZE
+WEIGHT = 400  # of 100 to 900; the font's own, 300, is faint in small text
+CAPITAL, LINE = 0.7, 1.4  # heights in font sizes; letters reach 1 above, 1/4 below the baseline
+
+Color = tuple[int, int, int]
+RGB = UInt8[np.ndarray, "_ _ 3"]
+
+
+@functools.cache
+def _font() -> cv2.FontFace:
+    return cv2.FontFace("sans")
+
+
+def readable(text: str, instead: str) -> str:
+    """Return `text` as far as the font can draw it; `instead` if a letter or digit is missing.
+
+    Accents that the font lacks are dropped, and so are emoji and control characters.
+    """
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    drawn = "".join(map(_drawable, text)).strip()
+    if (text and not drawn) or any(not _has_glyph(char) for char in drawn):
+        return instead
+    return drawn
+
+
+def _drawable(char: str) -> str:
+    """Return a character, without its accents if only so it can be drawn."""
+    category = unicodedata.category(char)
+    if category[0] == "C":  # a line break or NUL would end the line
+        return ""
+    if _has_glyph(char):
+        return char
+    base = unicodedata.normalize("NFKD", char)
+    base = "".join(part for part in base if not unicodedata.combining(part))
+    return base if category[0] in "LN" or base.isascii() else ""
+
+
+@functools.cache
+def _has_glyph(char: str) -> bool:
+    """Tell whether the font can draw a character: what it lacks it draws as a question mark."""
+    return char == "?" or not np.array_equal(_glyph(char), _glyph("?"))
+
+
+def _glyph(char: str) -> RGB:
+    picture = canvas(64, 64)
+    draw(picture, char, 16, 32, 24)
+    return picture
+
+
+def text_width(text: str, size: int) -> int:
+    """Return how many pixels `text` takes in a line."""
+    return cv2.getTextSize((0, 0), text, (0, 0), _font(), size, WEIGHT)[2]
+
+
+def draw(
+    picture: RGB, text: str, left: int | float, middle: int | float, size: int, *, ink: Color = INK
+) -> None:
+    """Draw a line of text into `picture`, its capitals centered on the row `middle`."""
+    baseline = round(left), round(middle + CAPITAL * size / 2)
+    cv2.putText(picture, text, baseline, ink, _font(), size, WEIGHT)
+
+
+def canvas(height: int, width: int) -> RGB:
+    """Return an empty picture."""
+    return np.full((height, width, 3), BACKGROUND, np.uint8)
+
+
+def shortened(text: str, size: int, room: int) -> str:
+    """Return `text` with its end replaced by an ellipsis where it takes more than `room` pixels."""
+    if text_width(text, size) <= room:
+        return text
+    while text and text_width(f"{text}…", size) > room:
+        text = text[:-1].rstrip()
+    return f"{text}…" if text else ""
+
+
+def wrapped(text: str, size: int, room: int, *, most: int = 3) -> list[str]:
+    """Break `text` into at most `most` lines of `room` pixels, at spaces where there are any."""
+    if room < 2 * size:
+        return [""]
+    lines: list[str] = []
+    while text_width(text, size) > room and len(lines) < most - 1:
+        fits = next(n for n in range(len(text), 0, -1) if text_width(text[:n], size) <= room)
+        space = text.rfind(" ", 0, fits + 1)
+        fits = space if space > 0 else fits
+        lines.append(text[:fits])
+        text = text[fits:].lstrip()
+    return [*lines, shortened(text, size, room)]
