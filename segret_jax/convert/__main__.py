@@ -1,9 +1,10 @@
 """Convert weights: python -m segret_jax.convert SRC DST.
 
-SRC is a PyTorch file (.pth, .safetensors, .npz) or a checkpoint's or run's folder. DST is a new
-folder for a checkpoint, or a file for PyTorch (.safetensors, .npz; .pth where PyTorch is
-installed). The file tells which model it holds; --config.model.KEY=VALUE says what it must be,
---config.data.dataset=NAME or FILE.json what its classes are.
+SRC is a PyTorch file (.pth, .bin, .safetensors, .npz), a folder of Hugging Face with such a file or
+its shards, or a checkpoint's or run's folder. DST is a new folder for a checkpoint, or a file for
+PyTorch (.safetensors, .npz; .pth where PyTorch is installed). The file tells which model it holds;
+--config.model.KEY=VALUE says what it must be, --config.data.dataset=NAME or FILE.json what its
+classes are.
 """
 
 import argparse
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse(argv)
 
     from segret_jax.convert.exporting import ENDINGS  # heavy, after the arguments
+    from segret_jax.convert.folder import find_weights
 
     to_torch, endings = args.dst.suffix.lower() in ENDINGS, ", ".join(ENDINGS)
     if args.to and to_torch != (args.to == "torch"):
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> None:
         )
     if args.report:
         _check_report(args.report, args.dst)
-    if not args.src.is_dir():
+    if not args.src.is_dir() or find_weights(args.src):
         _from_file(args, overrides, to_torch=to_torch)
     elif not to_torch:
         raise InputError(f"{args.src} is a checkpoint already: for PyTorch, DST ends in {endings}")
@@ -63,26 +65,29 @@ def main(argv: list[str]) -> None:
 
 
 def _from_file(args: argparse.Namespace, overrides: list[str], *, to_torch: bool) -> None:
-    from segret_jax.convert.classes import choose_classes
+    from segret_jax.convert.classes import choose_classes, class_notes
+    from segret_jax.convert.folder import read_source
     from segret_jax.convert.importing import import_tensors
     from segret_jax.convert.report import make_report, summary
-    from segret_jax.convert.tensors import read_tensors
     from segret_jax.training.checkpoint import save_model
 
     base = cli.load_config_file(args.config) if args.config else Config()
     config = cli.apply_overrides(base, overrides)
     keys = flatten(config) if args.config else map(_key, overrides)
     given = [key.removeprefix("model.") for key in keys if key.startswith(("model.", "data."))]
-    file = read_tensors(args.src, wrapper=args.wrapper)
+    dataset_given = "data.dataset" in given
+    file = read_source(args.src, wrapper=args.wrapper)
     try:
         imported = import_tensors(file.tensors, config.model, given=given, allow=args.allow)
         family, config.model = imported.family, imported.family.model
         config.data.dataset, table = choose_classes(
-            family, config.data.dataset, given="data.dataset" in given
+            family, config.data.dataset, file.classes, given=dataset_given
         )
     except InputError as error:
         raise InputError(f"{args.src}: {error}") from None
-    report = make_report(args.src, file, imported, table, allow=args.allow)
+    segments = family.model.task == "segmentation"
+    notes = class_notes(table, file.classes, given=dataset_given) if segments else []
+    report = make_report(args.src, file, imported, table, allow=args.allow, notes=notes)
     del file  # a large model need not be in memory twice while it is written
     model = {"params": imported.params, "batch_stats": imported.batch_stats}
     if to_torch:

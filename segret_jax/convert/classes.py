@@ -1,30 +1,39 @@
-"""Which classes the outputs of a converted model mean: a PyTorch file does not say."""
+"""Which classes the outputs of a converted model mean: the file's, the user's, or a guess."""
 
 import colorsys
+from dataclasses import replace
 
 import numpy as np
 
 from segret_jax.convert.family import Family
+from segret_jax.convert.file_classes import FileClasses
 from segret_jax.data.class_table import ClassTable, load_class_table
-from segret_jax.data.datasets import SYNTHETIC, get_dataset
+from segret_jax.data.datasets import DATASETS, SYNTHETIC, get_dataset
 from segret_jax.errors import InputError
 
 BY_COUNT = {150: "ade20k", 19: "cityscapes", 171: "coco_stuff10k", 11: "camvid"}
+UNNAMED = "unnamed"
+REMEDY = "say which they are: --config.data.dataset=NAME or FILE.json"
 
 
-def choose_classes(family: Family, dataset: str, *, given: bool) -> tuple[str, ClassTable]:
+def choose_classes(
+    family: Family, dataset: str, named: FileClasses | None = None, *, given: bool
+) -> tuple[str, ClassTable]:
     """Return the name of the dataset that a model is for, and its classes.
 
     If `given`, it is `dataset`: InputError if there is none of that name, it has another number of
-    classes, or the model is a classifier. Otherwise the number tells; if it is that of no known
-    dataset, the classes get generic names.
+    classes, or the model is a classifier. Otherwise it is the one whose classes have the names that
+    the file gives (`named`); under other names the classes are the file's own. Where it gives
+    none, the number tells; if it is that of no known dataset, the classes get generic names.
     """
     count, is_classifier = family.num_classes, family.model.task == "classification"
     if not given:
         if is_classifier:
             return dataset, _generic("imagenet", count, label_ids=False)
+        if named:
+            return _known(named, count) or (dataset, _own(named, count))
         if count not in BY_COUNT:
-            return dataset, _generic("unnamed", count, label_ids=True)
+            return dataset, _generic(UNNAMED, count, label_ids=True)
         dataset = BY_COUNT[count]
     synthetic = dataset == SYNTHETIC
     table = load_class_table(dataset) if synthetic else get_dataset(dataset).class_table
@@ -39,6 +48,62 @@ def choose_classes(family: Family, dataset: str, *, given: bool) -> tuple[str, C
             f"holds a model of {count}; leave it out, or give your own FILE.json"
         )
     return dataset, table
+
+
+def class_notes(table: ClassTable, named: FileClasses | None, *, given: bool) -> list[str]:
+    """Say in a sentence where the classes of a segmentation model come from.
+
+    `given` says whether the user chose the dataset, which then wins over the file.
+    """
+    if named is None:
+        guessed = not given and table.name != UNNAMED
+        return [
+            f"NOTE: the file does not name its classes, and {table.num_classes} are taken for "
+            f"those of {table.name}; --config.data.dataset=NAME or FILE.json says otherwise"
+        ] * guessed
+    if not given:
+        return [f"classes as the file names them ({named.source})"]
+    names = zip(named.names, table.class_names, strict=False)
+    differing = ((i, a, b) for i, (a, b) in enumerate(names) if _plain(a) != _plain(b))
+    if first := next(differing, None):
+        what = "class {} is {!r} there, {!r} here".format(*first)
+    elif named.count != table.num_classes:
+        what = f"{named.count} there, {table.num_classes} here"
+    else:
+        return []
+    return [f"NOTE: the file names other classes ({named.source}) than data.dataset: {what}"]
+
+
+def _plain(name: str) -> str:
+    """Return a name without what writers spell differently: "bed ", "SignSymbol", "sky-other"."""
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _known(named: FileClasses, count: int) -> tuple[str, ClassTable] | None:
+    """Return the dataset with these classes in this order."""
+    names = list(map(_plain, named.names))
+    for spec in DATASETS.values():
+        table = spec.class_table
+        if count == table.num_classes and names == list(map(_plain, table.class_names)):
+            return spec.name, table
+    return None
+
+
+def _own(named: FileClasses, count: int) -> ClassTable:
+    """Return a table of the file's own classes; InputError if they cannot be the model's."""
+    if named.count != count:
+        raise InputError(
+            f"names {named.count} classes ({named.source}), but its model has {count} outputs; "
+            f"{REMEDY}"
+        )
+    if twice := next((name for name in named.names if named.names.count(name) > 1), None):
+        raise InputError(f"names class {twice!r} twice ({named.source}); {REMEDY}")
+    generic = _generic("own", count, label_ids=True)
+    return replace(
+        generic,
+        class_names=named.names,
+        colors=generic.colors if named.colors is None else named.colors,
+    )
 
 
 def _generic(name: str, count: int, *, label_ids: bool) -> ClassTable:

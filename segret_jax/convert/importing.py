@@ -15,10 +15,11 @@ import ml_dtypes
 import numpy as np
 
 from segret_jax.config import ModelConfig
+from segret_jax.convert.allow import allowed_reasons, compile_patterns
 from segret_jax.convert.family import Family, identify
 from segret_jax.convert.metadata import printable
 from segret_jax.convert.torch_names import from_torch, torch_key, torch_shape
-from segret_jax.convert.unused import UNUSED, unused_tensors
+from segret_jax.convert.unused import AVERAGING, UNUSED, is_counter, unused_tensors
 from segret_jax.errors import InputError
 from segret_jax.training.state import abstract, build, model_name
 
@@ -29,7 +30,6 @@ CONSTANT_TOLERANCE = 1e-4  # relative
 HALF_TOLERANCE = 1e-2  # of constants that were rounded to 16 bits
 MAX_NEAREST = 50  # differences for which the nearest name is searched: it is slow
 COUNTER, CONSTANT = ".num_batches_tracked", ".Relpos."
-ALLOWED = "accepted by --allow {!r}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,18 +61,20 @@ def import_tensors(
 
     `model` has the settings that no file can tell; `given` names its fields that the file must
     agree with. What `allow` (regular expressions, searched in names) matches may differ: a tensor
-    too many is dropped, a leaf without a fitting tensor keeps its initial value.
+    too many is dropped, a leaf without a fitting tensor keeps its initial value, and a model that
+    is recognized only without these tensors is recognized.
 
     Raises InputError, with all differences at once.
     """
-    family = identify(tensors, model, given)
+    patterns = compile_patterns(allow)
+    family = _recognize(tensors, model, given, patterns)
     _, *trees = abstract(family.model, family.num_classes)
     leaves = torch_leaves(*trees, prefix=family.prefix)
     known, surplus = _split_surplus(tensors, leaves, family)
     missing = {n: f"{list(s)} is missing" for n, (_, s) in leaves.items() if n not in tensors}
     unfit = {n: _fault(tensors[n], s) for n, (_, s) in leaves.items() if n in tensors}
     unfit = {name: fault for name, fault in unfit.items() if fault}
-    allowed = _allowed([*missing, *unfit, *surplus], allow)
+    allowed = allowed_reasons([*missing, *unfit, *surplus], patterns, known)
     _refuse(missing, unfit, surplus, allowed, family)
     initialised = {name: allowed[name] for name in [*missing, *unfit]}
     if initialised:
@@ -89,6 +91,26 @@ def import_tensors(
         initialised=initialised,
         unused={n: tensors[n] for n in known if _is_needed_back(n, tensors[n])},
     )
+
+
+def _recognize(
+    tensors: Mapping[str, np.ndarray],
+    model: ModelConfig,
+    given: Collection[str],
+    patterns: Mapping[str, re.Pattern],
+) -> Family:
+    """Identify the family; if that fails, once more without the tensors that may be dropped."""
+    try:
+        return identify(tensors, model, given)
+    except InputError:
+        rest = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not any(pattern.search(name) for pattern in patterns.values())
+        }
+        if not 0 < len(rest) < len(tensors):
+            raise
+        return identify(rest, model, given)
 
 
 def torch_leaves(*trees: Any, prefix: bool) -> Leaves:
@@ -138,7 +160,9 @@ def _split_surplus(
     unused = unused_tensors(family, leaves)
     known, surplus = {}, {}
     for name in (name for name in tensors if name not in leaves):
-        if name not in unused:
+        if is_counter(name, tensors[name]):
+            known[name] = AVERAGING
+        elif name not in unused:
             surplus[name] = f"{list(tensors[name].shape)} is not in the model"
         elif fault := _fault_of_unused(name, tensors[name], unused[name]):
             surplus[name] = fault
@@ -169,27 +193,14 @@ def _is_half(tensor: np.ndarray) -> bool:
 def _is_needed_back(name: str, tensor: np.ndarray) -> bool:
     """Say whether a dropped tensor is better than its default, for the file of an export.
 
-    16 bits round constants, which are computed anew, and overflow a counter.
+    16 bits round constants, which are computed anew, and overflow a counter. The original has no
+    counter of an average.
     """
+    if is_counter(name, tensor):
+        return False
     if COUNTER in name:
         return 0 <= tensor.item() < 2**63
     return CONSTANT not in name or not _is_half(tensor)
-
-
-def _allowed(names: Sequence[str], allow: Sequence[str]) -> dict[str, str]:
-    """Return the reason for each difference that a pattern allows."""
-    allowed: dict[str, str] = {}
-    for text in allow:
-        try:
-            matched = list(filter(re.compile(text).search, names))
-        except re.error as error:
-            raise InputError(f"--allow {text!r} is no regular expression: {error}") from None
-        if not matched:
-            raise InputError(
-                f"--allow {text!r} fits none of {len(names)} differences; leave it out"
-            )
-        allowed |= dict.fromkeys(matched, ALLOWED.format(text))
-    return allowed
 
 
 def _refuse(

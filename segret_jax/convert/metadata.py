@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
-from segret_jax.convert.torch_rebuild import Name, Record, Tensor
+from segret_jax.convert.records import Name, Record
+from segret_jax.convert.torch_rebuild import Tensor
 
 MAX_ITEMS, MAX_TEXT, MAX_DEPTH = 256, 300, 2  # of one container, of one text, below the top
 MAX_VALUES = 2**12  # in all
@@ -43,7 +44,7 @@ class _Summary:
 
     def plain(self, value: Any, depth: int) -> Any:
         match value:
-            case Record(state=dict() as state):
+            case Record(state=dict() as state) | Record(args=(dict() as state,)):
                 return self.plain(state, depth)
             case dict() | list() | tuple() if depth and len(value) <= min(MAX_ITEMS, self.left):
                 self.left -= len(value)

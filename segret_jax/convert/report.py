@@ -20,16 +20,22 @@ BESIDE = "lies beside the state dict that was read, so it is no part of the mode
 
 
 def make_report(
-    path: Path, file: TensorFile, imported: Imported, table: ClassTable, *, allow: Sequence[str]
+    path: Path,
+    file: TensorFile,
+    imported: Imported,
+    table: ClassTable,
+    *,
+    allow: Sequence[str],
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what became of a file, as plain values for JSON."""
+    """Return what became of a file, as plain values for JSON; `notes` are of the classes."""
     family, leaves = imported.family, imported.leaves
     mapped = {name: leaf for name, leaf in leaves.items() if name not in imported.initialised}
     numbers, filled = (
         sum(math.prod(shape) for _, shape in part.values()) for part in (leaves, mapped)
     )
     return {
-        "file": path.name,
+        "file": path.absolute().name,
         "sha256": file.sha256,
         "format": file.format,
         "wrapper": file.wrapper,
@@ -38,7 +44,7 @@ def make_report(
         "family": model_name(family.model),
         "num_classes": family.num_classes,
         "classes": table.name,
-        "implies": implications(family.model),
+        "implies": [*implications(family.model), *notes],
         "model": dataclasses.asdict(family.model),
         "numbers": numbers,
         "filled": filled,

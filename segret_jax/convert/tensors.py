@@ -10,7 +10,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from segret_jax.convert.file_classes import FileClasses, find_classes
 from segret_jax.convert.metadata import MAX_ITEMS, MAX_TEXT, plain_metadata, shorten
+from segret_jax.convert.prefixes import cut_prefixes
 from segret_jax.convert.safetensors import read_safetensors
 from segret_jax.convert.torch_file import LEGACY_START, TorchFile, open_legacy, open_zip
 from segret_jax.convert.torch_rebuild import RESAVE, Storage, Tensor
 from segret_jax.errors import InputError, unknown_name
 
 WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")  # the first found is taken
-PARALLEL = "module."  # before every name that nn.DataParallel or DistributedDataParallel saved
 MAX_NPZ_BYTES = 2**32  # unpacked: a file of some MB may claim any size
 MAX_SHARING = 8  # bytes of all tensors for each byte of their storages, as tied ones share theirs
 
@@ -36,8 +37,9 @@ class TensorFile:
 
     Arrays are read-only, in PyTorch's layouts; some may be views of one memory. `wrapper` is the
     key under which they lay ("" if at the top), `other_wrappers` the keys of further state dicts,
-    `prefix` what was cut off every name. `metadata` is plain data that JSON can hold; `beside` are
-    names of tensors that lie beside the state dict, where metadata does.
+    `prefix` what was cut off the names. `metadata` is plain data that JSON can hold; `beside` are
+    names of tensors that lie beside the state dict, where metadata does. `classes` are those that
+    the file names itself.
     """
 
     tensors: dict[str, np.ndarray]
@@ -48,6 +50,7 @@ class TensorFile:
     sha256: str
     metadata: dict[str, Any]
     beside: tuple[str, ...] = ()
+    classes: FileClasses | None = None
 
 
 def read_tensors(path: str | Path, *, wrapper: str = "") -> TensorFile:
@@ -57,6 +60,16 @@ def read_tensors(path: str | Path, *, wrapper: str = "") -> TensorFile:
     first of `WRAPPERS`. Raises InputError for a file that is missing, damaged, of another format,
     or that holds more than tensors and plain data.
     """
+    file = read_as_named(path, wrapper=wrapper)
+    try:
+        tensors, prefix = cut_prefixes(file.tensors)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return replace(file, tensors=tensors, prefix=prefix)
+
+
+def read_as_named(path: str | Path, *, wrapper: str = "") -> TensorFile:
+    """Read a checkpoint as `read_tensors` does, with the names that the file gives its tensors."""
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -124,7 +137,7 @@ def _unwrap(file: TorchFile, wrapper: str, sha256: str) -> TensorFile:
     found = [key for key, value in content.items() if _is_name(key) and id(value) in holders]
     if wrapper and found and wrapper not in found:
         raise InputError(shorten(str(unknown_name("state dict", wrapper, found))))
-    chosen = wrapper if wrapper in found else next((key for key in WRAPPERS if key in found), "")
+    chosen = wrapper if wrapper in found else _first(found, content)
     if not chosen and not _has_tensors(content):
         remedy = f"choose one of {', '.join(found)}" if found else "save model.state_dict() again"
         where = ", ".join(WRAPPERS)
@@ -139,7 +152,17 @@ def _unwrap(file: TorchFile, wrapper: str, sha256: str) -> TensorFile:
     return _result(
         _arrays(tensors, file.read), metadata, file.format, sha256,
         wrapper=chosen, others=others, beside=tuple(beside[:MAX_ITEMS]),
+        classes=find_classes(content),
     )  # fmt: skip
+
+
+def _first(found: list[str], content: dict[Any, Any]) -> str:
+    """Return the state dict to read by default; "" for the tensors at the top, if there are any."""
+    if known := next((key for key in WRAPPERS if key in found), ""):
+        return known
+    top = (value for value in content.values() if isinstance(value, Tensor))
+    only_counters = all(math.prod(tensor.shape) == 1 for tensor in top)
+    return found[0] if len(found) == 1 and only_counters else ""
 
 
 def _has_tensors(value: Any) -> bool:
@@ -175,6 +198,7 @@ def _result(
     wrapper: str = "",
     others: tuple[str, ...] = (),
     beside: tuple[str, ...] = (),
+    classes: FileClasses | None = None,
 ) -> TensorFile:
     if not tensors:
         raise InputError("holds no tensors; save model.state_dict() again")
@@ -182,14 +206,14 @@ def _result(
         raise InputError(
             f"has a tensor named '{shorten(str(bad[0]))}'; save model.state_dict() again"
         )
-    prefix = PARALLEL if all(name.startswith(PARALLEL) for name in tensors) else ""
     return TensorFile(
-        tensors={name.removeprefix(prefix): array for name, array in tensors.items()},
+        tensors=tensors,
         format=kind,
         wrapper=wrapper,
         other_wrappers=others,
-        prefix=prefix,
+        prefix="",
         sha256=sha256,
         metadata=plain_metadata(metadata),
         beside=beside,
+        classes=classes,
     )

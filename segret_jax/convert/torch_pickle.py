@@ -1,7 +1,8 @@
 """The pickle inside a PyTorch file, read without running anything that it names.
 
 A pickle is a program for a stack machine. Python's own machine imports and calls whatever the
-program names; this one can do neither: it makes containers, and hands names to `torch_rebuild`.
+program names; this one can do neither: it makes containers, and `torch_rebuild` makes of names
+either tensors and plain data, or inert records.
 The opcodes are those of pickle protocols 2 to 5, parsed by the standard library's `pickletools`.
 """
 
@@ -10,15 +11,8 @@ from collections.abc import Callable
 from io import BufferedReader, BytesIO
 from typing import Any
 
-from segret_jax.convert.torch_rebuild import (
-    REBUILD,
-    RESAVE,
-    Record,
-    Storage,
-    refer,
-    resolve,
-    set_items,
-)
+from segret_jax.convert.records import append_items, set_items, set_state
+from segret_jax.convert.torch_rebuild import RESAVE, Storage, rebuild, refer, resolve
 from segret_jax.errors import InputError
 
 # An opcode of one byte can take 100 bytes of memory. A checkpoint has some ten thousand opcodes.
@@ -30,7 +24,7 @@ def load(stream: BytesIO | BufferedReader) -> tuple[Any, dict[str, Storage]]:
     """Read one pickle from `stream`; return what it holds and the storages that it refers to.
 
     Tensors come as `Tensor`, sets as lists, ordered dicts as plain ones. Raises InputError,
-    without the path, for a name outside `REBUILD`; other exceptions mean a damaged pickle.
+    without the path, for a name that `resolve` refuses; other exceptions mean a damaged pickle.
     """
     machine = _Machine()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
@@ -54,7 +48,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Machine:
-    """The stack machine: its opcodes make containers, and what `REBUILD` makes of names."""
+    """The stack machine: its opcodes make containers, and `rebuild` makes values of names."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -88,9 +82,7 @@ class _Machine:
             case "APPEND" | "APPENDS" | "ADDITEMS":
                 start = len(self.stack) - 1 if code == "APPEND" else self.marks.pop()
                 items = self._cut(start)
-                if type(self.stack[-1]) is not list:
-                    raise TypeError(f"items for a {type(self.stack[-1]).__name__}")
-                self.stack[-1].extend(items)
+                append_items(self.stack[-1], items)
             case "SETITEM" | "SETITEMS":
                 items = self._cut(len(self.stack) - 2 if code == "SETITEM" else self.marks.pop())
                 set_items(self.stack[-1], zip(items[::2], items[1::2], strict=True))
@@ -110,10 +102,10 @@ class _Machine:
             case "STACK_GLOBAL":
                 self.stack.append(resolve(".".join(self._cut(len(self.stack) - 2))))
             case "REDUCE" | "NEWOBJ":
-                name, args = self._cut(len(self.stack) - 2)
+                callee, args = self._cut(len(self.stack) - 2)
                 if type(args) is not tuple or len(args) > MAX_ARGUMENTS:
                     raise TypeError("a call without a tuple of arguments, or with too many")
-                self.stack.append(REBUILD[name.full](*args))
+                self.stack.append(rebuild(callee, args))
             case "BINPERSID":
                 storage = refer(self.stack.pop())
                 if self.storages.setdefault(storage.key, storage) != storage:
@@ -121,10 +113,7 @@ class _Machine:
                 self.stack.append(storage)
             case "BUILD":
                 state = self.stack.pop()
-                if isinstance(self.stack[-1], Record):
-                    self.stack[-1].state = state
-                elif type(self.stack[-1]) is not dict:  # attributes of a dict: its _metadata
-                    raise TypeError(f"a state for a {type(self.stack[-1]).__name__}")
+                set_state(self.stack[-1], state)
             case _:
                 raise ValueError(f"pickle opcode {code}")
 

@@ -1,14 +1,11 @@
 """What the names in a PyTorch file's pickle stand for, by a closed list.
 
 `REBUILD` holds the few functions and classes that the tensors and the usual metadata of a
-checkpoint need, each with a function of this file in its place. Any other name is refused.
-
-An argument may be any earlier value of the pickle, again and again. So no function copies one that
-can be long, or a file of some kB could fill the memory.
+checkpoint need, each with a function in its place that makes plain data. Objects of other packages
+become inert records (`records`). Any other name is refused: of Python, PyTorch or this package.
 """
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from segret_jax.convert.records import RECORDS, TYPES, Name, Record, canonical, is_foreign
 from segret_jax.errors import InputError
 
 RESAVE = (
@@ -31,7 +29,6 @@ DTYPES = {
     "torch.uint16": np.dtype("<u2"), "torch.uint8": np.dtype("u1"), "torch.bool": np.dtype("?"),
 }  # fmt: skip
 MAX_AXES = 64  # NumPy's; PyTorch has as many
-MAX_KEY_PARTS = 8  # of a tuple that is a key in a dict
 STORAGES = {
     "torch.DoubleStorage": "torch.float64", "torch.FloatStorage": "torch.float32",
     "torch.HalfStorage": "torch.float16", "torch.BFloat16Storage": "torch.bfloat16",
@@ -40,25 +37,6 @@ STORAGES = {
     "torch.ByteStorage": "torch.uint8", "torch.BoolStorage": "torch.bool",
     "torch.storage.UntypedStorage": "torch.uint8",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """A class or function that the pickle names: only its name."""
-
-    full: str
-
-
-@dataclass(slots=True)
-class Record:
-    """An object of no use here, as inert data: the name, the arguments and the state it was given.
-
-    `state` is whatever the pickle holds; a Namespace's attributes are a dict.
-    """
-
-    name: str
-    args: tuple
-    state: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,62 +118,18 @@ def _parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 
-def _is_key(key: Any) -> bool:
-    return type(key) in (str, float, bool, type(None)) or (type(key) is int and abs(key) < 2**63)
-
-
-def set_items(mapping: Any, pairs: Any) -> None:
-    """Put pairs into what must be a dict, with keys that are plain or short tuples of such."""
-    if type(mapping) is not dict:
-        raise TypeError(f"items for a {type(mapping).__name__}")
-    for key, value in pairs:
-        # Nothing deep or long is hashed: it overflows Python's own stack, or never ends.
-        parts = key if type(key) is tuple else (key,)
-        if len(parts) > MAX_KEY_PARTS or not all(map(_is_key, parts)):
-            raise TypeError(f"a {type(key).__name__} as key")
-        mapping[key] = value
-
-
-def _mapping(pairs: Any = None) -> dict:
-    if type(pairs) is dict:
-        return pairs
-    mapping: dict = {}
-    if pairs is not None:
-        set_items(mapping, pairs)
-        pairs.clear()  # they moved, so that the next dict of the same list is no copy
-    return mapping
-
-
 def _device(kind: Any, index: Any = 0) -> str:
     if type(kind) is not str or len(kind) > 20 or not _is_size(index):
         raise TypeError("a device of wrong types")
     return f"{kind}:{index}"
 
 
-def _encode(text: Any, encoding: Any) -> Record:
-    """_codecs.encode, which is how protocol 2 writes bytes."""
-    if type(text) is not str or encoding != "latin1":
-        raise ValueError("bytes in another encoding than latin1")
-    return Record("bytes", (text,))
-
-
-def _path(*parts: Any) -> Record:
-    if not all(type(part) is str for part in parts):
-        raise TypeError("a path of other parts than text")
-    return Record("pathlib.PosixPath", parts)
-
-
-def _scalar(dtype: Record, data: bytes | Record) -> int | float | bool:
-    """numpy's scalar, such as the best accuracy so far, as a plain number."""
-    code = dtype.args[0]
-    if not re.fullmatch("[iuf][1248]|b1", code) or dtype.state[1] == ">":
-        raise ValueError(f"a numpy scalar of type {code[:10]!r}")
-    raw = data.args[0][:8].encode("latin1") if isinstance(data, Record) else data
-    return np.frombuffer(raw, code, count=1)[0].item()
-
-
-def _record(name: str) -> Callable[..., Record]:
-    return lambda *args: Record(name, args)
+def _attribute(target: Any, attribute: Any) -> Record:
+    """builtins.getattr, with which protocol 2 names a class's method, as of mmengine's history."""
+    owner = target.full if isinstance(target, Name) else getattr(target, "name", "")
+    if not is_foreign(owner) or type(attribute) is not str or not attribute.isidentifier():
+        raise _refusal("builtins.getattr")
+    return Record(owner, (attribute,))
 
 
 REBUILD: dict[str, Callable[..., Any]] = {
@@ -206,36 +140,37 @@ REBUILD: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.Size": lambda size=(): size,
     "torch.device": _device,
-    "collections.OrderedDict": _mapping,
-    "collections.Counter": _mapping,  # milestones of a learning-rate schedule
-    "yacs.config.CfgNode": _mapping,
-    "builtins.set": lambda items=(): items,
-    "_codecs.encode": _encode,
-    "numpy.dtype": _record("numpy.dtype"),
-    "argparse.Namespace": _record("argparse.Namespace"),
-    **{
-        f"numpy.{core}.multiarray.{name}": made
-        for core in ("core", "_core")  # before and since numpy 2
-        for name, made in (("scalar", _scalar), ("_reconstruct", _record("numpy.ndarray")))
-    },
-    **{
-        f"{module}.{name}": _path
-        for module in ("pathlib", "pathlib._local")
-        for name in ("PosixPath", "PurePosixPath")
-    },
+    "torch.torch_version.TorchVersion": lambda text: Record("torch.__version__", (text,)),
+    "builtins.getattr": _attribute,
+    **RECORDS,
 }
-MENTIONED = {*DTYPES, *STORAGES, "numpy.ndarray"}  # harmless names that are never called
+MENTIONED = {*DTYPES, *STORAGES, *TYPES, "numpy.ndarray"}  # harmless names, never called
 
 
 def resolve(full: str) -> Name:
-    """Return the name "module.attribute"; raise InputError if it is not on the list."""
-    full = re.sub(r"^__builtin__\.", "builtins.", full)  # Python 2
-    if full not in REBUILD and full not in MENTIONED:
-        raise InputError(
-            f"asks for {full[:100]!r}, which is not needed to rebuild tensors; it was not run, and "
-            f"nothing was read. {RESAVE[0].upper()}{RESAVE[1:]}"
-        )
+    """Return the name "module.attribute"; raise InputError if it is refused."""
+    full = canonical(full)
+    if full not in REBUILD and full not in MENTIONED and not is_foreign(full):
+        raise _refusal(full)
     return Name(full)
+
+
+def rebuild(callee: Any, args: tuple) -> Any:
+    """Return what stands for a call of `callee`: the rebuilt value, or an inert record."""
+    if isinstance(callee, Record) and is_foreign(callee.name):  # a class inside another
+        return Record(callee.name, args)
+    if callee.full in REBUILD:
+        return REBUILD[callee.full](*args)
+    if callee.full in MENTIONED or not is_foreign(callee.full):
+        raise TypeError(f"a call of {callee.full}")
+    return Record(callee.full, args)
+
+
+def _refusal(full: str) -> InputError:
+    return InputError(
+        f"asks for {full[:100]!r}, which is not needed to rebuild tensors; it was not run, and "
+        f"nothing was read. {RESAVE[0].upper()}{RESAVE[1:]}"
+    )
 
 
 def refer(saved: tuple) -> Storage:

@@ -20,6 +20,18 @@ UNUSED = {  # part of the name: why no model here has it
     "decode_head.conv_seg.": "layer that the original never calls",
 }
 
+AVERAGING = "counter of the weights' average, read by nothing"
+COUNTERS = {  # single numbers that writers of averaged weights keep beside them
+    "n_averaged",  # torch.optim.swa_utils.AveragedModel
+    "steps",  # mmengine
+    "step", "num_updates", "decay", "initted",  # other averages, as of diffusion models
+}  # fmt: skip
+
+
+def is_counter(name: str, tensor: np.ndarray) -> bool:
+    """Return whether a tensor counts the updates of averaged weights, and is no weight."""
+    return name in COUNTERS and tensor.size == 1
+
 
 def unused_tensors(family: Family, leaves: Iterable[str]) -> dict[str, np.ndarray]:
     """Return the tensors that the original has beside `leaves` (PyTorch names), at their defaults.

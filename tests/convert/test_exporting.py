@@ -45,7 +45,10 @@ def exported(result: Imported, *, keep: bool = True) -> dict[str, np.ndarray]:
     )
 
 
-@pytest.mark.parametrize("variant", ["tiny", "small", "base", "large"])
+@pytest.mark.parametrize(
+    "variant",
+    ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("small", "base", "large"))],
+)
 @pytest.mark.parametrize("family", ["segret", "rmt"])
 def test_import_and_export_are_bit_equal_under_the_released_names(family: str, variant: str):
     """So a second import is, too: it meets the same tensors."""

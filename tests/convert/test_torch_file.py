@@ -60,7 +60,7 @@ LIVE: dict[str, Callable[[str], bytes]] = {
     ),
     "builtins.eval": lambda p: call("builtins.eval", value(TOUCH.format(p))),
     "builtins.exec": lambda p: call("__builtin__.exec", value(TOUCH.format(p))),
-    "builtins.getattr": lambda p: (
+    "builtins.__import__": lambda p: (
         call("builtins.getattr", call("builtins.__import__", value("os")), value("system"))
         + b"(" + value(f"touch {p}") + b"tR"
     ),
@@ -82,6 +82,10 @@ OTHER = {
     "torch._utils._rebuild_tensor_v2.__globals__": name("torch._utils._rebuild_tensor_v2")[:-1]
     + b".__globals__\n",
     "torch.jit._script.unpackage_script_module": name("torch.jit._script.unpackage_script_module"),
+    "builtins.getattr": call(
+        "builtins.getattr", name("collections.OrderedDict"), value("fromkeys")
+    ),
+    "subprocess.getoutput": call("commands.getoutput", value("touch x")),  # as in Python 2
     "codecs.encode": call("codecs.encode", value("x"), value("rot13")),
     "copyreg._reconstructor": name("copyreg._reconstructor"),
     "segret_jax.convert.torch_rebuild._tensor": name("segret_jax.convert.torch_rebuild._tensor"),
@@ -101,7 +105,7 @@ def test_nothing_is_run_that_pickle_would_run(
 
 
 @pytest.mark.parametrize(
-    "asked", ["os.system", "builtins.eval", "builtins.getattr", "functools.partial"]
+    "asked", ["os.system", "builtins.eval", "builtins.__import__", "functools.partial"]
 )
 def test_the_attacks_are_live(tmp_path: Path, asked: str) -> None:
     marker = tmp_path / "marker"
