@@ -22,6 +22,7 @@ from segret_jax.data.class_table import ClassTable
 from segret_jax.data.decode import decode_image, stored_form
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor, normalised
+from segret_jax.models.kernels import compute_capability
 from segret_jax.training import checkpoint as checkpoints
 
 CACHE_FOLDER = "jax_compilation_cache_dir"
@@ -86,11 +87,13 @@ class Model:
 
     @functools.cached_property
     def _network(self) -> Any:
+        capability = compute_capability(jax.local_devices())
+
         def network(variables: Any, images: Array) -> Array:
             if images.dtype == jnp.uint8:
                 images = normalised(images)
             with jax.default_matmul_precision(self.config.model.matmul_precision):
-                return nnx.merge(self.graph, *variables)(images)
+                return nnx.merge(self.graph, *variables)(images, capability=capability)
 
         return jax.jit(network)
 

@@ -31,6 +31,7 @@ class ModelConfig:
     drop_path: float = -1.0  # of the last block; negative: the variant's own
     max_scores: int = 2**25  # of one image in a block of retention; GPU and TPU kernels choose
     remat: tuple[int, ...] = ()  # stages 1 to 4 computed twice in training: less memory
+    kernels: str = "auto"  # auto | reference: plain formulas, exportable; they hold all scores
     dtype: str = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
     matmul_precision: str = "default"  # default | high | highest; highest for parity on GPU, TPU
 
@@ -131,6 +132,7 @@ CHOICES = {
     "model.task": ("segmentation", "classification"),
     "model.variant": ("tiny", "small", "base", "large"),
     "model.decay": ("additive", "post_softmax"),
+    "model.kernels": ("auto", "reference"),
     "model.dtype": ("float32", "bfloat16"),
     "model.matmul_precision": ("default", "high", "highest"),
     "data.on_error": ("stop", "skip"),

@@ -76,6 +76,7 @@ def _replay(captured: Any, config: Any, dtype: str) -> bool:
     import jax.numpy as jnp
     import optax
 
+    from segret_jax.models.kernels import compute_capability
     from segret_jax.training.nonfinite import nonfinite
     from segret_jax.training.state import abstract
     from segret_jax.training.step import batch_gradient, loss_function
@@ -85,7 +86,9 @@ def _replay(captured: Any, config: Any, dtype: str) -> bool:
     graph, params, _ = abstract(config.model, captured.table.num_classes)
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, state.params):
         raise InputError("the settings given make another model than the one that was captured")
-    gradient = jax.value_and_grad(loss_function(graph, train, regularize=True), has_aux=True)
+    capability = compute_capability(jax.local_devices())
+    loss_of_part = loss_function(graph, train, regularize=True, capability=capability)
+    gradient = jax.value_and_grad(loss_of_part, has_aux=True)
     parts = train.accumulate
     batch = {
         key: jnp.asarray(x.reshape(parts, -1, *x.shape[1:]) if parts > 1 else x)

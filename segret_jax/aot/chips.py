@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segret_jax.errors import InputError, unknown_name
+from segret_jax.models.kernels import announce_blocks
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ GPUS = {
     "a100": Chip(312e12, 80e9, 2039e9, 300e9, 1),
     "h100": Chip(989e12, 80e9, 3350e9, 450e9, 1),
     "h200": Chip(989e12, 141e9, 4800e9, 450e9, 1),
+    # Of float16: they have no bfloat16, and run no Triton kernels.
+    "t4": Chip(65e12, 16e9, 320e9, 32e9, 1),
+    "v100": Chip(125e12, 32e9, 900e9, 150e9, 1),
 }
 
 
@@ -45,6 +49,7 @@ class Topology:
     name: str
     chip: Chip
     devices: Sequence[Any]
+    capability: float | None = None  # compute capability; of NVIDIA GPUs
 
     @property
     def one_host(self) -> Sequence[Any]:
@@ -98,4 +103,13 @@ def topology(name: str, gpu_target: Path | None = None) -> Topology:
             f"--topology {name}: {reason}. Is the compiler installed ({package}), and is there a "
             "slice of this shape?"
         ) from error
-    return Topology(name, chip, found.devices)
+    capability = target_capability(arguments.get("target_config", ""))
+    announce_blocks(capability)
+    return Topology(name, chip, found.devices, capability)
+
+
+def target_capability(target: str) -> float | None:
+    """Read the compute capability from XLA's description of a GPU; None if it has none."""
+    found = re.search(r"cuda_compute_capability\s*:?\s*\{(.*?)\}", target, re.DOTALL)
+    numbers = dict(re.findall(r"\b(major|minor)\s*:\s*(\d+)", found[1])) if found else {}
+    return float(f"{numbers['major']}.{numbers.get('minor', 0)}") if "major" in numbers else None

@@ -37,7 +37,8 @@ def train_step(config: Config, num_classes: int, topology: Topology) -> Any:
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
     }
-    return make_train_step(graph, optimizer, config.train, mesh).lower(state, batch)
+    step = make_train_step(graph, optimizer, config.train, mesh, capability=topology.capability)
+    return step.lower(state, batch)
 
 
 def largest_input(config: Config) -> Size:
@@ -57,7 +58,7 @@ def evaluation(config: Config, num_classes: int, topology: Topology) -> Any:
         jnp.uint8,
         sharding=NamedSharding(mesh, PartitionSpec("data")),
     )
-    return compiled_programs(graph, mesh).network.lower(variables, images)
+    return compiled_programs(graph, mesh, topology.capability).network.lower(variables, images)
 
 
 def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

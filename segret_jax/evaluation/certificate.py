@@ -24,6 +24,7 @@ from segret_jax import __version__
 from segret_jax.config import ModelConfig
 from segret_jax.errors import InputError
 from segret_jax.evaluation.protocol import PACKAGE, code_digest, weights_digest
+from segret_jax.models.kernels import compute_capability
 from segret_jax.models.rmt import Classifier
 from segret_jax.training.state import abstract, model_name
 
@@ -214,16 +215,17 @@ def _forward(
         graph, *_ = abstract(replace(model, dtype=dtype), num_classes)
         kind = np.float64 if in_float64 else np.float32
         arguments = jax.tree.map(lambda x: np.asarray(x, kind), (variables, image))
-        outputs = _program(graph, model.matmul_precision)(*arguments)
+        capability = compute_capability([device])
+        outputs = _program(graph, model.matmul_precision, capability)(*arguments)
         return jax.tree.map(np.asarray, outputs)
 
 
 @functools.cache
-def _program(graph: nnx.GraphDef[Any], precision: str) -> Callable:
+def _program(graph: nnx.GraphDef[Any], precision: str, capability: float | None) -> Callable:
     def stages(variables: Any, image: Float[Array, "b H W 3"]) -> dict[str, Array]:
         network = nnx.merge(graph, *variables)
         with jax.default_matmul_precision(precision):
-            maps = network.encoder(image)
+            maps = network.encoder(image, capability=capability)
             if isinstance(network, Classifier):
                 logits = network.classify(maps[-1])
             else:

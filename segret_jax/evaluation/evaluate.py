@@ -94,7 +94,7 @@ def evaluate(
     share = range(jax.process_index(), len(source), jax.process_count())
     scoreboard = Scoreboard(len(source), table.num_classes, detailed=detailed)
     reader = _Reader(source, share, predictor, skip_faulty=skip_faulty)
-    plan = make_plan(reader.sizes, predictor.config, predictor.batch_size)
+    plan = make_plan(reader.sizes, predictor.config, predictor.batch_size, stride=predictor.stride)
     if announce and plan.batches:
         announce(f"{plan.describe()}; {predictor.forecast(plan)}")
     pictured = _spread(share, num_pictures)

@@ -1,6 +1,6 @@
 """Inference as released: whole or by sliding window, at several scales, plain and mirrored.
 
-The network gives logits at stride 4 for each tile of each view of an image. From there the image
+The network gives logits at its stride for each tile of each view of an image. From there the image
 is worked out in blocks of pixels: both resizes and the average over windows (`rescale`), softmax,
 average over views, best class. Scores of all classes at full resolution are never held.
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from segret_jax.config import EvalConfig
 from segret_jax.data.transforms import MEAN, STD, normalise, resize_for_evaluation
 from segret_jax.errors import InputError
-from segret_jax.evaluation.plan import Plan, Size, Tiling, scaled_target, tilings
+from segret_jax.evaluation.plan import Plan, Size, Tiling, logits_size, scaled_target, tilings
 from segret_jax.evaluation.rescale import (
     BLOCK,
     Taps,
@@ -39,6 +39,7 @@ from segret_jax.evaluation.rescale import (
     multiply_rows,
     stack_taps,
 )
+from segret_jax.models.kernels import compute_capability
 from segret_jax.models.segret import SegRet
 from segret_jax.training.sharding import data_mesh
 
@@ -89,10 +90,14 @@ class Predictor:
         *,
         mesh: Mesh | None = None,
     ):
-        """Images are split along the axis `data` of `mesh`; by default it is of all devices."""
+        """Images are split along the axis `data` of `mesh`; by default it is of all devices.
+
+        The logits may be at any stride: the model's attribute `stride` says which.
+        """
         self.config = config
         self.mesh = mesh or data_mesh()
         self.programs = compiled_programs(graph, self.mesh)
+        self.stride: int = nnx.merge(graph, params, batch_stats).stride
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self.variables = jax.device_put((params, batch_stats), replicated)
 
@@ -199,16 +204,30 @@ class Predictor:
                 top, left = tiling.corner(number)
                 whole = whole[:, ::-1] if mirrored else whole
                 pixels[i] = whole[top : top + height, left : left + width]
-                rows[i], columns[i] = image_taps(image.size, tiling, number, mirrored=mirrored)
+                rows[i], columns[i] = image_taps(
+                    image.size, tiling, number,
+                    logits=logits_size(tiling.tile, self.stride), mirrored=mirrored,
+                )  # fmt: skip
         # Waited for, so that no two passes take memory at once.
         placed = self._split(pixels)
         logits = jax.block_until_ready(self.programs.network(self.variables, placed))
+        self._check_logits(logits, (height, width))
         num_rows, num_columns = _largest(batch)
         return Tile(
             logits,
             stack_taps(rows, num_rows, multiple=BLOCK[0]),
             stack_taps(columns, num_columns, multiple=BLOCK[1]),
         )
+
+    def _check_logits(self, logits: Array, tile: Size) -> None:
+        """Raise ValueError unless the logits of an input of `tile` are at the model's stride."""
+        expected, found = logits_size(tile, self.stride), logits.shape[1:-1]
+        if found != expected:
+            raise ValueError(
+                f"the logits of an input of {tile[0]}x{tile[1]} are {'x'.join(map(str, found))}, "
+                f"but the model's stride is {self.stride}, which makes {expected[0]}x{expected[1]}:"
+                " correct its attribute `stride`, or what it returns"
+            )
 
     def _blocks(self, batch: Sequence[Prepared]) -> Iterator[tuple[Size, list[Array]]]:
         def on_devices(program: Any) -> Callable[[Array, np.ndarray, np.ndarray], Array]:
@@ -227,11 +246,18 @@ def _largest(batch: Sequence[Prepared]) -> Size:
 
 
 @functools.cache
-def compiled_programs(graph: nnx.GraphDef[SegRet], mesh: Mesh) -> Programs:
-    """Build the programs; every evaluation in a training run uses the same compiled ones."""
+def compiled_programs(
+    graph: nnx.GraphDef[SegRet], mesh: Mesh, capability: float | None = None
+) -> Programs:
+    """Build the programs; every evaluation in a training run uses the same compiled ones.
+
+    `capability` is the compute capability of GPUs that are not there; of those that are, `mesh`
+    tells it.
+    """
+    capability = capability or compute_capability(mesh.devices.flat)
 
     def network(variables: Any, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w k"]:
-        return nnx.merge(graph, *variables)(normalised(image))
+        return nnx.merge(graph, *variables)(normalised(image), capability=capability)
 
     def per_device(
         function: Callable, *, replicated: int = 0, num_args: int = 1, check_vma: bool = True

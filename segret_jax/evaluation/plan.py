@@ -32,16 +32,16 @@ class Tiling:
     def num_tiles(self) -> int:
         return len(self.tops) * len(self.lefts)
 
-    @property
-    def logits(self) -> Size:
-        """The size of a tile's logits."""
-        height, width = (-(-side // 4) for side in self.tile)
-        return height, width
-
     def corner(self, number: int) -> tuple[int, int]:
         """Return the top left pixel of tile `number`, counted along rows."""
         row, column = divmod(number, len(self.lefts))
         return self.tops[row], self.lefts[column]
+
+
+def logits_size(tile: Size, stride: int) -> Size:
+    """Return the size of the logits that a model of this stride gives for an input of `tile`."""
+    height, width = (-(-side // stride) for side in tile)
+    return height, width
 
 
 def scaled_target(config: EvalConfig, scale: float) -> tuple[int, int]:
@@ -77,7 +77,7 @@ class Plan:
 
     batches: list[list[int]]
     passes: Mapping[Size, int]  # of a batch through the network, by size of its input
-    held_logits: int  # positions at stride 4 kept of one image at most, over all its tiles
+    held_logits: int  # positions of logits kept of one image at most, over all its tiles
 
     @property
     def largest(self) -> Size:
@@ -100,10 +100,13 @@ class Plan:
         )
 
 
-def make_plan(sizes: Mapping[int, Size], config: EvalConfig, batch_size: int) -> Plan:
+def make_plan(
+    sizes: Mapping[int, Size], config: EvalConfig, batch_size: int, *, stride: int
+) -> Plan:
     """Plan for images given as {index: (height, width)}, `batch_size` at once on all devices.
 
-    Large inputs come first: what does not fit into memory fails at once.
+    `stride` is that of the model's logits. Large inputs come first: what does not fit into memory
+    fails at once.
     """
     tiled = {index: tilings(size, config) for index, size in sizes.items()}
     groups = collections.defaultdict(list)
@@ -119,7 +122,9 @@ def make_plan(sizes: Mapping[int, Size], config: EvalConfig, batch_size: int) ->
             batches.append(batch)
             for scale, tile in enumerate(tiles):
                 passes[tile] += views * max(tiled[i][scale].num_tiles for i in batch)
-    held = [views * sum(_num_logits(tiling) for tiling in scales) for scales in tiled.values()]
+    held = [
+        views * sum(_num_logits(tiling, stride) for tiling in scales) for scales in tiled.values()
+    ]
     return Plan(batches, passes, max(held, default=0))
 
 
@@ -127,5 +132,5 @@ def _num_windows(scales: tuple[Tiling, ...]) -> int:
     return sum(tiling.num_tiles for tiling in scales)
 
 
-def _num_logits(tiling: Tiling) -> int:
-    return tiling.num_tiles * math.prod(tiling.logits)
+def _num_logits(tiling: Tiling, stride: int) -> int:
+    return tiling.num_tiles * math.prod(logits_size(tiling.tile, stride))

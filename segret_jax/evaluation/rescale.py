@@ -1,4 +1,4 @@
-"""From logits at stride 4 to scores at the image's own size, as released, block by block.
+"""From the model's logits to scores at the image's own size, as released, block by block.
 
 Everything up to the softmax is linear and acts on rows and columns separately. For each axis of
 each tile (the network's whole input, or a window of it) the chain
@@ -10,6 +10,7 @@ in it: going to the image in one misses the released probabilities by 3e-3.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -87,14 +88,17 @@ def _product(outer: Taps, inner: Taps) -> Taps:
     return Taps(indices.astype(np.int32), weights.reshape(indices.shape).astype(np.float32))
 
 
-def image_taps(size: Size, tiling: Tiling, number: int, *, mirrored: bool) -> tuple[Taps, Taps]:
+def image_taps(
+    size: Size, tiling: Tiling, number: int, *, logits: Size, mirrored: bool
+) -> tuple[Taps, Taps]:
     """Return the matrices of rows and of columns from one tile's logits to an image of `size`.
 
-    Those of a mirrored view also mirror its scores back, at the image's size.
+    `logits` is the size of each tile's logits. The matrices of a mirrored view also mirror its
+    scores back, at the image's size.
     """
     tops_and_lefts = tiling.tops, tiling.lefts
     row, column = divmod(number, len(tiling.lefts))
-    axes = zip(size, tiling.size, tops_and_lefts, tiling.tile, tiling.logits, strict=True)
+    axes = zip(size, tiling.size, tops_and_lefts, tiling.tile, logits, strict=True)
     rows, columns = (tile_taps(*axis) for axis in axes)
     if mirrored:
         return rows[row], Taps(*(array[::-1] for array in columns[column]))
@@ -124,8 +128,10 @@ def blocks(
     """Yield the top left pixel of each block of the images and, for each view, its logits.
 
     They are [b, *BLOCK, k]; beyond an image's edges they mean nothing. The functions are those
-    below, compiled.
+    below, compiled. Raises ValueError if a matrix is of more logits than its tile has.
     """
+    for tile in itertools.chain.from_iterable(views):
+        _check_inside(tile)
     height, width = views[0][0].rows.indices.shape[1], views[0][0].columns.indices.shape[1]
     for top in range(0, height, BLOCK[0]):
         strips = [_strips(view, top, multiply_rows) for view in views]
@@ -134,6 +140,17 @@ def blocks(
             within = [scores for scores in logits if scores is not None]
             if within:  # a block outside of every image is so in every view
                 yield (top, left), within
+
+
+def _check_inside(tile: Tile) -> None:
+    """Raise ValueError if a matrix reaches beyond the logits: `_multiply` does not look."""
+    needed = tuple(int(taps.indices.max()) + 1 for taps in (tile.rows, tile.columns))
+    height, width = tile.logits.shape[1:3]
+    if needed[0] > height or needed[1] > width:
+        raise ValueError(
+            f"the matrices of a tile are of {needed[0]}x{needed[1]} logits or more, but it has "
+            f"{height}x{width}: make them by image_taps with the size that it has"
+        )
 
 
 class _Strip(NamedTuple):
@@ -176,10 +193,13 @@ def multiply_columns(
 
 
 def _multiply(x: Array, indices: Array, weights: Array) -> Array:
-    """Gather and add: an argument, unlike a constant, compiles nothing for another image size."""
+    """Gather and add: an argument, unlike a constant, compiles nothing for another image size.
+
+    `_check_inside` has looked at the indices; "clip" would make garbage of those beyond the end.
+    """
     weights = weights.reshape(*weights.shape, *(1,) * (x.ndim - 1))
-    terms = [weights[:, t] * x.at[indices[:, t]].get(mode="clip") for t in range(NUM_TAPS)]
-    return functools.reduce(jnp.add, terms)
+    rows = (x.at[indices[:, t]].get(mode="promise_in_bounds") for t in range(NUM_TAPS))
+    return functools.reduce(jnp.add, (weights[:, t] * row for t, row in enumerate(rows)))
 
 
 def assemble(parts: Iterable[tuple[Size, Array]], size: Size) -> np.ndarray:

@@ -47,11 +47,14 @@ def blocked_retention(
     decomposed: bool,
     decay: Decay = Decay.ADDITIVE,
     max_scores: int = 2**25,
+    capability: float | None = None,
 ) -> Float[Array, "b h w n d"]:
     """Return `decomposed_retention` or `whole_retention`, by blocks.
 
     A block has at most `max_scores` scores of each image, or those of one query. On CPU it is
     smaller, so that it stays in the cache; on GPU and TPU the kernels, where they fit, choose.
+    GPUs of a compute `capability` that is too low for the kernels (`kernels.compute_capability`)
+    use blocks; None stands for one that is high enough.
     Scores and softmax are float32 (float64 for float64), whatever the dtype of q, k and v.
 
     On several GPUs or TPUs the caller says how the images are split, as XLA cannot split a kernel:
@@ -62,7 +65,7 @@ def blocked_retention(
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
     def attend(along: str, v: Array) -> Array:
-        lines = _Lines(along, q.shape, log_decay, decay, max_scores, precision)
+        lines = _Lines(along, q.shape, log_decay, decay, max_scores, capability, precision)
         return _attend(q, k, v, lines)
 
     return attend("h", attend("w", v)) if decomposed else attend("hw", v)
@@ -77,6 +80,7 @@ class _Lines:
     log_decay: LogDecay
     decay: Decay
     max_scores: int
+    capability: float | None
     precision: str | None
 
     @property
@@ -140,7 +144,7 @@ def _forward(q: Array, k: Array, v: Array, lines: _Lines) -> tuple[Array, Any]:
         (out, log_total), _ = _by_blocks(_forward_of_block, lines, (q,), (k, v))
         return lines.to_image(out), log_total
 
-    if retention_gpu.fits(q, k, v, lines.decay):
+    if retention_gpu.fits(q, k, v, lines.decay, lines.capability):
         on_gpu = functools.partial(_forward_on_gpu, lines)
         out, log_total = lax.platform_dependent(q, k, v, cuda=on_gpu, default=by_blocks)
     else:
@@ -190,7 +194,8 @@ def _backward(lines: _Lines, saved: Any, out_grad: Array) -> tuple[Array, Array,
             lines.to_image(v_grad.astype(v.dtype)),
         )
 
-    if retention_gpu.fits(saved[0], saved[1], saved[2], lines.decay):
+    q, k, v, *_ = saved
+    if retention_gpu.fits(q, k, v, lines.decay, lines.capability):
         on_gpu = functools.partial(_backward_on_gpu, lines)
         return lax.platform_dependent(*saved, out_grad, cuda=on_gpu, default=by_blocks)
     return by_blocks(*saved, out_grad)

@@ -19,6 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from segret_jax.models.kernels import Kernels
 from segret_jax.models.layers import (
     BatchNorm,
     SampleKeys,
@@ -26,6 +27,7 @@ from segret_jax.models.layers import (
     channel_dropout,
     normal_init,
     resize_bilinear,
+    resize_by_products,
     uniform_init,
     weights,
 )
@@ -67,9 +69,11 @@ class Decoder(nnx.Module):
         num_classes: int,
         *,
         zero_branch: bool,
+        kernels: Kernels = Kernels.AUTO,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        self.kernels = kernels
         self.projections = nnx.List(
             Projection(width, channels, zero_branch=zero_branch, dtype=dtype, rngs=rngs)
             for width in widths
@@ -113,12 +117,13 @@ class Decoder(nnx.Module):
         """
         kernels = jnp.split(self.fuse.kernel[...], len(maps))  # F_4's rows first
         _, h, w, _ = maps[0].shape
+        resize = resize_by_products if self.kernels is Kernels.REFERENCE else resize_bilinear
         terms = []
         by_stage = zip(maps, self.projections, reversed(kernels), strict=True)
         for i, (f, project, kernel) in enumerate(by_stage, start=1):
             with jax.named_scope(f"project{i}"):
                 projected = project(f, train=train)
             with jax.named_scope("fuse"):
-                terms.append(resize_bilinear(projected @ kernel.astype(projected.dtype), (h, w)))
+                terms.append(resize(projected @ kernel.astype(projected.dtype), (h, w)))
         with jax.named_scope("fuse"):
             return functools.reduce(jnp.add, terms)

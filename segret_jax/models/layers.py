@@ -7,6 +7,7 @@ released model in one stated way; where Flax agrees (`nnx.Linear`), the models u
 import copy
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
+
+from segret_jax.models.kernels import Kernels
 
 Rate = float | Float[Array, ""]  # of dropping; an array in a loop over blocks
 
@@ -158,15 +161,18 @@ def weights(layer: nnx.Linear | nnx.Conv) -> tuple[Float[Array, "*k c"], Float[A
 class DepthwiseConv(nnx.Module):
     """A k×k convolution of each channel with its own kernel, with bias, stride 1, zero padding."""
 
-    def __init__(self, channels: int, size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, channels: int, size: int, *, kernels: Kernels, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         init = uniform_init(size * size)
         self.kernel = nnx.Param(init(rngs.params(), (size, size, channels)))
         self.bias = nnx.Param(init(rngs.params(), (channels,)))
-        self.dtype = dtype
+        self.kernels, self.dtype = kernels, dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return depthwise_conv(x.astype(self.dtype), kernel) + bias
+        convolve = _grouped_conv if self.kernels is Kernels.REFERENCE else depthwise_conv
+        return convolve(x.astype(self.dtype), kernel) + bias
 
 
 def depthwise_conv(
@@ -235,7 +241,7 @@ def _kernel_grad_by_shifts(x: Array, kernel: Array, grad: Array) -> Array:
     return taps.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _grouped_conv(x: Array, kernel: Array, *, precision: str | None) -> Array:
+def _grouped_conv(x: Array, kernel: Array, *, precision: str | None = None) -> Array:
     pad = kernel.shape[0] // 2
     return lax.conv_general_dilated(
         x, kernel[:, :, None, :], (1, 1), ((pad, pad), (pad, pad)),
@@ -300,3 +306,23 @@ def resize_bilinear(
     """Resize with half-pixel centres and, unlike `jax.image.resize` alone, no antialiasing."""
     shape = (x.shape[0], *size, x.shape[-1])
     return x if x.shape == shape else jax.image.resize(x, shape, "bilinear", antialias=False)
+
+
+def resize_by_products(
+    x: Float[Array, "b h w c"], size: tuple[Any, Any]
+) -> Float[Array, "b new_h new_w c"]:
+    """Resize as `resize_bilinear` does, by a product with a matrix for each of the two axes.
+
+    `size` may be symbolic (`jax.export`).
+    """
+    _, h, w, _ = x.shape
+    rows, columns = _interpolation(h, size[0]), _interpolation(w, size[1])
+    x = jnp.einsum("yh,bhwc->bywc", rows.astype(x.dtype), x, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("xw,bywc->byxc", columns.astype(x.dtype), x, precision=lax.Precision.HIGHEST)
+
+
+def _interpolation(num_in: Any, num_out: Any) -> Float[Array, "num_out num_in"]:
+    """Return the matrix of linear interpolation between the centers of `num_in` cells."""
+    position = (jnp.arange(num_out) + 0.5) * num_in / num_out - 0.5  # of each output, in cells
+    position = jnp.clip(position, 0, num_in - 1)
+    return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(num_in)), 0)

@@ -5,8 +5,8 @@ goes through the line's keys (or queries) block by block, as FlashAttention-2 do
 2307.08691). It reads q, k and v where they lie, so nothing is laid out by line before.
 
 Scores and logarithms are to the base 2 inside, as the chip computes powers of 2; the logarithm of
-the softmax's denominator is stored to the base e. The chip is an A100, RTX 30 or later. Letters as
-in `models.blocked_retention`, and a for the lines of an image: its rows, its columns, or one.
+the softmax's denominator is stored to the base e. Letters as in `models.blocked_retention`, and a
+for the lines of an image: its rows, its columns, or one.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from segret_jax.models.decay import Decay, LogDecay
+from segret_jax.models.kernels import TRITON_CAPABILITY
 
 LOG2_E = math.log2(math.e)
 LONGEST_AT_ONCE = 128  # keys of a line that fit into one block
@@ -38,11 +39,14 @@ class _Blocks:
     stages: int = 2
 
 
-def fits(q: Array, k: Array, v: Array, decay: Decay) -> bool:
-    """Tell whether the kernels can do it.
+def fits(q: Array, k: Array, v: Array, decay: Decay, capability: float | None) -> bool:
+    """Return whether the Triton kernels support these inputs on a GPU of this `capability`.
 
-    That is with the decay of the released code, all of one dtype, and not in float64.
+    Requires additive decay, one common dtype other than float64, a head width of 16 or 32, and
+    compute capability 8.0 or newer; None stands for an unknown one and passes.
     """
+    if capability is not None and capability < TRITON_CAPABILITY:
+        return False
     is_of_one_dtype = q.dtype == k.dtype == v.dtype != jnp.float64
     return decay is Decay.ADDITIVE and q.shape[-1] in WIDTHS and is_of_one_dtype
 

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segret_jax.models.decay import Decay, head_log_decay
+from segret_jax.models.kernels import Kernels
 from segret_jax.models.layers import (
     BatchNorm,
     DepthwiseConv,
@@ -91,6 +92,7 @@ class EncoderOptions:
     ffn_conv: bool = False
     decay: Decay = Decay.ADDITIVE
     max_scores: int = 2**25
+    kernels: Kernels = Kernels.AUTO
     dtype: DTypeLike = jnp.float32
     remat: tuple[int, ...] = ()  # stages, from 1, whose blocks the backward pass computes again
 
@@ -121,7 +123,7 @@ class FeedForward(nnx.Module):
         self.fc1 = nnx.Linear(channels, hidden, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(hidden, channels, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
         if options.ffn_conv:
-            self.dwconv = DepthwiseConv(hidden, 3, dtype=dtype, rngs=rngs)
+            self.dwconv = DepthwiseConv(hidden, 3, kernels=options.kernels, dtype=dtype, rngs=rngs)
         self.has_conv = options.ffn_conv
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -150,7 +152,7 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         channels, dtype = variant.widths[stage], options.dtype
-        self.pos = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
+        self.pos = DepthwiseConv(channels, 3, kernels=options.kernels, dtype=dtype, rngs=rngs)
         self.norm1 = LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.retention = Retention(
             channels,
@@ -163,6 +165,7 @@ class Block(nnx.Module):
             rotary=options.rotary,
             decay=options.decay,
             max_scores=options.max_scores,
+            kernels=options.kernels,
             dtype=dtype,
             rngs=rngs,
         )
@@ -186,6 +189,7 @@ class Block(nnx.Module):
         train: bool,
         keys: SampleKeys | None,
         drop_rate: Float[Array, ""] | None = None,  # instead of its own
+        capability: float | None = None,
     ) -> Float[Array, "b h w c"]:
         rate = self.drop_rate if drop_rate is None else drop_rate
 
@@ -199,7 +203,7 @@ class Block(nnx.Module):
         with jax.named_scope("pos"):
             x = x + self.pos(x)
         with jax.named_scope("retention"):
-            x = x + scaled(self.retention(self.norm1(x)), self.gamma1)
+            x = x + scaled(self.retention(self.norm1(x), capability=capability), self.gamma1)
         with jax.named_scope("ffn"):
             return x + scaled(self.ffn(self.norm2(x)), self.gamma2)
 
@@ -250,6 +254,7 @@ class Encoder(nnx.Module):
         train: bool = False,
         keys: SampleKeys | None = None,
         loop: bool = False,
+        capability: float | None = None,
     ) -> Sequence[Float[Array, "b h w c"]]:
         x = self.stem(image, train=train)
         maps = []
@@ -260,10 +265,14 @@ class Encoder(nnx.Module):
                 remat = jax.checkpoint if i + 1 in self.remat else lambda f: f
                 if loop and len(blocks) >= MIN_LOOP:
                     with jax.named_scope("blocks"):
-                        x = _in_loop(blocks, x, train=train, keys=keys, remat=remat)
+                        x = _in_loop(
+                            blocks, x, train=train, keys=keys, remat=remat, capability=capability
+                        )
                 else:
                     for j, block in enumerate(blocks):
-                        apply = functools.partial(block, train=train, keys=keys)
+                        apply = functools.partial(
+                            block, train=train, keys=keys, capability=capability
+                        )
                         with jax.named_scope(f"block{j}"):
                             x = remat(apply)(x)
             maps.append(x)  # before the downsample
@@ -277,6 +286,7 @@ def _in_loop(
     train: bool,
     keys: SampleKeys | None,
     remat: Callable,
+    capability: float | None,
 ) -> Float[Array, "b h w c"]:
     """Apply equal blocks one after another: one program, run for each with its parameters."""
     graphs, states = zip(*(nnx.split(block, nnx.Param) for block in blocks), strict=True)
@@ -289,7 +299,8 @@ def _in_loop(
         params, rate, draws = block
         own_keys = None if keys is None else keys.at(draws)
         model = nnx.merge(graphs[0], params)
-        return model(x, train=train, keys=own_keys, drop_rate=rate), None
+        x = model(x, train=train, keys=own_keys, drop_rate=rate, capability=capability)
+        return x, None
 
     return jax.lax.scan(remat(apply), x, (params, jnp.array(rates), draws))[0]
 
@@ -320,8 +331,10 @@ class Classifier(nnx.Module):
         if token_head:
             self.aux_head = nnx.Linear(channels, num_classes, kernel_init=normal_init(), rngs=rngs)
 
-    def __call__(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b k"]:
-        return self.classify(self.encoder(image)[-1])
+    def __call__(
+        self, image: Float[Array, "b H W 3"], *, capability: float | None = None
+    ) -> Float[Array, "b k"]:
+        return self.classify(self.encoder(image, capability=capability)[-1])
 
     def classify(self, tokens: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         """Return the logits of stage 4's tokens."""

@@ -12,6 +12,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segret_jax.config import TrainConfig
+from segret_jax.models.kernels import compute_capability
 from segret_jax.models.layers import SampleKeys
 from segret_jax.models.segret import SegRet
 from segret_jax.training.losses import cross_entropy, divisor
@@ -31,6 +32,7 @@ def make_train_step(
     mesh: Mesh,
     *,
     regularize: bool = True,
+    capability: float | None = None,
 ) -> jax.stages.Wrapped:
     """Build the step (state, batch) -> (state, metrics), jitted, which takes the state's buffers.
 
@@ -38,7 +40,8 @@ def make_train_step(
     State and batch are sharded as `training.sharding` says. Means over the batch (loss, batch
     norm) are over the whole of it, whatever the number of devices. Drop path and dropout draw from
     (seed, step, place of the sample in the global batch); `regularize=False` leaves them out, and
-    then no "index" is needed.
+    then no "index" is needed. `capability` is the compute capability of GPUs that are not there;
+    of those that are, `mesh` tells it.
 
     With `config.accumulate` = a > 1 the batch is [a, b/a, ...], and the gradient the mean of those
     of its parts, one after another. That is the whole batch's gradient but for batch norm, which
@@ -46,7 +49,8 @@ def make_train_step(
     which chooses within each part.
     """
     # The loop is measured on CPU alone: a shorter compilation, less memory, the same speed.
-    loss = loss_function(graph, config, regularize, loop=_on_cpu(mesh))
+    capability = capability or compute_capability(mesh.devices.flat)
+    loss = loss_function(graph, config, regularize, loop=_on_cpu(mesh), capability=capability)
     gradient_of_part = jax.value_and_grad(loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -111,17 +115,22 @@ def _on_cpu(mesh: Mesh) -> bool:
 
 
 def loss_function(
-    graph: nnx.GraphDef[SegRet], config: TrainConfig, regularize: bool, *, loop: bool = False
+    graph: nnx.GraphDef[SegRet],
+    config: TrainConfig,
+    regularize: bool,
+    *,
+    loop: bool = False,
+    capability: float | None = None,
 ) -> Callable:
     """Return the loss of a part of a batch, with its accuracy and batch statistics.
 
-    `loop`: see `models.rmt.Encoder`.
+    `loop`, `capability`: see `models.segret.SegRet`.
     """
 
     def loss_of(params: Any, batch_stats: Any, part: Batch, key: Array, pixels: Array) -> Any:
         model = nnx.merge(graph, params, batch_stats)
         keys = SampleKeys(key, part["index"]) if regularize else None
-        logits = model(part["image"], train=True, keys=keys, loop=loop)
+        logits = model(part["image"], train=True, keys=keys, loop=loop, capability=capability)
         with jax.named_scope("loss"):
             loss, accuracy = cross_entropy(
                 logits,

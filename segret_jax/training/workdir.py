@@ -24,7 +24,8 @@ LOCK = ".lock"  # held by the process at work in the folder; the system frees it
 MAY_CHANGE = (
     "data.root", "data.workers", "data.on_error", "train.log_every", "train.eval_every",
     "train.save_every", "train.keep_checkpoints", "train.max_bad_steps", "eval.pictures",
-    "eval.batch_size", "model.max_scores", "model.remat", "mesh.data", "mesh.fsdp",
+    "eval.batch_size", "model.kernels", "model.max_scores", "model.remat",
+    "mesh.data", "mesh.fsdp",
 )  # fmt: skip
 
 

@@ -190,7 +190,7 @@ def test_sizes_of_images_compile_nothing(small):
         program.clear_cache()
     for image in images(*sizes):
         predictor.label_map(image)
-    assert len(make_plan(dict(enumerate(sizes)), SMALL, 1).passes) == 2
+    assert len(make_plan(dict(enumerate(sizes)), SMALL, 1, stride=4).passes) == 2
     compiled = {name: p._cache_size() for name, p in predictor.programs._asdict().items()}
     assert compiled == {"network": 2, "rows": 2, "columns": 2, "average": 0, "best": 1}
 
@@ -320,7 +320,7 @@ def test_weights_are_arguments_and_not_compiled_in(small):
 
 def test_the_forecast_counts_weights_and_held_logits(small):
     predictor = Predictor(*small, SMALL, mesh=mesh(1))
-    plan = make_plan({0: (32, 64)}, SMALL, 1)
+    plan = make_plan({0: (32, 64)}, SMALL, 1, stride=4)
     assert predictor.forecast(plan).startswith("about 0.0 GB of memory per device; the network al")
     held = dataclasses.replace(plan, held_logits=10**8)  # x 5 classes x 4 bytes
     assert predictor.forecast(held).startswith("about 2.0 GB")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segret_jax.config import EvalConfig
-from segret_jax.evaluation.plan import Tiling, make_plan, tilings, window_starts
+from segret_jax.evaluation.plan import Tiling, logits_size, make_plan, tilings, window_starts
 from tests import golden_weights as golden
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -42,7 +42,7 @@ def test_a_tile_is_the_window_or_the_image_where_that_is_smaller():
     )
     (wide,) = tilings((32, 90), config)
     assert wide == Tiling((32, 90), (32, 40), (0,), (0, 24, 48, 50))
-    assert (wide.num_tiles, wide.logits) == (4, (8, 10))
+    assert (wide.num_tiles, logits_size(wide.tile, 4)) == (4, (8, 10))
     assert [wide.corner(i) for i in range(4)] == [(0, 0), (0, 24), (0, 48), (0, 50)]
     (tall,) = tilings((90, 32), config)
     assert [tall.corner(i) for i in range(4)] == [(0, 0), (24, 0), (48, 0), (50, 0)]
@@ -60,7 +60,7 @@ def test_each_image_is_in_one_batch_with_others_whose_tiles_have_its_sizes(mode)
         scales=(1.0, 1.5), flip=True,
     )  # fmt: skip
     sizes = images(50)
-    plan = make_plan(sizes, config, 4)
+    plan = make_plan(sizes, config, 4, stride=4)
     assert sorted(itertools.chain.from_iterable(plan.batches)) == sorted(sizes)
     passes: Counter[tuple[int, int]] = Counter()
     kinds = []
@@ -85,13 +85,13 @@ def test_the_plan_in_words_and_the_logits_that_it_holds():
     config = EvalConfig(
         resize_target=(64, 32), mode="slide", window=(32, 32), stride=(32, 16), flip=True
     )
-    plan = make_plan({0: (32, 64), 1: (32, 50), 2: (31, 20)}, config, 2)
+    plan = make_plan({0: (32, 64), 1: (32, 50), 2: (31, 20)}, config, 2, stride=4)
     assert plan.held_logits == 2 * 3 * 8 * 8
     assert plan.describe() == (
         "3 images in 2 batches, 12 passes of the network; sizes of its input to compile: 1 (32x32)"
     )
     config = EvalConfig(resize_target=(64, 32), scales=(1.0, 2.0))
-    plan = make_plan({0: (32, 64), 1: (32, 32), 2: (10, 20)}, config, 1)
+    plan = make_plan({0: (32, 64), 1: (32, 32), 2: (10, 20)}, config, 1, stride=4)
     assert plan.describe().endswith(
         "in 3 batches, 6 passes of the network; sizes of its input to compile: 4 (32x32 to 64x128)"
     )

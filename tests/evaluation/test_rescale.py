@@ -87,7 +87,7 @@ def test_blocks_of_images_of_different_sizes_are_assembled_to_each_image():
     tiles = []
     for number in range(3):
         pairs = [
-            image_taps(size, tiling, number, mirrored=False)
+            image_taps(size, tiling, number, logits=(8, 16), mirrored=False)
             if number < tiling.num_tiles
             else (None, None)
             for size, tiling in cases.items()
@@ -113,7 +113,7 @@ def test_a_mirrored_view_is_mirrored_back():
     tiling = Tiling((32, 100), (32, 64), (0,), (0, 36))
     for number in range(2):
         (rows, columns), (same_rows, mirrored) = (
-            image_taps((20, 33), tiling, number, mirrored=m) for m in (False, True)
+            image_taps((20, 33), tiling, number, logits=(8, 16), mirrored=m) for m in (False, True)
         )
         np.testing.assert_array_equal(dense(mirrored, 16), dense(columns, 16)[::-1])
         np.testing.assert_array_equal(dense(same_rows, 8), dense(rows, 8))

@@ -368,7 +368,8 @@ def test_the_gpu_kernels_equal_plain_with_their_gradients(form, size, gpu_kernel
     args = qkv(*size, width=16)
     found = value_and_grads(BLOCKED[form], *args)
     for ours, plain in zip(found, value_and_grads(form, *args), strict=True):
-        np.testing.assert_allclose(ours, plain, rtol=0, atol=5e-6 * np.abs(plain).max())
+        # Of one pixel the gradients of q and k are 0 but for rounding.
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=5e-6 * max(np.abs(plain).max(), 1))
 
 
 @pytest.mark.parametrize("size", [SIZE, (12, 16)])

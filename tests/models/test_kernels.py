@@ -1,0 +1,202 @@
+"""The choice of kernels by device, and the reference: plain formulas, the same results."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from segret_jax.config import Config, ModelConfig
+from segret_jax.evaluation.inference import compiled_programs
+from segret_jax.models import kernels, rmt
+from segret_jax.models.blocked_retention import blocked_retention
+from segret_jax.models.kernels import compute_capability
+from segret_jax.models.layers import resize_bilinear, resize_by_products
+from segret_jax.models.segret import SegRet
+from segret_jax.training.sharding import data_mesh
+from segret_jax.training.state import abstract, abstract_state
+from segret_jax.training.step import make_train_step
+from segret_jax.training.workdir import MAY_CHANGE
+from tests.models.test_decoder import randomize
+from tests.models.test_layers import noise
+from tests.models.test_retention import equations, size
+
+IMAGE = jnp.asarray(noise(1, 37, 51, 3))
+
+
+@pytest.fixture
+def fitting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `tiny` a small model whose heads the Triton kernels support."""
+    small = rmt.Variant(
+        widths=(32,) * 4, depths=(1,) * 4, heads=(2,) * 4, decay_spans=(4.0,) * 4,
+        ffn_ratios=(1,) * 4, decomposed=(True, False, False, False), layer_scale=(False,) * 4,
+        drop_path=0.0, decoder_channels=8,
+    )  # fmt: skip
+    monkeypatch.setitem(rmt.VARIANTS, "tiny", small)
+
+
+def gpus(*capabilities: str) -> list[Any]:
+    return [SimpleNamespace(platform="gpu", compute_capability=text) for text in capabilities]
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        (gpus("7.5"), 7.5),
+        (gpus("9.0", "7.0"), 7.0),  # one program for all: the oldest decides
+        (gpus("12.0"), 12.0),
+        (gpus("gfx90a"), None),  # AMD's
+        ([SimpleNamespace(platform="tpu")], None),
+        (jax.devices()[:1], None),
+    ],
+)
+def test_the_capability_is_that_of_the_oldest_nvidia_gpu(devices, expected):
+    assert compute_capability(devices) == expected
+
+
+def test_a_gpu_without_triton_kernels_is_announced_once_in_one_line(capsys):
+    kernels.announce_blocks.cache_clear()
+    for devices in (gpus("8.0"), gpus("7.5"), gpus("7.5", "7.5")):
+        compute_capability(devices)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "compute capability 7.5" in line
+    assert "retention in blocks" in line
+    assert "bfloat16 is slow" in line
+
+
+def lowered_for_cuda(traced: Any) -> str:
+    try:
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+    except RuntimeError as error:  # jax 0.11 asks for a GPU
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(("capability", "has_triton"), [(7.5, False), (8.0, True)])
+def test_evaluation_has_triton_kernels_from_capability_8_on(fitting, capability, has_triton):
+    graph, *variables = abstract(ModelConfig(), 5)
+    network = compiled_programs(graph, data_mesh(), capability).network
+    pixels = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
+    text = lowered_for_cuda(network.trace(tuple(variables), pixels))
+    assert ("triton" in text) == has_triton
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_triton"),
+    [(7.0, False), pytest.param(8.0, True, marks=pytest.mark.slow)],
+)
+def test_a_train_step_has_triton_kernels_from_capability_8_on(fitting, capability, has_triton):
+    """In the backward pass, too."""
+    config = Config()
+    graph, optimizer, state = abstract_state(config, 5)
+    step = make_train_step(graph, optimizer, config.train, data_mesh(), capability=capability)
+    batch = {
+        "image": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
+        "label": jax.ShapeDtypeStruct((2, 32, 32), jnp.uint8),
+        "index": jax.ShapeDtypeStruct((2,), jnp.int32),
+    }
+    traced = step.trace(state, batch)
+    assert ("triton" in lowered_for_cuda(traced)) == has_triton
+
+
+@pytest.mark.parametrize("decomposed", [True, False])
+def test_an_old_gpu_computes_in_blocks_that_hold_few_scores(decomposed):
+    q = k = v = jnp.zeros((1, 9, 11, 2, 16))
+
+    def largest(capability: float, max_scores: int) -> int:
+        def total(*args: jax.Array) -> jax.Array:
+            return blocked_retention(
+                *args, (-0.5, -0.1), decomposed=decomposed, max_scores=max_scores,
+                capability=capability,
+            ).sum()  # fmt: skip
+
+        jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(q, k, v).jaxpr
+        steps = list(equations(jaxpr, "cuda"))
+        assert any(e.primitive.name == "pallas_call" for e in steps) == (capability >= 8)
+        return max(map(size, steps))
+
+    few, many = 11**2, (11**2 if decomposed else 99**2)
+    assert largest(7.5, few) <= q.size  # a line's keys and queries, rather than scores
+    assert largest(7.5, 2**25) >= many
+    assert largest(8.0, 2**25) <= q.size + 2 * 99
+
+
+def model_of(**options: Any) -> SegRet:
+    model = SegRet(ModelConfig(**options), 5, rngs=nnx.Rngs(0))
+    randomize(model)
+    return model
+
+
+def logits_and_grads(model: SegRet) -> tuple[Any, Any]:
+    """The logits and the gradients of a function of them."""
+    graph, *trees = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+    def total(params: Any, statistics: Any) -> tuple[jax.Array, jax.Array]:
+        logits = nnx.merge(graph, params, statistics)(IMAGE)
+        return jnp.sum(jnp.sin(logits)), logits
+
+    step = jax.jit(jax.value_and_grad(total, has_aux=True))
+    (_, logits), grads = step(*map(nnx.to_pure_dict, trees))
+    return logits, grads
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"rotary": True, "ffn_conv": True, "decay": "post_softmax"}], ids=str
+)
+def test_the_reference_computes_the_same_with_its_gradients(mini, options):
+    logits, grads = logits_and_grads(model_of(**options))
+    plain_logits, plain_grads = logits_and_grads(model_of(kernels="reference", **options))
+    np.testing.assert_allclose(plain_logits, logits, atol=1e-5 * np.abs(logits).max())
+    for plain, auto in zip(*map(jax.tree.leaves, (plain_grads, grads)), strict=True):
+        np.testing.assert_allclose(plain, auto, atol=2e-4 * np.abs(auto).max() + 1e-5)
+
+
+SPECIAL = {"platform_index", "pallas_call", "custom_call", "ffi_call", "cond", "while", "scan"}
+
+
+@pytest.mark.parametrize("kind", ["auto", "reference"])
+def test_the_reference_is_plain_operations_alone(mini, kind):
+    """In both directions; `auto` shows that the walk finds what it looks for."""
+    graph, params, statistics = nnx.split(model_of(kernels=kind, ffn_conv=True), nnx.Param, ...)
+
+    def total(params: Any) -> jax.Array:
+        return nnx.merge(graph, params, statistics)(IMAGE).sum()
+
+    traced = total if kind == "auto" else jax.value_and_grad(total)
+    jaxpr = jax.make_jaxpr(traced)(params).jaxpr
+    found = SPECIAL & {e.primitive.name for e in equations(jaxpr)}
+    assert bool(found) == (kind == "auto")
+    if kind == "reference":
+        text = jax.jit(total).lower(params).as_text()
+        assert "custom_call" not in text
+        assert "optimization_barrier" not in text
+
+
+def test_the_reference_has_one_program_for_all_sizes_and_platforms(mini):
+    graph, *variables = abstract(ModelConfig(kernels="reference", rotary=True, ffn_conv=True), 5)
+    leaves, tree = jax.tree.flatten(variables)
+    b, h, w = jax.export.symbolic_shape("b, h, w")
+
+    @jax.jit
+    def network(leaves: list[Any], image: Any) -> jax.Array:
+        return nnx.merge(graph, *jax.tree.unflatten(tree, leaves))(image)
+
+    exported = jax.export.export(network, platforms=("cpu", "cuda", "tpu"))(
+        leaves, jax.ShapeDtypeStruct((b, h, w, 3), jnp.float32)
+    )
+    (out,) = exported.out_avals
+    assert str(out.shape[0]) == "b"
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize("new_size", [(5, 4), (9, 7), (3, 11), (1, 1)])
+def test_a_resize_by_products_is_the_other(new_size):
+    x = jnp.asarray(noise(2, 5, 4, 3))
+    expected = resize_bilinear(x, new_size)
+    np.testing.assert_allclose(resize_by_products(x, new_size), expected, atol=4e-6)
+
+
+def test_a_run_may_go_on_with_other_kernels():
+    assert "model.kernels" in MAY_CHANGE
