@@ -26,6 +26,7 @@ from segret_jax import cli
 from segret_jax.errors import InputError
 
 FILE, LOG = "results.jsonl", "log.txt"
+MODULES = {"ours": "benchmarks.gpu.ours", "original": "benchmarks.gpu.original"}
 THREADS = 6  # that compile in a process
 
 
@@ -98,7 +99,7 @@ def _command(worker: plan.Worker, file: Path, args: argparse.Namespace) -> Any:
             return None
         is_parallel = worker.framework == "ours" and attempt == 1
         spec = {
-            "framework": worker.framework,
+            "module": MODULES[worker.framework],
             "jobs": [vars(job) for job in fitting.jobs],
             "results": str(file.resolve()),
             "original": str(args.original),

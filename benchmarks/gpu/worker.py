@@ -23,12 +23,15 @@ Measure = Callable[[], Figures]  # made by a job's function, which compiles
 
 
 def main(argv: list[str]) -> None:
-    """Run the jobs of {"framework", "jobs", "results", "facts", "threads", …}."""
+    """Run the jobs of {"module", "jobs", "results", "facts", "threads", …}.
+
+    The module has `start(spec)`, which returns what each line of the results says, and `JOBS`.
+    """
     _die_with_parent()
     spec = json.loads(argv[0])
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    module = importlib.import_module(f"benchmarks.gpu.{spec['framework']}")
+    module = importlib.import_module(spec["module"])
     facts = module.start(spec) | spec["facts"]
     file = Path(spec["results"])
 
