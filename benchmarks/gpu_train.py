@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -35,9 +36,9 @@ from segret_jax.convert.exporting import export_tensors
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.pipeline import batches_from, class_table, open_source, training_dataset
 from segret_jax.data.sources import Source
-from segret_jax.evaluation.evaluate import Result, evaluate
+from segret_jax.evaluation.evaluate import Picture, Result, evaluate
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.evaluation.visualize import grid, save_png
+from segret_jax.evaluation.visualize import overlay, save_png, with_legend
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.sharding import data_mesh, place, shard_batch, whole_here
 from segret_jax.training.state import TrainState, build, new_state
@@ -51,8 +52,8 @@ WRITING = 10.0  # seconds, for the files
 def main(argv: list[str]) -> None:
     begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--root", default="", help="folder of CamVid (docs/data.md)")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu_train"), help="of the results")
+    parser.add_argument("--root", default="", help="folder of CamVid; default: data/camvid")
     parser.add_argument("--seconds", type=float, default=420, help="of the whole command")
     parser.add_argument("--dry-run", action="store_true", help="six steps of a toy model")
     args = parser.parse_args(argv)
@@ -119,6 +120,7 @@ class Run:
     max_steps: int
     count: int = 0
     total: int = MANY
+    evaluation: float = 0.0  # seconds that the last one took
     losses: list[dict[str, float]] = field(default_factory=list)
     scores: list[dict[str, float]] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
@@ -143,23 +145,29 @@ class Run:
             with ThreadPoolExecutor(1) as pool:  # evaluation is compiled beside the step
                 evaluation = pool.submit(scorer.score, graph, model)
                 compile_ahead(step, state, first)
-                _, seconds = evaluation.result()
-            state = self._steps(step, state, batches, end=self._middle(seconds))
-            result, seconds = scorer.score(graph, whole_here(state.model, mesh))
-            self._add_score(result)
-            state = self._steps(step, state, batches, end=self._end(seconds))
-        self.model = whole_here(state.model, mesh)
-        result, _ = scorer.score(graph, self.model)
-        self._add_score(result)
-        return result
+                _, self.evaluation = evaluation.result()
+            state = self._steps(step, state, batches, end=self._middle())
+            result = self._score(scorer, graph, state, mesh)
+            half = self.count
+            state = self._steps(step, state, batches, end=self._end())
+        return self._score(scorer, graph, state, mesh) if self.count > half else result
 
-    def _end(self, evaluation: float) -> float:
-        """Return when the steps have to end, if an evaluation takes so many seconds."""
-        return self.deadline - 1.5 * evaluation - WRITING
+    def _end(self) -> float:
+        """Return when the steps have to end, so that there is time for the last evaluation."""
+        return self.deadline - 1.5 * self.evaluation - WRITING
 
-    def _middle(self, evaluation: float) -> float:
+    def _middle(self) -> float:
+        """Return when half of the time is over that steps have beside another evaluation."""
         now = time.monotonic()
-        return now + max(0.0, self._end(2 * evaluation) - now) / 2
+        return now + max(0.0, self._end() - self.evaluation - now) / 2
+
+    def _score(
+        self, scorer: "_Scorer", graph: nnx.GraphDef[Any], state: TrainState, mesh: Mesh
+    ) -> Result:
+        self.model = whole_here(state.model, mesh)
+        result, self.evaluation = scorer.score(graph, self.model)
+        self.scores.append({"step": self.count, "mIoU": 100 * result.metrics.mean_iou})
+        return result
 
     def _steps(
         self, step: Any, state: TrainState, batches: Iterator[Any], *, end: float
@@ -185,14 +193,11 @@ class Run:
 
     def _with_total(self, state: TrainState, seconds: float) -> TrainState:
         """Set the number of steps to what the time allows; no fewer than up to the next log."""
-        left = self._end(WRITING) - time.monotonic()
+        left = self._end() - time.monotonic()
         self.total = self.count + max(LOG_EVERY, int(left / seconds))
         inner, count, steps = state.opt_state
         total = jax.device_put(jnp.int32(self.total), steps.sharding)
         return dataclasses.replace(state, opt_state=(inner, count, total))
-
-    def _add_score(self, result: Result) -> None:
-        self.scores.append({"step": self.count, "mIoU": 100 * result.metrics.mean_iou})
 
 
 @dataclass(frozen=True)
@@ -226,8 +231,7 @@ def write(folder: Path, run: Run, result: Result, facts: dict[str, Any]) -> None
     sharded.write(folder, tensors)
     losses = [(x["step"], x["loss"]) for x in run.losses]
     save_png(curve.draw(losses, [(x["step"], x["mIoU"]) for x in run.scores]), folder / "curve.png")
-    title = f"step {run.count}, mIoU {100 * result.metrics.mean_iou:.1f} %"
-    save_png(grid(result.pictures, table, title=title), folder / "overlays.png")
+    save_png(overlays(result.pictures, table), folder / "overlays.png")
     content = {
         **facts, **machine(), "commit": results.commit(), "steps": run.count,
         "metrics": result.to_dict(table), "evaluations": run.scores, "curve": run.losses,
@@ -235,6 +239,16 @@ def write(folder: Path, run: Run, result: Result, facts: dict[str, Any]) -> None
     }  # fmt: skip
     text = json.dumps(content, indent=1) + "\n"
     (folder / "result.json").write_text(text, encoding="utf-8")
+
+
+def overlays(pictures: list[Picture], table: ClassTable) -> np.ndarray:
+    """Draw label and prediction over each image, all of one size, and a legend below."""
+    rows = [
+        np.concatenate([overlay(image, label, table), overlay(image, pred, table)], axis=1)
+        for image, label, pred in pictures
+    ]
+    labels = [labels for _, *both in pictures for labels in both]
+    return with_legend(np.concatenate(rows), table, labels)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --out DIR --seconds 300 [--original FOLDER] [--only NAME ...]
     python -m benchmarks.gpu --table DIR/results.jsonl
-    python -m benchmarks.gpu --out DIR --dry-run        # every job in tiny, on any machine
+    python -m benchmarks.gpu --dry-run        # every job in tiny, on any machine
 
 Each figure is a line of DIR/results.jsonl as soon as it is known. What did not fit into the time is
 named at the end; the same command again goes on with what is missing. benchmarks/README.md says how
@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -33,7 +34,8 @@ THREADS = 6  # that compile in a process
 def main(argv: list[str]) -> None:
     begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder of the results")
+    parser.add_argument("--out", type=Path,
+                        help="folder of the results; default: runs/gpu, of a dry run a new one")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=300, help="of the whole command")
     parser.add_argument("--original", type=Path, help="a checkout of the original's sources")
     parser.add_argument("--only", nargs="+", default=[], help="figures, such as train/tiny")
@@ -46,7 +48,8 @@ def main(argv: list[str]) -> None:
         print(table([line for file in args.table for line in results.read(file)]))
         return
     if args.out is None:
-        raise InputError("--out is missing: give a folder for the results, such as --out runs/gpu")
+        dry_run = args.dry_run
+        args.out = Path(tempfile.mkdtemp(prefix="segret_gpu_") if dry_run else "runs/gpu")
     sys.exit(measure(args, begun + args.seconds))
 
 
@@ -72,7 +75,7 @@ def measure(args: argparse.Namespace, deadline: float) -> int:
     done = results.known([*old, *new], dry_run=args.dry_run)
     missing = {f for w in chosen for j in w.jobs for f in j.figures} - done.keys() - failed.keys()
     reasons = {f: impossible.get(_framework(chosen, f), "no time left") for f in sorted(missing)}
-    _report(len(new), failed, reasons, schedule.crashes)
+    _report(f"{len(new)} new lines in {file}", failed, reasons, schedule.crashes)
     late = args.dry_run and "no time left" in reasons.values()
     return int(bool(failed or schedule.crashes or late))
 
@@ -117,9 +120,9 @@ def _framework(workers: Collection[plan.Worker], figure: str) -> str:
 
 
 def _report(
-    num_new: int, failed: dict[str, str], skipped: dict[str, str], crashes: list[str]
+    found: str, failed: dict[str, str], skipped: dict[str, str], crashes: list[str]
 ) -> None:
-    _say(f"{num_new} figures are new")
+    _say(found)
     for what, reasons in (("failed", failed), ("skipped", skipped)):
         for figure, reason in reasons.items():
             _say(f"{what}: {figure} ({reason})")
