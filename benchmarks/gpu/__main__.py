@@ -34,8 +34,7 @@ THREADS = 6  # that compile in a process
 def main(argv: list[str]) -> None:
     begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path,
-                        help="folder of the results; default: runs/gpu, of a dry run a new one")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="of the results; default: runs/gpu")
     parser.add_argument("--seconds", type=float, default=300, help="of the whole command")
     parser.add_argument("--original", type=Path, help="a checkout of the original's sources")
     parser.add_argument("--only", nargs="+", default=[], help="figures, such as train/tiny")

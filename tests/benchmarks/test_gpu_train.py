@@ -10,7 +10,7 @@ import optax
 import pytest
 from PIL import Image
 
-from benchmarks import curve, gpu_train, sharded
+from benchmarks import curve, gpu_train, sharded, timed_run
 from segret_jax.config import OptimConfig
 from segret_jax.convert.safetensors import read_safetensors
 from segret_jax.training.optim import make_optimizer
@@ -21,7 +21,7 @@ def test_the_number_of_steps_can_change_without_another_optimizer():
     config = OptimConfig(learning_rate=1e-2, weight_decay=0.0)
     params = {"encoder": {"q": {"kernel": jnp.ones((2, 2))}}}
     grads = {"encoder": {"q": {"kernel": jnp.full((2, 2), 0.5)}}}
-    optimizer = gpu_train.timed_optimizer(config)
+    optimizer = timed_run.timed_optimizer(config)
     fixed = make_optimizer(config, 5)
     update, expected_update = jax.jit(optimizer.update), jax.jit(fixed.update)
     state, expected_state = optimizer.init(params), fixed.init(params)
@@ -35,7 +35,7 @@ def test_the_number_of_steps_can_change_without_another_optimizer():
 
 
 def test_the_steps_end_in_time_and_their_number_follows_their_speed():
-    run = gpu_train.Run(gpu_train.recipe(""), time.monotonic() + 1.0 + 2.5 * 10, 10**9)
+    run = timed_run.Run(gpu_train.recipe(""), time.monotonic() + 1.0 + 2.5 * 10, 10**9)
 
     class State:
         opt_state = (None, jnp.int32(0))
