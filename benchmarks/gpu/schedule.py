@@ -17,6 +17,7 @@ from pathlib import Path
 POLL = 0.05  # seconds
 SETTLE = 0.2  # seconds, until a stopped process's work on the device is done
 ATTEMPTS = 2  # at a process that crashes
+LONGEST = 120.0  # seconds that a process may be timed, while all others wait
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,18 @@ class _Process:
     attempt: int
     popen: subprocess.Popen
     ready: bool = False
-    timed: bool = False
+    timed_since: float = 0.0  # of `time.monotonic`; 0: not yet
     stopped: bool = False
 
     def is_waiting(self) -> bool:
         """Return whether it has compiled and waits to be timed."""
         if not self.ready and self.popen.stdout:
             self.ready = b"ready" in (self.popen.stdout.read() or b"")
-        return self.ready and not self.timed
+        return self.ready and not self.timed_since
 
     def go(self) -> None:
         assert self.popen.stdin
-        self.timed = True
+        self.timed_since = time.monotonic()
         with contextlib.suppress(BrokenPipeError):  # it has just died, which is seen later
             self.popen.stdin.write(b"go\n")
 
@@ -59,8 +60,9 @@ class _Process:
 
     def end(self) -> None:
         """Kill it with all that it started, whether stopped or not."""
-        self.signal(signal.SIGKILL)
-        self.popen.wait()
+        if self.popen.poll() is None:
+            self.signal(signal.SIGKILL)
+            self.popen.wait()
         for pipe in (self.popen.stdin, self.popen.stdout):
             if pipe:
                 with contextlib.suppress(OSError):
@@ -85,10 +87,12 @@ class Schedule:
         """Return when all is done or the time is up; no process is left."""
         try:
             while self._left() > 0 and (self._running or self._waiting):
-                timed = next((p for p in self._running if p.timed), None)
+                timed = next((p for p in self._running if p.timed_since), None)
                 if timed is None:
                     self._start_more()
                     self._time_the_first_that_waits()
+                elif time.monotonic() - timed.timed_since > LONGEST:  # it hangs
+                    timed.end()
                 time.sleep(min(POLL, max(self._left(), 0)))
                 self._reap()
         finally:
@@ -136,7 +140,7 @@ class Schedule:
             self._say(f"ended: {process.task.name}" + (f", status {status}" if status else ""))
             if status:
                 self._try_again(process, status)
-        if not any(p.timed for p in self._running):
+        if not any(p.timed_since for p in self._running):
             for other in [p for p in self._running if p.stopped]:
                 other.signal(signal.SIGCONT)
                 other.stopped = False
