@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-PRODUCT = 8192  # rows of the square matrices on an accelerator; a sixteenth on CPU
+PRODUCT = 8192  # rows of the square matrices on an accelerator; an eighth on CPU
 COPIED = 2**28  # bytes
 
 
@@ -45,12 +45,13 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def peak_flops(dtype: DTypeLike, *, tf32: bool = False) -> float:
+def peak_flops(dtype: DTypeLike, *, tf32: bool = False, size: int = 0) -> float:
     """Measure the operations per second of a large matrix product, two for each multiply-add.
 
-    `tf32` is for float32 on an NVIDIA GPU; elsewhere it changes nothing.
+    `size` is the side of the matrices; 0: one that fills the device. `tf32` is for float32 on an
+    NVIDIA GPU; elsewhere it changes nothing.
     """
-    n = PRODUCT // 16 if jax.default_backend() == "cpu" else PRODUCT
+    n = size or (PRODUCT // 8 if jax.default_backend() == "cpu" else PRODUCT)
     is_tf32 = tf32 and jax.default_backend() == "gpu"
     precision = lax.DotAlgorithmPreset.TF32_TF32_F32 if is_tf32 else None
     a = jax.random.normal(jax.random.key(0), (n, n), dtype)  # ones take less power, and time

@@ -118,11 +118,15 @@ class Run:
             state, metrics = step(state, next(batches))
             pending.append(metrics)
             self.count += 1
+            if len(pending) > 2:  # bound the steps in flight
+                jax.block_until_ready(pending[-3])
             if self.count % LOG_EVERY == 0 or self.count == self.max_steps:
                 self._log(pending)
                 seconds = (time.monotonic() - begun) / (self.count - start)
                 state = self._with_total(state, seconds)
                 pending = []
+        if pending:
+            self._log(pending)
         return jax.block_until_ready(state)
 
     def _log(self, pending: list[Any]) -> None:

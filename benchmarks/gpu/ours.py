@@ -33,15 +33,13 @@ def start(spec: dict[str, Any]) -> dict[str, Any]:
     return machine() | {"platform": client.platform_version.splitlines()[0]}
 
 
-def peaks() -> Measure:
+def peaks(*, size: int) -> Measure:
     """Measure what a large matrix product and a copy reach on this device."""
 
     def measure() -> Figures:
-        bf16, tf32, copy = (
-            peak_flops("bfloat16"),
-            peak_flops("float32", tf32=True),
-            peak_bandwidth(),
-        )
+        bf16 = peak_flops("bfloat16", size=size)
+        tf32 = peak_flops("float32", tf32=True, size=size)
+        copy = peak_bandwidth()
         yield "peaks", {
             "bf16_tflops": bf16 / 1e12, "tf32_tflops": tf32 / 1e12, "copy_gb_per_second": copy / 1e9
         }  # fmt: skip
