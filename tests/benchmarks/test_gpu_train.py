@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from benchmarks import curve, gpu_train, sharded, timed_run
+from benchmarks.gpu import toy
 from segret_jax.config import OptimConfig
 from segret_jax.convert.safetensors import read_safetensors
+from segret_jax.models.rmt import VARIANTS
 from segret_jax.training.optim import make_optimizer
 
 
@@ -93,8 +95,16 @@ def test_the_curve_has_a_line_and_dots_where_there_are_points(losses, scores):
     assert (picture == curve.LOSS).all(-1).any() == (len(losses) > 1)
 
 
+@pytest.fixture
+def dry(monkeypatch):
+    """Undo what a dry run changes in its process."""
+    monkeypatch.setitem(VARIANTS, toy.NAME, toy.TOY)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.slow
-def test_a_dry_run_gives_six_files(tmp_path, capsys):
+def test_a_dry_run_gives_six_files(dry, tmp_path, capsys):
     gpu_train.main(["--out", str(tmp_path), "--dry-run"])
     assert "6 steps" in capsys.readouterr().out
     files = sorted(file.name for file in tmp_path.iterdir())
