@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 
 PRODUCT = 8192  # rows of the square matrices on an accelerator; an eighth on CPU
@@ -20,13 +21,19 @@ COPIED = 2**28  # bytes
 def machine() -> dict[str, Any]:
     """Return date, device and versions."""
     device = jax.devices()[0]
-    return {
-        "date": datetime.date.today().isoformat(),
+    return date_and_cores() | {
         "device": device.device_kind,
         "devices": jax.device_count(),
+        "jax": jax.__version__,
+    }
+
+
+def date_and_cores() -> dict[str, Any]:
+    """Return what is known without JAX."""
+    return {
+        "date": datetime.date.today().isoformat(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "jax": jax.__version__,
     }
 
 
@@ -38,11 +45,17 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def peak_flops(dtype: DTypeLike) -> float:
-    """Measure the operations per second of a large matrix product, two for each multiply-add."""
-    n = PRODUCT // 8 if jax.default_backend() == "cpu" else PRODUCT
+def peak_flops(dtype: DTypeLike, *, tf32: bool = False, size: int = 0) -> float:
+    """Measure the operations per second of a large matrix product, two for each multiply-add.
+
+    `size` is the side of the matrices; 0: one that fills the device. `tf32` is for float32 on an
+    NVIDIA GPU; elsewhere it changes nothing.
+    """
+    n = size or (PRODUCT // 8 if jax.default_backend() == "cpu" else PRODUCT)
+    is_tf32 = tf32 and jax.default_backend() == "gpu"
+    precision = lax.DotAlgorithmPreset.TF32_TF32_F32 if is_tf32 else None
     a = jax.random.normal(jax.random.key(0), (n, n), dtype)  # ones take less power, and time
-    product = jax.jit(lambda a: a @ a)
+    product = jax.jit(lambda a: lax.dot(a, a, precision=precision))
     return 2 * n**3 / median_seconds(lambda: product(a), repeats=10)
 
 

@@ -31,7 +31,7 @@ from flax import nnx
 
 from benchmarks import paths
 from benchmarks.machine import machine, peak_bandwidth, peak_flops, peak_memory, seconds
-from benchmarks.parts import shares
+from benchmarks.trace import profile
 from segret_jax import cli
 from segret_jax.config import EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from segret_jax.evaluation.inference import Predictor
@@ -99,7 +99,7 @@ def measure(
     }  # fmt: skip
     if parts and case.compiled:
         hlo = str(case.compiled.as_text())
-        found["parts"] = {k: round(v, 3) for k, v in shares(case.run, hlo).items()}
+        found["parts"] = {k: round(v, 3) for k, v in profile(case.run, hlo).shares().items()}
     return found
 
 

@@ -5,15 +5,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from PIL import Image
 
 from benchmarks import data
-from benchmarks.parts import parts_of, shares
 from segret_jax.errors import InputError
 
 
@@ -59,21 +55,3 @@ def test_photographs_of_a_folder_take_the_place_of_the_scenes(tmp_path: Path):
         assert source[index]["label"].shape == (40, 60)
     scene = data.Photographs(case, 1, None)[0]
     np.testing.assert_array_equal(scene["label"], source[0]["label"])
-
-
-def test_time_is_that_of_the_innermost_part():
-    @jax.jit
-    def run(x):
-        with jax.named_scope("encoder"), jax.named_scope("retention"):
-            x = x @ x
-            with jax.named_scope("lepe"):
-                x = jnp.sin(x).sum(0)
-        with jax.named_scope("decoder"):
-            return lax.fori_loop(0, 3, lambda _, y: y * 2, x)
-
-    x = jnp.ones((200, 200))
-    compiled = run.lower(x).compile()
-    assert {"retention", "depthwise", "decoder"} <= set(parts_of(compiled.as_text()).values())
-    found = shares(lambda: compiled(x), compiled.as_text())
-    assert sum(found.values()) == pytest.approx(1)
-    assert {"retention", "decoder"} <= set(found)

@@ -53,7 +53,7 @@ def make(
 
     if mode == "forward":
         model.eval()
-        infer = torch.compile(model) if compiled else model
+        infer = torch.compile(model, dynamic=False) if compiled else model
 
         def forward() -> None:
             with torch.inference_mode(), autocast:
@@ -69,7 +69,7 @@ def make(
         logits = functional.interpolate(model(image), (height, width), mode="bilinear")
         return functional.cross_entropy(logits, label, ignore_index=255)
 
-    loss = torch.compile(loss_of) if compiled else loss_of
+    loss = torch.compile(loss_of, dynamic=False) if compiled else loss_of
 
     def step() -> None:
         optimizer.zero_grad()

@@ -103,6 +103,10 @@ class LayerNorm(nnx.LayerNorm):
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         super().__init__(channels, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope("norm")
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:  # type: ignore[override]
+        return super().__call__(x)
+
 
 class BatchNorm(nnx.Module):
     """Batch norm whose running variance is the *unbiased* one, as PyTorch's.
@@ -122,6 +126,7 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(channels))
         self.dtype = dtype
 
+    @jax.named_scope("norm")
     def __call__(
         self, x: Float[Array, "*batch c"], *, train: bool = False
     ) -> Float[Array, "*batch c"]:

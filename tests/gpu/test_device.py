@@ -1,0 +1,70 @@
+"""On the device itself: compiled kernels, the goldens, a bfloat16 training step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.gpu import checks, plan, toy
+from segret_jax.config import ModelConfig, OptimConfig, TrainConfig
+from segret_jax.models.rmt import VARIANTS
+from segret_jax.training.optim import make_optimizer
+from segret_jax.training.sharding import data_mesh
+from segret_jax.training.state import build, new_state
+from segret_jax.training.step import make_train_step
+
+pytestmark = pytest.mark.gpu
+
+ODD = [case for case in plan.LINES if case[1] % 16 or case[2] % 16]
+
+
+def has_kernels(device: jax.Device) -> bool:
+    """Whether the Triton kernels are for it: an A100, RTX 30 or later."""
+    return float(device.compute_capability) >= 8.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", ODD, ids=str)
+def test_compiled_retention_equals_its_formulas_with_all_gradients(gpu, case, dtype):
+    form, h, w, heads, width = case
+    measure = checks.kernels(
+        form, (h, w), batch=2, heads=heads, width=width, dtype=dtype, repeats=1
+    )
+    ((_, found),) = measure()
+    assert max(found["errors"].values()) < checks.BOUNDS[dtype]
+    assert found["same_bits_again"]
+    assert (found["triton_calls"] > 0) == has_kernels(gpu)
+
+
+def test_tiny_equals_the_original_with_exact_products(gpu):
+    ((_, found),) = checks.goldens("tiny")()
+    assert found["worst"] < checks.GOLDEN_BOUND
+
+
+def three_steps(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """Train the toy model, whose heads have the widths of the kernels, in bfloat16."""
+    monkeypatch.setitem(VARIANTS, toy.NAME, toy.TOY)
+    graph, params, batch_stats = build(ModelConfig(variant=toy.NAME, dtype="bfloat16"), 19, seed=0)
+    optimizer = make_optimizer(OptimConfig(learning_rate=1e-3), 10)
+    step = make_train_step(graph, optimizer, TrainConfig(), data_mesh())
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.standard_normal((2, 64, 96, 3), np.float32)),
+        "label": jnp.asarray(rng.integers(0, 19, (2, 64, 96), np.uint8)),
+        "index": jnp.arange(2, dtype=jnp.int32),
+    }
+    state, losses = new_state(params, batch_stats, optimizer), []
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return jax.device_get(state), losses
+
+
+def test_a_bfloat16_training_step_is_finite_and_gives_the_same_bits_again(gpu, monkeypatch):
+    (state, losses), (again, _) = three_steps(monkeypatch), three_steps(monkeypatch)
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+    for first, second in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(first, second)
