@@ -2,7 +2,8 @@
 
 A folder `nonfinite_STEP` with
 
-    state            the train state before the step (Orbax); sums.json has its checksums
+    state            the train state before the step (Orbax); sums.json has its checksums and the
+                     number of its form (`stored_state.FORMAT`)
     config.json      the resolved config; with the step it gives batch and randomness, too
     classes.json     the class table
     batch_I-of-N.npz the batch all the same, a share from each process: data can change
@@ -31,9 +32,16 @@ from segret_jax.data.class_table import (
 from segret_jax.errors import InputError
 from segret_jax.files import write_whole, writing
 from segret_jax.training.checkpoint import restorable
-from segret_jax.training.checksum import differing_sums, sums
+from segret_jax.training.checksum import sums
 from segret_jax.training.full_disk import raise_unless_disk, reason
+from segret_jax.training.reading import (
+    UnreadableError,
+    check_sums,
+    reading,
+    structure_difference,
+)
 from segret_jax.training.state import TrainState, abstract_state
+from segret_jax.training.stored_state import FORMAT, from_stored, stored_like, to_stored
 
 SHARE = re.compile(r"batch_(\d+)-of-(\d+)\.npz")
 KEYS = ("image", "label", "index")
@@ -63,8 +71,8 @@ def write(
 
     All processes call it together. Raises InputError if the disk refuses.
     """
-    state = replace(state, bad_step=jnp.full_like(state.bad_step, -1))
-    checksums = sums(_plain(state))  # by all processes together
+    stored = _plain(to_stored(replace(state, bad_step=jnp.full_like(state.bad_step, -1))))
+    checksums = {"format": FORMAT, "sums": sums(stored)}  # by all processes together
     with writing(f"the step that was not finite to {folder}"):
         if process_index == 0:  # an earlier try may be of another number of processes
             shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +84,7 @@ def write(
         write_share(folder, batch, process_index, process_count)
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save((folder / "state").absolute(), _plain(state), force=True)
+                checkpointer.save((folder / "state").absolute(), stored, force=True)
         except ValueError as error:
             raise_unless_disk(error)
             raise OSError(reason(error)) from error
@@ -96,16 +104,27 @@ def load(folder: Path) -> Captured:
     stored_table, where = read_json(folder / "classes.json")
     table = parse_class_table(stored_table, where, default_name="", most=MOST_CLASSES)
     batch = _load_batch(folder)
+    return Captured(config, table, _load_state(folder, config, table), batch)
+
+
+def _load_state(folder: Path, config: Config, table: ClassTable) -> TrainState:
     _, _, shapes = abstract_state(config, table.num_classes)
+    where = folder / "state"
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.restore((folder / "state").absolute(), _plain(restorable(shapes)))
-        expected = json.loads((folder / "sums.json").read_text())
-    except Exception as error:  # Orbax's own, of whatever kind, for damaged files
-        raise InputError(f"{folder / 'state'} is missing or damaged") from error
-    if changed := differing_sums(stored, expected):
-        raise InputError(f"{folder / 'state'} is damaged: {changed[0]} is not what was saved")
-    return Captured(config, table, TrainState(**{"ema": None} | stored), batch)
+        with reading():
+            saved = json.loads((folder / "sums.json").read_text(encoding="utf-8"))
+        version = saved.get("format", 1)
+        if version > FORMAT:
+            raise InputError(f"{folder} was written by a newer version: update segret_jax")
+        like = _plain(stored_like(restorable(shapes), version))
+        if difference := structure_difference(where, like):
+            raise InputError(f"{where} is not of this version and config.json: {difference}")
+        with reading(), ocp.StandardCheckpointer() as checkpointer:
+            stored = checkpointer.restore(where.absolute(), like)
+        check_sums(stored, saved["sums"] if version > 1 else saved, weighted=version > 1)
+    except UnreadableError as error:
+        raise InputError(f"{where} cannot be read ({error})") from error
+    return from_stored(TrainState(**{"ema": None} | stored), version)
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

@@ -8,6 +8,7 @@ A checkpoint is a folder `checkpoints/STEP` with the items
     classes   the class table: what the outputs mean
     data      number and names (their hash) of the training images
     sums      a checksum of each array
+    format    the number of this form (`stored_state.FORMAT`); formats 0 and 1 have none
 
 Nothing of the data loader is saved: the place in the data is the step. A checkpoint made of
 converted weights, in any folder, has `source` (where they come from) and perhaps `kept` (tensors
@@ -17,6 +18,7 @@ that the model has no use for) in the place of the items `training`, `data` and 
 import dataclasses
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,17 @@ from segret_jax.data.class_table import (
     read_json,
 )
 from segret_jax.errors import InputError
-from segret_jax.training.checksum import differing_sums
 from segret_jax.training.full_disk import check_space, raise_unless_disk, reason, remove_partial
+from segret_jax.training.reading import (
+    UnreadableError,
+    check_sums,
+    read_arrays,
+    read_stored_json,
+    reading,
+    structure_difference,
+)
 from segret_jax.training.state import Parts, abstract, model_name
+from segret_jax.training.stored_state import FORMAT
 
 FOLDER = "checkpoints"
 METRICS = Path("metrics", "metrics")  # where Orbax writes a checkpoint's scores
@@ -57,12 +67,13 @@ def save_model(
     be handed back by `load_kept`. Raises InputError if `folder` exists or the disk refuses.
     """
     if folder.exists():
-        raise InputError(f"{folder} exists: choose another folder, or delete that one")
+        raise InputError(f"{folder} exists: choose another folder")
     items = {
         "model": ocp.args.StandardSave({"params": params, "batch_stats": batch_stats}),
         "config": ocp.args.JsonSave(dataclasses.asdict(config)),
         "classes": ocp.args.JsonSave(table.to_dict()),
         "source": ocp.args.JsonSave(source),
+        "format": ocp.args.JsonSave({"format": FORMAT}),
     }
     if kept:
         items["kept"] = ocp.args.StandardSave(kept)
@@ -104,17 +115,30 @@ def load_kept(checkpoint: Path) -> dict[str, np.ndarray]:
     if not folder.is_dir():
         return {}
     try:
-        return dict(read_arrays(folder))
-    except Exception as error:  # Orbax's own, of whatever kind, for damaged files
-        raise InputError(f"{folder} is damaged: convert the weights again") from error
+        with reading():
+            return dict(read_arrays(folder))
+    except UnreadableError as error:
+        raise InputError(f"{folder} cannot be read ({error}): convert the weights again") from error
 
 
-def read_arrays(folder: Path) -> Any:
-    """Read an item of a checkpoint whole, as NumPy arrays, without a word to other processes."""
-    handler = ocp.PyTreeCheckpointHandler()
-    tree = handler.metadata(folder).tree
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return handler.restore(folder, restore_args=as_numpy)
+def load_format(checkpoint: Path) -> int:
+    """Return the number of a checkpoint's form, as `stored_state` counts them.
+
+    Raises InputError if it is a newer one than this version knows, and UnreadableError.
+    """
+    if (checkpoint / "format").is_dir():
+        version = int(read_stored_json(checkpoint / "format")["format"])
+        if version > FORMAT:
+            raise InputError(
+                f"{checkpoint} was written by a newer version of segret_jax (format {version}, "
+                f"this one reads up to {FORMAT}): update segret_jax"
+            )
+        return version
+    if not ((checkpoint / "sums").is_dir() or (checkpoint / "data").is_dir()):
+        return 0
+    if "format" in read_stored_json(checkpoint / "sums"):
+        raise UnreadableError(f"{checkpoint / 'format'} is missing")
+    return 1
 
 
 def check_table(checkpoint: Path, table: ClassTable) -> None:
@@ -138,59 +162,72 @@ def load_model(checkpoint: Path, config: configs.Config) -> Parts:
     graph, *trees = abstract(config.model, num_classes)
     target = restorable(dict(zip(("params", "batch_stats"), trees, strict=True)))
     folder = (checkpoint / "model").absolute()
-    refusal = InputError(
-        f"{checkpoint} does not hold {model_name(config.model)} with {num_classes} classes, "
-        "or is damaged; without --config the config saved with it is used"
-    )
     try:
-        # Compared first: Orbax, once it reads, spreads tracebacks of what does not fit.
-        fits = _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree) == _shapes(target)
-        with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(folder, target) if fits else None
-        expected = _saved_sums(checkpoint)
-    except Exception as error:  # Orbax's own, of whatever kind, for damaged files
-        raise refusal from error
-    if restored is None or (expected and differing_sums(restored, expected)):
-        raise refusal
+        version = load_format(checkpoint)
+        if difference := structure_difference(folder, target):
+            same = load_config(checkpoint).model == config.model
+            raise InputError(
+                f"{checkpoint} does not hold {model_name(config.model)} with {num_classes} classes"
+                f": {difference}; "
+                + ("use the version of segret_jax that wrote it" if same else
+                   "without --config the config saved with it is used")
+            )  # fmt: skip
+        with reading(), ocp.StandardCheckpointer() as checkpointer:
+            restored = checkpointer.restore(folder, target)
+        if version > 0 and not (checkpoint / "source").is_dir():
+            expected = read_stored_json(checkpoint / "sums")["model"]
+            check_sums(restored, expected, weighted=version > 1)
+    except UnreadableError as error:
+        raise InputError(
+            f"{checkpoint} cannot be loaded ({error}): give another checkpoint of that run, or "
+            "copy this one again from where it was made"
+        ) from error
     return graph, restored["params"], restored["batch_stats"]
 
 
-def _saved_sums(checkpoint: Path) -> dict[str, int]:
-    """Return the checksums of a checkpoint's model; one of converted weights has none."""
-    file = checkpoint / "sums" / "metadata"
-    return json.loads(file.read_text())["model"] if file.parent.is_dir() else {}
-
-
-def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Return {path: shape}; a stored path holds the indices of lists as text."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {tuple(str(entry.key) for entry in path): tuple(leaf.shape) for path, leaf in leaves}
-
-
 def find(path: Path) -> Path:
-    """Return the checkpoint meant by `path`: one itself, or the best one of a run's folder."""
+    """Return the checkpoint meant by `path`.
+
+    Args:
+        path: A checkpoint itself, or a run's folder or the folder `checkpoints` in it: of these
+            the best one is taken.
+
+    Raises:
+        InputError: There is none, or it was written by a newer version.
+    """
     if (path / "model").is_dir():
-        return path
-    if path.is_file():
+        found = path
+    elif path.is_file():
         raise InputError(
             f"{path} is a file, not a checkpoint's folder; weights of PyTorch are converted first: "
             f"python -m segret_jax.convert {path} {path.with_suffix('')}"
         )
-    saved = saved_in(path)
-    if not saved:
-        raise InputError(f"no checkpoint in {path.absolute()}: train first, or give another folder")
-    return max(saved, key=lambda p: (saved_mean_iou(p), int(p.name)))
+    else:
+        inside = [step for step in _numbered(path) if (step / "model").is_dir()]
+        saved = saved_in(path) or inside
+        if not saved:
+            raise InputError(
+                f"no checkpoint in {path.absolute()}: train first, or give another folder"
+            )
+        found = max(saved, key=lambda p: (saved_mean_iou(p), int(p.name)))
+    with suppress(UnreadableError):  # `load_model` tells
+        load_format(found)
+    return found
 
 
 def saved_in(workdir: Path) -> list[Path]:
     """Return the checkpoints of a run's folder."""
-    return [path for path in (workdir / FOLDER).glob("*") if path.name.isdigit()]
+    return _numbered(workdir / FOLDER)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.name.isdigit()]
 
 
 def saved_mean_iou(checkpoint: Path) -> float:
     """Return the score saved with a checkpoint; −1, worse than any, without one to read."""
     try:
-        return mean_iou_of(json.loads((checkpoint / METRICS).read_text()))
+        return mean_iou_of(json.loads((checkpoint / METRICS).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return -1.0
 

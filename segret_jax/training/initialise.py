@@ -4,7 +4,7 @@ Every tensor that both models have is taken as it is. What keeps its initial val
 out, is said; anything else that differs is an error that lists it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from segret_jax.errors import InputError
 from segret_jax.models.segret import SegRet
 from segret_jax.training import checkpoint as checkpoints
 from segret_jax.training.state import build, model_name
+from segret_jax.training.workdir import longer_schedule
 
 # Settings by which models of the same tensors, or some of the same, differ in what they compute.
 MUST_AGREE = ("variant", "decay", "rotary", "ffn_conv", "zero_branch")
@@ -24,7 +25,10 @@ MUST_AGREE = ("variant", "decay", "rotary", "ffn_conv", "zero_branch")
 
 @dataclass(frozen=True)
 class Start:
-    """The model before the first step; `notes` say in words where its weights come from."""
+    """The model before the first step; `notes` say in words where its weights come from.
+
+    For a run that goes on with more steps they name the new schedule.
+    """
 
     graph: nnx.GraphDef[SegRet]
     params: Any
@@ -40,7 +44,9 @@ def initialise(config: Config, table: ClassTable, workdir: Path) -> Start:
     """
     check_segmentation(config.model)
     start = Start(*build(config.model, table.num_classes, seed=config.train.seed))
-    if not config.init_from or checkpoints.saved_in(workdir):
+    if checkpoints.saved_in(workdir):
+        return replace(start, notes=longer_schedule(workdir, config))
+    if not config.init_from:
         return start
     return start_from(Path(config.init_from).expanduser(), config.model, table, start)
 

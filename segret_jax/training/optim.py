@@ -1,5 +1,6 @@
 """AdamW with the released code's per-parameter rules, poly schedule and linear warmup."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,9 +10,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from segret_jax.config import OptimConfig
-from segret_jax.training.sharding import is_split
+from segret_jax.training.sharding import is_large
 
 Path = tuple[str | int, ...]
+Rule = Callable[[Path, Any], bool]  # of a parameter's path and array
 ENCODER_NORMS = {"norm", "norms", "norm1", "norm2"}  # stem, downsample and block norms
 DECODER_NORMS = {"zero_norm", "fuse_norm"}
 # Learning rate multiplier, and whether weight decay applies, by group.
@@ -43,17 +45,23 @@ def parameter_group(path: Path) -> str:
     return "decoder_norms" if modules & DECODER_NORMS else "others"
 
 
-def join(tree: Any) -> dict[str, Any]:
-    """Return a tree of parameters (or of gradients, ...) with its small leaves joined to vectors.
+def is_large_leaf(path: Path, leaf: Any) -> bool:
+    """Return whether the optimizer keeps a leaf for itself: by its shape alone."""
+    return is_large(leaf.shape)
+
+
+def join(tree: Any, keep: Rule = is_large_leaf) -> dict[str, Any]:
+    """Return a tree of parameters (or of gradients, ...) with its small leaves packed into vectors.
 
     They are two thirds of all leaves (biases, norms, depthwise kernels) and hold 1.3 % of the
     numbers: one by one, each would cost the optimizer several kernels to compile and to launch.
-    {"large": the tree with what is left of it, and a vector [n] for each of `RULES`}.
+    {"large": the tree with what is left of it, and a vector [n] for each of `RULES`}. This form
+    is for memory only: a checkpoint holds one array for each parameter (`stored_state`).
     """
     large: dict[Path, Array] = {}
     small: dict[str, list[Array]] = {group: [] for group in RULES}
     for path, leaf in _leaves(tree):
-        if is_split(path):
+        if keep(path, leaf):
             large[path] = leaf
         else:
             small[parameter_group(path)].append(leaf.ravel())
@@ -61,11 +69,11 @@ def join(tree: Any) -> dict[str, Any]:
     return {"large": unflatten_dict(large), **vectors}
 
 
-def split(joined: dict[str, Any], like: Any) -> Any:
+def split(joined: dict[str, Any], like: Any, keep: Rule = is_large_leaf) -> Any:
     """Undo `join`; `like` is a tree with the shapes of the one that was joined."""
     large, start, tree = flatten_dict(joined["large"]), dict.fromkeys(RULES, 0), {}
     for path, leaf in _leaves(like):
-        if is_split(path):
+        if keep(path, leaf):
             tree[path] = large[path]
         else:
             group = parameter_group(path)

@@ -8,12 +8,10 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -28,14 +26,16 @@ from segret_jax.training.checkpoint import (
     FOLDER,
     METRICS,
     check_table,
+    load_format,
     mean_iou_of,
-    read_arrays,
-    restorable,
     saved_mean_iou,
 )
-from segret_jax.training.checksum import differing_sums, sums
+from segret_jax.training.checksum import sums
 from segret_jax.training.full_disk import check_space, raise_unless_disk, reason, remove_partial
+from segret_jax.training.reading import UnreadableError, read_stored_json
+from segret_jax.training.restore import items_of, restore
 from segret_jax.training.state import TrainState
+from segret_jax.training.stored_state import FORMAT, to_stored
 
 
 class Checkpoints:
@@ -87,7 +87,7 @@ class Checkpoints:
         if step == self.latest_step:
             return
         self._writing, self._is_whole = step, True
-        model, training = _items(state)
+        model, training = items_of(to_stored(state))
         training["bad_step"] = jnp.full_like(state.bad_step, -1)  # what is saved is before it
         items = ocp.args.Composite(
             model=ocp.args.StandardSave(model),
@@ -95,7 +95,10 @@ class Checkpoints:
             config=ocp.args.JsonSave(dataclasses.asdict(self.config)),
             classes=ocp.args.JsonSave(self.table.to_dict()),
             data=ocp.args.JsonSave(self.data),
-            sums=ocp.args.JsonSave({"model": sums(model), "training": sums(training)}),
+            sums=ocp.args.JsonSave(
+                {"format": FORMAT, "model": sums(model), "training": sums(training)}
+            ),
+            format=ocp.args.JsonSave({"format": FORMAT}),
         )
         try:
             if not processes.are_several():  # which would have to refuse together
@@ -146,67 +149,32 @@ class Checkpoints:
     def restore_latest(self, like: TrainState) -> TrainState | None:
         """Return the newest whole state, or None if none was saved.
 
-        `like` gives structure, shapes and placement. A damaged checkpoint is named, moved out of
-        the way, and the one before it taken. Raises InputError if all are damaged, which changes
-        nothing, or if one is of other classes or other training images.
+        `like` gives structure, shapes and placement. A checkpoint that cannot be read is named,
+        moved out of the way, and the one before it taken. If none can be read, the fault may lie
+        elsewhere: nothing is changed. Raises InputError then, and for a checkpoint of a newer
+        version, of another structure, of other classes or other training images.
         """
-        damaged: dict[int, str] = {}
+        faults: dict[int, UnreadableError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                self._check_together(step)
-                restored, data = self._restore(step, like)
-            except DamagedError as error:
-                damaged[step] = str(error)
+                restored = restore(self._manager, self.folder / str(step), like)
+                self._check_data(step)
+            except UnreadableError as error:
+                faults[step] = error
                 continue
-            self._check_data(step, data)
-            for other, fault in damaged.items():
+            for other, fault in faults.items():
                 self._set_aside(other, fault)
             return restored
-        if damaged:
-            listed = "; ".join(f"{step}: {fault}" for step, fault in damaged.items())
+        if faults:
+            listed = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
             raise InputError(
-                f"no checkpoint in {self.folder} is whole ({listed}): start anew in another "
-                "--workdir"
-            )
+                f"no checkpoint in {self.folder} can be read ({listed}); nothing was moved. "
+                "Install the versions of requirements.txt if yours differ, or start anew in "
+                "another --workdir"
+            ) from next(iter(faults.values()))
         return None
 
-    def _check_together(self, step: int) -> None:
-        """Raise DamagedError in all of several processes if the first finds a checkpoint damaged.
-
-        Each would read a part of its own, and one that alone meets a fault would leave the others
-        waiting for it. So the first reads all of it before.
-        """
-        if processes.are_several():
-            folder = self.folder / str(step)
-            processes.by_first(lambda: self._check_alone(folder), refusal=DamagedError)
-
-    def _check_alone(self, folder: Path) -> None:
-        with _telling_damage():
-            is_checked = _has_sums(folder)
-            expected = json.loads((folder / "sums/metadata").read_text()) if is_checked else {}
-            for item in ("model", "training"):
-                stored = read_arrays(folder / item)
-                if is_checked:
-                    _compare(stored, expected[item])
-
-    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any] | None]:
-        model, training = _items(like)
-        folder = self.folder / str(step)
-        is_checked = _has_sums(folder)
-        checks = {"data": ocp.args.JsonRestore(), "sums": ocp.args.JsonRestore()}
-        items = ocp.args.Composite(
-            model=ocp.args.StandardRestore(restorable(model)),
-            training=ocp.args.StandardRestore(restorable(training)),
-            **(checks if is_checked else {}),
-        )
-        with _telling_damage():
-            restored = self._manager.restore(step, args=items)
-        for item in ("model", "training") if is_checked else ():
-            _compare(restored[item], restored.sums[item])
-        data = restored.data if is_checked else None
-        return _joined(restored.model, restored.training), data
-
-    def _set_aside(self, step: int, fault: str) -> None:
+    def _set_aside(self, step: int, fault: UnreadableError) -> None:
         if processes.is_first():
             folder = self.folder / str(step)
             aside = self.folder.parent / f"damaged_checkpoint_{step}"
@@ -222,15 +190,20 @@ class Checkpoints:
         processes.wait_for_all("damaged checkpoint set aside")
         self._manager.reload()
 
-    def _check_data(self, step: int, theirs: dict[str, Any] | None) -> None:
+    def _check_data(self, step: int) -> None:
         """Raise InputError if a checkpoint was made with other classes or training images."""
         checkpoint = self.folder / str(step)
         check_table(checkpoint, self.table)
-        if theirs is not None and theirs != self.data:
+        if load_format(checkpoint) == 0:  # which does not tell
+            return
+        theirs = read_stored_json(checkpoint / "data")
+        if theirs != self.data:
             raise InputError(
                 f"{checkpoint} was trained on {theirs.get('images')} images, names "
                 f"{str(theirs.get('names'))[:8]}, but data.root now holds {self.data['images']}, "
-                f"names {self.data['names'][:8]}: the same data is needed to go on"
+                f"names {self.data['names'][:8]}: the same data is needed to go on. To train on "
+                f"other data from these weights, give --config.init_from={checkpoint} and another "
+                "--workdir"
             )
 
     def close(self) -> None:
@@ -239,53 +212,6 @@ class Checkpoints:
         self._manager.close()
 
 
-class DamagedError(Exception):
-    """A checkpoint that cannot be read, or is not what was saved."""
-
-
-@contextmanager
-def _telling_damage() -> Iterator[None]:
-    """Raise DamagedError for what a damaged checkpoint may raise; other faults as they are."""
-    try:
-        yield
-    except (DamagedError, MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            raise  # the disk's, or the network's
-        raise DamagedError(f"{error.filename or 'a file'} is missing") from error
-    except Exception as error:  # Orbax's own, of whatever kind, for damaged files
-        raise DamagedError(f"{type(error).__name__} while reading it") from error
-
-
-def _has_sums(folder: Path) -> bool:
-    """Tell whether a checkpoint has checksums; those of earlier versions have none."""
-    return (folder / "sums").is_dir() or (folder / "data").is_dir()
-
-
-def _compare(tree: Any, expected: dict[str, int]) -> None:
-    if changed := differing_sums(tree, expected):
-        raise DamagedError(f"{changed[0]} is not what was saved")
-
-
 def _fingerprint(data: Source) -> dict[str, Any]:
     names = "\n".join(data.name(index) for index in range(len(data)))
     return {"images": len(data), "names": hashlib.sha256(names.encode()).hexdigest()}
-
-
-def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split the state into the items `model` and `training`.
-
-    With averaged weights these are the model, and those in training go with the optimizer's state.
-    """
-    training = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    if training.pop("ema") is None:
-        del training["params"], training["batch_stats"]
-    return state.model, training
-
-
-def _joined(model: dict[str, Any], training: dict[str, Any]) -> TrainState:
-    """Undo `_items`."""
-    if "params" in training:
-        return TrainState(**training, ema=model)
-    return TrainState(**training, **model, ema=None)

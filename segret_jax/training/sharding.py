@@ -6,7 +6,6 @@ gathers each where it is used. Along `data` they are repeated. Nothing that is c
 the mesh: means over the batch are over the whole of it.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +17,7 @@ from segret_jax.config import Config, MeshConfig
 from segret_jax.errors import InputError
 
 AXES = ("data", "fsdp")
-# Parameters to split along fsdp, by the end of their path: the kernels of dense layers and of full
-# convolutions. All else (biases, norms, layer scales, depthwise kernels) is too small to gain.
-SPLIT = re.compile(
-    r"(q|k|v|out|fc1|fc2|proj|head|conv|convs/\d+|linear|zero_conv|fuse|classify)/kernel$"
-)
+MIN_CHANNELS = 8  # input and output channels from which on a kernel is large
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -60,17 +55,22 @@ def check_batch(config: Config, mesh: Mesh) -> None:
         )
 
 
-def is_split(path: Sequence[str | int]) -> bool:
-    """Return whether a parameter is one of the large ones, which `fsdp` splits if it divides."""
-    return SPLIT.search("/".join(map(str, path))) is not None
+def is_large(shape: Sequence[int]) -> bool:
+    """Return whether a parameter of this shape is a large kernel, which `fsdp` splits.
+
+    That is one whose last two axes are input and output channels: of a dense layer [i, o] or a
+    full convolution [k, k, i, o]. Vectors (biases, norms, layer scales) and depthwise kernels
+    [k, k, c] are too small to gain from it.
+    """
+    return len(shape) >= 2 and min(shape[-2:]) >= MIN_CHANNELS
 
 
-def partition(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+def partition(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     """Return how a leaf of the state, or of a tree of parameters, is split.
 
-    Of a kernel that `SPLIT` names it is the last axis that `fsdp` divides: as a rule the outputs.
+    Of a large kernel it is the last axis that `fsdp` divides: as a rule the outputs.
     """
-    if fsdp > 1 and SPLIT.search(path):
+    if fsdp > 1 and is_large(shape):
         for axis in reversed(range(len(shape))):
             if shape[axis] % fsdp == 0:
                 return PartitionSpec(*[None] * axis, "fsdp")
@@ -80,11 +80,8 @@ def partition(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """Return the sharding of each leaf of a tree of arrays, or of their shapes."""
 
-    def sharding(path: Any, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, partition(name, leaf.shape, mesh.shape["fsdp"]))
-
-    return jax.tree_util.tree_map_with_path(sharding, tree)
+    fsdp = mesh.shape["fsdp"]
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, partition(leaf.shape, fsdp)), tree)
 
 
 def place(tree: Any, mesh: Mesh) -> Any:

@@ -8,19 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from segret_jax import config as configs
 from segret_jax import processes
 from segret_jax.config import Config
 from segret_jax.errors import InputError
 from segret_jax.files import write_whole, writing
+from segret_jax.training.checkpoint import saved_in
+from segret_jax.training.optim import learning_rate_schedule
 
 STATUS = "status"
 HOST_GONE = 120  # seconds after which a network disk should know
 LOCK = ".lock"  # held by the process at work in the folder; the system frees it with the process
 
-# Settings that may differ between the start of a run and its continuation.
+# Settings that may differ between the start of a run and its continuation; train.steps may grow.
 MAY_CHANGE = (
     "data.root", "data.workers", "data.on_error", "train.log_every", "train.eval_every",
     "train.save_every", "train.keep_checkpoints", "train.max_bad_steps", "eval.pictures",
@@ -61,7 +63,8 @@ def claimed(workdir: Path, config: Config) -> Iterator[Callable[[str], None]]:
 
 def _lock(workdir: Path) -> IO[str]:
     workdir.mkdir(parents=True, exist_ok=True)
-    lock, host, patience = (workdir / LOCK).open("a+"), platform.node(), HOST_GONE
+    lock = (workdir / LOCK).open("a+", encoding="utf-8")
+    host, patience = platform.node(), HOST_GONE
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,15 +94,53 @@ def _check_and_save(workdir: Path, config: Config) -> None:
     if saved.exists():
         theirs, ours = configs.flatten(configs.load(saved)), configs.flatten(config)
         different = [k for k in ours if theirs[k] != ours[k] and k not in MAY_CHANGE]
-        if different:
-            listed = ", ".join(f"{k} ({theirs[k]} there, {ours[k]} here)" for k in different)
-            raise InputError(
-                f"{workdir} holds a run of another config: {listed}. "
-                "Choose another --workdir, or delete that folder"
-            )
+        is_longer = ours["train.steps"] > theirs["train.steps"]
+        if different and not (different == ["train.steps"] and is_longer):
+            raise _refusal(workdir, theirs, ours, different)
     with writing(f"to --workdir {workdir}"):
         (workdir / "pictures").mkdir(parents=True, exist_ok=True)
         configs.save(config, saved)
+
+
+def _refusal(
+    workdir: Path, theirs: dict[str, Any], ours: dict[str, Any], different: list[str]
+) -> InputError:
+    """Return the error for a folder whose run has other settings, and what to do instead."""
+    made = newest_step(workdir)
+    if different == ["train.steps"]:
+        return InputError(
+            f"{workdir} holds a run of {theirs['train.steps']} steps, {made} of them made, but "
+            f"train.steps is {ours['train.steps']}: a run can be made longer, not shorter. Give "
+            f"--config.train.steps={theirs['train.steps']} or more, or another --workdir"
+        )
+    listed = ", ".join(f"{k} ({theirs[k]} there, {ours[k]} here)" for k in different)
+    remedy = f"; --config.init_from={workdir} starts there from this run's weights" if made else ""
+    return InputError(
+        f"{workdir} holds a run of another config: {listed}. Choose another --workdir{remedy}"
+    )
+
+
+def newest_step(workdir: Path) -> int:
+    """Return the newest step that a run has saved, or 0."""
+    return max((int(path.name) for path in saved_in(workdir)), default=0)
+
+
+def longer_schedule(workdir: Path, config: Config) -> tuple[str, ...]:
+    """Say which schedule is followed if `config` has more steps than the run in `workdir` had.
+
+    To be asked before the folder is claimed, which saves the new config.
+    """
+    saved, start = workdir / "config.json", newest_step(workdir)
+    if not (start and saved.is_file()):
+        return ()
+    before, now = configs.load(saved).train.steps, config.train.steps
+    if now <= before or start > before:
+        return ()
+    old, new = (float(learning_rate_schedule(config.optim, t)(start)) for t in (before, now))
+    return (
+        f"train.steps is {now}, was {before}: from step {start + 1} on the learning rate follows "
+        f"the poly schedule of {now} steps ({old:.2e} -> {new:.2e} at that step)",
+    )
 
 
 def _mark(workdir: Path, word: str) -> None:

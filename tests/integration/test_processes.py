@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segret_jax import processes
 from segret_jax.errors import InputError
-from segret_jax.training.optim import split
 from tests.integration import runner
 from tests.integration.stress import newest
 from tests.runs import leaves, records
@@ -52,13 +51,10 @@ def assert_same_training(a: Path, b: Path) -> None:
 
 
 def by_parameter(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return a checkpoint's arrays by path, the joined moments one for each parameter."""
+    """Return a checkpoint's arrays by path."""
     paths = [re.findall(r"\w+", name.removeprefix("model")) for name in stored]
     keys = [tuple(int(key) if key.isdigit() else key for key in path) for path in paths]
     tree = unflatten_dict(dict(zip(keys, stored.values(), strict=True)))
-    adam = tree["training"]["opt_state"][0]
-    for moment in ("mu", "nu"):
-        adam[moment] = split(adam[moment], like=tree["params"])
     return {"/".join(map(str, path)): x for path, x in flatten_dict(tree).items()}
 
 

@@ -56,9 +56,19 @@ def test_state_and_batch_come_back(captured):
 def test_what_is_missing_or_damaged_is_named(captured):
     kept_state = captured.parent / "kept"
     shutil.copytree(captured, kept_state)
-    sums = json.loads((kept_state / "sums.json").read_text())
-    (kept_state / "sums.json").write_text(json.dumps(sums | {"step": 8}))
-    with pytest.raises(InputError, match="state is damaged: step is not what was saved"):
+    saved = json.loads((kept_state / "sums.json").read_text())
+    (kept_state / "sums.json").write_text(json.dumps(saved | {"sums": saved["sums"] | {"step": 8}}))
+    with pytest.raises(InputError, match=r"state cannot be read \(step is not what was saved"):
+        capture.load(kept_state)
+    (kept_state / "sums.json").write_text(json.dumps(saved | {"format": 99}))
+    with pytest.raises(InputError, match="was written by a newer version: update segret_jax"):
+        capture.load(kept_state)
+    (kept_state / "sums.json").write_text(json.dumps(saved))
+    settings = (kept_state / "config.json").read_text()
+    (kept_state / "config.json").write_text(
+        settings.replace('"ema_decay": 0.0', '"ema_decay": 0.5')
+    )
+    with pytest.raises(InputError, match=r"state is not of this .*config\.json: 163 arrays differ"):
         capture.load(kept_state)
     share = captured / "batch_1-of-2.npz"
     kept = share.read_bytes()
@@ -70,7 +80,7 @@ def test_what_is_missing_or_damaged_is_named(captured):
         capture.load(captured)
     share.write_bytes(kept)
     shutil.rmtree(captured / "state")
-    with pytest.raises(InputError, match="state is missing or damaged"):
+    with pytest.raises(InputError, match=r"state cannot be read \(.* is missing"):
         capture.load(captured)
     (captured / "config.json").unlink()
     with pytest.raises(InputError, match="no config at"):

@@ -240,7 +240,7 @@ def change_sums(folder: Path) -> None:
     """As if an array of each item had come back whole but changed."""
     file = folder / "sums" / "metadata"
     sums = json.loads(file.read_text())
-    for item in sums.values():
+    for item in (sums["model"], sums["training"]):
         item[min(item)] += 1
     file.write_text(json.dumps(sums))
 
@@ -273,7 +273,9 @@ def use_the_one_before(workdir: Path) -> None:
         assert saved(checkpoints, state_of(step))
         flip_bits(checkpoints.folder / str(step))
     for _ in range(2):  # and nothing was changed: the second start is no new run
-        with pytest.raises(InputError, match=r"no checkpoint in .* is whole .*: start anew"):
+        with pytest.raises(
+            InputError, match=r"no checkpoint in .* can be read .*nothing was moved"
+        ):
             checkpoints.restore_latest(state_of(0))
     checkpoints.close()
 
@@ -283,14 +285,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(mini, tmp_path
     lines = [line for line in log.splitlines() if "checkpoints/2 is damaged" in line]
     assert len(lines) == 5
     assert all("the checkpoint before it is used" in line for line in lines)
-    assert "is not what was saved" in lines[2]
-
-
-def test_a_checkpoint_of_an_earlier_version_is_taken_as_it_is(checkpoints):
-    saved(checkpoints, state_of(1))
-    for item in ("sums", "data"):
-        shutil.rmtree(checkpoints.folder / "1" / item)
-    assert_equal(checkpoints.restore_latest(state_of(0)), state_of(1))
+    for line, fault in zip(
+        lines[2:], ("is not what was saved", "is missing", "is missing"), strict=True
+    ):
+        assert fault in line
 
 
 def test_what_is_no_fault_of_a_checkpoint_leaves_it_where_it_is(checkpoints, monkeypatch):
@@ -308,13 +306,15 @@ def test_what_is_no_fault_of_a_checkpoint_leaves_it_where_it_is(checkpoints, mon
 
 def load_damaged(workdir: Path) -> None:
     checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
-    for step, damage in enumerate((flip_bits, change_sums), start=1):
+    faults = {flip_bits: r"\w+Error: ", change_sums: "is not what was saved"}
+    for step, (damage, fault) in enumerate(faults.items(), start=1):
         saved(checkpoints, state_of(step))
         folder = checkpoints.folder / str(step)
         load_model(folder, checkpoints.config)
         damage(folder)
-        with pytest.raises(InputError, match="or is damaged"):
+        with pytest.raises(InputError, match=rf"/{step} cannot be loaded \(.*{fault}") as error:
             load_model(folder, checkpoints.config)
+        assert len(str(error.value).splitlines()) == 1
 
 
 def test_the_model_of_a_damaged_checkpoint_is_not_loaded(mini, tmp_path):

@@ -18,7 +18,14 @@ from segret_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
 from segret_jax.errors import InputError
 from segret_jax.models import rmt
 from segret_jax.training.optim import make_optimizer, moments
-from segret_jax.training.sharding import check_batch, make_mesh, partition, shard_batch, shardings
+from segret_jax.training.sharding import (
+    check_batch,
+    is_large,
+    make_mesh,
+    partition,
+    shard_batch,
+    shardings,
+)
 from segret_jax.training.state import abstract, build, new_state
 from segret_jax.training.step import make_train_step
 from tests.training.test_step import CLASSES, OPTIM, batch_of, named
@@ -120,17 +127,30 @@ def test_kernels_are_split_along_fsdp_and_all_else_is_whole():
     state = jax.eval_shape(create, params, batch_stats)
     whole, split = 0, 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = partition(name, leaf.shape, 16)
+        spec = partition(leaf.shape, 16)
         if spec == PartitionSpec():
             whole += leaf.size
         else:
-            assert name.endswith("kernel")
+            assert jax.tree_util.keystr(path, simple=True, separator="/").endswith("kernel")
             assert leaf.shape[len(spec) - 1] % 16 == 0
             split += leaf.size
     assert split > 0.98 * (split + whole)
-    assert partition("decoder/classify/kernel", (512, 150), 16) == PartitionSpec("fsdp")
-    assert partition("encoder/stages/0/0/retention/q/kernel", (64, 64), 1) == PartitionSpec()
+    assert partition((512, 150), 16) == PartitionSpec("fsdp")
+    assert partition((64, 64), 1) == PartitionSpec()
+
+
+@pytest.mark.parametrize("shape", [(64,), (), (3, 3, 1536), (5, 5, 64), (256, 2), (3, 3, 3, 32)])
+def test_small_leaves_are_whole_and_packed_whatever_their_name(shape):
+    """By name, the FFN's depthwise kernels (`dwconv`) were taken for those of convolutions."""
+    assert partition(shape, 2) == PartitionSpec()
+    assert not is_large(shape)
+
+
+@pytest.mark.parametrize("shape", [(64, 192), (3, 3, 32, 64), (2, 64, 64)])
+def test_kernels_of_dense_layers_and_convolutions_are_split_whatever_their_name(shape):
+    assert partition(shape, 2) == PartitionSpec(*[None] * (len(shape) - 1), "fsdp")
+    odd = (*shape[:-1], shape[-1] + 1)
+    assert partition(odd, 2) == PartitionSpec(*[None] * (len(shape) - 2), "fsdp")
 
 
 def test_a_mesh_that_does_not_fit_is_refused():

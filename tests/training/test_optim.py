@@ -6,7 +6,7 @@ import pytest
 
 from segret_jax.config import OptimConfig
 from segret_jax.training.optim import join, learning_rate_schedule, make_optimizer, split
-from segret_jax.training.sharding import is_split
+from segret_jax.training.sharding import is_large
 from tests.models.test_layers import noise
 
 
@@ -57,6 +57,13 @@ RULES = {
 }
 
 
+SHAPES = {path: (8, 9) if path[-1] == "kernel" else (3, 2) for path in RULES}
+
+
+def values(seed: int) -> dict:
+    return {path: noise(*shape, seed=seed + i) for i, (path, shape) in enumerate(SHAPES.items())}
+
+
 def tree_of(values: dict) -> dict:
     tree: dict = {}
     for path, value in values.items():
@@ -79,10 +86,7 @@ def test_three_steps_equal_adamw_by_hand(norm_rules):
         learning_rate=1e-2, weight_decay=0.3, beta1=0.8, beta2=0.95, epsilon=1e-3,
         norm_rules=norm_rules, warmup_steps=2, warmup_ratio=0.5,
     )  # fmt: skip
-    start = {path: noise(3, 2, seed=i) for i, path in enumerate(RULES)}
-    grads = [
-        {path: noise(3, 2, seed=100 * t + i) for i, path in enumerate(RULES)} for t in (1, 2, 3)
-    ]
+    start, grads = values(0), [values(100 * t) for t in (1, 2, 3)]
     params = tree_of(start)
     optimizer = make_optimizer(config, steps=10)
     opt_state, update = optimizer.init(params), jax.jit(optimizer.update)
@@ -103,10 +107,10 @@ def test_three_steps_equal_adamw_by_hand(norm_rules):
 
 
 def test_small_leaves_of_a_rule_share_a_vector_and_come_back():
-    tree = tree_of({path: noise(3, 2, seed=i) for i, path in enumerate(RULES)})
+    tree = tree_of(values(0))
     joined = join(tree)
-    kernels = [path for path in RULES if is_split(path)]
-    assert kernels
+    kernels = [path for path, shape in SHAPES.items() if is_large(shape)]
+    assert len(kernels) == 2
     assert len(jax.tree.leaves(joined["large"])) == len(kernels)
     assert {v.ndim for name, v in joined.items() if name != "large"} == {1}
     assert len(jax.tree.leaves(joined)) < len(RULES)
