@@ -92,7 +92,7 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
         return forecast(config, machine, num_params, num_classes).total
 
     memory, needed = machine.memory, need(config)
-    said = f"needs about {_gb(needed)} of memory" + " per device" * (not machine.is_cpu)
+    said = f"training needs about {_gb(needed)} of memory" + " per device" * (not machine.is_cpu)
     if math.isnan(memory.total):
         return said
     if needed * (1 - ERROR) > memory.total:
@@ -103,7 +103,7 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
         )
         remedy = next((f"give {flags}, or change" for flags in fitting), "change")
         raise InputError(
-            f"training {said}, but there are {_gb(memory.total)}: {remedy} train.batch_size, "
+            f"{said}, but there are {_gb(memory.total)}: {remedy} train.batch_size, "
             "train.accumulate, data.crop, model.remat=1,2,3,4 or model.dtype=bfloat16 by "
             "--config.KEY=VALUE"
         )

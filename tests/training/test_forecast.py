@@ -66,7 +66,7 @@ def check(config: Config, machine: Machine) -> str:
 
 def test_what_is_needed_is_said() -> None:
     assert "GB of memory; 50.0 GB are free" in check(Config(), machine(64e9, 50e9))
-    assert check(Config(), machine(64e9, 2e9)).startswith("WARNING: needs about ")
+    assert check(Config(), machine(64e9, 2e9)).startswith("WARNING: training needs about ")
     assert check(Config(), machine(math.nan)).endswith("GB of memory")
     assert "per device" in check(Config(), machine(80e9, 70e9, "gpu"))
 

@@ -1,6 +1,7 @@
 """Settings chosen to fit data and machine: what is chosen, that it is kept, and overrides."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,23 +9,27 @@ from typing import Any
 import pytest
 
 from segret_jax import config as configs
+from segret_jax.aot import __main__ as aot
 from segret_jax.cli import apply_overrides, load_config_file
 from segret_jax.config import Config, left_open
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
 from segret_jax.training import loop, sizing
+from segret_jax.training.forecast import forecast
 from segret_jax.training.memory import Machine, Memory
 from segret_jax.training.sizing import Data
 
-OWN = Path(__file__).parents[2] / "configs/own.py"
+ROOT = Path(__file__).parents[2]
+OWN = ROOT / "configs/own.py"
 PHOTOS = Data(num_training=367, num_validation=101, num_classes=11, size=(360, 480))
 LAPTOP = Machine("cpu", 1, Memory(16e9, 8e9))
 GPU = Machine("gpu", 1, Memory(24e9, 23e9))
 SLOW, FAST = 1e11, 3e14  # FLOP/s
+NUM_PARAMS = 13_400_000  # of tiny
 
 
 def choose(config: Config, data: Data, machine: Machine, speed: float) -> Config:
-    return sizing.choose(config, data, machine, speed=speed, num_params=13_900_000)
+    return sizing.choose(config, data, machine, speed=speed, num_params=NUM_PARAMS)
 
 
 def own(*overrides: str) -> Config:
@@ -35,6 +40,19 @@ def test_own_leaves_all_open_that_is_sized() -> None:
     assert left_open(own()) == configs.SIZED
     with pytest.raises(InputError, match=r"FILE\.json"):
         class_table(own().data)
+
+
+def test_the_command_of_the_data_page_fits_a_laptop() -> None:
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8").partition("## Your own")[2]
+    command = re.search(r"python (train\.py [^`]*?--workdir runs/\w+)", page)
+    assert command
+    words = command[1].replace("\\\n", " ").split()
+    config = load_config_file(str(ROOT / words[words.index("--config") + 1]))
+    config = apply_overrides(config, [word for word in words if word.startswith("--config.")])
+    assert config.train.steps * config.train.batch_size < 100_000
+    chosen = choose(config, PHOTOS, LAPTOP, SLOW)
+    assert forecast(chosen, LAPTOP, NUM_PARAMS, PHOTOS.num_classes).total < 4e9
+    assert chosen.train.steps * chosen.train.batch_size < 100_000
 
 
 @pytest.mark.parametrize(
@@ -114,6 +132,12 @@ def test_a_zero_is_refused_where_nothing_sizes_it() -> None:
         )  # fmt: skip
     with pytest.raises(InputError, match=r"^train.steps is -1; it must be positive"):
         own("train.steps=-1")
+
+
+def test_a_command_that_starts_no_run_asks_for_the_values() -> None:
+    argv = ["--config", str(OWN), "--topology", "v5e:2x2", "--config.train.steps=9"]
+    with pytest.raises(InputError, match=r"^only a run chooses data.crop, .*train.batch_size"):
+        aot.main(argv)
 
 
 def test_a_run_says_its_sizes_and_keeps_them(mini, tmp_path, capfd, monkeypatch) -> None:
