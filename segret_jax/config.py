@@ -72,6 +72,7 @@ class OptimConfig:
 class TrainConfig:
     """The loop."""
 
+    minutes: float = 0.0  # above 0: settings of SIZED that are 0 are chosen to fit in this time
     steps: int = 160_000
     batch_size: int = 16  # global: devices and hosts only change the split
     seed: int = 0
@@ -151,20 +152,29 @@ POSITIVE = (
 NOT_NEGATIVE = (
     "model.decoder_channels", "data.workers", "optim.weight_decay", "optim.beta1", "optim.beta2",
     "optim.min_learning_rate", "optim.warmup_steps", "optim.warmup_ratio", "train.seed",
-    "train.class_weights", "train.ohem_threshold", "train.ema_decay", "train.max_bad_steps",
-    "eval.pictures",
+    "train.minutes", "train.class_weights", "train.ohem_threshold", "train.ema_decay",
+    "train.max_bad_steps", "eval.pictures",
+)  # fmt: skip
+# With train.minutes, a 0 here is chosen to fit data and machine (segret_jax/training/sizing.py).
+SIZED = (
+    "data.crop", "data.resize_base", "eval.resize_target", "optim.learning_rate",
+    "optim.warmup_steps", "train.steps", "train.batch_size", "train.eval_every",
 )  # fmt: skip
 ANY_LENGTH = {"train.class_weights": 1.0, "eval.scales": 1.0, "model.remat": 1}  # and an entry
 
 
 def validate(config: Config) -> Config:
     """Return `config` if every value is possible; raise InputError naming the first that is not."""
-    defaults = flatten(Config())
-    for key, value in flatten(config).items():
+    defaults, values = flatten(Config()), flatten(config)
+    for key, value in values.items():
         _check_type(key, value, defaults[key])
+    is_open = left_open(config)
+    for key, value in values.items():
         if key in CHOICES and value not in CHOICES[key]:
             raise InputError(f"{key} is {value!r}; choose one of {', '.join(CHOICES[key])}")
         smallest = min(value, default=0) if isinstance(value, tuple) else value
+        if key in is_open:
+            continue
         if (key in POSITIVE and not smallest > 0) or (key in NOT_NEGATIVE and not smallest >= 0):
             bound = "positive" if key in POSITIVE else "0 or more"
             raise InputError(f"{key} is {value}; it must be {bound}")
@@ -194,6 +204,14 @@ def validate(config: Config) -> Config:
     if min(config.data.synthetic_size) < 32:
         raise InputError(f"data.synthetic_size is {config.data.synthetic_size}; at least (32, 32)")
     return config
+
+
+def left_open(config: Config) -> tuple[str, ...]:
+    """Return the settings that are to be chosen to fit data and machine."""
+    if not config.train.minutes > 0:
+        return ()
+    values = flatten(config)
+    return tuple(key for key in SIZED if values[key] in (0, (0, 0)))
 
 
 def check_segmentation(model: ModelConfig) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segret_jax import cli
+from segret_jax.config import left_open
 from segret_jax.errors import InputError
 from segret_jax.files import make_folder, write_whole, writing
 
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="write the receipts as JSON, too")
     args, overrides = parser.parse(argv)
     config = cli.apply_overrides(cli.load_config_file(args.config), overrides)
+    if is_open := left_open(config):
+        raise InputError(f"only a run chooses {', '.join(is_open)}: give --config.KEY=VALUE")
     if args.out:
         with writing(f"--out {args.out}"):
             make_folder(args.out.parent)

@@ -19,10 +19,12 @@ from segret_jax.data.pipeline import batches_from, class_table, open_source, tra
 from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import Result
-from segret_jax.training import capture
+from segret_jax.training import capture, sizing
+from segret_jax.training.forecast import check_memory
 from segret_jax.training.initialise import initialise
 from segret_jax.training.journal import Journal
 from segret_jax.training.losses import check_class_weights
+from segret_jax.training.memory import machine_of
 from segret_jax.training.optim import make_optimizer
 from segret_jax.training.profile import Profiler, Steps
 from segret_jax.training.run_checkpoints import Checkpoints
@@ -66,15 +68,22 @@ def train(
     is not finite.
     """
     mesh = make_mesh(config.mesh)
-    check_batch(config, mesh)
     table = class_table(config.data)
     check_class_weights(config.train, table.num_classes)
     training = open_source(config.data, "training")
     validation = open_source(config.data, "validation")
+    machine = machine_of(mesh)
+    config, sizes = sizing.resolve(
+        config, workdir, machine,
+        training=training, validation=validation, num_classes=table.num_classes,
+    )  # fmt: skip
+    check_batch(config, mesh)
 
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(mesh))
         model = initialise(config, table, workdir)  # which may refuse: before the folder is claimed
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        memory = check_memory(config, machine, num_params, table.num_classes)
         mark = stack.enter_context(claimed(workdir, config))
         optimizer = make_optimizer(config.optim, config.train.steps)
         train_step = make_train_step(model.graph, optimizer, config.train, mesh)
@@ -114,7 +123,7 @@ def train(
             stop=stop,
             watchdog=stack.enter_context(Watchdog(_say_anyway(journal))),
         )
-        _introduce(run, start, model.notes)
+        _introduce(run, start, (*sizes, memory, *model.notes))
         result = _train(run, state, start)
         with run.watchdog.phase("save"):
             is_saved = checkpoints.finish()

@@ -21,7 +21,7 @@ class Steps:
 
 
 def parse(text: str, last: int) -> Steps:
-    """Read "START:STOP", of `last` steps in all. Raises InputError for anything else."""
+    """Read "START:STOP", of `last` steps in all (0: not known yet); InputError for what is not."""
     match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
     steps = Steps(int(match[1]), int(match[2])) if match else None
     if steps is None or not 1 <= steps.start <= steps.stop:
@@ -29,7 +29,7 @@ def parse(text: str, last: int) -> Steps:
             f"steps to profile {text!r}: should be START:STOP, two step numbers with "
             "1 <= START <= STOP, such as 10:14"
         )
-    if steps.start > last:
+    if 0 < last < steps.start:
         raise InputError(f"steps to profile {text!r}: the run has only {last} (train.steps)")
     return steps
 

@@ -1,0 +1,138 @@
+"""The memory that training needs, by formula: known before anything is compiled.
+
+The constants are fitted to what XLA's `memory_analysis` says of compiled steps; those that they
+are held against are in tests/training/test_forecast.py.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from segret_jax.config import Config, ModelConfig
+from segret_jax.errors import InputError
+from segret_jax.models.rmt import VARIANTS
+from segret_jax.training.memory import Machine
+
+# Tensors that the step holds at its peak: of a block's width, and of the width of the stem's maps
+# and of the decoder's. XLA on CPU orders operations by memory (training/step.py).
+BLOCK, REST = 16.5, 19.0
+CPU_BLOCK, CPU_REST = 8.1, 12.9
+LOGITS = 3.0  # tensors as large as them
+HIDDEN = 1 / 6  # of BLOCK, for each of the FFN's hidden channels
+STATE_COPIES = 4  # parameters, gradients, two moments
+PROCESS = 0.6e9  # on CPU: the interpreter, the libraries, the compiled programs
+COMPILING = 2.0e9  # on CPU, before the first step
+BATCHES_AHEAD = 6  # that the input pipeline prepares
+ERROR = 0.15  # of the forecast, at most; 0.1 was found
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Bytes of one device (on CPU, of the process); those of `compiling` come before the others."""
+
+    state: float
+    activations: float
+    rest: float
+    compiling: float
+
+    @property
+    def total(self) -> float:
+        return max(self.running, self.compiling)
+
+    @property
+    def running(self) -> float:
+        return self.state + self.activations + self.rest
+
+
+def forecast(config: Config, machine: Machine, num_params: int, num_classes: int) -> Forecast:
+    """Return the memory that training with `config` will need on `machine`.
+
+    Of one device; the devices of a CPU share its memory, and all of them are counted.
+    """
+    train, devices = config.train, 1 if machine.is_cpu else machine.num_devices
+    pixels = math.prod(config.data.crop) * train.batch_size / devices
+    copies = STATE_COPIES + (train.ema_decay > 0) + (train.accumulate > 1)
+    bytes_per_pixel = 3 * 4 + 1  # image and label of a batch
+    return Forecast(
+        state=4 * num_params * copies / (1 if machine.is_cpu else max(config.mesh.fsdp, 1)),
+        activations=pixels
+        / train.accumulate
+        * activations_per_pixel(config.model, num_classes, on_cpu=machine.is_cpu),
+        rest=PROCESS + BATCHES_AHEAD * bytes_per_pixel * pixels if machine.is_cpu else 0.0,
+        compiling=COMPILING if machine.is_cpu else 0.0,
+    )
+
+
+def activations_per_pixel(model: ModelConfig, num_classes: int, *, on_cpu: bool) -> float:
+    """Return the bytes per pixel of the input that a step holds at its peak."""
+    variant = VARIANTS[model.variant]
+    block, rest = (CPU_BLOCK, CPU_REST) if on_cpu else (BLOCK, REST)
+    total = 0.0
+    for stage, (width, depth, ratio) in enumerate(
+        zip(variant.widths, variant.depths, variant.ffn_ratios, strict=True)
+    ):
+        tensors = block * (1 + HIDDEN * ratio)
+        # Of blocks that are computed again only the inputs stay, and all of the one at work.
+        tensors = depth + tensors if stage + 1 in model.remat else depth * tensors
+        total += tensors * width / 4 ** (stage + 2)
+    stem = 2 * (variant.widths[0] / 2 / 4 + variant.widths[0] / 16)
+    decoder = (model.decoder_channels or variant.decoder_channels) / 16
+    total += rest * (stem + decoder) + LOGITS * num_classes / 16
+    return total * (2 if model.dtype == "bfloat16" and not on_cpu else 4)
+
+
+def check_memory(config: Config, machine: Machine, num_params: int, num_classes: int) -> str:
+    """Return in one line what memory training will need, and what there is.
+
+    Raises InputError if all of the memory is less than the forecast, less its error.
+    """
+
+    def need(config: Config) -> float:
+        return forecast(config, machine, num_params, num_classes).total
+
+    memory, needed = machine.memory, need(config)
+    said = f"training needs about {_gb(needed)} of memory" + " per device" * (not machine.is_cpu)
+    if math.isnan(memory.total):
+        return said
+    if needed * (1 - ERROR) > memory.total:
+        fitting = (
+            f"{flags} ({_gb(need(changed))})"
+            for changed, flags in smaller(config, machine.num_devices)
+            if need(changed) < 0.9 * memory.total
+        )
+        remedy = next((f"give {flags}, or change" for flags in fitting), "change")
+        raise InputError(
+            f"{said}, but there are {_gb(memory.total)}: {remedy} train.batch_size, "
+            "train.accumulate, data.crop, model.remat=1,2,3,4 or model.dtype=bfloat16 by "
+            "--config.KEY=VALUE"
+        )
+    free = memory.total if math.isnan(memory.free) else memory.free
+    if needed > free:
+        return f"WARNING: {said}, but only {_gb(free)} of {_gb(memory.total)} are free"
+    return f"{said}; {_gb(free)} are free"
+
+
+def smaller(config: Config, num_devices: int) -> Iterator[tuple[Config, str]]:
+    """Yield configs that need ever less memory, with the flags that change `config` to them."""
+    batch = config.train.batch_size
+    for parts in range(config.train.accumulate + 1, batch // (4 * num_devices) + 1):
+        if batch % (parts * num_devices) == 0:
+            changed = copy.deepcopy(config)
+            changed.train.accumulate = parts
+            yield changed, f"--config.train.accumulate={parts}"
+    batch //= config.train.accumulate
+    while batch > num_devices:
+        batch = max(batch // 2 // num_devices, 1) * num_devices
+        changed = copy.deepcopy(config)
+        changed.train.batch_size, changed.train.accumulate = batch, 1
+        again = " --config.train.accumulate=1" if config.train.accumulate > 1 else ""
+        yield changed, f"--config.train.batch_size={batch}{again}"
+    height, width = (max(side // 2 // 32 * 32, 32) for side in config.data.crop)
+    changed = copy.deepcopy(changed if batch < config.train.batch_size else config)
+    changed.data.crop = (height, width)
+    yield changed, f"--config.train.batch_size={batch} --config.data.crop={height},{width}"
+
+
+def _gb(number: float) -> str:
+    return f"{number / 1e9:.1f} GB"
