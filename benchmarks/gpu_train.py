@@ -29,7 +29,8 @@ from segret_jax.convert.exporting import export_tensors
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.pipeline import class_table
 from segret_jax.evaluation.evaluate import Picture, Result
-from segret_jax.evaluation.visualize import overlay, save_png, with_legend
+from segret_jax.evaluation.legend import with_legend
+from segret_jax.evaluation.visualize import overlay, save_png
 
 
 def main(argv: list[str]) -> None:

@@ -118,7 +118,15 @@ def test_snapshot_holds_no_config_that_is_gone() -> None:
     assert not gone, f"the snapshot holds {sorted(gone)}, not in configs/; {UPDATE}"
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "own"])  # without a crop yet
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Models of 45 blocks take seconds to trace.
+        pytest.param(name, marks=pytest.mark.slow) if name.endswith(("base", "large")) else name
+        for name in FILES
+        if name != "own"  # without a crop yet
+    ],
+)
 def test_model_gives_logits_of_stride_4_at_the_crop(name: str) -> None:
     config = load(name)
     num_classes = class_table(config.data).num_classes

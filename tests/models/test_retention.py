@@ -30,6 +30,10 @@ ALL = [*FORMS, *BLOCKED.values()]
 SIZE, MAX_SCORES = (9, 11), {whole_retention: 7 * 99, decomposed_retention: 3 * 11**2}
 
 
+def slow(*cases: Any) -> list[Any]:
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 def qkv(h: int, w: int, *, batch: int = 2, width: int = 4) -> tuple[jax.Array, ...]:
     rng = np.random.default_rng(h * 100 + w)
     shape = (3, batch, h, w, len(LOG_DECAY), width)
@@ -158,7 +162,7 @@ def kernel(retraced: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention_tpu, "MAX_SCORES", 2 * 8 * 99)
 
 
-@pytest.mark.parametrize("size", [SIZE, (8, 2), (1, 1), (13, 1)])
+@pytest.mark.parametrize("size", [SIZE, (1, 1), *slow((8, 2), (13, 1))])
 @pytest.mark.parametrize("decay", Decay)
 @pytest.mark.parametrize("form", FORMS)
 def test_the_kernel_equals_plain_with_its_gradients_in_float64(form, decay, size, kernel):
@@ -362,7 +366,7 @@ def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 # One block for a line or several, the last one full or not.
-@pytest.mark.parametrize("size", [SIZE, (12, 16), (1, 130), (1, 1), (13, 1), (2, 64)])
+@pytest.mark.parametrize("size", [SIZE, (1, 130), (1, 1), *slow((12, 16), (13, 1), (2, 64))])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_gpu_kernels_equal_plain_with_their_gradients(form, size, gpu_kernels):
     args = qkv(*size, width=16)

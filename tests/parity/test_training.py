@@ -68,7 +68,10 @@ def test_losses_and_accuracies(run):
     expected = golden.load("train_tiny_5steps")
     _, metrics, _ = run
     np.testing.assert_allclose([m["loss"] for m in metrics], expected["loss"], rtol=1e-4)
-    np.testing.assert_allclose([m["accuracy"] for m in metrics], expected["acc"], rtol=1e-6)
+    accuracy = [m["accuracy"] for m in metrics]
+    np.testing.assert_allclose(accuracy[:3], expected["acc"][:3], rtol=1e-6)
+    # Rounding grows with the steps: on some processors one of 8,192 pixels is judged otherwise.
+    np.testing.assert_allclose(accuracy, expected["acc"], rtol=0, atol=1.01 * 100 / 8192)
     schedule = learning_rate_schedule(OPTIM, 10)
     np.testing.assert_allclose([schedule(t) for t in range(5)], expected["lr"], rtol=1e-6)
 
