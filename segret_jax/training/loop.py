@@ -212,7 +212,7 @@ def _save_and_evaluate(run: Run, state: TrainState) -> Result | None:
     _save(run, state)  # first: an evaluation takes minutes
     step = int(state.step)
     again = run.checkpoints.has_score(step)
-    with run.watchdog.phase("evaluation"):
+    with run.watchdog.phase("evaluation"), run.journal.evaluating():
         result = run.scorer.score(state, again=again, cancelled=lambda: run.stop.requested)
     if result and not again:
         with run.watchdog.phase("save"):
