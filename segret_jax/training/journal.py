@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,11 +17,14 @@ from tqdm import tqdm
 
 from segret_jax.files import write_whole, writing
 from segret_jax.training.memory import device_memory
+from segret_jax.training.moving_clock import moving_clock
 from segret_jax.training.wandb_log import WandbLog
 
 # At most 80 columns with six-digit steps, 1000 hours left and the longest values.
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 STEPS_TO_ESTIMATE = 10
+# Measured on a few CPU cores: tiny in half a minute, base in up to two (docs/performance.md).
+USUAL_COMPILATION = "usually 0:30 to 2:00, less if cached"
 SPEED = ("steps_per_second", "images_per_second", "input_wait_share")
 
 
@@ -105,6 +109,17 @@ class Journal:
                 f"{left} steps left: about {tqdm.format_interval(left * seconds)} on this machine "
                 f"({self._images_per_step / seconds:.3g} images/s), and the evaluations"
             )
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Title the bar so; on a terminal with a clock that moves, in a log file once."""
+
+        def show(elapsed: str) -> None:
+            self._bar.set_description_str(f"compiling {elapsed}, {USUAL_COMPILATION}")
+
+        interval = 1.0 if sys.stderr.isatty() else threading.TIMEOUT_MAX
+        with moving_clock(show, interval=interval):
+            yield
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

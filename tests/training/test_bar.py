@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -31,9 +32,8 @@ def now(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Standard error as a terminal of 80 columns."""
+    """A terminal of 80 columns; a test sets it, for pytest sets its own after fixtures."""
     screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(std, "_screen_shape_wrapper", lambda: lambda _: (80, 24))
     return screen
 
@@ -91,7 +91,23 @@ def test_after_ten_steps_a_line_says_the_time_left(tmp_path, now, terminal, caps
     assert "50 steps left: about 01:40 on this machine (4 images/s)" in said
 
 
-def test_the_evaluation_of_a_finished_run_is_not_called_compiling(tmp_path, terminal):
+def test_compilation_shows_a_clock_that_moves(tmp_path, terminal, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Journal(tmp_path, steps=160_000, start=0) as journal, journal.compiling():
+        assert "compiling 0:00, usually 0:30 to 2:00, less if cached |" in terminal.getvalue()
+        time.sleep(1.3)
+    assert "compiling 0:01, usually" in terminal.getvalue()
+    assert all(len(line) <= 80 for line in terminal.getvalue().splitlines())
+
+
+def test_in_a_log_file_compilation_is_one_line(tmp_path, capsys):
+    with Journal(tmp_path, steps=10, start=0) as journal, journal.compiling():
+        time.sleep(1.1)
+    assert capsys.readouterr().err.count("compiling") <= 2  # that line, and the bar's last state
+
+
+def test_the_evaluation_of_a_finished_run_is_not_called_compiling(tmp_path, terminal, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal)
     with Journal(tmp_path, steps=10, start=10) as journal, journal.evaluating():
         assert bar_text(journal).startswith("evaluating ")
     assert "compiling" not in terminal.getvalue()
