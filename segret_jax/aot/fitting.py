@@ -1,7 +1,10 @@
 """Receipts of a config's programs, and the largest batch that fits."""
 
 import copy
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from segret_jax.aot import programs
@@ -21,9 +24,10 @@ def train_receipt(config: Config, topology: Topology) -> Receipt:
     """Compile the training step of `config` for `topology`."""
     num_classes = class_table(config.data).num_classes
     batch, crop = config.train.batch_size, config.data.crop
-    lowered = programs.train_step(config, num_classes, topology)
     flops = 3 * batch * _flops(config, num_classes, crop)  # backward: twice the forward
-    receipt = compile_for(lowered, topology, num_chips=len(topology.devices), model_flops=flops)
+    with _announced(f"the train step for a global batch of {batch}"):
+        lowered = programs.train_step(config, num_classes, topology)
+        receipt = compile_for(lowered, topology, num_chips=len(topology.devices), model_flops=flops)
     receipt = _described(config, "train step", f"global batch {batch} of {_x(crop)}") | receipt
     return receipt | ({"expected_batch": expected_batch(receipt)} if "bound" in receipt else {})
 
@@ -32,10 +36,11 @@ def evaluation_receipt(config: Config, topology: Topology) -> Receipt:
     """Compile the network of evaluation at its largest input for one host of `topology`."""
     num_classes = class_table(config.data).num_classes
     size, batch = programs.largest_input(config), config.eval.batch_size
-    lowered = programs.evaluation(config, num_classes, topology)
     num_chips = len(topology.one_host)
     flops = batch * num_chips * _flops(config, num_classes, size)
-    receipt = compile_for(lowered, topology, num_chips=num_chips, model_flops=flops)
+    with _announced(f"the evaluation network for {_x(size)}"):
+        lowered = programs.evaluation(config, num_classes, topology)
+        receipt = compile_for(lowered, topology, num_chips=num_chips, model_flops=flops)
     return _described(config, "evaluation", f"{batch} image of {_x(size)} per chip") | receipt
 
 
@@ -91,6 +96,15 @@ def expected_batch(receipt: Receipt) -> int:
     per_part = receipt["memory"]["temporary"] / (receipt["batch_size"] / unit)
     room = receipt["limit"] - receipt["memory"]["total"] + receipt["memory"]["temporary"]
     return int(room // per_part) * unit
+
+
+@contextmanager
+def _announced(program: str) -> Iterator[None]:
+    """Say on standard error what is compiled and how long it took; it takes minutes."""
+    begun = time.monotonic()
+    print(f"compiling {program}, which takes minutes", file=sys.stderr, flush=True)
+    yield
+    print(f"compiled {program} in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
 
 
 def _described(config: Config, program: str, shape: str) -> Receipt:

@@ -4,8 +4,10 @@ import json
 import math
 import os
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,8 +17,14 @@ from tqdm import tqdm
 
 from segret_jax.files import write_whole, writing
 from segret_jax.training.memory import device_memory
+from segret_jax.training.moving_clock import moving_clock
 from segret_jax.training.wandb_log import WandbLog
 
+# At most 80 columns with six-digit steps, 1000 hours left and the longest values.
+BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+STEPS_TO_ESTIMATE = 10
+# Measured on a few CPU cores: tiny in half a minute, base in up to two (docs/performance.md).
+USUAL_COMPILATION = "usually 0:30 to 2:00, less if cached"
 SPEED = ("steps_per_second", "images_per_second", "input_wait_share")
 
 
@@ -31,6 +39,7 @@ class Journal:
         wandb_project: str = "", config: dict[str, Any] | None = None, active: bool = True,
     ):  # fmt: skip
         self._active, self._images_per_step = active, images_per_step
+        self._steps, self._start = steps, start
         self._wandb = None
         if active and wandb_project:  # first: it may refuse
             self._wandb = WandbLog(wandb_project, workdir, config=config or {}, say=self.say)
@@ -46,11 +55,12 @@ class Journal:
         # A bar on a terminal; in a log file a line now and then.
         interval = 0.5 if sys.stderr.isatty() else 20
         self._bar = tqdm(
-            total=steps, initial=start, unit="step", dynamic_ncols=True,
+            total=steps, initial=start, bar_format=BAR, dynamic_ncols=True,
             mininterval=interval, maxinterval=interval, smoothing=0.1, disable=not active,
         )  # fmt: skip
-        self._bar.set_description("compiling")
+        self._bar.set_description_str("starting")
         self._restart_clock(start)
+        self._training_since, self._timed_steps = 0.0, 0
         self._is_first = True
 
     def __enter__(self) -> "Journal":
@@ -67,12 +77,65 @@ class Journal:
             self._wandb.finish(failed=error is not None)
 
     def tick(self) -> None:
-        """Count one step; the first one's time, most of it compilation, counts for no speed."""
+        """Count one completed step; the first one's time, most of it compilation, gives no speed.
+
+        After ten more, a line says how long the rest takes.
+        """
+        self._bar.set_description_str("train", refresh=False)
         if self._is_first:
-            self._restart_clock(self._since[1] + 1)
             self._is_first = False
-        self._bar.set_description("train", refresh=False)
+            self._restart_clock(self._since[1] + 1)
+            self._training_since = time.perf_counter()
+            self._restart_bar()
+            return
         self._bar.update()
+        self._timed_steps += 1
+        if self._timed_steps == STEPS_TO_ESTIMATE:
+            self._say_time_left()
+
+    def _restart_bar(self) -> None:
+        """Count one step and estimate the time left from the next ones alone."""
+        bar = self._bar
+        if not bar.disable:
+            bar.n = bar.initial = bar.last_print_n = bar.n + 1
+            bar.start_t = bar.last_print_t = bar._time()
+            bar.refresh()
+
+    def _say_time_left(self) -> None:
+        seconds = (time.perf_counter() - self._training_since) / self._timed_steps
+        left = self._steps - self._start - 1 - self._timed_steps
+        if left > 0 and seconds > 0:
+            self.say(
+                f"{left} steps left: about {tqdm.format_interval(left * seconds)} on this machine "
+                f"({self._images_per_step / seconds:.3g} images/s), and the evaluations"
+            )
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Title the bar so; on a terminal with a clock that moves, in a log file once."""
+
+        def show(elapsed: str) -> None:
+            self._bar.set_description_str(f"compiling {elapsed}, {USUAL_COMPILATION}")
+
+        interval = 1.0 if sys.stderr.isatty() else threading.TIMEOUT_MAX
+        with moving_clock(show, interval=interval):
+            yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Title the bar so, and leave this time out of the time left."""
+        begun = time.perf_counter()
+        self._bar.set_description_str("evaluating")
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - begun
+            self._training_since += seconds
+            if not self._is_first:
+                self._bar.set_description_str("train", refresh=False)
+            if not self._bar.disable:
+                self._bar.start_t += seconds
+                self._bar.last_print_t += seconds
 
     def waited(self, seconds: float) -> None:
         """Count time that training stood still for lack of input."""
@@ -89,10 +152,13 @@ class Journal:
         self._restart_clock(step)
         speed = values["images_per_second"]
         self._bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, pixel accuracy {values['accuracy']:.1f} %, "
-            f"lr {values['learning_rate']:.1e}"
-            + (f", {speed:.3g} images/s" if math.isfinite(speed) else "")
-            + (f", {values['skipped_samples']:.0f} skipped" if values["skipped_samples"] else ""),
+            f"loss {values['loss']:.3f}"[:10]
+            + (
+                f", {values['skipped_samples']:.0f} skipped"
+                if values["skipped_samples"]
+                else f", acc {values['accuracy']:.1f} %"
+            )
+            + (f", {_three_digits(speed)} images/s" if math.isfinite(speed) else ""),
             refresh=False,
         )
         self._record("train", step, values)
@@ -140,6 +206,10 @@ class Journal:
         if self._wandb is not None:
             shown = {f"{kind}/{name}": value for name, value in values.items()}
             self._wandb.log(step, {k: v for k, v in shown.items() if math.isfinite(v)})
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _drop_after(file: Path, step: int) -> None:

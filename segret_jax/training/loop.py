@@ -107,6 +107,7 @@ def train(
             config, workdir, validation=validation, table=table, graph=model.graph,
             mesh=mesh, journal=journal,
         )  # fmt: skip
+        watchdog = stack.enter_context(Watchdog(_say_anyway(journal)))
         run = Run(
             config=config,
             workdir=workdir,
@@ -118,10 +119,10 @@ def train(
             checkpoints=checkpoints,
             scorer=scorer,
             journal=journal,
-            log=StepLog(config, journal, train_step),
+            log=StepLog(config, journal, train_step, watchdog.steps_completed),
             profiler=stack.enter_context(Profiler(_profile_folder(workdir), profile, journal.say)),
             stop=stop,
-            watchdog=stack.enter_context(Watchdog(_say_anyway(journal))),
+            watchdog=watchdog,
         )
         _introduce(run, start, (*sizes, memory, *model.notes))
         result = _train(run, state, start)
@@ -147,7 +148,7 @@ def _train(run: Run, state: TrainState, start: int) -> Result | None:
         run.profiler.after(step, state)
         is_evaluation = step % config.eval_every == 0 or step == config.steps
         if is_evaluation or step % config.log_every == 0:
-            with run.watchdog.phase("wait for the device"):
+            with run.watchdog.phase("wait for the device", on_device=True):
                 jax.block_until_ready(state)
             _refuse_if_not_finite(run, state)
             run.log.write(step, state)
@@ -169,10 +170,11 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
         batch = next(run.batches)
         run.journal.waited(time.perf_counter() - begun)
     run.log.count_skipped(batch.pop("skipped"))
-    with run.watchdog.phase("compile" if is_first else "step"):
+    with run.watchdog.phase("compile" if is_first else "step", on_device=not is_first):
         placed = shard_batch(batch, run.mesh, run.config.train.accumulate)
         if is_first:
-            compile_ahead(run.train_step, state, placed)
+            with run.journal.compiling():
+                compile_ahead(run.train_step, state, placed)
         state, metrics = run.train_step(state, placed)
         run.log.add(metrics)
     run.log.report_compilation(step, placed)
@@ -220,7 +222,7 @@ def _save_and_evaluate(run: Run, state: TrainState) -> Result | None:
     _save(run, state)  # first: an evaluation takes minutes
     step = int(state.step)
     again = run.checkpoints.has_score(step)
-    with run.watchdog.phase("evaluation"):
+    with run.watchdog.phase("evaluation"), run.journal.evaluating():
         result = run.scorer.score(state, again=again, cancelled=lambda: run.stop.requested)
     if result and not again:
         with run.watchdog.phase("save"):

@@ -16,13 +16,17 @@ from segret_jax.training.state import TrainState
 class StepLog:
     """Collects what steps give until it is written, and sees to it that they do not run away."""
 
-    def __init__(self, config: Config, journal: Journal, train_step: Callable):
+    def __init__(
+        self, config: Config, journal: Journal, train_step: Callable,
+        steps_completed: Callable[[int], None] = lambda count: None,
+    ):  # fmt: skip
         self.journal = journal
         self.schedule = learning_rate_schedule(config.optim, config.train.steps)
         self.pending: list[dict[str, jax.Array]] = []
         self.skipped = 0
         self._train_step: Any = train_step
         self._compiled = 1
+        self._steps_completed, self._num_in_flight = steps_completed, 0
 
     def count_skipped(self, skipped: np.ndarray) -> None:
         """Add up the samples that could not be read (data.on_error=skip)."""
@@ -35,9 +39,17 @@ class StepLog:
         not pile up in its memory, and the progress bar tells the truth.
         """
         self.pending.append(metrics)
-        if len(self.pending) > 2:
+        self._num_in_flight += 1
+        if self._num_in_flight > 2:
             jax.block_until_ready(self.pending[-3])
-        self.journal.tick()
+            self._complete(1)
+
+    def _complete(self, count: int) -> None:
+        """Count steps whose metrics are ready; a dispatched step may not have begun yet."""
+        self._num_in_flight -= count
+        self._steps_completed(count)
+        for _ in range(count):
+            self.journal.tick()
 
     def report_compilation(self, step: int, batch: dict[str, jax.Array]) -> None:
         """Say so if the step was compiled once more, which costs as much as its first time."""
@@ -54,6 +66,7 @@ class StepLog:
         """Record the means since the last log step; of steps that were skipped only the number."""
         values = jax.device_get(self.pending)
         self.pending = []
+        self._complete(self._num_in_flight)
         finite = [bool(np.isfinite(list(v.values())).all()) for v in values]
         good = [v for v, is_finite in zip(values, finite, strict=True) if is_finite]
         if bad := [step - len(values) + i for i, ok in enumerate(finite, start=1) if not ok]:

@@ -25,6 +25,7 @@ class _Phase:
     name: str
     start: float
     thread: int
+    on_device: bool
     reported: float = 0.0  # seconds that the last report named; 0: none yet
 
 
@@ -34,6 +35,9 @@ class Watchdog:
     A thread of its own looks every `interval` seconds. Too long is more than `factor` times the
     median of that phase's own past, at least `least` seconds; without a past, `first`. Native code
     that keeps the interpreter's lock is the one thing that it cannot report: XLA gives it up.
+
+    A phase that dispatches to the device, or waits for it, mostly returns at once and sometimes
+    takes a whole step. So `on_device` phases are compared with the time between completed steps.
     """
 
     def __init__(
@@ -44,7 +48,9 @@ class Watchdog:
         self._say, self._clock, self._interval = say, clock, interval
         self._factor, self._least, self._first = factor, least, first
         self._phases: list[_Phase] = []
-        self._history: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=101))
+        self._history: defaultdict[str, deque[float]] = defaultdict(_recent)
+        self._step_times = _recent()
+        self._last_step: float | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -60,12 +66,15 @@ class Watchdog:
         self._thread.join(timeout=5)  # `say` may hang: the run must end all the same
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str, *, on_device: bool = False) -> Iterator[None]:
         """Watch what happens inside. Of nested phases the innermost counts.
 
-        The outer one's time goes on meanwhile. All phases are entered by one thread.
+        The outer one's time goes on meanwhile. All phases are entered by one thread. `on_device`
+        phases are judged by the times that `steps_completed` measures.
         """
-        phase = _Phase(name=name, start=self._clock(), thread=threading.get_ident())
+        phase = _Phase(
+            name=name, start=self._clock(), thread=threading.get_ident(), on_device=on_device
+        )
         with self._lock:
             self._phases.append(phase)
         try:
@@ -73,11 +82,23 @@ class Watchdog:
         finally:
             self._end(phase)
 
+    def steps_completed(self, count: int) -> None:
+        """Record that the device completed `count` more steps.
+
+        The first call only starts the measurement: most of the time before it is compilation.
+        """
+        with self._lock:
+            now = self._clock()
+            if self._last_step is not None:
+                self._step_times.append((now - self._last_step) / count)
+            self._last_step = now
+
     def _end(self, phase: _Phase) -> None:
         with self._lock:  # waits for a report under way: its end must not be told before it
             self._phases.pop()
             seconds = self._clock() - phase.start
-            self._history[phase.name].append(seconds)
+            if not phase.on_device:
+                self._history[phase.name].append(seconds)
         if phase.reported:
             with suppress(Exception):
                 self._say(f"{phase.name} ended after all, after {_plain(seconds)} s")
@@ -93,7 +114,7 @@ class Watchdog:
                 return
             phase = self._phases[-1]
             seconds = self._clock() - phase.start
-            history = self._history.get(phase.name)
+            history = self._step_times if phase.on_device else self._history.get(phase.name)
             usual = median(history) if history else None
             if seconds > max(self._allowed(phase.name, usual), 2 * phase.reported):
                 phase.reported = seconds
@@ -103,6 +124,10 @@ class Watchdog:
         if usual is None:
             return self._first.get(name, 600.0)
         return max(self._least, self._factor * usual)
+
+
+def _recent() -> deque[float]:
+    return deque(maxlen=101)
 
 
 def _report(phase: _Phase, seconds: float, usual: float | None) -> str:

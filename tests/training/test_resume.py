@@ -210,9 +210,9 @@ def test_what_goes_on_is_told(tmp_path, monkeypatch, capfd):
                 batch = {k: x[:, :16] if x.ndim > 1 else x for k, x in batch.items()}
             yield batch
 
-    def phase(watchdog: Watchdog, name: str) -> contextlib.AbstractContextManager[None]:
+    def phase(watchdog: Watchdog, name: str, **options: bool) -> contextlib.AbstractContextManager:
         phases.append(name)
-        return original_phase(watchdog, name)
+        return original_phase(watchdog, name, **options)
 
     original_phase = Watchdog.phase
     monkeypatch.setattr(Watchdog, "phase", phase)
