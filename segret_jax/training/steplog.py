@@ -67,14 +67,26 @@ class StepLog:
         values = jax.device_get(self.pending)
         self.pending = []
         self._complete(self._num_in_flight)
-        finite = [bool(np.isfinite(list(v.values())).all()) for v in values]
-        good = [v for v, is_finite in zip(values, finite, strict=True) if is_finite]
-        if bad := [step - len(values) + i for i, ok in enumerate(finite, start=1) if not ok]:
+        good = [v for v in values if not _is_skipped(v)]
+        if bad := [step - len(values) + i for i, v in enumerate(values, 1) if _is_skipped(v)]:
             steps = ", ".join(map(str, bad))
             self.journal.say(f"loss or gradient is not finite: skipped step {steps}")
-        means = {n: float(np.mean([v[n] for v in good])) if good else np.nan for n in values[0]}
+        means = {name: _finite_mean([v[name] for v in good]) for name in values[0]}
         # A skipped step is none for the optimizer, whose schedule goes by its own count.
         means["learning_rate"] = float(self.schedule(step - 1 - int(state.num_bad)))
         samples = sum(map(int, processes.gather(str(self.skipped).encode())))
         skipped = {"skipped_samples": samples, "skipped_steps": int(state.num_bad)}
         self.journal.train(step, means | skipped)
+
+
+def _is_skipped(metrics: dict[str, np.ndarray]) -> bool:
+    """Tell whether the train step skipped this step, by the same two values that it looks at.
+
+    Any other metric, such as `update_norm`, may overflow in a step that was applied.
+    """
+    return not all(np.isfinite(metrics[n]) for n in ("loss", "gradient_norm") if n in metrics)
+
+
+def _finite_mean(values: list[np.ndarray]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")

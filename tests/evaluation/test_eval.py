@@ -28,6 +28,8 @@ FILES = ["confusion.csv", "confusion.png", "metrics.json", "per_image.npz"]
 class Reads(Predictor):
     """A predictor whose classes are the red of the pixels."""
 
+    stride = 4
+
     def __init__(self, params: Any, config: Any):
         self.variables, self.config, self.mesh = params, config, data_mesh()
 

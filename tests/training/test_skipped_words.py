@@ -1,0 +1,20 @@
+"""Only steps that the train step really skipped are called skipped."""
+
+import jax.numpy as jnp
+import pytest
+
+from segret_jax.config import Config
+from segret_jax.training.steplog import StepLog
+from tests.training.test_checkpoint import state_of
+from tests.training.test_steplog import FakeJournal
+
+
+@pytest.mark.parametrize("name", ["update_norm", "accuracy"])
+def test_a_step_that_was_applied_is_not_called_skipped(mini, name):
+    log = StepLog(Config(), FakeJournal(), jnp.sum)
+    for value in (float("inf"), 3.0):
+        log.add({"loss": jnp.float32(1), "gradient_norm": jnp.float32(2), name: jnp.float32(value)})
+    log.write(2, state_of(2))  # num_bad is 0
+    assert log.journal.said == []
+    (record,) = log.journal.records
+    assert (record["loss"], record[name], record["skipped_steps"]) == (1.0, 3.0, 0)
