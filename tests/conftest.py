@@ -36,6 +36,11 @@ MINI = rmt.Variant(
 )  # fmt: skip
 
 
+def slow(*cases: Any) -> list[Any]:
+    """Mark cases of a parametrized test as slow."""
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 @contextlib.contextmanager
 def small_models() -> Iterator[rmt.Variant]:
     """Make `tiny` a model of 0.1 M parameters: every kind of layer, compiled in seconds."""

@@ -87,6 +87,6 @@ def _is_skipped(metrics: dict[str, np.ndarray]) -> bool:
     return not all(np.isfinite(metrics[n]) for n in ("loss", "gradient_norm") if n in metrics)
 
 
-def _finite_mean(values: list[np.ndarray]) -> float:
+def _finite_mean(values: list[Any]) -> float:
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else float("nan")

@@ -17,6 +17,7 @@ from segret_jax.models import retention_gpu, retention_tpu
 from segret_jax.models.blocked_retention import blocked_retention
 from segret_jax.models.decay import Decay, head_log_decay
 from segret_jax.models.retention import decomposed_retention, rotate, whole_retention
+from tests.conftest import slow
 
 LOG_DECAY = (-0.7, -0.2, -0.01)  # three heads, near to far
 BLOCKED = {
@@ -28,10 +29,6 @@ ALL = [*FORMS, *BLOCKED.values()]
 # 99 pixels of 3 heads. Whole: blocks of 7 queries, the last one of one query and six more that
 # fill it up. Decomposed: 9 blocks of 3 rows of 11² scores; 8 of 4 columns of 9², and one left over.
 SIZE, MAX_SCORES = (9, 11), {whole_retention: 7 * 99, decomposed_retention: 3 * 11**2}
-
-
-def slow(*cases: Any) -> list[Any]:
-    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def qkv(h: int, w: int, *, batch: int = 2, width: int = 4) -> tuple[jax.Array, ...]:

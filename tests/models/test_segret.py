@@ -17,6 +17,7 @@ from segret_jax.models.layers import SampleKeys
 from segret_jax.models.rmt import VARIANTS, Classifier, Encoder, EncoderOptions, Variant
 from segret_jax.models.segret import SegRet
 from segret_jax.training.state import build
+from tests.conftest import slow
 from tests.models.test_decoder import randomize, relative_error, run
 from tests.models.test_layers import noise
 
@@ -149,7 +150,7 @@ def test_token_head_adds_half_its_largest_logit(mini):
     np.testing.assert_allclose(with_tokens, without + 0.5 * scores.max(axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"remat": (3,)}, {"drop_path": 0.0}])
+@pytest.mark.parametrize("options", [{}, *slow({"remat": (3,)}, {"drop_path": 0.0})])
 def test_blocks_in_a_loop_give_what_they_give_in_turn(mini, monkeypatch, options):
     """Outputs and gradients, with the same draws for drop path and for the decoder's dropout."""
     monkeypatch.setitem(rmt.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))

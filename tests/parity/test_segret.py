@@ -14,6 +14,7 @@ from segret_jax.convert.importing import Imported, import_tensors
 from segret_jax.convert.tensors import read_tensors
 from segret_jax.training.state import abstract
 from tests import golden_weights as golden
+from tests.conftest import slow
 from tests.convert import forge
 
 # Released parameter counts at 150 classes, without the never used decode_head.conv_seg.
@@ -60,10 +61,9 @@ def graph_of(imported: Imported) -> nnx.GraphDef[Any]:
 
 
 pytestmark = pytest.mark.usefixtures("optimized")  # the program that users run
-LARGER = [pytest.param(name, marks=pytest.mark.slow) for name in ("small", "base", "large")]
 
 
-@pytest.fixture(scope="module", params=["tiny", *LARGER])
+@pytest.fixture(scope="module", params=["tiny", *slow("small", "base", "large")])
 def variant(request):
     return request.param
 
