@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from segret_jax import environment, streams
 from segret_jax.config import ANY_LENGTH, Config, flatten, set_value, validate
 from segret_jax.errors import InputError, unknown_name
 
@@ -49,9 +50,11 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Call `main` with the arguments; print the user's errors alone and exit with status 2."""
-    _use_huge_pages()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    streams.make_safe()
     try:
+        environment.drop_unsafe_settings()
+        _use_huge_pages()
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
         main(sys.argv[1:])
     except (InputError, OSError) as error:  # such as a full disk
         print(f"error: {error}", file=sys.stderr)
@@ -98,10 +101,19 @@ def load_config_file(path: str) -> Config:
         if not misspelt:
             raise
         key = f"{misspelt[1].lower()}.{misspelt[2]}"
-        raise unknown_name("config key", key, flatten(Config())) from error
+        raise _unknown_key(key, flatten(Config())) from error
     if not isinstance(config, Config):
         raise InputError(f"get_config() of {path} returns {type(config).__name__}, not a Config")
     return config
+
+
+def _unknown_key(key: str, settings: dict[str, Any]) -> InputError:
+    """Return the error that names the nearest key, else the keys of its group, else the groups."""
+    group = key.partition(".")[0]
+    known = [name for name in settings if name.startswith(f"{group}.")]
+    if difflib.get_close_matches(key, settings, n=1):
+        known = list(settings)
+    return unknown_name("config key", key, known or {name.split(".")[0] for name in settings})
 
 
 def _known_configs(file: Path) -> list[Path]:
@@ -114,7 +126,7 @@ def apply_overrides(config: Config, overrides: list[str]) -> Config:
     for override in overrides:
         key, _, text = override.removeprefix(OVERRIDE).partition("=")
         if key not in settings:
-            raise unknown_name("config key", key, settings)
+            raise _unknown_key(key, settings)
         value = _parse(text, settings[key])
         if key in ANY_LENGTH and isinstance(value, int | float):
             value = (value,)

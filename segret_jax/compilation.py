@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from segret_jax.environment import check_devices
+
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable: another folder, or none if empty
 
 
@@ -18,6 +20,7 @@ def use_cache() -> None:
     processor: code compiled for one may not run on another that shares the home folder. Where it
     cannot be made, nothing is kept.
     """
+    check_devices()
     if CACHE in os.environ:
         return
     try:
@@ -32,7 +35,7 @@ def use_cache() -> None:
 def _processor() -> str:
     """Return a short name of what this machine's processor can do."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor() or "any"
     features = re.search(r"^(flags|Features)\s*:.*$", text, re.MULTILINE)

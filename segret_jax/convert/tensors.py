@@ -139,7 +139,11 @@ def _unwrap(file: TorchFile, wrapper: str, sha256: str) -> TensorFile:
         raise InputError(shorten(str(unknown_name("state dict", wrapper, found))))
     chosen = wrapper if wrapper in found else _first(found, content)
     if not chosen and not _has_tensors(content):
-        remedy = f"choose one of {', '.join(found)}" if found else "save model.state_dict() again"
+        remedy = (
+            f"give --wrapper NAME, one of {', '.join(found)}"
+            if found
+            else "save model.state_dict() again"
+        )
         where = ", ".join(WRAPPERS)
         raise InputError(f"has no tensors at its top or under {where}; {shorten(remedy)}")
     state = content[chosen] if chosen else content

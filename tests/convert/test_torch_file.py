@@ -198,7 +198,7 @@ def test_big_endian_files_are_refused(tmp_path: Path) -> None:
 
 def test_state_dicts_are_found_or_listed(tmp_path: Path) -> None:
     two = write_zip(tmp_path / "a", state(teacher=state(w=tensor()), student=state(v=tensor())))
-    assert "choose one of teacher, student" in fault(two)
+    assert "give --wrapper NAME, one of teacher, student" in fault(two)
     assert list(read_tensors(two, wrapper="student").tensors) == ["v"]
     both = state(state_dict_ema=state(w=tensor()), state_dict=state(v=tensor()))
     assert read_tensors(write_zip(tmp_path / "a", both)).wrapper == "state_dict"

@@ -1,0 +1,46 @@
+"""Settings of the environment that would end a run with a traceback, hours later or at once."""
+
+import os
+import sys
+
+from segret_jax.errors import InputError
+
+# JAX's variables that this package does not work under, and the values that do no harm.
+# 64 bits: a state that cannot be saved. The others: exceptions from within the model.
+UNSAFE = {
+    "JAX_ENABLE_X64": ("", "0", "false", "off", "no"),
+    "JAX_DISABLE_JIT": ("", "0", "false", "off", "no"),
+    "JAX_NUMPY_RANK_PROMOTION": ("", "allow", "warn"),
+    "JAX_NUMPY_DTYPE_PROMOTION": ("", "standard"),
+    "JAX_TRANSFER_GUARD": ("", "allow", "log", "log_explicit"),
+}
+
+
+def drop_unsafe_settings() -> None:
+    """Remove the variables of `UNSAFE` from the environment, and say so.
+
+    Raises InputError if JAX has been imported, and so has read them.
+    """
+    for name, harmless in UNSAFE.items():
+        value = os.environ.get(name, "")
+        if value.strip().lower() in harmless:
+            continue
+        if "jax" in sys.modules:
+            raise InputError(f"{name}={value} is set, under which this program fails: unset {name}")
+        del os.environ[name]
+        print(f"{name}={value} is ignored: this program does not work under it", file=sys.stderr)
+
+
+def check_devices() -> None:
+    """Raise InputError if JAX cannot use the devices that it is asked for."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError without words for "cuda"
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        reason = (str(error).splitlines() or ["no such device"])[0]
+        raise InputError(
+            f"JAX finds no device for JAX_PLATFORMS={asked} ({reason}): unset JAX_PLATFORMS, or "
+            'install the support for that device, such as pip install "jax[cuda13]"'
+        ) from error
