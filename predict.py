@@ -25,8 +25,6 @@ def main(argv: list[str]) -> None:
 
     found = find_pictures(args.input)
     planned = outputs_of(found.files, args.out)
-    with writing(f"to {args.out}"):  # told before a model is loaded
-        make_folder(args.out)
 
     from segret_jax import compilation  # heavier ones, after the folders
     from segret_jax.evaluation.inference import Predictor
@@ -38,6 +36,8 @@ def main(argv: list[str]) -> None:
     config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
     check_segmentation(config.model)
     table = checkpoints.load_table(checkpoint)
+    with writing(f"to {args.out}"):  # told before a model is loaded
+        make_folder(args.out)
     predictor = Predictor(*checkpoints.load_model(checkpoint, config), config.eval)
     done = segment(predictor, table, found.files, planned)
     if done.faults and args.input.is_file():

@@ -12,7 +12,7 @@ def make_safe() -> None:
     What the encoding lacks is written as an escape. After the reader of a pipe has gone
     (`train.py | head`), further output is dropped.
     """
-    sys.stdout, sys.stderr = _Safe(sys.stdout), _Safe(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Safe(sys.stdout), _Safe(sys.stderr)
 
 
 class _Safe:

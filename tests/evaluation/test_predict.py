@@ -21,7 +21,7 @@ from segret_jax.training.checkpoint import save_model
 CAMVID = load_class_table("camvid")
 
 
-class Reads:
+class Reads(inference.Predictor):
     """A predictor whose classes are the red of the pixels."""
 
     def __init__(self, *_: Any):
@@ -162,11 +162,14 @@ def test_names_that_some_file_systems_take_for_one_are_refused_together(run, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_read(tmp_path):
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_read(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checkpoints, "load_model", lambda *_: pytest.fail("the model was read"))
     file = picture(tmp_path / "x.jpg")
     for out in (file, file / "out"):
         with pytest.raises(InputError, match="cannot write to"):
-            predict.main([str(file), "--checkpoint", str(tmp_path / "none"), "--out", str(out)])
+            run(file, out)
 
 
 # What is read
