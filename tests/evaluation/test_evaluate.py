@@ -65,6 +65,8 @@ class Scenes:
 class Reads(Predictor):
     """Predicts the red channel: right everywhere. With `wrong`, the opposite. Ties at the left."""
 
+    stride = 4
+
     def __init__(self, *, wrong: bool = False, batch_size: int = 1):
         self.wrong = wrong
         self.config = EvalConfig(resize_target=(64, 32), batch_size=batch_size)
