@@ -7,6 +7,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_what_it_points_to_is_there():
-    links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text())
+    links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(links) >= 4
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    for page, _, heading in (link.partition("#") for link in links):
+        assert (ROOT / page).exists(), page
+        if heading:
+            text = (ROOT / page).read_text(encoding="utf-8")
+            headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            assert heading in [h.lower().replace(" ", "-") for h in headings], (page, heading)

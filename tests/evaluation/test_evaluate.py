@@ -158,7 +158,7 @@ def test_in_batches_every_image_counts_once_and_a_faulty_one_keeps_its_place(fau
     np.testing.assert_array_equal(result.scoreboard.counts, one_by_one.scoreboard.counts)
     expected = np.isin(np.arange(8), faulty, invert=True)
     np.testing.assert_array_equal(result.scoreboard.counted, expected)
-    plan = make_plan({i: Scenes().size(i) for i in range(8)}, predictor.config, 3)
+    plan = make_plan({i: Scenes().size(i) for i in range(8)}, predictor.config, 3, stride=4)
     assert predictor.batches == [len(batch) for batch in plan.batches]
 
 
