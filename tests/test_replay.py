@@ -20,6 +20,7 @@ from segret_jax.training.optim import make_optimizer
 from segret_jax.training.sharding import MeshConfig, make_mesh, place, shard_batch
 from segret_jax.training.state import TrainState, build, new_state
 from segret_jax.training.step import make_train_step
+from tests.conftest import slow
 
 CONFIG = Config()
 TABLE: ClassTable = class_table(CONFIG.data)
@@ -58,7 +59,7 @@ def changed(state: TrainState, *path: Any, factor: float) -> TrainState:
     return dataclasses.replace(state, params=params)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, *slow(2)])
 def test_the_loss_is_the_step_s_own(state, tmp_path, capsys, accumulate):
     override = f"--config.train.accumulate={accumulate}"
     assert replayed(tmp_path, state, batch(), override) == 0
@@ -92,6 +93,7 @@ def test_the_layer_that_overflows_is_named(state, tmp_path, capsys):
     assert "segret_jax/models/rmt.py:" in printed
 
 
+@pytest.mark.slow
 def test_a_fault_inside_the_blocks_of_retention_is_named(state, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(blocked_retention, "CACHED_SCORES", 64)
     blocked_retention._by_blocks.clear_cache()
@@ -120,6 +122,7 @@ def test_a_run_s_folder_gives_its_newest_step(state, tmp_path, capsys):
         replay.main([str(tmp_path / "elsewhere")])
 
 
+@pytest.mark.slow
 def test_a_gradient_norm_that_overflows_is_named(state, tmp_path, capsys):
     """Each gradient is finite; the sum of their squares is not."""
     weights = ",".join(["1e25"] * 8)

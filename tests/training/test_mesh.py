@@ -69,6 +69,7 @@ def eight(seed: int) -> dict[str, np.ndarray]:
     return joined | {"index": np.arange(8, dtype=np.int32)}
 
 
+@pytest.mark.slow
 def test_blocks_in_a_loop_agree_on_two_devices_replicated_or_split(mini, monkeypatch):
     monkeypatch.setitem(rmt.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
     in_turn, _ = train((1, 1), steps=2)
