@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -112,7 +113,7 @@ def test_a_run_s_folder_gives_its_newest_step(state, tmp_path, capsys):
     for step in (3, 12):
         capture.write(
             tmp_path / f"nonfinite_{step + 1:06d}",
-            state=dataclasses.replace(state, step=np.int32(step)),
+            state=dataclasses.replace(state, step=jnp.int32(step)),
             config=CONFIG, table=TABLE, batch=batch(),
         )  # fmt: skip
     with pytest.raises(SystemExit):

@@ -200,7 +200,8 @@ def test_a_damaged_part_of_a_checkpoint_is_named(tmp_path: Path) -> None:
         checkpoints.load_source(tmp_path / "a")
     (tmp_path / "a/kept/_METADATA").write_text("{")
     message = fault(tmp_path / "a", tmp_path / "b.npz")
-    assert message == f"{tmp_path}/a/kept is damaged: convert the weights again"
+    assert message.startswith(f"{tmp_path}/a/kept cannot be read (")
+    assert message.endswith("): convert the weights again")
 
 
 @pytest.mark.usefixtures("mini")

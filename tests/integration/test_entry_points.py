@@ -168,7 +168,7 @@ def test_other_classes_than_the_checkpoints_are_refused(workdir):
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):
-    message = r"/checkpoints/[24] does not hold segret_tiny with 8 classes, or is damaged; "
+    message = r"/checkpoints/[24] does not hold segret_tiny with 8 classes: 38 arrays differ, "
     with pytest.raises(InputError, match=message) as error:
         run(eval_cli.main, "--workdir", workdir, "--config.model.decoder_channels=24")
     assert "\n" not in str(error.value)

@@ -23,6 +23,8 @@ from segret_jax.training.state import abstract, new_state
 from segret_jax.training.step import make_train_step
 from tests import golden_weights as golden
 
+pytestmark = pytest.mark.usefixtures("optimized")  # the program that users run
+
 UNUSED = re.compile("conv_seg|num_batches_tracked|Relpos")
 OPTIM = OptimConfig(learning_rate=1e-3, weight_decay=0.01)
 # A softmax (k's bias) or a following batch norm cancels these gradients: what is left is rounding,
@@ -49,7 +51,7 @@ def by_torch_name(tree: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def run():
+def run(optimized):
     graph, params, stats = abstract(ModelConfig(matmul_precision="highest"), 150)
     params, stats = golden.filled(params), golden.filled(stats)
     optimizer = make_optimizer(OPTIM, steps=10)
