@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +28,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_disable_most_optimizations", True)  # a few steps: compile fast
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Before a test replaces Predictor, which their annotations name.
+for _module in ("evaluate", "prediction", "results"):
+    importlib.import_module(f"segret_jax.evaluation.{_module}")
 
 MINI = rmt.Variant(
     widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), heads=(2, 2, 2, 2),
