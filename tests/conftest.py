@@ -15,6 +15,7 @@ import pytest
 from segret_jax.config import OptimConfig, TrainConfig
 from segret_jax.models import rmt
 from segret_jax.training import loop
+from tests.fast_compile import compile_fast
 
 # Runs that start anew, in this process or as train.py in their own, compile the same steps: once
 # is enough.
@@ -26,7 +27,7 @@ jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
 
 jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_disable_most_optimizations", True)  # a few steps: compile fast
+compile_fast()
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # Before a test replaces Predictor, which their annotations name.

@@ -99,8 +99,6 @@ def test_the_curve_has_a_line_and_dots_where_there_are_points(losses, scores):
 def dry(monkeypatch):
     """Undo what a dry run changes in its process."""
     monkeypatch.setitem(VARIANTS, toy.NAME, toy.TOY)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow

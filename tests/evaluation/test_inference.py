@@ -223,7 +223,8 @@ def test_across_batch_sizes_logits_agree_and_only_ties_may_differ(small):
 ON_EIGHT_DEVICES = """
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_disable_most_optimizations", True)
+from tests.fast_compile import compile_fast
+compile_fast()
 from segret_jax.config import EvalConfig, ModelConfig
 from segret_jax.data.class_table import load_class_table
 from segret_jax.data.synthetic import SyntheticSource

@@ -21,7 +21,7 @@ from segret_jax.config import Config, DataConfig, EvalConfig, OptimConfig, Train
 from segret_jax.models import rmt
 from segret_jax.training import loop
 from segret_jax.training.journal import Journal
-from tests.conftest import MINI  # which asks for two devices
+from tests.conftest import MINI  # which asks for two devices, too, and for fast compilation
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +90,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--evaluate", action="store_true", help="run eval.py instead")
     args = parser.parse_args(argv)
     jax.config.update("jax_num_cpu_devices", args.devices)
-    jax.config.update("jax_disable_most_optimizations", True)
     rmt.VARIANTS["tiny"] = MINI
     if args.evaluate:
         alone = [] if args.processes is None else ["--processes", args.processes]

@@ -32,11 +32,13 @@ def kill_and_continue(start: Start, workdir: Path, *, kills: int, longest: float
     """Start a run, kill it, start it again, and so on; then let it finish.
 
     One kill falls up to `longest` seconds after a step, the next into a save, the next into an
-    evaluation. Returns what was hit. No checkpoint that was whole may be lost.
+    evaluation; one that came too late for its moment is made again, three times in all. Returns
+    what was hit. No checkpoint that was whole may be lost.
     """
     rng, hit, printed = random.Random(0), Counter[str](), workdir.parent / "printed"
-    moments = itertools.cycle(("any", "save", "evaluation"))
-    for moment in itertools.islice(moments, kills):
+    moments = list(itertools.islice(itertools.cycle(("any", "save", "evaluation")), kills))
+    retries = 3
+    for moment in moments:  # which grows by those to make again
         saved = newest(workdir)
         with printed.open("w") as file:
             process = start(file)
@@ -48,7 +50,11 @@ def kill_and_continue(start: Start, workdir: Path, *, kills: int, longest: float
         time.sleep(rng.uniform(0, {"any": longest, "save": 0.01, "evaluation": 0.1}[moment]))
         process.kill()
         process.wait()
-        hit[" and ".join(doing(workdir, printed))] += 1
+        found = doing(workdir, printed)
+        hit[" and ".join(found)] += 1
+        if moment not in ("any", *found) and retries:
+            moments.append(moment)
+            retries -= 1
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive, f"{alive} outlived their parent"
         assert newest(workdir) >= saved

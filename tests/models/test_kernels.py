@@ -150,7 +150,8 @@ def test_the_reference_computes_the_same_with_its_gradients(mini, options):
     plain_logits, plain_grads = logits_and_grads(model_of(kernels="reference", **options))
     np.testing.assert_allclose(plain_logits, logits, atol=1e-5 * np.abs(logits).max())
     for plain, auto in zip(*map(jax.tree.leaves, (plain_grads, grads)), strict=True):
-        np.testing.assert_allclose(plain, auto, atol=2e-4 * np.abs(auto).max() + 1e-5)
+        # 5e-5: softmax cancels the gradient of the keys' bias, of which rounding is left.
+        np.testing.assert_allclose(plain, auto, atol=2e-4 * np.abs(auto).max() + 5e-5)
 
 
 SPECIAL = {"platform_index", "pallas_call", "custom_call", "ffi_call", "cond", "while", "scan"}

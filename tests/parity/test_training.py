@@ -66,6 +66,7 @@ def run(optimized):
     return state, metrics, first_moment
 
 
+@pytest.mark.slow
 def test_losses_and_accuracies(run):
     expected = golden.load("train_tiny_5steps")
     _, metrics, _ = run
@@ -78,6 +79,7 @@ def test_losses_and_accuracies(run):
     np.testing.assert_allclose([schedule(t) for t in range(5)], expected["lr"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["grad0", "final"])
 def test_gradients_and_final_tensors(run, what):
     state, _, first_moment = run

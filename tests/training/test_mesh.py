@@ -224,10 +224,9 @@ def test_computing_stages_again_changes_nothing(mini):
 
 def main(folder: Path) -> None:
     """Train on every mesh, for the test above: it needs eight devices."""
-    from tests.conftest import MINI  # which asks for two devices
+    from tests.conftest import MINI  # which asks for two devices, too, and for fast compilation
 
     jax.config.update("jax_num_cpu_devices", 8)
-    jax.config.update("jax_disable_most_optimizations", True)
     rmt.VARIANTS["tiny"] = MINI
     losses = []
     for mesh in MESHES:
