@@ -5,9 +5,9 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import NoReturn
 
 STATUS = 130  # what shells report for a program that Ctrl-C ended
@@ -23,7 +23,7 @@ class Presses:
 
     def add(self) -> int:
         """Count a SIGINT, unless it belongs to the press before; return the number of presses."""
-        now = time.monotonic()
+        now = monotonic()
         if now - self._last >= SAME_PRESS:
             self._count, self._last = self._count + 1, now
         return self._count

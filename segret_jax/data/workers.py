@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,22 @@ def blocked_signals(*numbers: int) -> Iterator[None]:
 
     Without it, a worker that is still importing would print a traceback, or end.
     """
-    resource_tracker.ensure_running()  # first: when Python starts it, it unblocks the signals
+    _start_resource_tracker()  # first: when Python starts it, it unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_resource_tracker() -> None:
+    """Start the process that frees the shared memory of a run that was ended; let it be silent."""
+    silence = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions.append(silence)  # the tracker is started with these
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(silence)
 
 
 def follow_parent(*ignored: int) -> None:
