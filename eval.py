@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from segret_jax import cli
 from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from segret_jax.data.class_table import ClassTable
 
 
@@ -95,7 +95,7 @@ def _default_out(checkpoint: Path) -> Path:
 
 def _overlay_writer(
     folder: Path, names: Sequence[str], table: "ClassTable"
-) -> Callable[[str, np.ndarray, np.ndarray], None]:
+) -> "Callable[[str, np.ndarray, np.ndarray], None]":
     """Return what writes the overlay of an image; InputError if that would replace a user's."""
     from segret_jax.evaluation.outputs import check_replaceable, made_from
     from segret_jax.evaluation.visualize import overlay, save_png
@@ -103,7 +103,7 @@ def _overlay_writer(
     files = {name: folder / f"{name}.png" for name in names}
     check_replaceable({file: made_from(name) for name, file in files.items()})
 
-    def write(name: str, image: np.ndarray, pred: np.ndarray) -> None:
+    def write(name: str, image: "np.ndarray", pred: "np.ndarray") -> None:
         save_png(overlay(image, pred, table), files[name], info=made_from(name))
 
     return write

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segret_jax import environment, streams
+from segret_jax import environment, interrupts, streams
 from segret_jax.config import ANY_LENGTH, Config, flatten, set_value, validate
 from segret_jax.errors import InputError, unknown_name
 
@@ -49,21 +49,30 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call `main` with the arguments; print the user's errors alone and exit with status 2."""
+    """Call `main` with the arguments; print the user's errors alone and exit with status 2.
+
+    Ctrl-C ends with one line and status 130.
+    """
     streams.make_safe()
-    try:
-        environment.drop_unsafe_settings()
-        _use_huge_pages()
-        logging.basicConfig(format="%(message)s", level=logging.WARNING)
-        main(sys.argv[1:])
-    except (InputError, OSError) as error:  # such as a full disk
-        print(f"error: {error}", file=sys.stderr)
-        _exit(2)
-    except KeyboardInterrupt:
-        _exit(130)
-    except Exception:  # a fault of the program: status 1 is a verdict of check, verify, compare
-        traceback.print_exc()
-        _exit(FAULT)
+    with interrupts.raised_once() as interrupted:
+        try:
+            environment.drop_unsafe_settings()
+            _use_huge_pages()
+            logging.basicConfig(format="%(message)s", level=logging.WARNING)
+            main(sys.argv[1:])
+        except (Exception, KeyboardInterrupt) as error:
+            if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
+                interrupts.quit_at_once(_say_interrupted)  # Python's own end may take long
+            if isinstance(error, InputError | OSError):  # such as a full disk
+                print(f"error: {error}", file=sys.stderr)
+                _exit(2)
+            traceback.print_exc()
+            _exit(FAULT)  # a fault of the program: 1 is a verdict of check, verify, compare
+
+
+def _say_interrupted() -> None:
+    print("interrupted", file=sys.stderr)
+    sys.stdout.flush()
 
 
 def _exit(status: int) -> None:

@@ -2,8 +2,11 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +248,14 @@ def test_predict_tells_what_is_wrong(tmp_path):
 # The program around them
 
 
+@pytest.fixture(autouse=True)
+def _handler_restored() -> Iterator[None]:
+    """`cli.run` leaves Ctrl-C to the system, for the end of the process."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def run_program(main, monkeypatch: pytest.MonkeyPatch, *argv: str) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "")
     monkeypatch.setattr(sys, "argv", ["program", *argv])
@@ -261,16 +272,27 @@ def test_an_input_error_is_one_line_and_status_2(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "error: this is wrong; give another\n")
 
 
-def test_ctrl_c_and_faults_of_the_program_have_their_own_status(monkeypatch, capsys):
+@pytest.mark.parametrize("becomes", [KeyboardInterrupt, ImportError])
+def test_ctrl_c_is_one_line_and_status_130(becomes, monkeypatch, capsys):
     def interrupted(argv: list[str]) -> None:
-        raise KeyboardInterrupt
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:  # which libraries turn into other errors, and make sends twice
+            os.kill(os.getpid(), signal.SIGINT)
+            raise becomes from None
 
-    def broken(argv: list[str]) -> None:
-        raise ZeroDivisionError
-
+    monkeypatch.setattr(os, "_exit", sys.exit)  # in this thread
     with pytest.raises(SystemExit) as exit:
         run_program(interrupted, monkeypatch)
     assert exit.value.code == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_faults_of_the_program_have_their_own_status(monkeypatch, capsys):
+    def broken(argv: list[str]) -> None:
+        raise ZeroDivisionError
+
     with pytest.raises(SystemExit) as exit:
         run_program(broken, monkeypatch)
     assert exit.value.code == 70  # 1 is the verdict of check, verify and compare

@@ -6,11 +6,8 @@ batches from its step on; no loader state is ever saved.
 """
 
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Generator
+from contextlib import nullcontext
 from typing import Any, SupportsIndex
 
 import cv2
@@ -26,6 +23,7 @@ from segret_jax.data.shards.prepared import open_files
 from segret_jax.data.sources import Sample, Samples, Source
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.data.transforms import train_transform
+from segret_jax.data.workers import FROM_OUTSIDE, blocked_signals, follow_parent
 from segret_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -132,21 +130,7 @@ def training_dataset(
 
 
 def _prepare_worker(index: int, count: int) -> None:
-    """Let the run alone decide when a worker ends: by word, or by its own end.
-
-    Ctrl-C and, from most schedulers, SIGTERM reach the workers, too. A killed run cannot say
-    good-bye.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    follow_parent(*FROM_OUTSIDE)
 
 
 def batches_from(
@@ -166,6 +150,9 @@ def batches_from(
         )
     batches = iter(iterable)
     try:
+        with blocked_signals(*FROM_OUTSIDE) if workers else nullcontext():
+            first = next(batches)  # starts the workers
+        yield first
         yield from batches
     except RuntimeError as error:
         if "Worker process was terminated" not in str(error):

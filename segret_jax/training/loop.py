@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import grain
@@ -80,11 +81,12 @@ def train(
     check_batch(config, mesh)
 
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest(mesh))
+        stop = stack.enter_context(StopRequest(mesh, workdir))
         model = initialise(config, table, workdir)  # which may refuse: before the folder is claimed
         num_params = sum(leaf.size for leaf in jax.tree.leaves(model.params))
         memory = check_memory(config, machine, num_params, table.num_classes)
         mark = stack.enter_context(claimed(workdir, config))
+        stop.on_quit = partial(mark, "stopped")
         optimizer = make_optimizer(config.optim, config.train.steps)
         train_step = make_train_step(model.graph, optimizer, config.train, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir, config, table, training)))
@@ -222,7 +224,11 @@ def _save_and_evaluate(run: Run, state: TrainState) -> Result | None:
     _save(run, state)  # first: an evaluation takes minutes
     step = int(state.step)
     again = run.checkpoints.has_score(step)
-    with run.watchdog.phase("evaluation"), run.journal.evaluating():
+    with (
+        run.watchdog.phase("evaluation"),
+        run.journal.evaluating(),
+        run.stop.cancels("the evaluation, which is made when the run goes on"),
+    ):
         result = run.scorer.score(state, again=again, cancelled=lambda: run.stop.requested)
     if result and not again:
         with run.watchdog.phase("save"):

@@ -22,8 +22,6 @@ from segret_jax.training.journal import Journal
 from segret_jax.training.loop import train
 from segret_jax.training.profile import Steps
 from segret_jax.training.scoring import Scorer
-from segret_jax.training.sharding import data_mesh
-from segret_jax.training.stop import StopRequest
 from segret_jax.training.watchdog import Watchdog
 from segret_jax.training.workdir import claimed
 from tests.runs import leaves, records
@@ -265,15 +263,3 @@ def test_a_loss_that_is_not_finite_stops_with_state_and_batch(tmp_path, monkeypa
     monkeypatch.setattr(loop, "batches_from", original)
     assert train(config, tmp_path) is not None  # the same command goes on from there
     assert leaves(tmp_path, 4)["training['bad_step']"] == -1
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stop_request_takes_one_signal_and_restores_the_handlers(number):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with StopRequest(data_mesh()) as stop:
-        assert not stop.requested
-        os.kill(os.getpid(), number)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

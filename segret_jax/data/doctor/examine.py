@@ -20,6 +20,7 @@ from segret_jax.data.decode import decode_label, decode_turned, stored_form
 from segret_jax.data.doctor.signs import count_stored
 from segret_jax.data.orientation import label_is_stored_grid, swaps_sides
 from segret_jax.data.sources import Record, RecordSource
+from segret_jax.data.workers import blocked_signals, follow_parent
 from segret_jax.errors import InputError
 
 CHUNK = 16  # pairs that a worker takes at a time
@@ -73,7 +74,9 @@ def _examine_in_pool(
         min(workers, len(chunks)), multiprocessing.get_context("spawn"), _start_worker, (source,)
     )
     try:
-        for examined in pool.map(_examine_chunk, chunks):
+        with blocked_signals(signal.SIGINT):
+            examined_chunks = pool.map(_examine_chunk, chunks)  # starts the workers
+        for examined in examined_chunks:
             results += examined
             progress(len(examined))
     except BrokenProcessPool:
@@ -96,7 +99,7 @@ _source: RecordSource  # of a worker process
 def _start_worker(source: RecordSource) -> None:
     global _source
     _source = source
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
+    follow_parent(signal.SIGINT)  # not SIGTERM, with which a broken pool ends its workers
 
 
 def _examine_chunk(indices: list[int]) -> list[Examined]:

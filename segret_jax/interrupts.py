@@ -1,0 +1,98 @@
+"""Ctrl-C answered at once, also while native code keeps Python's signal handlers from running."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from time import monotonic
+from typing import NoReturn
+
+STATUS = 130  # what shells report for a program that Ctrl-C ended
+SAME_PRESS = 0.5  # seconds; make and timeout pass Ctrl-C on to a program that has it already
+PATIENCE = 2.0  # seconds that the last line may take: a disk or a terminal may hang
+
+
+class Presses:
+    """Counts presses of Ctrl-C."""
+
+    def __init__(self) -> None:
+        self._count, self._last = 0, -SAME_PRESS
+
+    def add(self) -> int:
+        """Count a SIGINT, unless it belongs to the press before; return the number of presses."""
+        now = monotonic()
+        if now - self._last >= SAME_PRESS:
+            self._count, self._last = self._count + 1, now
+        return self._count
+
+
+@contextmanager
+def answered(answer: Callable[[int], None]) -> Iterator[None]:
+    """Call `answer` with the number of each signal that has a Python handler.
+
+    A thread of its own does, so that it need not wait for the main thread.
+    """
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+
+    def listen() -> None:
+        while received := receiver.recv(64):
+            for number in received:
+                with suppress(Exception):  # a terminal that is gone must not end the thread
+                    answer(number)
+
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        sender.close()
+        thread.join(timeout=5)  # `answer` may hang: the program must end all the same
+        receiver.close()
+
+
+@contextmanager
+def raised_once() -> Iterator[threading.Event]:
+    """Raise one KeyboardInterrupt in the main thread; at the second press quit at once.
+
+    A KeyboardInterrupt while another one unwinds the stack would print tracebacks. Yields what is
+    set once it is raised: libraries may turn it into another exception. Afterwards Ctrl-C ends the
+    process without a word, since Python's own end would print a traceback, too.
+    """
+    presses, is_raised = Presses(), threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        if not is_raised.is_set():
+            is_raised.set()
+            raise KeyboardInterrupt
+
+    def answer(number: int) -> None:
+        if number == signal.SIGINT and presses.add() > 1:
+            quit_at_once(lambda: say_below_bar("interrupted"))
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        with answered(answer):
+            yield is_raised
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def say_below_bar(message: str) -> None:
+    """Print a line on standard error, but not through `sys.stderr`: another thread may hold it."""
+    os.write(2, f"\n{message}\n".encode())
+
+
+def quit_at_once(say: Callable[[], None]) -> NoReturn:
+    """Call `say`, then end this process and its workers, whatever its threads are at."""
+    threading.Timer(PATIENCE, os._exit, (STATUS,)).start()
+    with suppress(Exception):
+        say()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(STATUS)
