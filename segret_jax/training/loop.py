@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from segret_jax import processes
 from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
+from segret_jax.data.doctor.learnable import check_class_table, check_samples
 from segret_jax.data.pipeline import batches_from, class_table, open_source, training_dataset
 from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
@@ -69,8 +70,10 @@ def train(
     """
     mesh = make_mesh(config.mesh)
     table = class_table(config.data)
+    check_class_table(table)
     check_class_weights(config.train, table.num_classes)
     training = open_source(config.data, "training")
+    notes = check_samples(training, skip_faulty=config.data.on_error == "skip")
     validation = open_source(config.data, "validation")
     machine = machine_of(mesh)
     config, sizes = sizing.resolve(
@@ -124,7 +127,7 @@ def train(
             stop=stop,
             watchdog=watchdog,
         )
-        _introduce(run, start, (*sizes, memory, *model.notes))
+        _introduce(run, start, (*sizes, memory, *model.notes, *notes))
         result = _train(run, state, start)
         with run.watchdog.phase("save"):
             is_saved = checkpoints.finish()
