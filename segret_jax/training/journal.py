@@ -18,6 +18,7 @@ from tqdm import tqdm
 from segret_jax.files import write_whole, writing
 from segret_jax.training.memory import device_memory
 from segret_jax.training.moving_clock import moving_clock
+from segret_jax.training.slow_compile import without_slow_compile_alarm
 from segret_jax.training.wandb_log import WandbLog
 
 # At most 80 columns with six-digit steps, 1000 hours left and the longest values.
@@ -118,7 +119,7 @@ class Journal:
             self._bar.set_description_str(f"compiling {elapsed}, {USUAL_COMPILATION}")
 
         interval = 1.0 if sys.stderr.isatty() else threading.TIMEOUT_MAX
-        with moving_clock(show, interval=interval):
+        with without_slow_compile_alarm(), moving_clock(show, interval=interval):
             yield
 
     @contextmanager
