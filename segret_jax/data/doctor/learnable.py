@@ -4,12 +4,10 @@ With one class, in the table or in the labels, the loss is 0 everywhere; with no
 there is no loss at all. Either run would end as if it had trained.
 """
 
-from contextlib import suppress
-
 import numpy as np
 
 from segret_jax.data.class_table import IGNORE, STRAY, ClassTable
-from segret_jax.data.decode import decode_label
+from segret_jax.data.decode import decode_label, map_label
 from segret_jax.data.doctor.signs import Counts, count_stored
 from segret_jax.data.layouts import Layout
 from segret_jax.data.sources import RecordSource, Source
@@ -75,9 +73,15 @@ def check_samples(source: Source, *, skip_faulty: bool, most: int = MOST_READ) -
     counts = np.zeros(256, np.int64)
     table = source.spec.class_table
     for index in indices:
-        with suppress(InputError):  # whoever trains on it says so
+        try:
             record = source.record(index)
-            counts += count_stored(decode_label(record.label, where=record.label_path))
+            raw = decode_label(record.label, where=record.label_path)
+            map_label(raw, source.layout.lookup, path=record.label_path)
+        except InputError:
+            if skip_faulty:
+                continue
+            return []  # training names this fault when it comes to the sample
+        counts += count_stored(raw)
         if counts.any() and not only_class_of_labels(counts, source.layout, table):
             return []
     text = only_class_of_labels(counts, source.layout, table)
