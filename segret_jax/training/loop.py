@@ -21,6 +21,7 @@ from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import Result
 from segret_jax.training import capture, sizing
+from segret_jax.training.compile_time import expected_compilation
 from segret_jax.training.forecast import check_memory
 from segret_jax.training.initialise import initialise
 from segret_jax.training.journal import Journal
@@ -176,7 +177,8 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
     with run.watchdog.phase("compile" if is_first else "step", on_device=not is_first):
         placed = shard_batch(batch, run.mesh, run.config.train.accumulate)
         if is_first:
-            with run.journal.compiling():
+            expectation = expected_compilation(run.config, run.mesh)
+            with expectation as words, run.journal.compiling(words):
                 compile_ahead(run.train_step, state, placed)
         state, metrics = run.train_step(state, placed)
         run.log.add(metrics)
