@@ -12,7 +12,16 @@ def make_safe() -> None:
     What the encoding lacks is written as an escape. After the reader of a pipe has gone
     (`train.py | head`), further output is dropped.
     """
-    sys.stdout, sys.stderr = _Safe(sys.stdout), _Safe(sys.stderr)
+    sys.stdout, sys.stderr = _Safe(sys.stdout), _Safe(_apart_from_native_code(sys.stderr))
+
+
+def _apart_from_native_code(stream: Any) -> Any:
+    """Return the stream on a descriptor of its own: what native code writes can be filtered."""
+    try:
+        descriptor = os.dup(stream.fileno())  # never closed: the last words come at the very end
+        return open(descriptor, "w", buffering=1, encoding=stream.encoding, closefd=False)
+    except (OSError, ValueError, AttributeError):  # a stand-in, or none at all
+        return stream
 
 
 class _Safe:

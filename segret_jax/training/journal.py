@@ -18,13 +18,12 @@ from tqdm import tqdm
 from segret_jax.files import write_whole, writing
 from segret_jax.training.memory import device_memory
 from segret_jax.training.moving_clock import moving_clock
+from segret_jax.training.slow_compile import without_slow_compile_alarm
 from segret_jax.training.wandb_log import WandbLog
 
 # At most 80 columns with six-digit steps, 1000 hours left and the longest values.
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 STEPS_TO_ESTIMATE = 10
-# Measured on a few CPU cores: tiny in half a minute, base in up to two (docs/performance.md).
-USUAL_COMPILATION = "usually 0:30 to 2:00, less if cached"
 SPEED = ("steps_per_second", "images_per_second", "input_wait_share")
 
 
@@ -111,14 +110,17 @@ class Journal:
             )
 
     @contextmanager
-    def compiling(self) -> Iterator[None]:
-        """Title the bar so; on a terminal with a clock that moves, in a log file once."""
+    def compiling(self, expected: str) -> Iterator[None]:
+        """Title the bar so; on a terminal with a clock that moves, in a log file once.
+
+        `expected` says in words how long it may take.
+        """
 
         def show(elapsed: str) -> None:
-            self._bar.set_description_str(f"compiling {elapsed}, {USUAL_COMPILATION}")
+            self._bar.set_description_str(f"compiling {elapsed}, {expected}")
 
         interval = 1.0 if sys.stderr.isatty() else threading.TIMEOUT_MAX
-        with moving_clock(show, interval=interval):
+        with without_slow_compile_alarm(), moving_clock(show, interval=interval):
             yield
 
     @contextmanager

@@ -16,11 +16,13 @@ from jax.sharding import Mesh
 from segret_jax import processes
 from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
+from segret_jax.data.doctor.learnable import check_class_table, check_samples
 from segret_jax.data.pipeline import batches_from, class_table, open_source, training_dataset
 from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import Result
 from segret_jax.training import capture, sizing
+from segret_jax.training.compile_time import expected_compilation
 from segret_jax.training.forecast import check_memory
 from segret_jax.training.initialise import initialise
 from segret_jax.training.journal import Journal
@@ -70,8 +72,10 @@ def train(
     """
     mesh = make_mesh(config.mesh)
     table = class_table(config.data)
+    check_class_table(table)
     check_class_weights(config.train, table.num_classes)
     training = open_source(config.data, "training")
+    notes = check_samples(training, skip_faulty=config.data.on_error == "skip")
     validation = open_source(config.data, "validation")
     machine = machine_of(mesh)
     config, sizes = sizing.resolve(
@@ -126,7 +130,7 @@ def train(
             stop=stop,
             watchdog=watchdog,
         )
-        _introduce(run, start, (*sizes, memory, *model.notes))
+        _introduce(run, start, (*sizes, memory, *model.notes, *notes))
         result = _train(run, state, start)
         with run.watchdog.phase("save"):
             is_saved = checkpoints.finish()
@@ -175,7 +179,8 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
     with run.watchdog.phase("compile" if is_first else "step", on_device=not is_first):
         placed = shard_batch(batch, run.mesh, run.config.train.accumulate)
         if is_first:
-            with run.journal.compiling():
+            expectation = expected_compilation(run.config, run.mesh)
+            with expectation as words, run.journal.compiling(words):
                 compile_ahead(run.train_step, state, placed)
         state, metrics = run.train_step(state, placed)
         run.log.add(metrics)

@@ -8,9 +8,13 @@ import numpy as np
 
 from segret_jax import processes
 from segret_jax.config import Config
+from segret_jax.errors import InputError
 from segret_jax.training.journal import Journal
 from segret_jax.training.optim import learning_rate_schedule
 from segret_jax.training.state import TrainState
+
+# Below these, samples that are skipped in a row may be chance.
+SKIPPED_STEPS, SKIPPED_SAMPLES = 20, 100
 
 
 class StepLog:
@@ -24,6 +28,9 @@ class StepLog:
         self.schedule = learning_rate_schedule(config.optim, config.train.steps)
         self.pending: list[dict[str, jax.Array]] = []
         self.skipped = 0
+        self._batch_size = config.train.batch_size
+        self._skipped_before = 0  # of all processes, at the last log step
+        self._skipped_steps = 0  # in a row, with nothing to learn from
         self._train_step: Any = train_step
         self._compiled = 1
         self._steps_completed, self._num_in_flight = steps_completed, 0
@@ -77,6 +84,24 @@ class StepLog:
         samples = sum(map(int, processes.gather(str(self.skipped).encode())))
         skipped = {"skipped_samples": samples, "skipped_steps": int(state.num_bad)}
         self.journal.train(step, means | skipped)
+        self._refuse_if_all_skipped(step, len(values), samples)
+
+    def _refuse_if_all_skipped(self, step: int, num_steps: int, samples: int) -> None:
+        """Raise InputError, in all processes, when all samples are skipped for long.
+
+        For example, a disk has gone. Steps without a label still change the model: its weights
+        decay, and batch norm takes in blank images.
+        """
+        all_skipped = samples - self._skipped_before == num_steps * self._batch_size
+        self._skipped_before = samples
+        self._skipped_steps = self._skipped_steps + num_steps if all_skipped else 0
+        num_samples = self._skipped_steps * self._batch_size
+        if self._skipped_steps >= SKIPPED_STEPS and num_samples >= SKIPPED_SAMPLES:
+            raise InputError(
+                f"all {num_samples} samples of the last {self._skipped_steps} steps, up to step "
+                f'{step}, were skipped (data.on_error=skip); the lines "skipped: ..." above name '
+                "the files: make them readable, and run the same command again"
+            )
 
 
 def _is_skipped(metrics: dict[str, np.ndarray]) -> bool:

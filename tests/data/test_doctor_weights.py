@@ -29,7 +29,9 @@ def test_the_command_prints_it_unbroken(tmp_path: Path, capsys: pytest.CaptureFi
     for folder, ending, kind in (("images", "jpg", "RGB"), ("annotations", "png", "L")):
         path = tmp_path / folder / "training" / f"a.{ending}"
         path.parent.mkdir(parents=True)
-        Image.new(kind, (6, 4), 3 if kind == "L" else "red").save(path)
+        picture = Image.new(kind, (6, 4), 3 if kind == "L" else "red")
+        picture.paste(5 if kind == "L" else "blue", (0, 0, 2, 2))
+        picture.save(path)
     report = tmp_path / "report"
     doctor.main([str(tmp_path), "--dataset=ade20k", "--workers=1", f"--report={report}"])
     scan = doctor.check(get_dataset("ade20k"), tmp_path, split="training", workers=1)

@@ -70,7 +70,7 @@ def test_the_doctors_advice_about_a_mask_can_be_followed(tmp_path: Path) -> None
     (advice,) = [
         finding.message
         for finding in doctor.check(one, tmp_path, split="training", workers=1).findings
-        if finding.severity == "warning" and "255" in finding.message
+        if finding.severity == "error" and "255" in finding.message
     ]
     assert 'give it one in a JSON file of your own ("raw_id": 255)' in advice
     followed = load_dataset(write_own(tmp_path, [0, 255], MASK))

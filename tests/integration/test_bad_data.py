@@ -165,7 +165,7 @@ def test_a_stray_label_and_sizes_that_differ_are_named(faulty, workdir):
     stray_label = rf"{faulty.data}/annotations/training/\d\.png: label id 77 at pixel \(y=3, x=7\)"
     assert re.match(stray_label, message)
     for i in range(6):
-        Image.fromarray(np.zeros((8, 8), np.uint8)).save(faulty.label(i))
+        Image.fromarray(np.eye(8, dtype=np.uint8)).save(faulty.label(i))
     message = error_of_training(faulty, workdir)
     assert re.search(r"\.jpg is 32x48 \(height x width\) but its label .*\.png is 8x8", message)
 

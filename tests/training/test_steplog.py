@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from segret_jax.config import Config
+from segret_jax.errors import InputError
 from segret_jax.training.journal import Journal
 from segret_jax.training.steplog import StepLog
 from tests.training.test_checkpoint import state_of
@@ -56,3 +57,18 @@ def test_means_leave_out_what_was_not_finite_and_say_how_often(log):
     assert record["skipped_samples"] == 2
     assert log.journal.said == ["loss or gradient is not finite: skipped step 2"]
     assert record["learning_rate"] == float(log.schedule(1)) != float(log.schedule(2))
+
+
+def write_steps(log: StepLog, num_steps: int, skipped: int) -> None:
+    for _ in range(num_steps):
+        log.add({"loss": jnp.float32(0), "accuracy": jnp.float32(0)})
+        log.count_skipped(np.repeat([1, 0], [skipped, 16 - skipped]))
+    log.write(50, state_of(3))
+
+
+def test_samples_that_are_all_skipped_for_long_stop_the_run(log):
+    write_steps(log, 12, skipped=16)
+    write_steps(log, 12, skipped=15)  # one that could be read: counted anew
+    write_steps(log, 12, skipped=16)
+    with pytest.raises(InputError, match="all 384 samples of the last 24 steps, up to step 50, w"):
+        write_steps(log, 12, skipped=16)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from segret_jax.data.class_table import IGNORE, STRAY
+from segret_jax.data.class_table import STRAY
 from segret_jax.data.doctor.duplicates import NEAR, repeated, shared
 from segret_jax.data.doctor.examine import Examined
+from segret_jax.data.doctor.learnable import only_class_of_labels, only_class_of_table
 from segret_jax.data.doctor.signs import REMEDY, shift_signs
 from segret_jax.data.layouts import DatasetSpec
 from segret_jax.data.sources import RecordSource
@@ -182,17 +183,15 @@ def _signs(split: str, scan: SplitScan) -> Iterator[Finding]:
 
 
 def _classes(split: str, scan: SplitScan) -> Iterator[Finding]:
-    names = np.array(scan.source.spec.class_table.class_names)
+    table = scan.source.spec.class_table
+    names = np.array(table.class_names)
     present = scan.pixels > 0
-    void = scan.stored[IGNORE] > 0 and scan.source.layout.lookup[IGNORE] == IGNORE
-    if present.sum() == 1 and len(names) > 1:
-        advice = (
-            '; if 255 is meant as a class, give it one in a JSON file of your own ("raw_id": 255), '
-            'and leave 255 out of "ignore"'
-        )
-        mask = advice if void else ""
-        text = f"{names[present][0]} is the only class that occurs{mask}"
-        yield Finding(severity=WARNING, message=text, split=split)
+    only = only_class_of_table(table) or only_class_of_labels(
+        scan.stored, scan.source.layout, table
+    )
+    if only:  # training would refuse it
+        severity = ERROR if split == "training" else WARNING
+        yield Finding(severity=severity, message=only, split=split)
     if present.any() and not present.all():
         text = f"{np.count_nonzero(~present)} of {len(names)} classes never occur"
         yield Finding(severity=NOTE, message=text, split=split, places=tuple(names[~present]))
