@@ -22,7 +22,9 @@ MODELS = ("segret_tiny", "segret_small", "segret_base", "segret_large")
 
 def tables(files: list[Path]) -> tuple[str, str]:
     """Return the tables of training steps and of evaluations, small models first."""
-    receipts = [receipt for file in files for receipt in json.loads(file.read_text())]
+    receipts = [
+        receipt for file in files for receipt in json.loads(file.read_text(encoding="utf-8"))
+    ]
     receipts.sort(key=lambda r: (MODELS.index(r["model"]), r["topology"]))
     steps = [_step(r) for r in receipts if r["program"].endswith("train step")]
     evaluations = [_evaluation(r) for r in receipts if r["program"].endswith("evaluation")]

@@ -165,7 +165,11 @@ def with_clock(function: Callable, stage: str, seconds: dict[str, float]) -> Cal
 def machine(argv: list[str]) -> list[str]:
     """Return what the figures must be read with."""
     info = Path("/proc/cpuinfo")
-    names = re.findall("model name\\s*: (.*)", info.read_text()) if info.exists() else []
+    names = (
+        re.findall("model name\\s*: (.*)", info.read_text(encoding="utf-8"))
+        if info.exists()
+        else []
+    )
     cpu = names[0] if names else platform.processor()
     jpeg, zlib = features.version("libjpeg_turbo"), features.version("zlib")
     return [

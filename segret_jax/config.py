@@ -272,7 +272,7 @@ def save(config: Config, path: Path) -> None:
 def load(path: Path) -> Config:
     """Read what `save` wrote; raise InputError if the file is not there or not a config."""
     try:
-        return from_dict(json.loads(path.read_text()))
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"no config at {path}: is this a run's folder?") from None
     except (ValueError, TypeError, AttributeError) as error:

@@ -91,7 +91,7 @@ def topology(name: str, gpu_target: Path | None = None) -> Topology:
         arguments = {
             "topology_name": name,
             "topology": f"1x1x{shape[0]}",
-            "target_config": gpu_target.read_text(),
+            "target_config": gpu_target.read_text(encoding="utf-8"),
         }
         platform, package = "cuda", "JAX's CUDA plugin, by pip install 'jax[cuda13]'"
     chip = (TPUS | GPUS)[kind]

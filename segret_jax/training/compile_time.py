@@ -63,7 +63,7 @@ def _key(config: Config, mesh: Mesh) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     with suppress(Exception):
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     return {}
 
 

@@ -46,7 +46,7 @@ class Journal:
         with writing(file):
             if active:
                 _drop_after(file, start)
-            self._lines = file.open("a", buffering=1)
+            self._lines = file.open("a", buffering=1, encoding="utf-8")
         # Purging hides what a killed run told of steps that are now made again.
         self._events = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=active
@@ -217,7 +217,7 @@ def _three_digits(value: float) -> str:
 def _drop_after(file: Path, step: int) -> None:
     """Forget records of steps that a killed run made after its last checkpoint."""
     if file.exists():
-        lines = file.read_text(errors="replace").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         write_whole(file, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
 

@@ -75,4 +75,4 @@ def _id_of(workdir: Path) -> str:
     file = workdir / "wandb_id"
     if not file.exists():
         write_whole(file, secrets.token_hex(4))
-    return file.read_text().strip()
+    return file.read_text(encoding="utf-8").strip()

@@ -173,7 +173,7 @@ def test_label_lookup_names_every_value() -> None:
 
 
 def write_table(path: Path, classes: object) -> Path:
-    path.write_text(json.dumps({"classes": classes}))
+    path.write_text(json.dumps({"classes": classes}), encoding="utf-8")
     return path
 
 
@@ -249,7 +249,7 @@ PETS = {
 
 
 def write_json(path: Path, content: object) -> Path:
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 

@@ -53,28 +53,28 @@ def test_a_write_that_fails_leaves_the_older_result_whole(tmp_path: Path):
 
 
 def cut(file: Path) -> None:
-    file.write_text(file.read_text()[:-9])
+    file.write_text(file.read_text(encoding="utf-8")[:-9], encoding="utf-8")
 
 
 def older(file: Path) -> None:
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     del content["protocol"], content["per_image"]
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
 def changed(**protocol: Any) -> Callable[[Path], None]:
     """Return what puts other values into the protocol."""
 
     def change(file: Path) -> None:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         content["protocol"] |= protocol
-        file.write_text(json.dumps(content))
+        file.write_text(json.dumps(content), encoding="utf-8")
 
     return change
 
 
 def no_dict(file: Path) -> None:
-    file.write_text("[1, 2]")
+    file.write_text("[1, 2]", encoding="utf-8")
 
 
 def binary(file: Path) -> None:

@@ -71,13 +71,13 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, printed: Path) -> No
     """Return once the process has recorded a step of its own: beyond what was saved before it."""
     file, saved, begun = workdir / "metrics.jsonl", newest(workdir), time.time()
     while not (file.exists() and file.stat().st_mtime >= begun and last_step(file) > saved):
-        assert process.poll() is None, printed.read_text()[-3000:]
+        assert process.poll() is None, printed.read_text(encoding="utf-8")[-3000:]
         time.sleep(0.02)
 
 
 def last_step(file: Path) -> int:
     """Return the step of the last whole record, or 0."""
-    steps = re.findall(r'"step": (\d+)', file.read_text(errors="replace"))
+    steps = re.findall(r'"step": (\d+)', file.read_text(encoding="utf-8", errors="replace"))
     return int(steps[-1]) if steps else 0
 
 
@@ -89,7 +89,8 @@ def newest(workdir: Path) -> int:
 
 def doing(workdir: Path, printed: Path) -> list[str]:
     """Say what a run is at, or was when it was killed: save, evaluation, both, or training."""
-    shown = [part for part in re.split(r"[\r\n\x1b]+", printed.read_text()) if part.strip(" [A")]
+    text = printed.read_text(encoding="utf-8", errors="replace")  # a character may be cut off
+    shown = [part for part in re.split(r"[\r\n\x1b]+", text) if part.strip(" [A")]
     found = []
     if list((workdir / "checkpoints").glob("*tmp*")):
         found.append("save")
