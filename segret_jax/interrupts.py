@@ -90,9 +90,11 @@ def say_below_bar(message: str) -> None:
 
 def quit_at_once(say: Callable[[], None]) -> NoReturn:
     """Call `say`, then end this process and its workers, whatever its threads are at."""
-    threading.Timer(PATIENCE, os._exit, (STATUS,)).start()
+    hanging = threading.Timer(PATIENCE, os._exit, (STATUS,))
+    hanging.start()
     with suppress(Exception):
         say()
     for worker in multiprocessing.active_children():
         worker.kill()
+    hanging.cancel()
     os._exit(STATUS)

@@ -256,6 +256,14 @@ def _handler_restored() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_ends_the_tests():
+    """As before: a program leaves it to the system when it ends."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def run_program(main, monkeypatch: pytest.MonkeyPatch, *argv: str) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "")
     monkeypatch.setattr(sys, "argv", ["program", *argv])
