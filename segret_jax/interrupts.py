@@ -11,6 +11,7 @@ from time import monotonic
 from typing import NoReturn
 
 STATUS = 130  # what shells report for a program that Ctrl-C ended
+SOON = 0.5  # seconds that the main thread may take to end without a word about it
 SAME_PRESS = 0.5  # seconds; make and timeout pass Ctrl-C on to a program that has it already
 PATIENCE = 2.0  # seconds that the last line may take: a disk or a terminal may hang
 
@@ -60,9 +61,10 @@ def answered(answer: Callable[[int], None]) -> Iterator[None]:
 def raised_once() -> Iterator[threading.Event]:
     """Raise one KeyboardInterrupt in the main thread; at the second press quit at once.
 
-    A KeyboardInterrupt while another one unwinds the stack would print tracebacks. Yields what is
-    set once it is raised: libraries may turn it into another exception. Afterwards Ctrl-C ends the
-    process without a word, since Python's own end would print a traceback, too.
+    Where native code keeps the first from being raised for a while, such as a compilation, a line
+    says so. A KeyboardInterrupt while another one unwinds the stack would print tracebacks. Yields
+    what is set once it is raised: libraries may turn it into another exception. Afterwards Ctrl-C
+    ends the process without a word, since Python's own end would print a traceback, too.
     """
     presses, is_raised = Presses(), threading.Event()
 
@@ -72,8 +74,12 @@ def raised_once() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
 
     def answer(number: int) -> None:
-        if number == signal.SIGINT and presses.add() > 1:
+        if number != signal.SIGINT:
+            return
+        if presses.add() > 1:
             quit_at_once(lambda: say_below_bar("interrupted"))
+        elif not is_raised.wait(SOON):
+            say_below_bar("interrupting after this operation; press Ctrl-C again to quit at once")
 
     signal.signal(signal.SIGINT, interrupt)
     try:

@@ -68,6 +68,11 @@ class RecordSource(ABC):
     def record(self, index: int) -> Record:
         """Return the undecoded pair; InputError where it cannot be read."""
 
+    def raw_label(self, index: int) -> UInt8[np.ndarray, "h w"]:
+        """Return the label's values as stored; InputError where it cannot be read."""
+        record = self.record(index)
+        return decode_label(record.label, where=record.label_path)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -135,6 +140,11 @@ class FolderSource(RecordSource):
         name = self.names[index]
         image_path, label_path = self.image_path(index), self.label_path(index)
         return Record(name, _read(image_path), _read(label_path), str(image_path), str(label_path))
+
+    def raw_label(self, index: int) -> UInt8[np.ndarray, "h w"]:
+        """Return the label's values as stored, without reading the image."""
+        path = self.label_path(index)
+        return decode_label(_read(path), where=str(path))
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the upright image's (height, width), reading no more than its header."""

@@ -75,4 +75,4 @@ def _words(record: Any, *, is_kept: bool) -> str:
     except (TypeError, KeyError, ValueError):
         return f"first time here, {USUAL}"
     took = f"{seconds // 60}:{seconds % 60:02d}"
-    return f"probably cached, about {took}" if cached else f"probably cached, {took} without"
+    return f"probably cached, about {took}" if cached else f"probably cached; compiling took {took}"

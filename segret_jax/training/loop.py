@@ -75,7 +75,7 @@ def train(
     check_class_table(table)
     check_class_weights(config.train, table.num_classes)
     training = open_source(config.data, "training")
-    notes = check_samples(training, skip_faulty=config.data.on_error == "skip")
+    check_samples(training, skip_faulty=config.data.on_error == "skip")
     validation = open_source(config.data, "validation")
     machine = machine_of(mesh)
     config, sizes = sizing.resolve(
@@ -130,7 +130,7 @@ def train(
             stop=stop,
             watchdog=watchdog,
         )
-        _introduce(run, start, (*sizes, memory, *model.notes, *notes))
+        _introduce(run, start, (*sizes, memory, *model.notes))
         result = _train(run, state, start)
         with run.watchdog.phase("save"):
             is_saved = checkpoints.finish()

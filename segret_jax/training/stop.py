@@ -87,7 +87,8 @@ class StopRequest:
             if step
             else "there is no checkpoint yet: the same command starts anew"
         )
-        say_below_bar(f"stopped at once; {then}")
+        if processes.is_first():
+            say_below_bar(f"stopped at once; {then}")
         self.on_quit()
 
     def agreed(self) -> bool:

@@ -36,7 +36,7 @@ def test_the_first_time_and_later_ones_are_told_apart(cache):
     ((key, entry),) = record.items()
     assert entry["cached"] is False
     (cache / RECORD).write_text(json.dumps({key: entry | {"seconds": 101.7}}))
-    assert words(hit=True) == "probably cached, 1:41 without"
+    assert words(hit=True) == "probably cached; compiling took 1:41"
     assert words() == "probably cached, about 0:00"
     assert words(Config(train=TrainConfig(log_every=7))).startswith("probably cached")
     assert words(Config(model=ModelConfig(variant="base"))).startswith("first time here")

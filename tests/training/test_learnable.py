@@ -102,15 +102,30 @@ def test_labels_of_one_class_without_any_other_value_are_refused(tmp_path):
     assert "background is the only class that occurs; label the other classes, too" in message
 
 
-def test_a_rare_class_is_found_or_only_doubted(tmp_path):
+def test_a_second_class_in_the_last_label_is_found(tmp_path):
     own = Own(tmp_path, [0, 1], count=8)
-    own.write_label(6, 1)
-    assert check_samples(own.source(), skip_faulty=True) == []
-    last = np.random.default_rng(0).permutation(8)[-1]
-    own.write_label(6, 0)
-    own.write_label(int(last), 1)
-    (note,) = check_samples(own.source(), skip_faulty=False, most=7)
-    assert note.startswith("labels of masks, training (7 of 8 files read): background is the only")
+    last = int(np.random.default_rng(0).permutation(8)[-1])
+    own.write_label(last, 1)
+    check_samples(own.source(), skip_faulty=False)
+
+
+def test_a_label_that_is_ignored_entirely_is_no_second_class(tmp_path):
+    own = Own(tmp_path, [0, 1])
+    first = int(np.random.default_rng(0).permutation(5)[0])
+    ignored = Image.fromarray(np.full((32, 32), 255, np.uint8))
+    ignored.save(tmp_path / "annotations" / "training" / f"{first}.png")
+    assert "background is the only class that occurs; if 255" in own.error_of_training()
+
+
+def test_a_value_that_is_neither_class_nor_ignored_is_to_be_given_a_class(tmp_path):
+    own = Own(tmp_path, [0, 1])
+    content = json.loads(own.table.read_text(encoding="utf-8")) | {"ignore": []}
+    own.table.write_text(json.dumps(content), encoding="utf-8")
+    for i in range(5):
+        own.write_label(i, 255)
+    errors = " ".join(own.errors_of_the_doctor())
+    assert '255; give them a class in your JSON file ("raw_id"), name them in "ignore"' in errors
+    assert '("raw_id": 255); now 255 is no class, 12.5% of the pixels' in errors
 
 
 def test_samples_that_would_all_be_skipped_are_refused(tmp_path):
@@ -124,4 +139,4 @@ def test_samples_that_would_all_be_skipped_are_refused(tmp_path):
         f"training, is sound; the first: {own.root}/images/training/"
     )
     Image.new("RGB", (32, 32)).save(own.root / "images" / "training" / "1.jpg")
-    assert check_samples(own.source(), skip_faulty=True) == []
+    check_samples(own.source(), skip_faulty=True)

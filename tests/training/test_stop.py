@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 NATIVE = """
 import ctypes, multiprocessing, sys, time
 from pathlib import Path
+from segret_jax.interrupts import raised_once
 from segret_jax.training.sharding import data_mesh
 from segret_jax.training.stop import StopRequest
 
@@ -31,7 +32,7 @@ if __name__ == "__main__":
     native, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
     worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     worker.start()
-    with StopRequest(data_mesh(), Path(sys.argv[1])):
+    with eval(sys.argv[1]):
         print(worker.pid, flush=True)
         native.pthread_mutex_lock(lock)
         native.pthread_mutex_lock(lock)
@@ -62,7 +63,7 @@ def time_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def send(number: int) -> None:
     """Send a signal to this process and wait until it is answered."""
     os.kill(os.getpid(), number)
-    time.sleep(0.1)
+    time.sleep(0.3)
 
 
 @pytest.mark.parametrize(
@@ -114,11 +115,23 @@ def test_an_evaluation_is_said_to_be_cancelled(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("cancelling the evaluation; press Ctrl-C again")
 
 
-def test_both_presses_are_answered_while_the_main_thread_is_in_native_code(tmp_path):
+@pytest.mark.parametrize(
+    ("context", "first", "last"),
+    [
+        ("StopRequest(data_mesh(), Path('none'))", FIRST,
+         "stopped at once; there is no checkpoint yet: the same command starts anew"),
+        ("raised_once()", "\ninterrupting after this operation; press Ctrl-C again to quit at once",
+         "interrupted"),
+    ],
+    ids=["training", "others"],
+)  # fmt: skip
+def test_both_presses_are_answered_while_the_main_thread_is_in_native_code(
+    context, first, last, tmp_path
+):
     script = tmp_path / "native.py"
     script.write_text(NATIVE)
     process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)], text=True, start_new_session=True,
+        [sys.executable, str(script), context], text=True, start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -126,12 +139,12 @@ def test_both_presses_are_answered_while_the_main_thread_is_in_native_code(tmp_p
         worker = psutil.Process(int(process.stdout.readline()))
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.stderr.readline() == f"{FIRST}\n"
+        for line in first.splitlines():
+            assert process.stderr.readline() == f"{line}\n"
         time.sleep(interrupts.SAME_PRESS)
         process.send_signal(signal.SIGINT)
         printed = process.communicate(timeout=3)
-        ended = "stopped at once; there is no checkpoint yet: the same command starts anew"
-        assert printed == ("", f"\n{ended}\n")
+        assert printed == ("", f"\n{last}\n")
         assert process.returncode == 130
         assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
     finally:

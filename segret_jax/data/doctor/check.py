@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from segret_jax import cli
@@ -166,7 +167,8 @@ def _has_folder(spec: DatasetSpec, root: Path, split: str) -> bool:
 def summary(diagnosis: Diagnosis) -> str:
     """Write what was found in lines for the terminal."""
     lines = [""]
-    if training := diagnosis.scans.get("training"):
+    training = diagnosis.scans.get("training")
+    if training and np.count_nonzero(training.pixels) > 1:
         lines.append("Class weights that balance the classes, to add to the command of training:")
         lines += [weights_setting(training.pixels), ""]
     for split, scan in diagnosis.scans.items():

@@ -162,9 +162,15 @@ def _faults(split: str, scan: SplitScan) -> Iterator[Finding]:
         if name == "stray":
             ids = np.flatnonzero((scan.stored > 0) & (scan.source.layout.lookup == STRAY))
             text += f": {', '.join(map(str, ids))}"
+        remedy = kind.remedy
+        if name == "stray" and scan.source.layout.name == "own":
+            remedy = (
+                'give them a class in your JSON file ("raw_id"), name them in "ignore", or '
+                f"{remedy}"
+            )
         yield Finding(
             severity=kind.severity,
-            message=f"{text}; {kind.remedy}",
+            message=f"{text}; {remedy}",
             split=split,
             places=tuple(details),
         )

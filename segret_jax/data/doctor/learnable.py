@@ -5,15 +5,18 @@ there is no loss at all. Either run would end as if it had trained.
 """
 
 import numpy as np
+from jaxtyping import Int64
+from tqdm import tqdm
 
+from segret_jax import processes
 from segret_jax.data.class_table import IGNORE, STRAY, ClassTable
-from segret_jax.data.decode import decode_label, map_label
+from segret_jax.data.decode import map_label
 from segret_jax.data.doctor.signs import Counts, count_stored
 from segret_jax.data.layouts import Layout
 from segret_jax.data.sources import RecordSource, Source
 from segret_jax.errors import InputError
 
-MOST_READ = 1000  # samples; reading more would delay the start by minutes
+MOST_SKIPPED = 1000  # samples, photographs with them: more would delay the start by minutes
 
 
 def check_class_table(table: ClassTable) -> None:
@@ -34,65 +37,66 @@ def only_class_of_table(table: ClassTable) -> str:
     )
 
 
+def classes_in(stored_counts: Counts, layout: Layout) -> Int64[np.ndarray, "k"]:
+    """Return the classes of which there are pixels, from those of each stored value."""
+    meanings = layout.lookup[stored_counts > 0]
+    return np.unique(meanings[meanings < STRAY]).astype(np.int64)
+
+
 def only_class_of_labels(stored_counts: Counts, layout: Layout, table: ClassTable) -> str:
     """Say so if the labels hold one class alone; return an empty string otherwise.
 
     `stored_counts` are the pixels of each stored value, over all labels that were read.
     """
-    stored = np.flatnonzero(stored_counts)
-    classes = np.unique(layout.lookup[stored])
-    classes = classes[classes < STRAY]
+    classes = classes_in(stored_counts, layout)
     if len(classes) != 1:
         return ""
-    text = f"{table.class_names[classes[0]]} is the only class that occurs"
-    ignored = stored[layout.lookup[stored] == IGNORE]
-    if not ignored.size:
-        return f"{text}; label the other classes, too, or name the folder whose labels hold them"
-    values = " or ".join(map(str, ignored))
-    share = stored_counts[ignored].sum() / stored_counts.sum()
+    found = f"{table.class_names[classes[0]]} is the only class that occurs"
+    stored = np.flatnonzero(stored_counts)
+    unused = stored[layout.lookup[stored] >= STRAY]
+    if not unused.size:
+        return f"{found}; label the other classes, too, or name the folder whose labels hold them"
+    values = " or ".join(map(str, unused))
+    share = stored_counts[unused].sum() / stored_counts.sum()
+    is_ignored = (layout.lookup[unused] == IGNORE).all()
+    leave_out = f', and leave {values} out of "ignore"' if is_ignored else ""
+    now = "ignored" if is_ignored else "no class"
     return (
-        f"{text}; if {values} is meant as a class, give it one in a JSON file of your own "
-        f'("raw_id": {ignored[0]}), and leave {values} out of "ignore"; now {values} is ignored, '
-        f"{share:.1%} of the pixels"
+        f"{found}; if {values} is meant as a class, give it one in a JSON file of your own "
+        f'("raw_id": {unused[0]}){leave_out}; now {values} is {now}, {share:.1%} of the pixels'
     )
 
 
-def check_samples(source: Source, *, skip_faulty: bool, most: int = MOST_READ) -> list[str]:
-    """Raise InputError if the training samples teach nothing; return what is to be said otherwise.
+def check_samples(source: Source, *, skip_faulty: bool) -> None:
+    """Raise InputError if the training samples teach nothing.
 
-    Of sound data one or two samples are read. Up to `most` are where no sample can be read, with
-    `skip_faulty`, or only one class is found. The order is random yet the same in all processes:
-    files that belong together often follow each other. A class that is too rare to be found among
-    `most` labels may still be learned, so this is said and no error.
+    Of sound data one or two samples are read. Where only one class is found, all labels are. The
+    order is random yet the same in all processes: files that belong together often follow each
+    other. A fault that training would name itself, when it comes to that sample, is left to it.
     """
     if not isinstance(source, RecordSource):  # the synthetic scenes are sound
-        return []
-    indices = np.random.default_rng(0).permutation(len(source))[:most].tolist()
+        return
+    order = np.random.default_rng(0).permutation(len(source)).tolist()
     if skip_faulty:
-        _check_any_readable(source, indices)
+        _check_any_readable(source, order[:MOST_SKIPPED])
     counts = np.zeros(256, np.int64)
-    table = source.spec.class_table
-    for index in indices:
+    quiet = not processes.is_first()
+    for index in tqdm(order, "looking for a second class", unit="label", delay=2, disable=quiet):
         try:
-            record = source.record(index)
-            raw = decode_label(record.label, where=record.label_path)
-            map_label(raw, source.layout.lookup, path=record.label_path)
+            raw = source.raw_label(index)
+            map_label(raw, source.layout.lookup, path=source.name(index))
         except InputError:
             if skip_faulty:
                 continue
-            return []  # training names this fault when it comes to the sample
+            return
         counts += count_stored(raw)
-        if counts.any() and not only_class_of_labels(counts, source.layout, table):
-            return []
-    text = only_class_of_labels(counts, source.layout, table)
-    if not text:  # no label can be read
-        return []
-    labels = f"labels of {source.spec.name}, {source.split}"
-    if len(indices) < len(source):
-        return [f"{labels} ({len(indices)} of {len(source)} files read): {text}"]
-    raise InputError(
-        f"{labels} (all {len(source)} files read): {text}; with one class the loss is always 0"
-    )
+        if len(classes_in(counts, source.layout)) > 1:
+            return
+    if text := only_class_of_labels(counts, source.layout, source.spec.class_table):
+        raise InputError(
+            f"labels of {source.spec.name}, {source.split} (all {len(source)} files read): {text}; "
+            "with one class the loss is always 0"
+        )
 
 
 def _check_any_readable(source: RecordSource, indices: list[int]) -> None:
