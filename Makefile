@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python train.py --config configs/demo.py --workdir runs/demo $(DEMO_ARGS)
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(TEST_ARGS)
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

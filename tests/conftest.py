@@ -43,6 +43,14 @@ MINI = rmt.Variant(
 )  # fmt: skip
 
 
+# A file of a minute or more that came last would leave the other core idle.
+FIRST = (
+    "integration/test_processes.py", "test_memory.py", "integration/test_kill.py",
+    "training/test_resume.py", "training/test_mesh.py", "parity/test_training.py",
+    "parity/test_segret.py", "test_replay.py", "training/test_checkpoint.py",
+    "models/test_export.py", "models/test_segret.py",
+)  # fmt: skip
+
 # Settings of training that its step does not have.
 OF_THE_LOOP = {"minutes", "steps", "log_every", "save_every", "eval_every", "keep_checkpoints"}
 
@@ -73,6 +81,11 @@ def optimized() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; xdist is told to leave the order alone."""
+    items.sort(key=lambda item: not str(item.path).endswith(FIRST))
 
 
 def pytest_collection_finish() -> None:
