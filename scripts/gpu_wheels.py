@@ -39,6 +39,9 @@ def main(argv: list[str]) -> None:
     unknown = [name for name in args.names if name not in pins]
     if unknown:
         sys.exit(f"error: {', '.join(unknown)}: not in requirements.txt or requirements-dev.txt")
+    for name in args.names:
+        for older in args.out.glob(f"{name.replace('-', '_')}-*.whl"):
+            older.unlink()  # pip refuses two versions of one package
     subprocess.run([*command, *(pins[name] for name in args.names)], check=True)
     print(report(args.out))
 

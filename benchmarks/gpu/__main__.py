@@ -16,7 +16,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from segret_jax import cli
 from segret_jax.errors import InputError
 
 FILE, LOG = "results.jsonl", "log.txt"
+LATE = "no time left"
 MODULES = {"ours": "benchmarks.gpu.ours", "original": "benchmarks.gpu.original"}
 THREADS = 6  # that compile in a process
 
@@ -44,7 +44,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--table", nargs="+", type=Path, help="print results as Markdown")
     args = parser.parse_args(argv)
     if args.table:
-        print(table([line for file in args.table for line in results.read(file)]))
+        lines = [results.read(file) for file in args.table]
+        for file, found in zip(args.table, lines, strict=True):
+            if not found:
+                raise InputError(f"--table {file}: there are no results; give {FILE} of a --out")
+        print(table([line for found in lines for line in found]))
         return
     if args.out is None:
         dry_run = args.dry_run
@@ -72,10 +76,14 @@ def measure(args: argparse.Namespace, deadline: float) -> int:
     failed = {line["figure"]: line["error"] for line in new if "error" in line}
     failed |= {line["figure"]: "wrong" for line in new if line.get("ok") is False}
     done = results.known([*old, *new], dry_run=args.dry_run)
-    missing = {f for w in chosen for j in w.jobs for f in j.figures} - done.keys() - failed.keys()
-    reasons = {f: impossible.get(_framework(chosen, f), "no time left") for f in sorted(missing)}
-    _report(f"{len(new)} new lines in {file}", failed, reasons, schedule.crashes)
-    late = args.dry_run and "no time left" in reasons.values()
+    skipped = {}
+    for worker in chosen:
+        why = impossible.get(worker.framework) or schedule.crashes.get(worker.name, LATE)
+        for figure in [f for job in worker.jobs for f in job.figures]:
+            if figure not in done and figure not in failed:
+                skipped[figure] = why
+    _report(f"{len(new)} new lines in {file}", failed, skipped)
+    late = args.dry_run and LATE in skipped.values()
     return int(bool(failed or schedule.crashes or late))
 
 
@@ -114,20 +122,12 @@ def _command(worker: plan.Worker, file: Path, args: argparse.Namespace) -> Any:
     return command
 
 
-def _framework(workers: Collection[plan.Worker], figure: str) -> str:
-    return next(w.framework for w in workers for job in w.jobs if figure in job.figures)
-
-
-def _report(
-    found: str, failed: dict[str, str], skipped: dict[str, str], crashes: list[str]
-) -> None:
+def _report(found: str, failed: dict[str, str], skipped: dict[str, str]) -> None:
     _say(found)
     for what, reasons in (("failed", failed), ("skipped", skipped)):
         for figure, reason in reasons.items():
             _say(f"{what}: {figure} ({reason})")
-    for crash in crashes:
-        _say(f"crashed: {crash}")
-    if "no time left" in skipped.values():
+    if LATE in skipped.values():
         _say("run the same command again to go on with what was skipped")
 
 

@@ -41,11 +41,16 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def known(lines: list[dict[str, Any]], *, dry_run: bool) -> dict[str, dict[str, Any]]:
-    """Return {figure: its newest line} of dry runs or of real ones, without errors."""
+    """Return {figure: its newest line} of dry runs or of real ones, without errors.
+
+    What was found to be wrong is not known either, so that it is looked at again.
+    """
     return {
         line["figure"]: line
         for line in lines
-        if "error" not in line and line.get("dry_run", False) == dry_run
+        if "error" not in line
+        and line.get("ok") is not False
+        and line.get("dry_run", False) == dry_run
     }
 
 

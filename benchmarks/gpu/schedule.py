@@ -81,7 +81,7 @@ class Schedule:
         self._deadline, self._parallel, self._say = deadline, parallel, say
         self._log, self._env = log, env
         self._running: list[_Process] = []
-        self.crashes: list[str] = []
+        self.crashes: dict[str, str] = {}  # by the name of the task
 
     def run(self) -> None:
         """Return when all is done or the time is up; no process is left."""
@@ -149,7 +149,7 @@ class Schedule:
         if process.attempt < ATTEMPTS:
             self._waiting.insert(0, (process.task, process.attempt + 1))
         else:
-            self.crashes.append(f"{process.task.name}: ended with status {status}, twice")
+            self.crashes[process.task.name] = f"its process ended with status {status}, twice"
 
 
 def _descendants(pid: int) -> list[int]:

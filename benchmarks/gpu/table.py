@@ -15,6 +15,7 @@ def table(lines: list[Line]) -> str:
     sections = [
         _machine(list(figures.values())), _peaks(figures), _train(figures), _parts(figures),
         _kernels(figures), _inference(figures), _checks(figures), _retention(figures),
+        _failed(real or lines, figures),
     ]  # fmt: skip
     return "\n\n".join(section for section in sections if section)
 
@@ -36,27 +37,28 @@ def _peaks(figures: dict[str, Line]) -> str:
     if "peaks" not in figures:
         return ""
     peak = figures["peaks"]
+    tf32 = f"{peak['tf32_tflops']:.0f} TFLOP/s" if "tf32_tflops" in peak else "none"
     return (
         f"Measured peaks: bfloat16 product {peak['bf16_tflops']:.0f} TFLOP/s, TF32 product "
-        f"{peak['tf32_tflops']:.0f} TFLOP/s, copy {peak['copy_gb_per_second']:.0f} GB/s (read and "
-        "written)."
+        f"{tf32}, copy {peak['copy_gb_per_second']:.0f} GB/s (read and written)."
     )
 
 
 def _train(figures: dict[str, Line]) -> str:
     rows = []
     for variant in _variants(figures, "train"):
-        ours = figures.get(f"train/{variant}/ours", {}).get("ms")
+        ours = figures.get(f"train/{variant}/ours", {})
         for key, name in FRAMEWORKS.items():
             if line := figures.get(f"train/{variant}/{key}"):
-                rows.append([variant, name, *_speed(line, figures), _times(line["ms"], ours, key)])
+                rows.append([variant, name, *_speed(line, ours, figures), _times(line, ours)])
     head = ("train step", "", "ms (least, most)", "images/s", "share of the bfloat16 peak",
             "device memory, GB", "compilation, s", "its time over ours")  # fmt: skip
     return _markdown("## Train step", head, rows, note=(
         "Shares are of an analytic count of the published model's operations, three times the "
         "forward pass (`segret_jax.summary`), over the measured product. Memory: of ours what XLA "
         "plans for the program, of PyTorch the most that was allocated. Compilation ran beside "
-        "that of other programs; PyTorch's is the time to the end of the first step."
+        "that of other programs; PyTorch's is the time to the end of the first step. Where the "
+        "command went on with an earlier one it may be the time to read a cache."
     ))  # fmt: skip
 
 
@@ -66,20 +68,21 @@ def _inference(figures: dict[str, Line]) -> str:
     shapes = list(dict.fromkeys(name[3] for name in names))
     for variant in _variants(figures, "inference"):
         for shape in shapes:
-            ours = figures.get(f"inference/{variant}/ours/{shape}", {}).get("ms")
+            ours = figures.get(f"inference/{variant}/ours/{shape}", {})
             for key, name in FRAMEWORKS.items():
                 if line := figures.get(f"inference/{variant}/{key}/{shape}"):
                     label = f"{variant}, {shape}"
-                    rows.append([label, name, *_speed(line, figures)[:4],
-                                 _times(line["ms"], ours, key)])  # fmt: skip
+                    rows.append([label, name, *_speed(line, ours, figures)[:4],
+                                 _times(line, ours)])  # fmt: skip
     head = ("forward pass", "", "ms (least, most)", "images/s", "share of the bfloat16 peak",
             "device memory, GB", "its time over ours")  # fmt: skip
     return _markdown("## Inference", head, rows)
 
 
-def _speed(line: Line, figures: dict[str, Line]) -> list[str]:
-    peak = figures.get("peaks", {}).get("bf16_tflops")
-    share = f"{100 * line['tflops'] / peak:.1f} %" if peak and "tflops" in line else ""
+def _speed(line: Line, ours: Line, figures: dict[str, Line]) -> list[str]:
+    peak, share = figures.get("peaks", {}).get("bf16_tflops"), ""
+    if peak and ours:  # the count of operations is the same
+        share = f"{100 * ours['tflops'] * ours['ms'] / line['ms'] / peak:.1f} %"
     return [
         f"{line['ms']:.1f} ({line['ms_min']:.1f}, {line['ms_max']:.1f})",
         f"{line['images_per_second']:.0f}",
@@ -89,8 +92,8 @@ def _speed(line: Line, figures: dict[str, Line]) -> list[str]:
     ]
 
 
-def _times(ms: float, ours: float | None, framework: str) -> str:
-    return f"{ms / ours:.2f}" if ours and framework != "ours" else ""
+def _times(line: Line, ours: Line) -> str:
+    return f"{line['ms'] / ours['ms']:.2f}" if ours and line is not ours else ""
 
 
 def _parts(figures: dict[str, Line]) -> str:
@@ -145,6 +148,11 @@ def _retention(figures: dict[str, Line]) -> str:
         "Errors are ‖x - exact‖ / ‖exact‖ of the output and of each gradient, where exact are the "
         "formulas in float32 with exact products; float32 rows have exact products, too."
     ))  # fmt: skip
+
+
+def _failed(lines: list[Line], figures: dict[str, Line]) -> str:
+    errors = {x["figure"]: x["error"] for x in lines if "error" in x and x["figure"] not in figures}
+    return _markdown("## Failed", ("figure", "error"), [[name, e] for name, e in errors.items()])
 
 
 def _verdict(line: Line) -> str:

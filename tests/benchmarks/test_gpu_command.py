@@ -59,7 +59,22 @@ def test_neither_an_error_nor_a_killed_process_harms_the_others(run, tmp_path):
     assert found.keys() == {"value/bad1", "value/good0", "more/good0"}
     assert "failed: value/bad0 (RuntimeError: out of memory)" in said
     assert "failed: more/bad1 (RuntimeError: no trace)" in said
-    assert "crashed: dead: ended with status -9, twice" in said
+    assert "skipped: value/dead0 (its process ended with status -9, twice)" in said
+    assert "run the same command again" not in said  # that would help nothing
+
+
+def test_what_was_wrong_is_looked_at_again(run, tmp_path):
+    results.append(tmp_path / command.FILE, "value/a0", {"ok": False})
+    results.append(tmp_path / command.FILE, "more/a0", {"ok": True})
+    status, said = run(worker("a", "value", run=99))
+    assert (status, "skipped: value/a0 (no time left)" in said) == (0, True)
+    assert run(worker("a", "value", x=3))[0] == 0
+    assert figures(tmp_path)["value/a0"]["x"] == 3
+
+
+def test_a_table_of_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match="there are no results; give results"):
+        command.main(["--table", str(tmp_path / "none.jsonl")])
 
 
 def test_what_does_not_fit_is_named(run, tmp_path):

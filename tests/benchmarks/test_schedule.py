@@ -81,7 +81,7 @@ def test_at_the_deadline_all_are_killed_and_what_was_found_stays():
 def test_a_killed_process_stops_no_other_and_is_tried_once_more():
     killed = Task("killed", lambda seconds, attempt: ["sh", "-c", "kill -9 $$"])
     schedule, said = run([killed, program("good", timed=0.05)])
-    assert schedule.crashes == ["killed: ended with status -9, twice"]
+    assert schedule.crashes == {"killed": "its process ended with status -9, twice"}
     assert said.count("started: killed") == 2
     assert any(rest == ["good", "ends"] for _, *rest in events())
 
@@ -105,7 +105,7 @@ def test_children_in_sessions_of_their_own_are_stopped_and_killed_too():
 def test_a_process_that_hangs_while_it_is_timed_does_not_stop_the_others(monkeypatch):
     monkeypatch.setattr("benchmarks.gpu.schedule.LONGEST", 0.3)
     schedule, _ = run([program("hangs", timed=60), program("good", timed=0.05)])
-    assert schedule.crashes == ["hangs: ended with status -9, twice"]
+    assert schedule.crashes == {"hangs": "its process ended with status -9, twice"}
     assert any(rest == ["good", "ends"] for _, *rest in events())
 
 

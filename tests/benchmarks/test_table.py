@@ -37,7 +37,7 @@ def test_every_figure_is_in_it_with_machine_versions_date_and_commit():
     assert "bfloat16 product 800 TFLOP/s, TF32 product 400 TFLOP/s, copy 3000 GB/s" in text
     for row in (
         "| tiny | segret_jax | 40.0 (40.0, 40.0) | 400 | 15.0 % | 8.00 | 60 |  |",
-        "| tiny | original, `torch.compile` | 60.0 (60.0, 60.0) | 267 |  | 10.00 | 60 | 1.50 |",
+        "| tiny | original, `torch.compile` | 60.0 (60.0, 60.0) | 267 | 10.0 % | 10.00 | 60 |",
         "| base | segret_jax | 100.0 (100.0, 100.0) | 160 | 25.0 % | 20.00 | 60 |  |",
         "| FFN | 15.00 |", "| all | 20.00 |", "| tiny | `gemm` | FFN | 9.00 | 28 |",
         "| goldens/tiny | 3.0e-06 of the RMS at most | right |",
@@ -49,6 +49,9 @@ def test_every_figure_is_in_it_with_machine_versions_date_and_commit():
     assert text.index("| tiny | segret_jax") < text.index("| base | segret_jax")
     assert "toy" not in text
     assert "| large |" not in text
+    assert (
+        "## Failed\n\n| figure | error |\n| --- | --- |\n| train/large/ours | no memory |" in text
+    )
 
 
 def test_what_is_not_there_has_no_section():
