@@ -253,10 +253,17 @@ def remove_sums(folder: Path) -> None:
     shutil.rmtree(folder / "sums")
 
 
-def use_the_one_before(workdir: Path) -> None:
-    """Each damaged another way."""
+def use_the_one_before_changed_ones(workdir: Path) -> None:
+    _damage_and_use_the_one_before(workdir, flip_bits, truncate, change_sums)
+
+
+def use_the_one_before_incomplete_ones(workdir: Path) -> None:
+    _damage_and_use_the_one_before(workdir, remove_model, remove_sums)
+
+
+def _damage_and_use_the_one_before(workdir: Path, *damages: Callable[[Path], None]) -> None:
     checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
-    for damage in (flip_bits, truncate, change_sums, remove_model, remove_sums):
+    for damage in damages:
         for step in (1, 2):
             assert saved(checkpoints, state_of(step))
         damage(checkpoints.folder / "2")
@@ -269,6 +276,11 @@ def use_the_one_before(workdir: Path) -> None:
         again.close()
         shutil.rmtree(checkpoints.folder)
         checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
+    checkpoints.close()
+
+
+def use_none(workdir: Path) -> None:
+    checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
     for step in (1, 2):
         assert saved(checkpoints, state_of(step))
         flip_bits(checkpoints.folder / str(step))
@@ -280,15 +292,23 @@ def use_the_one_before(workdir: Path) -> None:
     checkpoints.close()
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(mini, tmp_path):
-    log = in_a_process_of_its_own(use_the_one_before, mini, tmp_path)
+@pytest.mark.parametrize(
+    ("use", "faults"),
+    [
+        (use_the_one_before_changed_ones, ("", "", "is not what was saved")),
+        (use_the_one_before_incomplete_ones, ("is missing", "is missing")),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(mini, tmp_path, use, faults):
+    log = in_a_process_of_its_own(use, mini, tmp_path)
     lines = [line for line in log.splitlines() if "checkpoints/2 is damaged" in line]
-    assert len(lines) == 5
-    assert all("the checkpoint before it is used" in line for line in lines)
-    for line, fault in zip(
-        lines[2:], ("is not what was saved", "is missing", "is missing"), strict=True
-    ):
+    for line, fault in zip(lines, faults, strict=True):
+        assert "the checkpoint before it is used" in line
         assert fault in line
+
+
+def test_where_all_are_damaged_nothing_is_moved(mini, tmp_path):
+    in_a_process_of_its_own(use_none, mini, tmp_path)
 
 
 def test_what_is_no_fault_of_a_checkpoint_leaves_it_where_it_is(checkpoints, monkeypatch):
