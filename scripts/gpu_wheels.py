@@ -39,11 +39,17 @@ def main(argv: list[str]) -> None:
     unknown = [name for name in args.names if name not in pins]
     if unknown:
         sys.exit(f"error: {', '.join(unknown)}: not in requirements.txt or requirements-dev.txt")
-    for name in args.names:
-        for older in args.out.glob(f"{name.replace('-', '_')}-*.whl"):
-            older.unlink()  # pip refuses two versions of one package
+    wanted = {normalized(name) for name in args.names}
+    for wheel in args.out.glob("*.whl"):
+        if normalized(wheel.name.split("-")[0]) in wanted:
+            wheel.unlink()  # pip rejects two versions of one package
     subprocess.run([*command, *(pins[name] for name in args.names)], check=True)
     print(report(args.out))
+
+
+def normalized(name: str) -> str:
+    """Return the name of a project as PEP 503 compares it: tensorboardX's wheel is tensorboardx."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def pinned() -> dict[str, str]:

@@ -4,6 +4,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -20,6 +23,7 @@ from segret_jax.config import ModelConfig
 from segret_jax.errors import InputError
 from segret_jax.models.kernels import compute_capability
 from segret_jax.summary import operations
+from segret_jax.training.compile_time import CACHE_HIT
 
 SLOWEST = 10  # kernels that are listed
 TENSOR_FLOAT_32 = 8.0  # compute capability of the oldest GPUs that have it: A100, RTX 30
@@ -55,10 +59,12 @@ def peaks(*, size: int) -> Measure:
 def train(variant: str, size: tuple[int, int], *, batch: int, dtype: str, repeats: int) -> Measure:
     """Time a training step, then trace where its time goes."""
     config = ModelConfig(variant=variant, dtype=dtype)
-    case = train_case(config, (batch, *size, 3))
+    with _cache_events() as events:
+        case = train_case(config, (batch, *size, 3))
 
     def measure() -> Figures:
-        yield "train", _speed(config, case, size, batch=batch, passes=3, repeats=repeats)
+        speed = _speed(config, case, size, batch=batch, passes=3, repeats=repeats)
+        yield "train", speed | {"cached": events[-1:] == [CACHE_HIT]}
         assert case.compiled
         profile = trace.profile(case.run, str(case.compiled.as_text()))
         slowest = profile.kernels[:SLOWEST]
@@ -87,6 +93,23 @@ def inference(
         yield "inference", _speed(config, case, size, batch=batch, passes=1, repeats=repeats)
 
     return measure
+
+
+@contextmanager
+def _cache_events() -> Iterator[list[str]]:
+    """Collect the hits and misses of JAX's compilation cache in this thread, the step's last."""
+    events: list[str] = []
+    thread = threading.get_ident()  # other jobs compile at the same time
+
+    def listen(event: str, **_: Any) -> None:
+        if event.startswith("/jax/compilation_cache/cache_") and threading.get_ident() == thread:
+            events.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
 
 
 def _speed(

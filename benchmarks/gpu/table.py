@@ -13,9 +13,9 @@ def table(lines: list[Line]) -> str:
     real = [line for line in lines if not line.get("dry_run")]
     figures = {line["figure"]: line for line in real or lines if "error" not in line}
     sections = [
-        _machine(list(figures.values())), _peaks(figures), _train(figures), _parts(figures),
-        _kernels(figures), _inference(figures), _checks(figures), _retention(figures),
-        _failed(real or lines, figures),
+        _machine(list(figures.values()) or lines), _peaks(figures), _train(figures),
+        _parts(figures), _kernels(figures), _inference(figures), _checks(figures),
+        _retention(figures), _failed(real or lines, figures),
     ]  # fmt: skip
     return "\n\n".join(section for section in sections if section)
 
@@ -57,8 +57,8 @@ def _train(figures: dict[str, Line]) -> str:
         "Shares are of an analytic count of the published model's operations, three times the "
         "forward pass (`segret_jax.summary`), over the measured product. Memory: of ours what XLA "
         "plans for the program, of PyTorch the most that was allocated. Compilation ran beside "
-        "that of other programs; PyTorch's is the time to the end of the first step. Where the "
-        "command went on with an earlier one it may be the time to read a cache."
+        "that of other programs; PyTorch's is the time to the end of the first step. `(cached)`: "
+        "read from JAX's cache; whether PyTorch read its own cache is not recorded."
     ))  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def _speed(line: Line, ours: Line, figures: dict[str, Line]) -> list[str]:
         f"{line['images_per_second']:.0f}",
         share,
         f"{line['memory_gb']:.2f}" if "memory_gb" in line else "",
-        f"{line['compile_seconds']:.0f}",
+        f"{line['compile_seconds']:.0f}" + " (cached)" * line.get("cached", False),
     ]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import results
+from segret_jax.errors import InputError
 
 Figures = Iterator[tuple[str, dict[str, Any]]]
 Measure = Callable[[], Figures]  # made by a job's function, which compiles
@@ -32,8 +33,13 @@ def main(argv: list[str]) -> None:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module = importlib.import_module(spec["module"])
-    facts = module.start(spec) | spec["facts"]
     file = Path(spec["results"])
+    try:
+        facts = module.start(spec) | spec["facts"]
+    except InputError as error:  # a second attempt would not help
+        for figure in [f for job in spec["jobs"] for f in job["figures"]]:
+            results.append(file, figure, {"error": str(error)} | spec["facts"])
+        return
 
     with ThreadPoolExecutor(spec["threads"]) as pool:
         prepared = [(job, pool.submit(module.JOBS[job["kind"]], **job["settings"]))

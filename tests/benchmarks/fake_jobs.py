@@ -5,8 +5,12 @@ import signal
 import time
 from typing import Any
 
+from segret_jax.errors import InputError
+
 
 def start(spec: dict[str, Any]) -> dict[str, Any]:
+    if "FAKE_NO_GPU" in os.environ:
+        raise InputError("JAX sees no NVIDIA GPU here")
     return {"device": "fake"}
 
 

@@ -72,6 +72,14 @@ def test_what_was_wrong_is_looked_at_again(run, tmp_path):
     assert figures(tmp_path)["value/a0"]["x"] == 3
 
 
+def test_a_machine_without_a_gpu_is_named_once_per_figure_and_not_tried_again(run, monkeypatch):
+    monkeypatch.setenv("FAKE_NO_GPU", "1")
+    status, said = run(worker("a", "value", x=1))
+    assert status == 1
+    assert "failed: value/a0 (JAX sees no NVIDIA GPU here)" in said
+    assert said.count("started: a") == 1
+
+
 def test_a_table_of_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="there are no results; give results"):
         command.main(["--table", str(tmp_path / "none.jsonl")])

@@ -2,6 +2,7 @@
 
 import runpy
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,17 @@ def test_every_wheel_that_is_downloaded_has_a_pinned_version():
     assert pins["flax"].startswith("flax==")
     with pytest.raises(SystemExit, match="no-such-package: not in requirements"):
         script["main"](["no-such-package"])
+
+
+def test_wheels_of_earlier_pins_are_removed(tmp_path, monkeypatch):
+    script = runpy.run_path(str(ROOT / "scripts/gpu_wheels.py"))
+    monkeypatch.setitem(script["main"].__globals__, "subprocess", mock.MagicMock())
+    monkeypatch.setitem(script["main"].__globals__, "report", lambda wheels: "")
+    older = ("tensorboardx-2.6.4-py3-none-any.whl", "orbax_checkpoint-0.1.0-py3-none-any.whl")
+    for name in (*older, "other-1.0-py3-none-any.whl"):
+        (tmp_path / name).touch()
+    script["main"](["--out", str(tmp_path)])
+    assert [file.name for file in tmp_path.iterdir()] == ["other-1.0-py3-none-any.whl"]
 
 
 def test_the_sum_of_what_travels_is_judged(tmp_path):

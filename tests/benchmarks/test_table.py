@@ -54,6 +54,17 @@ def test_every_figure_is_in_it_with_machine_versions_date_and_commit():
     )
 
 
+def test_programs_from_the_cache_are_marked_and_old_gpus_have_no_tf32():
+    peaks = {key: value for key, value in LINES[0].items() if key != "tf32_tflops"}
+    text = table([peaks, speed("train/tiny/ours", 40.0, tflops=120.0, memory_gb=8.0, cached=True)])
+    assert "| 8.00 | 60 (cached) |  |" in text
+    assert "TF32 product none, copy 3000 GB/s" in text
+
+
+def test_a_table_of_failures_names_the_machine():
+    assert table([LINES[5]]).startswith("# H100, 2026-12-01\n")
+
+
 def test_what_is_not_there_has_no_section():
     assert "##" not in table(LINES[:1])
     assert table(LINES[-1:]).count("Dry run: tiny sizes, no measurement.") == 1
