@@ -30,6 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str):
         super().__init__(
+            prog=_program(),
             description=description,
             epilog="--config.GROUP.KEY=VALUE changes a setting; see segret_jax/config.py",
             allow_abbrev=False,
@@ -46,6 +47,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """Report a wrong argument as every other mistake: one line, exit status 2."""
         raise InputError(f"{message} (--help lists what there is)")
+
+
+def _program() -> str | None:
+    """Return how a module is run; argparse would say `__main__.py` of a package."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
 
 
 def run(main: Callable[[list[str]], None]) -> None:

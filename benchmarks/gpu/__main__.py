@@ -74,7 +74,9 @@ def measure(args: argparse.Namespace, deadline: float) -> int:
 
     new = results.read(file)[len(old) :]
     failed = {line["figure"]: line["error"] for line in new if "error" in line}
-    failed |= {line["figure"]: "wrong" for line in new if line.get("ok") is False}
+    newest = results.newest([*old, *new], dry_run=args.dry_run)
+    figures = {figure for w in chosen for job in w.jobs for figure in job.figures}
+    failed |= {f: "wrong" for f in figures & newest.keys() if newest[f].get("ok") is False}
     done = results.known([*old, *new], dry_run=args.dry_run)
     skipped = {}
     for worker in chosen:

@@ -41,16 +41,17 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def known(lines: list[dict[str, Any]], *, dry_run: bool) -> dict[str, dict[str, Any]]:
-    """Return {figure: its newest line} of dry runs or of real ones, without errors.
+    """Return {figure: its newest line}, but for errors and what was wrong: to be measured again."""
+    found = newest(lines, dry_run=dry_run)
+    return {figure: line for figure, line in found.items() if line.get("ok") is not False}
 
-    What was found to be wrong is not known either, so that it is looked at again.
-    """
+
+def newest(lines: list[dict[str, Any]], *, dry_run: bool) -> dict[str, dict[str, Any]]:
+    """Return {figure: its newest line} of dry runs or of real ones, without errors."""
     return {
         line["figure"]: line
         for line in lines
-        if "error" not in line
-        and line.get("ok") is not False
-        and line.get("dry_run", False) == dry_run
+        if "error" not in line and line.get("dry_run", False) == dry_run
     }
 
 
