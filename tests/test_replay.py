@@ -60,6 +60,15 @@ def changed(state: TrainState, *path: Any, factor: float) -> TrainState:
     return dataclasses.replace(state, params=params)
 
 
+def test_a_pixel_that_is_not_finite_is_named(state, tmp_path, capsys):
+    spoiled = batch()
+    spoiled["image"][1, 2, 3, 0] = np.inf
+    assert replayed(tmp_path / "nonfinite_000000", state, spoiled) == 1
+    printed = capsys.readouterr().out
+    assert "not finite before the step: batch: image" in printed
+    assert "1. encoder/stem (forward): conv_general_dilated" in printed
+
+
 @pytest.mark.parametrize("accumulate", [1, *slow(2)])
 def test_the_loss_is_the_step_s_own(state, tmp_path, capsys, accumulate):
     override = f"--config.train.accumulate={accumulate}"
@@ -73,15 +82,6 @@ def test_the_loss_is_the_step_s_own(state, tmp_path, capsys, accumulate):
     loss, norm = map(float, re.findall(r"float32: loss (\S+), gradient norm (\S+)", printed)[0])
     assert loss == pytest.approx(float(metrics["loss"]), rel=1e-5)
     assert norm == pytest.approx(float(metrics["gradient_norm"]), rel=1e-3)
-
-
-def test_a_pixel_that_is_not_finite_is_named(state, tmp_path, capsys):
-    spoiled = batch()
-    spoiled["image"][1, 2, 3, 0] = np.inf
-    assert replayed(tmp_path / "nonfinite_000000", state, spoiled) == 1
-    printed = capsys.readouterr().out
-    assert "not finite before the step: batch: image" in printed
-    assert "1. encoder/stem (forward): conv_general_dilated" in printed
 
 
 def test_the_layer_that_overflows_is_named(state, tmp_path, capsys):
