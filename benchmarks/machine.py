@@ -1,14 +1,10 @@
 """What a figure must be read with: the machine, its versions, and its measured limits."""
 
-import contextlib
 import datetime
 import os
 import platform
-import re
-import resource
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
+
+from segret_jax.training.memory import peak_resident
 
 PRODUCT = 8192  # rows of the square matrices on an accelerator; an eighth on CPU
 COPIED = 2**28  # bytes
@@ -45,19 +43,7 @@ def peak_memory() -> int:
     stats = jax.devices()[0].memory_stats()
     if stats:
         return stats["peak_bytes_in_use"]
-    return _peak_resident()
-
-
-def _peak_resident() -> int:
-    """Return the most bytes that this process had resident.
-
-    On Linux, `getrusage` may give those of the process that started this one.
-    """
-    with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        if found := re.search(r"VmHWM:\s*(\d+) kB", status):
-            return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident()
 
 
 def peak_flops(dtype: DTypeLike, *, tf32: bool = False, size: int = 0) -> float:

@@ -16,6 +16,7 @@ import pytest
 from segret_jax.config import OptimConfig, TrainConfig
 from segret_jax.models import rmt
 from segret_jax.training import loop
+from segret_jax.training.compile_time import NOT_COMPILED
 from tests.fast_compile import compile_fast
 
 # Runs that start anew, in this process or as train.py in their own, compile the same steps: once
@@ -52,7 +53,7 @@ FIRST = (
 )  # fmt: skip
 
 # Settings of training that its step does not have.
-OF_THE_LOOP = {"minutes", "steps", "log_every", "save_every", "eval_every", "keep_checkpoints"}
+OF_THE_LOOP = {"steps", *NOT_COMPILED}
 
 
 def slow(*cases: Any) -> list[Any]:

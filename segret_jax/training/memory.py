@@ -4,6 +4,7 @@ import ctypes
 import gc
 import math
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable
@@ -119,10 +120,22 @@ def device_memory() -> float:
     """
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
-        unit = 1 if sys.platform == "darwin" else 1024
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        return float(peak_resident())
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
     return max((float(peak) for peak in peaks if peak is not None), default=math.nan)
+
+
+def peak_resident() -> int:
+    """Return the most bytes that this process had resident.
+
+    On Linux, `getrusage` may give those of the process that started this one.
+    """
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        if found := re.search(r"VmHWM:\s*(\d+) kB", status):
+            return int(found[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def give_back() -> None:
