@@ -19,6 +19,8 @@ from tests.runs import leaves, records
 from tests.training.test_mesh import assert_close
 
 STEPS = 6
+# What Gloo says on stderr, in pieces: its threads write between each other's.
+GLOO = "[Gloo] Rank is connected to peer ranks. Expected number of connected peer ranks is"
 
 
 def free_port() -> int:
@@ -69,8 +71,8 @@ def test_two_and_four_processes_give_one_process_s_numbers(tmp_path):
     printed = run(two, 2, "--devices", 2)
     assert "4 x cpu in 2 processes" in printed[0]
     assert "mIoU" in printed[0]
-    of_gloo = "[Gloo]"  # which tells on stderr how many peers it found
-    assert all(line.startswith(of_gloo) for line in printed[1].splitlines())  # one speaks for all
+    words = re.compile(r"[^\W\d]+")
+    assert set(words.findall(printed[1])) <= set(words.findall(GLOO))  # one speaks for all
     assert_same_training(alone, two)
 
     # Told to stop by a signal to one of four, which is at its third step: all stop at the same one.
