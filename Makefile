@@ -15,7 +15,7 @@ PROGRESS := awk '/^(Collecting|Installing)/ {n += /^C/; printf "\r%-78.78s", n "
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
-	$(VENV)/bin/python train.py --config configs/demo.py --workdir runs/demo $(DEMO_ARGS)
+	$(VENV)/bin/segret demo $(DEMO_ARGS)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
@@ -25,11 +25,11 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy segret_jax benchmarks train.py eval.py predict.py
 
-$(INSTALLED): requirements.txt requirements-dev.txt
+$(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("segret_jax needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
 	@echo "installing into $(VENV): some 80 packages, 1.3 GB; one to three minutes, only once"
 	$(PYTHON) -m venv $(VENV)
-	@set -o pipefail; $(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-dev.txt | $(PROGRESS)
+	@set -o pipefail; $(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-dev.txt -e . | $(PROGRESS)
 	@touch $(INSTALLED)
 
 clean:

@@ -1,53 +1,6 @@
-"""Segment your own pictures: python predict.py IMAGE|DIR --checkpoint runs/demo --out DIR.
+"""Segment photographs: python predict.py is `segret predict`."""
 
-Writes, for each picture, NAME_label.png (class ids, 8 bits, the classes' colors as the palette) and
-NAME_overlay.png (with a legend). Replaces only what it wrote before for the same picture. Pictures
-that cannot be read are left out and listed at the end; the exit status is then 1.
-"""
-
-import sys
-from pathlib import Path
-
-from segret_jax import cli
-from segret_jax.config import check_segmentation
-from segret_jax.files import make_folder, writing
-
-
-def main(argv: list[str]) -> None:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("input", type=Path, metavar="IMAGE|DIR")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="or a run's folder")
-    parser.add_argument("--out", type=Path, required=True)
-    args, overrides = parser.parse(argv)
-
-    from segret_jax.evaluation.outputs import outputs_of  # heavy imports, after the arguments
-    from segret_jax.evaluation.pictures import find_pictures
-
-    found = find_pictures(args.input)
-    planned = outputs_of(found.files, args.out)
-
-    from segret_jax import compilation  # heavier ones, after the folders
-    from segret_jax.evaluation.inference import Predictor
-    from segret_jax.evaluation.prediction import segment
-    from segret_jax.training import checkpoint as checkpoints
-
-    compilation.use_cache()
-    checkpoint = checkpoints.find(args.checkpoint)
-    config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
-    check_segmentation(config.model)
-    table = checkpoints.load_table(checkpoint)
-    with writing(f"to {args.out}"):  # told before a model is loaded
-        make_folder(args.out)
-    predictor = Predictor(*checkpoints.load_model(checkpoint, config), config.eval)
-    done = segment(predictor, table, found.files, planned)
-    if done.faults and args.input.is_file():
-        raise done.faults[0]
-    summary = f"{done.count} segmented with {checkpoint}, written to {args.out}"
-    print(summary, *found.notes, *done.notes(), sep="\n")
-    if done.faults:
-        print(f"{len(done.faults)} could not be read:", *done.faults, sep="\n", file=sys.stderr)
-        sys.exit(1)
-
+from segret_jax.cli import predict, program
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(predict.main, computes=True)

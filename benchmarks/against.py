@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from segret_jax import cli
+from segret_jax.cli import program
 from segret_jax.config import ModelConfig
 
 # JAX is imported where it is used: it must not count in the other's memory.
@@ -158,4 +158,4 @@ def _make_ours(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

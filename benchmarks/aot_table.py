@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md, from the receipts that `segret_jax.aot --out` wrote.
+"""The tables of docs/scale.md, from the receipts that `segret aot --out` wrote.
 
 python -m benchmarks.aot_table benchmarks/results/aot/*.json
 """

@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image, features
 
 from configs import ade_tiny, cityscapes_tiny
-from segret_jax import cli
+from segret_jax.cli import program
 from segret_jax.config import Config
 from segret_jax.data import sources, transforms
 from segret_jax.data.datasets import get_dataset
@@ -206,4 +206,4 @@ def report(name: str, photographs: Photographs, rounds: list[dict[str, float]]) 
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

@@ -23,14 +23,15 @@ from benchmarks.gpu import results, toy
 from benchmarks.machine import machine
 from benchmarks.timed_run import MANY, Run
 from configs import camvid_tiny
-from segret_jax import cli, compilation
+from segret_jax.cli import program
 from segret_jax.config import Config
 from segret_jax.convert.exporting import export_tensors
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.pipeline import class_table
 from segret_jax.evaluation.evaluate import Picture, Result
-from segret_jax.evaluation.legend import with_legend
-from segret_jax.evaluation.visualize import overlay, save_png
+from segret_jax.run import compilation_cache as compilation
+from segret_jax.visualize.legend import with_legend
+from segret_jax.visualize.pictures import overlay, save_png
 
 
 def main(argv: list[str]) -> None:
@@ -104,4 +105,4 @@ def overlays(pictures: list[Picture], table: ClassTable) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

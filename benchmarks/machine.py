@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from segret_jax.training.memory import peak_resident
+from segret_jax.run.memory import peak_resident
 
 PRODUCT = 8192  # rows of the square matrices on an accelerator; an eighth on CPU
 COPIED = 2**28  # bytes

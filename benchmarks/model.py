@@ -32,14 +32,17 @@ from flax import nnx
 from benchmarks import paths
 from benchmarks.machine import machine, peak_bandwidth, peak_flops, peak_memory, seconds
 from benchmarks.trace import profile
-from segret_jax import cli
+from segret_jax.checkpoint.state import new_state
+from segret_jax.cli import program
+from segret_jax.cli.summary import parse_size
 from segret_jax.config import EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.models.rmt import VARIANTS
-from segret_jax.summary import operations, parse_size
-from segret_jax.training.optim import make_optimizer
-from segret_jax.training.sharding import data_mesh
-from segret_jax.training.state import build, new_state
+from segret_jax.models.factory import ModelBundle, build
+from segret_jax.models.flops import operations
+from segret_jax.models.segret import FAMILY
+from segret_jax.models.segret.variants import VARIANTS
+from segret_jax.parallel.mesh import data_mesh
+from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.step import compile_ahead, make_train_step
 
 NUM_CLASSES = 150
@@ -124,7 +127,7 @@ def labels_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
     graph, params, batch_stats = build(config, NUM_CLASSES, seed=0)
     _, h, w, _ = shape
     evaluation = EvalConfig(resize_target=(max(h, w), min(h, w)), multiple_of=1)
-    predictor = Predictor(graph, params, batch_stats, evaluation)
+    predictor = Predictor(ModelBundle(graph, params, batch_stats), evaluation)
     image = np.random.default_rng(0).integers(0, 256, (h, w, 3), np.uint8)
     start = time.perf_counter()
     predictor.label_map(image)  # compiles and runs once
@@ -133,7 +136,7 @@ def labels_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
 
 def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
     graph, params, batch_stats = build(config, NUM_CLASSES, seed=0)
-    optimizer = make_optimizer(OptimConfig(), 100)
+    optimizer = make_optimizer(OptimConfig(), 100, FAMILY)
     state = new_state(params, batch_stats, optimizer)
     rng = np.random.default_rng(0)
     batch = {
@@ -158,4 +161,4 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

@@ -10,12 +10,12 @@ from flax import nnx
 from jax import lax
 
 from benchmarks.machine import seconds
-from segret_jax.models.blocked_retention import blocked_retention
-from segret_jax.models.decay import head_log_decay
-from segret_jax.models.decoder import Decoder
 from segret_jax.models.layers import depthwise_conv, resize_bilinear
-from segret_jax.models.retention import decomposed_retention, whole_retention
-from segret_jax.models.rmt import VARIANTS
+from segret_jax.models.retention.blocked import blocked_retention
+from segret_jax.models.retention.decay import head_log_decay
+from segret_jax.models.retention.formulas import decomposed_retention, whole_retention
+from segret_jax.models.segret.decoder import Decoder
+from segret_jax.models.segret.variants import VARIANTS
 from segret_jax.training.pixel_loss import weighted_loss
 
 ROUNDS = 12

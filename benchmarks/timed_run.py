@@ -14,15 +14,18 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from segret_jax.checkpoint.state import TrainState, new_state
 from segret_jax.config import Config, OptimConfig
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.pipeline import batches_from, class_table, open_source, training_dataset
 from segret_jax.data.sources import Source
 from segret_jax.evaluation.evaluate import Result, evaluate
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.training.optim import make_optimizer
-from segret_jax.training.sharding import data_mesh, place, shard_batch, whole_here
-from segret_jax.training.state import TrainState, build, new_state
+from segret_jax.models.factory import ModelBundle, build
+from segret_jax.models.segret import FAMILY
+from segret_jax.parallel.mesh import data_mesh
+from segret_jax.parallel.sharding import place, shard_batch, whole_here
+from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.step import compile_ahead, make_train_step
 
 LOG_EVERY = 20  # steps, after which their number is estimated again
@@ -37,7 +40,7 @@ def timed_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     which is `optim.min_learning_rate` of the recipe. State: (inner state, steps done, steps).
     """
     constant = dataclasses.replace(config, min_learning_rate=config.learning_rate)
-    inner_optimizer = make_optimizer(constant, MANY)  # with the warmup alone
+    inner_optimizer = make_optimizer(constant, MANY, FAMILY)  # with the warmup alone
 
     def init(params: Any) -> tuple[Any, jax.Array, jax.Array]:
         return inner_optimizer.init(params), jnp.int32(0), jnp.int32(MANY)
@@ -153,7 +156,7 @@ class _Scorer:
     def score(self, graph: nnx.GraphDef[Any], model: dict[str, Any]) -> tuple[Result, float]:
         """Evaluate; return the result and the seconds that it took."""
         begun = time.monotonic()
-        predictor = Predictor(graph, **model, config=self.config.eval)
+        predictor = Predictor(ModelBundle(graph, **model), self.config.eval)
         pictures = self.config.eval.pictures
         result = evaluate(predictor, self.validation, self.table, num_pictures=pictures)
         assert result  # nothing cancels it

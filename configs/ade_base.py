@@ -1,6 +1,6 @@
 """SegRet-base on ADE20K.
 
-    python train.py --config configs/ade_base.py --config.data.root=DIR
+    segret train --config ade_base --config.data.root=DIR
 
 mIoU 51.63 single-scale, 52.13 multi-scale:
 published, not reproduced here yet; needs ImageNet weights.

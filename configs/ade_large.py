@@ -1,6 +1,6 @@
 """SegRet-large on ADE20K.
 
-    python train.py --config configs/ade_large.py --config.data.root=DIR
+    segret train --config ade_large --config.data.root=DIR
 
 mIoU 52.0 single-scale, 52.23 multi-scale:
 published, not reproduced here yet; needs ImageNet weights.

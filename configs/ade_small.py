@@ -1,6 +1,6 @@
 """SegRet-small on ADE20K.
 
-    python train.py --config configs/ade_small.py --config.data.root=DIR
+    segret train --config ade_small --config.data.root=DIR
 
 mIoU 50.7 single-scale, 51.29 multi-scale:
 published, not reproduced here yet; needs ImageNet weights.

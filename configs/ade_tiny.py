@@ -1,6 +1,6 @@
 """SegRet-tiny on ADE20K.
 
-    python train.py --config configs/ade_tiny.py --config.data.root=DIR
+    segret train --config ade_tiny --config.data.root=DIR
 
 mIoU 48.76 single-scale, 49.39 multi-scale:
 published, not reproduced here yet; needs ImageNet weights.

@@ -3,7 +3,7 @@
 Trained and scored at full resolution. Not measured yet; configs/camvid_tiny_cpu.py is the reduced
 recipe whose result the README shows.
 
-Command: python train.py --config configs/camvid_tiny.py --config.data.root=DIR
+Command: segret train --config camvid_tiny --config.data.root=DIR
 """
 
 from segret_jax.config import Config

@@ -5,7 +5,7 @@ untouched 480x360 labels. configs/camvid_tiny.py is the recipe for a GPU.
 
 Measured: validation mIoU 58.5 after 66 minutes on 2 CPU cores shared with other work.
 
-Command: python train.py --config configs/camvid_tiny_cpu.py --config.data.root=DIR
+Command: segret train --config camvid_tiny_cpu --config.data.root=DIR
 """
 
 from segret_jax.config import Config

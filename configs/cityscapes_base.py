@@ -1,6 +1,6 @@
 """SegRet-base on Cityscapes.
 
-    python train.py --config configs/cityscapes_base.py --config.data.root=DIR
+    segret train --config cityscapes_base --config.data.root=DIR
 
 mIoU 83.28 single-scale, 83.87 multi-scale (in the paper's text 83.17, 83.8):
 published, not reproduced here yet; needs ImageNet weights.

@@ -1,6 +1,6 @@
 """SegRet-large on Cityscapes.
 
-    python train.py --config configs/cityscapes_large.py --config.data.root=DIR
+    segret train --config cityscapes_large --config.data.root=DIR
 
 mIoU 83.36 single-scale, 83.91 multi-scale:
 published, not reproduced here yet; needs ImageNet weights.

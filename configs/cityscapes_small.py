@@ -1,6 +1,6 @@
 """SegRet-small on Cityscapes.
 
-    python train.py --config configs/cityscapes_small.py --config.data.root=DIR
+    segret train --config cityscapes_small --config.data.root=DIR
 
 mIoU 82.93 single-scale, 83.52 multi-scale (in the paper's text 82.59, 83.26):
 published, not reproduced here yet; needs ImageNet weights.

@@ -1,6 +1,6 @@
 """SegRet-tiny on Cityscapes.
 
-    python train.py --config configs/cityscapes_tiny.py --config.data.root=DIR
+    segret train --config cityscapes_tiny --config.data.root=DIR
 
 mIoU 81.75 single-scale, 82.17 multi-scale:
 published, not reproduced here yet; needs ImageNet weights.

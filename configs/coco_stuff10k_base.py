@@ -1,6 +1,6 @@
 """SegRet-base on COCO-Stuff10k.
 
-    python train.py --config configs/coco_stuff10k_base.py --config.data.root=DIR
+    segret train --config coco_stuff10k_base --config.data.root=DIR
 
 mIoU 45.92 single-scale, 46.06 multi-scale:
 published, not reproduced here yet; needs ImageNet weights.

@@ -1,6 +1,6 @@
 """SegRet-large on COCO-Stuff10k.
 
-    python train.py --config configs/coco_stuff10k_large.py --config.data.root=DIR
+    segret train --config coco_stuff10k_large --config.data.root=DIR
 
 mIoU 45.78 single-scale, 46.63 multi-scale:
 published, not reproduced here yet; needs ImageNet weights.

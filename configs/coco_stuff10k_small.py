@@ -1,6 +1,6 @@
 """SegRet-small on COCO-Stuff10k.
 
-    python train.py --config configs/coco_stuff10k_small.py --config.data.root=DIR
+    segret train --config coco_stuff10k_small --config.data.root=DIR
 
 mIoU 44.32 single-scale, 45.48 multi-scale:
 published, not reproduced here yet; needs ImageNet weights.

@@ -1,6 +1,6 @@
 """SegRet-tiny on COCO-Stuff10k.
 
-    python train.py --config configs/coco_stuff10k_tiny.py --config.data.root=DIR
+    segret train --config coco_stuff10k_tiny --config.data.root=DIR
 
 mIoU 42.22 single-scale, 43.32 multi-scale:
 published, not reproduced here yet; needs ImageNet weights.

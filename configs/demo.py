@@ -2,7 +2,7 @@
 
 Measured: mIoU 80.5 on 64 scenes never seen, after 1,600 training scenes.
 
-Command: make demo, or python train.py --config configs/demo.py
+Command: make demo, or segret train --config demo
 """
 
 from segret_jax.config import Config

@@ -5,7 +5,7 @@ and the size of the images, the memory that is free, and the speed of the device
 one line. The run's config.json keeps them: a run that goes on does not choose again.
 With --config.init_from=WEIGHTS the learning rate is lower. --config.KEY=VALUE sets any of them.
 
-Command: python train.py --config configs/own.py --config.data.dataset=FILE.json \
+Command: segret train --config own --config.data.dataset=FILE.json \
     --config.data.root=DIR --config.train.minutes=60
 """
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on all GPUs of one machine, and starts again what was killed (out of memory, a crash):
 #
-#     scripts/gpus.sh runs/ade_tiny --config configs/ade_tiny.py --config.data.root=DIR
+#     scripts/gpus.sh runs/ade_tiny --config ade_tiny --config.data.root=DIR
 #
 # One process drives all GPUs; the config's batch is split over them. Needs, once:
 #
@@ -19,7 +19,7 @@ shift
 stopping='' training=''
 trap 'stopping=1; [ -z "$training" ] || kill -TERM "$training" 2>/dev/null || true' INT TERM
 for _ in {1..20}; do
-  .venv/bin/python train.py --workdir "$workdir" "$@" &
+  .venv/bin/segret train --workdir "$workdir" "$@" &
   training=$!
   [ -z "$stopping" ] || kill -TERM "$training" 2>/dev/null || true
   # An interrupted wait returns at once: wait again. The last one tells training's own status.

@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 def load(path: str | Path) -> "Model":
     """Load the model of a checkpoint, or of a run's folder: its best one.
 
-    The checkpoint is one of train.py or of segret_jax.convert. Raises `errors.InputError` if there
-    is none or it is damaged.
+    The checkpoint is one of a training run or of converted weights. Raises `errors.InputError` if
+    there is none or it is damaged.
     """
     from segret_jax import api  # here, so that `import segret_jax` does not wait for JAX
 

@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float32, UInt8
 from PIL import Image, ImageFile, ImageOps
 
-from segret_jax import compilation
+from segret_jax.checkpoint import model as checkpoints
 from segret_jax.config import Config, check_segmentation
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.decode import decode_image, stored_form
 from segret_jax.errors import InputError
-from segret_jax.evaluation.inference import Predictor, normalised
-from segret_jax.models.kernels import compute_capability
-from segret_jax.training import checkpoint as checkpoints
+from segret_jax.evaluation.inference import Predictor
+from segret_jax.models.factory import ModelBundle
+from segret_jax.models.forward import forward
+from segret_jax.run import compilation_cache as compilation
 
 CACHE_FOLDER = "jax_compilation_cache_dir"
 
@@ -35,15 +34,11 @@ class Model:
         self,
         config: Config,
         classes: ClassTable,
-        graph: nnx.GraphDef[Any],
-        params: Any,
-        batch_stats: Any,
+        bundle: ModelBundle,
     ):
         self.config = config
         self.classes = classes
-        self.graph = graph
-        self.params = params
-        self.batch_stats = batch_stats
+        self.bundle = bundle
 
     def logits(
         self, images: UInt8[np.ndarray, "b H W 3"] | Float32[np.ndarray, "b H W 3"]
@@ -52,7 +47,7 @@ class Model:
 
         A classifier's are [b, k].
         `images` are RGB: uint8 of 0 to 255, normalised here, or float32 already normalised by
-        `data.transforms.MEAN` and `STD`. They are not resized. Each new shape compiles once.
+        `normalization.MEAN` and `STD`. They are not resized. Each new shape compiles once.
         """
         usable = images.ndim == 4 and images.size and images.shape[-1] == 3
         if not usable or images.dtype not in (np.uint8, np.float32):
@@ -60,7 +55,7 @@ class Model:
                 f"images are {images.dtype} of {images.shape}; give [b, H, W, 3], uint8 or "
                 "normalised float32"
             )
-        return self._network((self.params, self.batch_stats), images)
+        return self._network(self.bundle.variables, images)
 
     def predict(
         self, image: UInt8[np.ndarray, "H W 3"] | Image.Image | str | Path
@@ -83,19 +78,11 @@ class Model:
     @functools.cached_property
     def _predictor(self) -> Predictor:
         check_segmentation(self.config.model)
-        return Predictor(self.graph, self.params, self.batch_stats, self.config.eval)
+        return Predictor(self.bundle, self.config.eval)
 
     @functools.cached_property
     def _network(self) -> Any:
-        capability = compute_capability(jax.local_devices())
-
-        def network(variables: Any, images: Array) -> Array:
-            if images.dtype == jnp.uint8:
-                images = normalised(images)
-            with jax.default_matmul_precision(self.config.model.matmul_precision):
-                return nnx.merge(self.graph, *variables)(images, capability=capability)
-
-        return jax.jit(network)
+        return jax.jit(functools.partial(forward, self.bundle.graph))
 
 
 def _pixels(image: np.ndarray | Image.Image | str | Path) -> UInt8[np.ndarray, "H W 3"]:
@@ -126,5 +113,5 @@ def load(path: Path) -> Model:
         compilation.use_cache()
     checkpoint = checkpoints.find(path)
     config = checkpoints.load_config(checkpoint)
-    parts = checkpoints.load_model(checkpoint, config)
-    return Model(config, checkpoints.load_table(checkpoint), *parts)
+    bundle = checkpoints.load_model(checkpoint, config)
+    return Model(config, checkpoints.load_table(checkpoint), bundle)

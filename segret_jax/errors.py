@@ -20,3 +20,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
         return InputError(f"unknown {kind} {name!r}: did you mean {near[0]!r}?")
     guess = f"did you mean {near[0]!r}? " if near else ""
     return InputError(f"unknown {kind} {name!r}: {guess}Known: {', '.join(names)}.")
+
+
+def printable(text: str) -> str:
+    """Return `text` with line ends, escape sequences and halves of surrogate pairs spelled out."""
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -14,9 +14,9 @@ import jax
 import pytest
 
 from segret_jax.config import OptimConfig, TrainConfig
-from segret_jax.models import rmt
+from segret_jax.models.segret import variants
+from segret_jax.settings import rules
 from segret_jax.training import loop
-from segret_jax.training.compile_time import NOT_COMPILED
 from tests.fast_compile import compile_fast
 
 # Runs that start anew, in this process or as train.py in their own, compile the same steps: once
@@ -36,7 +36,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 for _module in ("evaluate", "prediction", "results"):
     importlib.import_module(f"segret_jax.evaluation.{_module}")
 
-MINI = rmt.Variant(
+MINI = variants.Variant(
     widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), heads=(2, 2, 2, 2),
     decay_spans=(4.0, 4.0, 6.0, 6.0), ffn_ratios=(2, 2, 2, 2),
     decomposed=(True, True, False, False),
@@ -48,12 +48,12 @@ MINI = rmt.Variant(
 FIRST = (
     "integration/test_processes.py", "test_memory.py", "integration/test_kill.py",
     "training/test_resume.py", "training/test_mesh.py", "parity/test_training.py",
-    "parity/test_segret.py", "test_replay.py", "training/test_checkpoint.py",
+    "parity/test_segret.py", "replay/test_replay.py", "checkpoint/test_checkpoint.py",
     "models/test_export.py", "models/test_segret.py",
 )  # fmt: skip
 
 # Settings of training that its step does not have.
-OF_THE_LOOP = {"steps", *NOT_COMPILED}
+OF_THE_LOOP = {"steps", *(k for k, rule in rules(TrainConfig()).items() if not rule.compiled)}
 
 
 def slow(*cases: Any) -> list[Any]:
@@ -62,15 +62,15 @@ def slow(*cases: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def small_models() -> Iterator[rmt.Variant]:
+def small_models() -> Iterator[variants.Variant]:
     """Make `tiny` a model of 0.1 M parameters: every kind of layer, compiled in seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(rmt.VARIANTS, "tiny", MINI)
+        patch.setitem(variants.VARIANTS, "tiny", MINI)
         yield MINI
 
 
 @pytest.fixture
-def mini() -> Iterator[rmt.Variant]:
+def mini() -> Iterator[variants.Variant]:
     """Make `tiny` a small model for one test."""
     with small_models() as variant:
         yield variant

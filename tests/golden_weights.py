@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segret_jax.convert.torch_names import from_torch, torch_key
+from segret_jax.models.segret.torch_format import from_torch
+from segret_jax.models.segret.torch_format import key as torch_key
 
 GOLDENS = Path(__file__).parent / "goldens"
 

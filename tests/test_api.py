@@ -16,12 +16,13 @@ from PIL import Image
 
 import segret_jax
 from segret_jax import api
+from segret_jax.checkpoint.model import save_model
 from segret_jax.config import Config, EvalConfig, ModelConfig
 from segret_jax.data.decode import decode_image
 from segret_jax.data.transforms import normalise
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.training.checkpoint import save_model
+from segret_jax.models.factory import ModelBundle
 from tests.weights import outputs_of, random_model, saved_model, table_of
 
 NUM_CLASSES = 5
@@ -61,7 +62,7 @@ def test_predict_gives_the_label_map_of_the_predictor(tmp_path):
     )  # fmt: skip
     image = photograph(50, 77, 3)
     found = segret_jax.load(tmp_path / "run").predict(image)
-    expected = Predictor(graph, params, batch_stats, config.eval).label_map(image)
+    expected = Predictor(ModelBundle(graph, params, batch_stats), config.eval).label_map(image)
     np.testing.assert_array_equal(found, expected, strict=True)
     assert len(np.unique(found)) > 1
 
@@ -184,7 +185,7 @@ def test_images_of_another_form_are_refused(tmp_path):
     with pytest.raises(InputError, match="no checkpoint in"):
         segret_jax.load(tmp_path)
     (tmp_path / "released.pth").touch()
-    with pytest.raises(InputError, match=r"python -m segret_jax\.convert .*\.pth .*/released$"):
+    with pytest.raises(InputError, match=r"segret convert .*\.pth .*/released$"):
         segret_jax.load(tmp_path / "released.pth")
 
 

@@ -19,13 +19,15 @@ import pytest
 from flax import nnx
 
 from segret_jax import config as configs
-from segret_jax.cli import load_config_file
-from segret_jax.config import CHOICES, Config, ModelConfig, flatten, validate
+from segret_jax.cli.arguments import load_config_file
+from segret_jax.config import Config, ModelConfig, flatten, set_value, validate
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
-from segret_jax.models.decay import Decay
-from segret_jax.models.rmt import VARIANTS
-from segret_jax.models.segret import SegRet
+from segret_jax.models.retention.decay import Decay
+from segret_jax.models.segret.model import SegRet
+from segret_jax.models.segret.variants import VARIANTS
+from segret_jax.settings import rules
+from tests.settings import segret
 
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = {file.stem: file for file in sorted(FOLDER.glob("*.py"))}
@@ -132,7 +134,7 @@ def test_model_gives_logits_of_stride_4_at_the_crop(name: str) -> None:
     num_classes = class_table(config.data).num_classes
     h, w = (math.ceil(math.ceil(side / 2) / 2) for side in config.data.crop)
     model = tuple(
-        (key.removeprefix("model."), value)
+        (key.rpartition(".")[2], value)
         for key, value in flatten(config).items()
         if key.startswith("model.")
     )
@@ -151,7 +153,7 @@ def logits_shape(
         # each draw (flax asks it for its sharding): 6 s for large, against half a second.
         count: Any = np.zeros((), np.uint32)
         rngs.default.count = nnx.RngCount(count, tag="default")
-        return SegRet(ModelConfig(**dict(model)), num_classes, rngs=rngs)(image)
+        return SegRet(segret(**dict(model)), num_classes, rngs=rngs)(image)
 
     return jax.eval_shape(forward, jax.ShapeDtypeStruct((1, *crop, 3), jnp.float32)).shape
 
@@ -190,7 +192,7 @@ def test_recipe_opens_with_what_it_is(name: str) -> None:
     single, multi = row.published.split()
     for fact in (
         f"SegRet-{name.rpartition('_')[2]} on ",
-        f"python train.py --config configs/{name}.py --config.data.root=DIR\n",
+        f"segret train --config {name} --config.data.root=DIR\n",
         f"mIoU {single} single-scale, {multi} multi-scale",
         "published, not reproduced here yet; needs ImageNet weights",
         f"{row.steps:,} steps, global batch {row.batch_size}.",
@@ -208,8 +210,7 @@ def test_recipe_sets_only_what_differs_from_the_defaults(name: str) -> None:
 
 
 def test_choices_are_the_names_that_the_model_knows() -> None:
-    assert CHOICES["model.variant"] == tuple(VARIANTS)
-    assert CHOICES["model.decay"] == tuple(Decay)
+    assert rules(Config())["model.settings.decay"].choices == tuple(Decay)
     assert {name.rpartition("_")[2] for name in TABLE} == set(VARIANTS)
 
 
@@ -232,13 +233,16 @@ def test_choices_are_the_names_that_the_model_knows() -> None:
         ("optim.weight_decay", -0.1, "optim.weight_decay is -0.1; it must be 0 or more"),
         ("model.drop_path", 1.0, "model.drop_path is 1.0; it must be below 1"),
         ("model.variant", "huge", "model.variant is 'huge'; choose one of tiny, small,"),
-        ("model.decay", "none", "model.decay is 'none'; choose one of additive, post_softmax"),
+        (
+            "model.settings.decay",
+            "none",
+            "model.settings.decay is 'none'; choose one of additive, post_softmax",
+        ),
     ],
 )
 def test_impossible_value_is_refused_by_name(key: str, value: Any, message: str) -> None:
     config = Config()
-    group, setting = key.split(".")
-    setattr(getattr(config, group), setting, value)
+    set_value(config, key, value)
     with pytest.raises(InputError, match="^" + re.escape(message)):
         validate(config)
 

@@ -30,7 +30,7 @@ from segret_jax.evaluation.inference import Predictor
 from segret_jax.training.state import build
 
 config = EvalConfig(resize_target=(2048, 1024), scales=(0.5, 1.75))
-predictor = Predictor(*build(ModelConfig(), 171, seed=0), config)
+predictor = Predictor(build(ModelConfig(), 171, seed=0), config)
 image = np.random.default_rng(0).integers(0, 256, (1024, 2048, 3)).astype(np.uint8)
 assert predictor.label_map(image).shape == (1024, 2048)
 print(peak_memory())

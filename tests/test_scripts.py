@@ -1,4 +1,4 @@
-"""The launcher for one machine, with a program of the test's own in Python's place."""
+"""The launcher for one machine, with a program of the test's own in segret's place."""
 
 import os
 import shutil
@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Holds the launcher, and a `python` that appends a line to `starts` and does as `act` says."""
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/usr/bin/env bash\necho "$*" >> starts\nsource ./act\n')
-    python.chmod(0o755)
+    """Holds the launcher, and a `segret` that appends a line to `starts` and does as `act` says."""
+    segret = tmp_path / ".venv/bin/segret"
+    segret.parent.mkdir(parents=True)
+    segret.write_text('#!/usr/bin/env bash\necho "$*" >> starts\nsource ./act\n')
+    segret.chmod(0o755)
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/gpus.sh", tmp_path / "scripts")
     return tmp_path
@@ -42,7 +42,7 @@ def test_a_killed_run_is_started_again_until_it_ends(folder):
     process = launch(folder, '[ "$(wc -l < starts)" -ge 3 ] || kill -KILL $$')
     said = process.communicate(timeout=20)[1]
     assert process.returncode == 0
-    assert starts(folder) == ["train.py --workdir runs/x --config c.py"] * 3
+    assert starts(folder) == ["train --workdir runs/x --config c.py"] * 3
     assert said.count("killed (status 137): starting again") == 2
 
 

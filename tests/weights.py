@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from segret_jax.checkpoint.model import save_model
 from segret_jax.config import Config, ModelConfig
 from segret_jax.data.class_table import ClassTable
-from segret_jax.training.checkpoint import save_model
-from segret_jax.training.state import Parts, build
+from segret_jax.models.factory import ModelBundle, build
 
 
-def random_model(model: ModelConfig, num_classes: int, *, seed: int = 1) -> Parts:
+def random_model(model: ModelConfig, num_classes: int, *, seed: int = 1) -> ModelBundle:
     """Build a model with noise in every tensor: no zero branch, no layer scale of 1e-6."""
     graph, *trees = build(model, num_classes, seed=0)
     rng = np.random.default_rng(seed)
@@ -26,7 +26,7 @@ def random_model(model: ModelConfig, num_classes: int, *, seed: int = 1) -> Part
         return jnp.asarray(noise * np.prod(x.shape[:-1] or (25,)) ** -0.5)
 
     params, batch_stats = (jax.tree_util.tree_map_with_path(leaf, tree) for tree in trees)
-    return graph, params, batch_stats
+    return ModelBundle(graph, params, batch_stats)
 
 
 def table_of(num_classes: int, *, name: str = "made_up") -> ClassTable:
@@ -38,7 +38,9 @@ def table_of(num_classes: int, *, name: str = "made_up") -> ClassTable:
     )
 
 
-def saved_model(folder: Path, model: ModelConfig, num_classes: int, *, seed: int = 1) -> Parts:
+def saved_model(
+    folder: Path, model: ModelConfig, num_classes: int, *, seed: int = 1
+) -> ModelBundle:
     """Write a random model as a checkpoint; return it."""
     parts = random_model(model, num_classes, seed=seed)
     save_model(
@@ -57,13 +59,13 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def outputs_of(parts: Parts, images: np.ndarray) -> np.ndarray:
+def outputs_of(parts: ModelBundle, images: np.ndarray) -> np.ndarray:
     """Return the model's output of normalised `images` [b, H, W, 3]."""
     network = jax.jit(lambda variables, x: nnx.merge(parts[0], *variables)(x))
     return np.asarray(network(parts[1:], images))
 
 
-def captured(parts: Parts, image: np.ndarray) -> dict[str, np.ndarray]:
+def captured(parts: ModelBundle, image: np.ndarray) -> dict[str, np.ndarray]:
     """Return what a forward pass of `image` [b, 3, H, W] gives, in PyTorch's form."""
 
     def stages(variables: Any, image: jax.Array) -> dict[str, jax.Array]:

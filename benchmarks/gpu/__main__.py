@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.gpu import plan, results
 from benchmarks.gpu.schedule import Schedule, Task
 from benchmarks.gpu.table import table
-from segret_jax import cli
+from segret_jax.cli import program
 from segret_jax.errors import InputError
 
 FILE, LOG = "results.jsonl", "log.txt"
@@ -138,4 +138,4 @@ def _say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

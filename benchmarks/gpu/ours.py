@@ -18,12 +18,12 @@ from benchmarks.gpu.results import ROOT
 from benchmarks.gpu.worker import Figures, Measure
 from benchmarks.machine import machine, peak_bandwidth, peak_flops, peak_memory, seconds
 from benchmarks.model import NUM_CLASSES, Case, forward_case, train_case
-from segret_jax import compilation
 from segret_jax.config import ModelConfig
 from segret_jax.errors import InputError
-from segret_jax.models.kernels import compute_capability
-from segret_jax.summary import operations
-from segret_jax.training.compile_time import CACHE_HIT
+from segret_jax.models.flops import operations
+from segret_jax.models.kernels import platform_of
+from segret_jax.run import compilation_cache as compilation
+from segret_jax.run.compile_time import CACHE_HIT
 
 SLOWEST = 10  # kernels that are listed
 TENSOR_FLOAT_32 = 8.0  # compute capability of the oldest GPUs that have it: A100, RTX 30
@@ -48,7 +48,7 @@ def peaks(*, size: int) -> Measure:
     def measure() -> Figures:
         bf16 = peak_flops("bfloat16", size=size)
         found = {"bf16_tflops": bf16 / 1e12, "copy_gb_per_second": peak_bandwidth() / 1e9}
-        capability = compute_capability(jax.devices())
+        capability = platform_of(jax.devices()).capability
         if capability is None or capability >= TENSOR_FLOAT_32:
             found["tf32_tflops"] = peak_flops("float32", tf32=True, size=size) / 1e12
         yield "peaks", found

@@ -55,7 +55,7 @@ def _train(figures: dict[str, Line]) -> str:
             "device memory, GB", "compilation, s", "its time over ours")  # fmt: skip
     return _markdown("## Train step", head, rows, note=(
         "Shares are of an analytic count of the published model's operations, three times the "
-        "forward pass (`segret_jax.summary`), over the measured product. Memory: of ours what XLA "
+        "forward pass (`segret summary`), over the measured product. Memory: of ours what XLA "
         "plans for the program, of PyTorch the most that was allocated. Compilation ran beside "
         "that of other programs; PyTorch's is the time to the end of the first step. `(cached)`: "
         "read from JAX's cache; whether PyTorch read its own cache is not recorded."

@@ -1,6 +1,6 @@
 """A model for dry runs: every kind of layer of the published ones, compiled in seconds."""
 
-from segret_jax.models.rmt import VARIANTS, Variant
+from segret_jax.models.segret.variants import VARIANTS, Variant
 
 NAME = "toy"
 TOY = Variant(

@@ -14,8 +14,10 @@ from segret_jax.aot.chips import Topology
 from segret_jax.config import Config, MeshConfig
 from segret_jax.evaluation.inference import compiled_programs
 from segret_jax.evaluation.plan import Size, tilings
-from segret_jax.training.sharding import batch_sharding, check_batch, make_mesh, shardings
-from segret_jax.training.state import abstract, abstract_state
+from segret_jax.models.factory import abstract
+from segret_jax.parallel.mesh import check_batch, make_mesh
+from segret_jax.parallel.sharding import batch_sharding, shardings
+from segret_jax.training.initialization import abstract_state
 from segret_jax.training.step import make_train_step
 
 
@@ -37,7 +39,7 @@ def train_step(config: Config, num_classes: int, topology: Topology) -> Any:
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
     }
-    step = make_train_step(graph, optimizer, config.train, mesh, capability=topology.capability)
+    step = make_train_step(graph, optimizer, config.train, mesh)
     return step.lower(state, batch)
 
 
@@ -50,15 +52,15 @@ def largest_input(config: Config) -> Size:
 def evaluation(config: Config, num_classes: int, topology: Topology) -> Any:
     """Lower the network of evaluation at its largest input, on the chips of one host."""
     mesh = make_mesh(MeshConfig(), topology.one_host)
-    graph, params, batch_stats = abstract(config.model, num_classes)
+    bundle = abstract(config.model, num_classes)
     whole = NamedSharding(mesh, PartitionSpec())
-    variables = jax.tree.map(lambda x: _placed(x, whole), (params, batch_stats))
+    variables = jax.tree.map(lambda x: _placed(x, whole), bundle.variables)
     images = jax.ShapeDtypeStruct(
         (config.eval.batch_size * mesh.size, *largest_input(config), 3),
         jnp.uint8,
         sharding=NamedSharding(mesh, PartitionSpec("data")),
     )
-    return compiled_programs(graph, mesh, topology.capability).network.lower(variables, images)
+    return compiled_programs(bundle.graph, mesh).network.lower(variables, images)
 
 
 def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

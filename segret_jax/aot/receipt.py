@@ -21,7 +21,7 @@ def compile_for(
 ) -> dict[str, Any]:
     """Compile a program of `num_chips`; return bytes, seconds and operations of one of them.
 
-    `model_flops` are those of the formula for all chips together (`segret_jax.summary`): XLA's own
+    `model_flops` are those of the formula for all chips together (`models.flops`): XLA's own
     count misses what runs again in a loop. A program that does not fit has `fits` false and only
     the memory that it would take. Raises InputError if the compiler fails for another reason.
     """
@@ -48,7 +48,7 @@ def compile_for(
         }
     receipt["compile_seconds"] = round(time.perf_counter() - start, 1)
     stats = compiled.memory_analysis()
-    cost = compiled.cost_analysis() or {}  # the compiler for GPUs tells none
+    cost = compiled.cost_analysis()
     memory = {
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
@@ -62,8 +62,8 @@ def compile_for(
         "limit": topology.chip.memory,
         "memory": memory,
         "flops": model_flops / num_chips,
-        "flops_by_xla": cost.get("flops"),
-        "bytes": cost.get("bytes accessed"),
+        "flops_by_xla": cost["flops"],
+        "bytes": cost["bytes accessed"],
         "collectives": traffic,
     }
     return receipt | {"bound": bound(receipt, topology.chip)}
@@ -78,13 +78,11 @@ def bound(receipt: dict[str, Any], chip: Chip) -> dict[str, float]:
         t["bytes"] * (2 if kind == "all-reduce" else 1)
         for kind, t in receipt["collectives"].items()
     )
-    times = {
+    return {
         "compute": receipt["flops"] / chip.flops,
         "links": sent / chip.links if receipt["chips"] > 1 else 0.0,
+        "memory": receipt["bytes"] / chip.bandwidth,
     }
-    if receipt["bytes"] is not None:
-        times["memory"] = receipt["bytes"] / chip.bandwidth
-    return times
 
 
 def to_text(receipt: dict[str, Any]) -> str:
@@ -101,7 +99,11 @@ def to_text(receipt: dict[str, Any]) -> str:
         return "\n".join(lines)
     parts = ", ".join(f"{k} {memory[k] / 1e9:.2f}" for k in memory if k != "total")
     lines.append(f"  memory, GB: {parts}")
-    lines.append(f"  per chip: {receipt['flops'] / 1e12:.3f} TFLOP by formula" + _by_xla(receipt))
+    lines.append(
+        f"  per chip: {receipt['flops'] / 1e12:.3f} TFLOP by formula "
+        f"({receipt['flops_by_xla'] / 1e12:.3f} by XLA, loops counted once), "
+        f"{receipt['bytes'] / 1e9:.2f} GB moved"
+    )
     sent = ", ".join(
         f"{t['count']} {kind} of {t['bytes'] / 1e6:.1f} MB in all"
         for kind, t in receipt["collectives"].items()
@@ -114,14 +116,5 @@ def to_text(receipt: dict[str, Any]) -> str:
         f"({', '.join(f'{k} {1e3 * t:.1f}' for k, t in times.items())})"
     )
     if batch := receipt.get("expected_batch"):
-        lines.append(f"  a global batch of about {batch} should fit; --largest-batch makes sure")
+        lines.append(f"  a global batch of about {batch} should fit")
     return "\n".join(lines)
-
-
-def _by_xla(receipt: dict[str, Any]) -> str:
-    if receipt["bytes"] is None:
-        return "; the compiler does not tell the bytes moved"
-    return (
-        f" ({receipt['flops_by_xla'] / 1e12:.3f} by XLA, loops counted once), "
-        f"{receipt['bytes'] / 1e9:.2f} GB moved"
-    )

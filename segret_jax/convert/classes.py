@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from segret_jax.convert.family import Family
 from segret_jax.convert.file_classes import FileClasses
+from segret_jax.convert.recognize import TorchModel
 from segret_jax.data.class_table import ClassTable, load_class_table
 from segret_jax.data.datasets import DATASETS, SYNTHETIC, get_dataset
 from segret_jax.errors import InputError
@@ -17,7 +17,7 @@ REMEDY = "say which they are: --config.data.dataset=NAME or FILE.json"
 
 
 def choose_classes(
-    family: Family, dataset: str, named: FileClasses | None = None, *, given: bool
+    recognized: TorchModel, dataset: str, named: FileClasses | None = None, *, given: bool
 ) -> tuple[str, ClassTable]:
     """Return the name of the dataset that a model is for, and its classes.
 
@@ -26,7 +26,8 @@ def choose_classes(
     the file gives (`named`); under other names the classes are the file's own. Where it gives
     none, the number tells; if it is that of no known dataset, the classes get generic names.
     """
-    count, is_classifier = family.num_classes, family.model.task == "classification"
+    count = recognized.num_classes
+    is_classifier = recognized.model.task == "classification"
     if not given:
         if is_classifier:
             return dataset, _generic("imagenet", count, label_ids=False)

@@ -5,15 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from segret_jax.config import ModelConfig
-from segret_jax.convert.family import Family
+from segret_jax.convert.recognize import torch_format
 from segret_jax.convert.safetensors import write_safetensors
-from segret_jax.convert.torch_names import to_torch, torch_key
-from segret_jax.convert.unused import unused_tensors
 from segret_jax.errors import InputError
+from segret_jax.models.config import ModelConfig
 
 ENDINGS = (".safetensors", ".npz", ".pth", ".pt")
 
@@ -31,20 +29,13 @@ def export_tensors(
     `unused` are the tensors that an import dropped; those not among them get their defaults.
     Raises InputError for a model that PyTorch files cannot tell from another.
     """
-    if model.rotary != model.ffn_conv:
-        raise InputError(
-            f"model.rotary is {model.rotary} and model.ffn_conv {model.ffn_conv}: no PyTorch model "
-            "has the one without the other, and its file would be read as another model"
-        )
-    if model.decay != "additive":
-        raise InputError(f"model.decay is {model.decay!r}; the PyTorch models have only 'additive'")
-    family = Family(model=model, num_classes=num_classes, prefix=model.task == "segmentation")
+    form, prefix = torch_format(model), model.task == "segmentation"
+    form.check_export(model)
     tensors = {}
-    for entries, leaf in jax.tree_util.tree_leaves_with_path((params, batch_stats)):
-        path = tuple(entry.key for entry in entries[1:])
-        name = torch_key(path, prefix=family.prefix)
-        tensors[name] = np.ascontiguousarray(to_torch(np.asarray(leaf, np.float32), path))
-    for name, default in unused_tensors(family, list(tensors)).items():
+    for path, leaf in (flatten_dict(params) | flatten_dict(batch_stats)).items():
+        array = form.to_torch(np.asarray(leaf, np.float32), path)
+        tensors[form.key(path, prefix=prefix)] = np.ascontiguousarray(array)
+    for name, default in form.unused(model, num_classes, list(tensors), prefix=prefix).items():
         tensors[name] = np.asarray((unused or {}).get(name, default)).astype(default.dtype)
     return dict(sorted(tensors.items()))
 

@@ -10,26 +10,30 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segret_jax.config import ModelConfig
 from segret_jax.convert.allow import allowed_reasons, compile_patterns
-from segret_jax.convert.family import Family, identify
-from segret_jax.convert.metadata import printable
-from segret_jax.convert.torch_names import from_torch, torch_key, torch_shape
-from segret_jax.convert.unused import AVERAGING, UNUSED, is_counter, unused_tensors
-from segret_jax.errors import InputError
-from segret_jax.training.state import abstract, build, model_name
+from segret_jax.convert.recognize import TorchModel, identify
+from segret_jax.errors import InputError, printable
+from segret_jax.models.config import model_name
+from segret_jax.models.factory import abstract, build
+from segret_jax.models.family import Path, TorchFormat
 
-Path = tuple[str | int, ...]
 Leaves = dict[str, tuple[Path, tuple[int, ...]]]
 
 CONSTANT_TOLERANCE = 1e-4  # relative
 HALF_TOLERANCE = 1e-2  # of constants that were rounded to 16 bits
 MAX_NEAREST = 50  # differences for which the nearest name is searched: it is slow
 COUNTER, CONSTANT = ".num_batches_tracked", ".Relpos."
+AVERAGING = "counter of the weights' average, read by nothing"
+COUNTERS = {  # single numbers that writers of averaged weights keep beside them
+    "n_averaged",  # torch.optim.swa_utils.AveragedModel
+    "steps",  # mmengine
+    "step", "num_updates", "decay", "initted",  # other averages, as of diffusion models
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ class Imported:
     initial value. `unused` are the dropped tensors that the way back cannot compute as well.
     """
 
-    family: Family
+    recognized: TorchModel
     params: Any
     batch_stats: Any
     leaves: Leaves
@@ -67,23 +71,23 @@ def import_tensors(
     Raises InputError, with all differences at once.
     """
     patterns = compile_patterns(allow)
-    family = _recognize(tensors, model, given, patterns)
-    _, *trees = abstract(family.model, family.num_classes)
-    leaves = torch_leaves(*trees, prefix=family.prefix)
-    known, surplus = _split_surplus(tensors, leaves, family)
+    found = _recognize(tensors, model, given, patterns)
+    bundle = abstract(found.model, found.num_classes)
+    leaves = torch_leaves(found, *bundle.variables)
+    known, surplus = _split_surplus(tensors, leaves, found)
     missing = {n: f"{list(s)} is missing" for n, (_, s) in leaves.items() if n not in tensors}
     unfit = {n: _fault(tensors[n], s) for n, (_, s) in leaves.items() if n in tensors}
     unfit = {name: fault for name, fault in unfit.items() if fault}
     allowed = allowed_reasons([*missing, *unfit, *surplus], patterns, known)
-    _refuse(missing, unfit, surplus, allowed, family)
+    _refuse(missing, unfit, surplus, allowed, found)
     initialised = {name: allowed[name] for name in [*missing, *unfit]}
     if initialised:
-        _, *trees = build(family.model, family.num_classes, seed=0)
+        bundle = build(found.model, found.num_classes, seed=0)
     params, batch_stats = (
-        _filled(tree, tensors, skip=initialised, prefix=family.prefix) for tree in trees
+        _filled(tree, tensors, found, skip=initialised) for tree in bundle.variables
     )
     return Imported(
-        family=family,
+        recognized=found,
         params=params,
         batch_stats=batch_stats,
         leaves=leaves,
@@ -98,8 +102,8 @@ def _recognize(
     model: ModelConfig,
     given: Collection[str],
     patterns: Mapping[str, re.Pattern],
-) -> Family:
-    """Identify the family; if that fails, once more without the tensors that may be dropped."""
+) -> TorchModel:
+    """Identify the model; if that fails, once more without the tensors that may be dropped."""
     try:
         return identify(tensors, model, given)
     except InputError:
@@ -113,32 +117,36 @@ def _recognize(
         return identify(rest, model, given)
 
 
-def torch_leaves(*trees: Any, prefix: bool) -> Leaves:
+def torch_leaves(found: TorchModel, *trees: Any) -> Leaves:
     """Return path and PyTorch shape of each leaf of parameters and statistics, by PyTorch name."""
     leaves = {}
-    for tree in trees:
-        for entries, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            path = tuple(entry.key for entry in entries)
-            leaves[torch_key(path, prefix=prefix)] = path, torch_shape(leaf.shape, path)
+    for path, leaf in (item for tree in trees for item in flatten_dict(tree).items()):
+        name = found.format.key(path, prefix=found.prefix)
+        leaves[name] = path, torch_shape(found.format, leaf.shape, path)
     return leaves
 
 
+def torch_shape(form: TorchFormat, shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
+    """Return the shape in PyTorch of a leaf of `shape` at `path`."""
+    return form.to_torch(np.broadcast_to(np.float32(0), shape), path).shape
+
+
 def _filled(
-    tree: Any,
-    tensors: Mapping[str, np.ndarray],
-    *,
-    skip: Collection[str],
-    prefix: bool,
+    tree: Any, tensors: Mapping[str, np.ndarray], found: TorchModel, *, skip: Collection[str]
 ) -> Any:
     """Return `tree` with each leaf, but those to `skip`, from its tensor as float32."""
 
-    def leaf(entries: Any, initial: Any) -> np.ndarray:
-        path = tuple(entry.key for entry in entries)
-        name = torch_key(path, prefix=prefix)
-        value = initial if name in skip else from_torch(tensors[name], path)
+    def leaf(path: Path, initial: Any) -> np.ndarray:
+        name = found.format.key(path, prefix=found.prefix)
+        value = initial if name in skip else found.format.from_torch(tensors[name], path)
         return np.ascontiguousarray(value, np.float32)
 
-    return jax.tree_util.tree_map_with_path(leaf, tree)
+    return unflatten_dict({path: leaf(path, x) for path, x in flatten_dict(tree).items()})
+
+
+def is_counter(name: str, tensor: np.ndarray) -> bool:
+    """Return whether a tensor counts the updates of averaged weights, and is no weight."""
+    return name in COUNTERS and tensor.size == 1
 
 
 def _fault(tensor: np.ndarray, shape: tuple[int, ...]) -> str:
@@ -154,10 +162,11 @@ def _fault(tensor: np.ndarray, shape: tuple[int, ...]) -> str:
 
 
 def _split_surplus(
-    tensors: Mapping[str, np.ndarray], leaves: Leaves, family: Family
+    tensors: Mapping[str, np.ndarray], leaves: Leaves, found: TorchModel
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return, of the tensors that no leaf takes, those to drop and why, and those left over."""
-    unused = unused_tensors(family, leaves)
+    unused = found.format.unused(found.model, found.num_classes, leaves, prefix=found.prefix)
+    reasons = found.format.unused_reasons
     known, surplus = {}, {}
     for name in (name for name in tensors if name not in leaves):
         if is_counter(name, tensors[name]):
@@ -167,7 +176,7 @@ def _split_surplus(
         elif fault := _fault_of_unused(name, tensors[name], unused[name]):
             surplus[name] = fault
         else:
-            known[name] = next(reason for part, reason in UNUSED.items() if part in name)
+            known[name] = next(reason for part, reason in reasons.items() if part in name)
     return known, surplus
 
 
@@ -208,7 +217,7 @@ def _refuse(
     unfit: dict[str, str],
     surplus: dict[str, str],
     allowed: dict[str, str],
-    family: Family,
+    found: TorchModel,
 ) -> None:
     """Raise InputError with all differences that are not allowed."""
     lines: list[str] = []
@@ -220,7 +229,7 @@ def _refuse(
             lines.append(printable(line))
     if lines:
         raise InputError(
-            f"differs from {model_name(family.model)} with {family.num_classes} classes in "
+            f"differs from {model_name(found.model)} with {found.num_classes} classes in "
             f"{len(lines)} tensors; give a complete file of this model, or --allow REGEX for names "
             "whose tensor may be dropped, or stay at its initial value:\n  " + "\n  ".join(lines)
         )

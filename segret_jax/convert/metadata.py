@@ -11,6 +11,7 @@ from typing import Any
 
 from segret_jax.convert.records import Name, Record
 from segret_jax.convert.torch_rebuild import Tensor
+from segret_jax.errors import printable
 
 MAX_ITEMS, MAX_TEXT, MAX_DEPTH = 256, 300, 2  # of one container, of one text, below the top
 MAX_VALUES = 2**12  # in all
@@ -29,11 +30,6 @@ def plain_metadata(metadata: Mapping[Any, Any]) -> dict[str, Any]:
 def shorten(text: str) -> str:
     """Return the beginning of `text`, in one line that any terminal can print."""
     return printable(text[:MAX_TEXT]) + "…" * (len(text) > MAX_TEXT)
-
-
-def printable(text: str) -> str:
-    """Return `text` with line ends, escape sequences and halves of surrogate pairs spelt out."""
-    return text if text.isprintable() else repr(text)[1:-1]
 
 
 class _Summary:

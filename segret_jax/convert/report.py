@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segret_jax.config import ModelConfig
 from segret_jax.convert.importing import Imported
-from segret_jax.convert.metadata import printable
 from segret_jax.convert.tensors import TensorFile
 from segret_jax.data.class_table import ClassTable
-from segret_jax.training.state import model_name
+from segret_jax.errors import printable
+from segret_jax.models.config import model_name
 
 WIDTH = 100
 BESIDE = "lies beside the state dict that was read, so it is no part of the model"
@@ -29,7 +28,7 @@ def make_report(
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what became of a file, as plain values for JSON; `notes` are of the classes."""
-    family, leaves = imported.family, imported.leaves
+    found, leaves = imported.recognized, imported.leaves
     mapped = {name: leaf for name, leaf in leaves.items() if name not in imported.initialised}
     numbers, filled = (
         sum(math.prod(shape) for _, shape in part.values()) for part in (leaves, mapped)
@@ -41,11 +40,11 @@ def make_report(
         "wrapper": file.wrapper,
         "other_wrappers": list(file.other_wrappers),
         "prefix": file.prefix,
-        "family": model_name(family.model),
-        "num_classes": family.num_classes,
+        "family": model_name(found.model),
+        "num_classes": found.num_classes,
         "classes": table.name,
-        "implies": [*implications(family.model), *notes],
-        "model": dataclasses.asdict(family.model),
+        "implies": [*found.format.describe(found.model), *notes],
+        "model": dataclasses.asdict(found.model),
         "numbers": numbers,
         "filled": filled,
         "filled_percent": 100 * filled / numbers,
@@ -63,48 +62,6 @@ def make_report(
         "allow": list(allow),
         "metadata": file.metadata,
     }
-
-
-def implications(model: ModelConfig) -> list[str]:
-    """Say in sentences what a model's family means for its use."""
-    extras = {"rotary phase": model.rotary, "FFN convolutions": model.ffn_conv}
-    parts = [
-        f"{word} {' and '.join(name for name in extras if extras[name] == present)}"
-        for word, present in (("with", True), ("without", False))
-        if present in extras.values()
-    ]
-    encoder = f"encoder {', '.join(parts)}"
-    sentences = _unusual(model)
-    if model.task == "segmentation":
-        return [f"SegRet for segmentation, {encoder}", *sentences]
-    head = ", with the second head of token labels" if model.token_head else ""
-    sentences.insert(0, f"RMT ImageNet classifier{head}, {encoder}")
-    if model.rotary or model.ffn_conv:
-        lost = ["ffn.dwconv"] * model.ffn_conv + ["the rotary phase"] * model.rotary
-        keep = [
-            f"--config.model.{key}=true" for key in ("rotary", "ffn_conv") if getattr(model, key)
-        ]
-        sentences.append(
-            "NOTE: training that starts from it (--config.init_from) takes SegRet's plain encoder, "
-            f"and so drops {' and '.join(lost)}, which changes the function. To keep "
-            f"{'them' if len(lost) > 1 else 'it'}: {' '.join(keep)}"
-        )
-    return sentences
-
-
-def _unusual(model: ModelConfig) -> list[str]:
-    """Say where a model, but for the encoder's flavour, is not a released one."""
-    sentences = []
-    if model.task == "segmentation" and not model.zero_branch:
-        sentences.append(
-            "NOTE: the file has no zeroLayer, so this is taken for the ablation without the zero "
-            "branch, F_i = Linear_i(f_i); --config.model.zero_branch=true makes that an error"
-        )
-    if model.task == "segmentation" and model.decoder_channels:
-        sentences.append(f"NOTE: decoder of {model.decoder_channels} channels, not the variant's")
-    if model.decay != ModelConfig().decay:
-        sentences.append(f"NOTE: decay {model.decay!r}, which no released weights are trained with")
-    return sentences
 
 
 def summary(report: dict[str, Any]) -> str:

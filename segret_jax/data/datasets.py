@@ -58,7 +58,10 @@ def _ade20k() -> DatasetSpec:
         name="ade20k",
         class_table=load_class_table("ade20k"),
         layouts=(layout,),
-        download_hint="ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu",
+        download_hint=(
+            "it by `segret data prepare ade20k --download --source DOWNLOADS --data_dir DIR`, or "
+            "ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu"
+        ),
         archive="ADEChallengeData2016",
     )
 

@@ -206,5 +206,5 @@ def remedy(spec: DatasetSpec, split: str) -> str:
     layouts = " or ".join(dict.fromkeys(layout.describe(split) for layout in spec.layouts))
     return (
         f"{spec.name} needs {layouts} in the folder given by --config.data.root=DIR; "
-        f"get {spec.download_hint}"
+        f"get {spec.download_hint}; `segret demo` needs no data"
     )

@@ -18,8 +18,8 @@ from absl import flags
 from segret_jax.config import DataConfig
 from segret_jax.data.class_table import IGNORE, ClassTable, load_class_table
 from segret_jax.data.datasets import SYNTHETIC, get_dataset
-from segret_jax.data.doctor.signs import quick_check
 from segret_jax.data.shards.prepared import open_files
+from segret_jax.data.shift_signs import quick_check
 from segret_jax.data.sources import Sample, Samples, Source
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.data.transforms import train_transform

@@ -14,9 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from segret_jax.data.class_table import IGNORE
-
-MEAN = np.array([123.675, 116.28, 103.53], np.float32)
-STD = np.array([58.395, 57.12, 57.375], np.float32)
+from segret_jax.normalization import MEAN, STD
 
 MAX_CLASS_SHARE = 0.75
 CROP_REDRAWS = 10

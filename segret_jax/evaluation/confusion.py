@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from segret_jax.evaluation.areas import ratio
-from segret_jax.evaluation.text import (
+from segret_jax.files import write_whole, writing
+from segret_jax.visualize.text import (
     BACKGROUND,
     FONT_SIZE,
     GAP,
@@ -22,7 +23,6 @@ from segret_jax.evaluation.text import (
     shortened,
     text_width,
 )
-from segret_jax.files import write_whole, writing
 
 RIGHT, WRONG = (8, 69, 148), (165, 15, 21)  # colours of 100 %
 NO_LABEL = (225, 225, 225)

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from segret_jax import processes
 from segret_jax.data.ahead import work_ahead
 from segret_jax.data.class_table import IGNORE, ClassTable
 from segret_jax.data.sources import Sample, Source
@@ -19,6 +18,7 @@ from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
 from segret_jax.evaluation.metrics import Metrics, Scoreboard
 from segret_jax.evaluation.plan import Plan, Size, make_plan
+from segret_jax.parallel import processes
 
 READERS = 4  # threads that decode and resize while the devices are at work
 

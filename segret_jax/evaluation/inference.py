@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 from tqdm import tqdm
 
 from segret_jax.config import EvalConfig
-from segret_jax.data.transforms import MEAN, STD, normalise, resize_for_evaluation
+from segret_jax.data.transforms import normalise, resize_for_evaluation
 from segret_jax.errors import InputError
 from segret_jax.evaluation.plan import Plan, Size, Tiling, logits_size, scaled_target, tilings
 from segret_jax.evaluation.rescale import (
@@ -39,9 +39,9 @@ from segret_jax.evaluation.rescale import (
     multiply_rows,
     stack_taps,
 )
-from segret_jax.models.kernels import compute_capability
-from segret_jax.models.segret import SegRet
-from segret_jax.training.sharding import data_mesh
+from segret_jax.models.factory import ModelBundle
+from segret_jax.models.forward import forward
+from segret_jax.parallel.mesh import data_mesh
 
 NOT_A_NUMBER = 255  # in a label map; no class has this number
 SLOW_PASS = 5.0  # seconds
@@ -83,9 +83,7 @@ class Predictor:
 
     def __init__(
         self,
-        graph: nnx.GraphDef[SegRet],
-        params: Any,
-        batch_stats: Any,
+        bundle: ModelBundle,
         config: EvalConfig,
         *,
         mesh: Mesh | None = None,
@@ -96,10 +94,10 @@ class Predictor:
         """
         self.config = config
         self.mesh = mesh or data_mesh()
-        self.programs = compiled_programs(graph, self.mesh)
-        self.stride: int = nnx.merge(graph, params, batch_stats).stride
+        self.programs = compiled_programs(bundle.graph, self.mesh)
+        self.stride: int = nnx.merge(*bundle).stride
         replicated = NamedSharding(self.mesh, PartitionSpec())
-        self.variables = jax.device_put((params, batch_stats), replicated)
+        self.variables = jax.device_put(bundle.variables, replicated)
 
     @property
     def batch_size(self) -> int:
@@ -246,18 +244,8 @@ def _largest(batch: Sequence[Prepared]) -> Size:
 
 
 @functools.cache
-def compiled_programs(
-    graph: nnx.GraphDef[SegRet], mesh: Mesh, capability: float | None = None
-) -> Programs:
-    """Build the programs; every evaluation in a training run uses the same compiled ones.
-
-    `capability` is the compute capability of GPUs that are not there; of those that are, `mesh`
-    tells it.
-    """
-    capability = capability or compute_capability(mesh.devices.flat)
-
-    def network(variables: Any, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w k"]:
-        return nnx.merge(graph, *variables)(normalised(image), capability=capability)
+def compiled_programs(graph: nnx.GraphDef[Any], mesh: Mesh) -> Programs:
+    """Build the programs; every evaluation in a training run uses the same compiled ones."""
 
     def per_device(
         function: Callable, *, replicated: int = 0, num_args: int = 1, check_vma: bool = True
@@ -273,17 +261,14 @@ def compiled_programs(
 
     return Programs(
         # Its kernels do not declare over which axes their results vary.
-        network=per_device(network, replicated=1, num_args=2, check_vma=False),
+        network=per_device(
+            functools.partial(forward, graph), replicated=1, num_args=2, check_vma=False
+        ),
         rows=per_device(multiply_rows, num_args=3),
         columns=per_device(multiply_columns, num_args=3),
         average=per_device(_average),
         best=per_device(_best),
     )
-
-
-def normalised(image: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
-    """Do on the device what `transforms.normalise` does on the host."""
-    return (image.astype(jnp.float32) - MEAN) / STD
 
 
 def _average(views: list[Float[Array, "b h w k"]]) -> Float[Array, "b h w k"]:

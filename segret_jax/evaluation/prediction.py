@@ -9,10 +9,10 @@ from tqdm import tqdm
 from segret_jax.data.class_table import ClassTable
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.evaluation.legend import with_legend
+from segret_jax.evaluation.inputs import abbreviated, num_frames, read_picture
 from segret_jax.evaluation.outputs import Outputs
-from segret_jax.evaluation.pictures import abbreviated, num_frames, read_picture
-from segret_jax.evaluation.visualize import overlay, save_png
+from segret_jax.visualize.legend import with_legend
+from segret_jax.visualize.pictures import overlay, save_png
 
 
 @dataclass

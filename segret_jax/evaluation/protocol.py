@@ -5,7 +5,6 @@ images and what their labels mean. So every result carries these settings, and i
 with each of them. What may differ, such as the weights, is recorded beside them.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,8 @@ from jaxtyping import Int64, UInt8
 from segret_jax import __version__
 from segret_jax.config import Config, EvalConfig
 from segret_jax.data.class_table import ClassTable
+from segret_jax.settings import flatten, rules
+from segret_jax.trees import named_leaves
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -87,12 +88,11 @@ def _data_settings(
 
 
 def _model_settings(config: Config, variables: Any) -> dict[str, Any]:
-    model = dataclasses.asdict(config.model)
-    del model["remat"]  # it is of training
+    scored = rules(config.model)
     return {
         "weights": weights_digest(variables),
         "data.root": config.data.root,
-        **{f"model.{key}": value for key, value in model.items()},
+        **{f"model.{k}": v for k, v in flatten(config.model).items() if scored[k].scored},
     }
 
 
@@ -123,10 +123,7 @@ def digest(value: Any) -> str:
 
 def weights_digest(variables: Any) -> str:
     """Return the SHA-256 over path, shape, dtype and bytes of each array, sorted by path."""
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
-    }
+    leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(variables).items()}
     return _sha256(
         part
         for path, leaf in sorted(leaves.items())

@@ -24,14 +24,14 @@ from segret_jax.evaluation.confusion import picture, write_csv
 from segret_jax.evaluation.evaluate import Result
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.protocol import fingerprint, identify
-from segret_jax.evaluation.visualize import save_png
 from segret_jax.files import make_folder, write_whole, writing
+from segret_jax.visualize.pictures import save_png
 
 METRICS = "metrics.json"
 PER_IMAGE = "per_image.npz"
 CONFUSION = ("confusion.csv", "confusion.png")
 KEYS = ("names", "intersection", "label_area", "pred_area")
-AGAIN = "evaluate again with eval.py"
+AGAIN = "evaluate again with segret eval"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _check_same(folder: Path, present: Path, known: dict[str, Any]) -> None:
         content = None
     if not _is_result(content):
         raise InputError(
-            f"{present} exists and is no result of eval.py: give another --out, or delete it"
+            f"{present} exists and is no result of segret eval: give another --out, or delete it"
         )
     theirs = content["protocol"]["may_differ"] | content["protocol"]["must_agree"]
     if content.get("faults"):  # some images were left out, and will be perhaps again

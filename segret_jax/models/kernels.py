@@ -5,6 +5,7 @@ import functools
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,16 +20,25 @@ class Kernels(enum.StrEnum):
     REFERENCE = "reference"  # the formulas as written, on any backend; holds all scores
 
 
-def compute_capability(devices: Iterable[Any]) -> float | None:
-    """Return the lowest compute capability of NVIDIA GPUs among `devices`, or None without any.
+@dataclass(frozen=True)
+class Platform:
+    """The devices that are to run a model, as far as its program depends on them."""
 
-    Announces the fallback to blocks.
-    """
+    is_cpu: bool = False
+    capability: float | None = None  # the lowest compute capability of NVIDIA GPUs; None: no limit
+
+
+ANY_PLATFORM = Platform()
+
+
+def platform_of(devices: Iterable[Any]) -> Platform:
+    """Return the platform of `devices`; announces the fallback to blocks."""
+    devices = list(devices)
     found = [str(getattr(device, "compute_capability", "")) for device in devices]
     known = [float(text) for text in found if re.fullmatch(r"\d+\.\d+", text)]  # not AMD's gfx…
     lowest = min(known, default=None)
     announce_blocks(lowest)
-    return lowest
+    return Platform(is_cpu=devices[0].platform == "cpu", capability=lowest)
 
 
 @functools.cache

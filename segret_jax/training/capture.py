@@ -1,4 +1,4 @@
-"""A step that was not finite, kept whole: what `python -m segret_jax.replay` runs again.
+"""A step that was not finite, kept whole: what `segret replay` runs again.
 
 A folder `nonfinite_STEP` with
 
@@ -21,7 +21,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from segret_jax import config as configs
-from segret_jax import processes
+from segret_jax.checkpoint.checksum import sums
+from segret_jax.checkpoint.full_disk import raise_unless_disk, reason
+from segret_jax.checkpoint.model import restorable
+from segret_jax.checkpoint.reading import UnreadableError, check_sums, reading, structure_difference
+from segret_jax.checkpoint.state import TrainState
+from segret_jax.checkpoint.stored_state import FORMAT, from_stored, stored_like, to_stored
 from segret_jax.config import Config
 from segret_jax.data.class_table import (
     MOST_CLASSES,
@@ -31,17 +36,8 @@ from segret_jax.data.class_table import (
 )
 from segret_jax.errors import InputError
 from segret_jax.files import write_whole, writing
-from segret_jax.training.checkpoint import restorable
-from segret_jax.training.checksum import sums
-from segret_jax.training.full_disk import raise_unless_disk, reason
-from segret_jax.training.reading import (
-    UnreadableError,
-    check_sums,
-    reading,
-    structure_difference,
-)
-from segret_jax.training.state import TrainState, abstract_state
-from segret_jax.training.stored_state import FORMAT, from_stored, stored_like, to_stored
+from segret_jax.parallel import processes
+from segret_jax.training.initialization import abstract_state
 
 SHARE = re.compile(r"batch_(\d+)-of-(\d+)\.npz")
 KEYS = ("image", "label", "index")

@@ -1,7 +1,7 @@
 """The memory that training needs, by formula: known before anything is compiled.
 
-The constants are fitted to what XLA's `memory_analysis` says of compiled steps; those that they
-are held against are in tests/training/test_forecast.py.
+Constants are fitted to what XLA's `memory_analysis` says of compiled steps, those that are held
+against it in tests/training/test_forecast.py; those of a model's tensors are its family's.
 """
 
 import copy
@@ -9,17 +9,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from segret_jax.config import Config, ModelConfig
+from segret_jax.config import Config
 from segret_jax.errors import InputError
-from segret_jax.models.rmt import VARIANTS
-from segret_jax.training.memory import Machine
+from segret_jax.models.families import get_family
+from segret_jax.run.memory import Machine
 
-# Tensors that the step holds at its peak: of a block's width, and of the width of the stem's maps
-# and of the decoder's. XLA on CPU orders operations by memory (training/step.py).
-BLOCK, REST = 16.5, 19.0
-CPU_BLOCK, CPU_REST = 8.1, 12.9
-LOGITS = 3.0  # tensors as large as them
-HIDDEN = 1 / 6  # of BLOCK, for each of the FFN's hidden channels
 STATE_COPIES = 4  # parameters, gradients, two moments
 PROCESS = 0.6e9  # on CPU: the interpreter, the libraries, the compiled programs
 COMPILING = 2.0e9  # on CPU, before the first step
@@ -48,38 +42,23 @@ class Forecast:
 def forecast(config: Config, machine: Machine, num_params: int, num_classes: int) -> Forecast:
     """Return the memory that training with `config` will need on `machine`.
 
-    Of one device; the devices of a CPU share its memory, and all of them are counted.
+    Of one device; the devices of a CPU share its memory, and all of them are counted. NaN for a
+    family that has no formula.
     """
+    costs = get_family(config.model.family).load().costs
+    per_pixel = math.nan
+    if costs is not None:
+        per_pixel = costs.activation_bytes(config.model, num_classes, on_cpu=machine.is_cpu)
     train, devices = config.train, 1 if machine.is_cpu else machine.num_devices
     pixels = math.prod(config.data.crop) * train.batch_size / devices
     copies = STATE_COPIES + (train.ema_decay > 0) + (train.accumulate > 1)
     bytes_per_pixel = 3 * 4 + 1  # image and label of a batch
     return Forecast(
         state=4 * num_params * copies / (1 if machine.is_cpu else max(config.mesh.fsdp, 1)),
-        activations=pixels
-        / train.accumulate
-        * activations_per_pixel(config.model, num_classes, on_cpu=machine.is_cpu),
+        activations=pixels / train.accumulate * per_pixel,
         rest=PROCESS + BATCHES_AHEAD * bytes_per_pixel * pixels if machine.is_cpu else 0.0,
         compiling=COMPILING if machine.is_cpu else 0.0,
     )
-
-
-def activations_per_pixel(model: ModelConfig, num_classes: int, *, on_cpu: bool) -> float:
-    """Return the bytes per pixel of the input that a step holds at its peak."""
-    variant = VARIANTS[model.variant]
-    block, rest = (CPU_BLOCK, CPU_REST) if on_cpu else (BLOCK, REST)
-    total = 0.0
-    for stage, (width, depth, ratio) in enumerate(
-        zip(variant.widths, variant.depths, variant.ffn_ratios, strict=True)
-    ):
-        tensors = block * (1 + HIDDEN * ratio)
-        # Of blocks that are computed again only the inputs stay, and all of the one at work.
-        tensors = depth + tensors if stage + 1 in model.remat else depth * tensors
-        total += tensors * width / 4 ** (stage + 2)
-    stem = 2 * (variant.widths[0] / 2 / 4 + variant.widths[0] / 16)
-    decoder = (model.decoder_channels or variant.decoder_channels) / 16
-    total += rest * (stem + decoder) + LOGITS * num_classes / 16
-    return total * (2 if model.dtype == "bfloat16" and not on_cpu else 4)
 
 
 def check_memory(config: Config, machine: Machine, num_params: int, num_classes: int) -> str:
@@ -92,6 +71,8 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
         return forecast(config, machine, num_params, num_classes).total
 
     memory, needed = machine.memory, need(config)
+    if math.isnan(needed):
+        return "the memory that training needs is not known for this family"
     said = f"training needs about {_gb(needed)} of memory" + " per device" * (not machine.is_cpu)
     if math.isnan(memory.total):
         return said

@@ -13,32 +13,36 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from segret_jax import processes
+from segret_jax.checkpoint.manager import Checkpoints
+from segret_jax.checkpoint.state import TrainState, new_state
 from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
-from segret_jax.data.doctor.learnable import check_class_table, check_samples
+from segret_jax.data.learnable import check_class_table, check_samples
 from segret_jax.data.pipeline import batches_from, class_table, open_source, training_dataset
 from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import Result
+from segret_jax.models.config import model_name
+from segret_jax.models.families import get_family
+from segret_jax.models.kernels import platform_of
+from segret_jax.parallel import processes
+from segret_jax.parallel.mesh import check_batch, make_mesh
+from segret_jax.parallel.sharding import place, shard_batch
+from segret_jax.run.compile_time import expected_compilation
+from segret_jax.run.logger import Journal
+from segret_jax.run.memory import machine_of
+from segret_jax.run.profiler import Profiler, Steps
+from segret_jax.run.stop import StopRequest
+from segret_jax.run.watchdog import Watchdog
+from segret_jax.run.workdir import claimed
 from segret_jax.training import capture, sizing
-from segret_jax.training.compile_time import expected_compilation
 from segret_jax.training.forecast import check_memory
-from segret_jax.training.initialise import initialise
-from segret_jax.training.journal import Journal
+from segret_jax.training.initialization import initialize
 from segret_jax.training.losses import check_class_weights
-from segret_jax.training.memory import machine_of
-from segret_jax.training.optim import make_optimizer
-from segret_jax.training.profile import Profiler, Steps
-from segret_jax.training.run_checkpoints import Checkpoints
+from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.scoring import Scorer
-from segret_jax.training.sharding import check_batch, make_mesh, place, shard_batch
-from segret_jax.training.state import TrainState, new_state
 from segret_jax.training.step import compile_ahead, make_train_step
-from segret_jax.training.steplog import StepLog
-from segret_jax.training.stop import StopRequest
-from segret_jax.training.watchdog import Watchdog
-from segret_jax.training.workdir import claimed
+from segret_jax.training.step_log import StepLog
 
 
 @dataclass
@@ -86,16 +90,20 @@ def train(
 
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(mesh, workdir))
-        model = initialise(config, table, workdir)  # which may refuse: before the folder is claimed
-        num_params = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-        memory = check_memory(config, machine, num_params, table.num_classes)
+        platform = platform_of(mesh.devices.flat)
+        # It may refuse, so before the folder is claimed.
+        initial = initialize(config, table, workdir, platform=platform)
+        bundle = initial.bundle
+        memory = check_memory(config, machine, bundle.num_params, table.num_classes)
         mark = stack.enter_context(claimed(workdir, config))
         stop.on_quit = partial(mark, "stopped")
-        optimizer = make_optimizer(config.optim, config.train.steps)
-        train_step = make_train_step(model.graph, optimizer, config.train, mesh)
+        optimizer = make_optimizer(
+            config.optim, config.train.steps, get_family(config.model.family)
+        )
+        train_step = make_train_step(bundle.graph, optimizer, config.train, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir, config, table, training)))
         averaged = config.train.ema_decay > 0
-        state = new_state(model.params, model.batch_stats, optimizer, averaged=averaged)
+        state = new_state(*bundle.variables, optimizer, averaged=averaged)
         state = place(state, mesh)
         state = checkpoints.restore_latest(state) or state
         start = int(state.step)
@@ -110,7 +118,7 @@ def train(
             )
         )  # fmt: skip
         scorer = Scorer(
-            config, workdir, validation=validation, table=table, graph=model.graph,
+            config, workdir, validation=validation, table=table, graph=bundle.graph,
             mesh=mesh, journal=journal,
         )  # fmt: skip
         watchdog = stack.enter_context(Watchdog(_say_anyway(journal)))
@@ -130,7 +138,7 @@ def train(
             stop=stop,
             watchdog=watchdog,
         )
-        _introduce(run, start, (*sizes, memory, *model.notes))
+        _introduce(run, start, (*sizes, memory, *initial.notes))
         result = _train(run, state, start)
         with run.watchdog.phase("save"):
             is_saved = checkpoints.finish()
@@ -215,7 +223,7 @@ def _say_anyway(journal: Journal) -> Callable[[str], None]:
 def _introduce(run: Run, start: int, notes: tuple[str, ...]) -> None:
     model, device, count = run.config.model, run.mesh.devices.flat[0], jax.process_count()
     run.journal.say(
-        f"segret_{model.variant} on {run.config.data.dataset}, {run.table.num_classes} classes; "
+        f"{model_name(model)} on {run.config.data.dataset}, {run.table.num_classes} classes; "
         f"{run.mesh.size} x {device.device_kind}"
         + (f" in {count} processes" if count > 1 else "")
         + f", {model.dtype}, matmul precision {model.matmul_precision}; in {run.workdir}"
@@ -283,7 +291,7 @@ def _refuse_if_not_finite(run: Run, state: TrainState) -> None:
             folder, state=state, config=run.config, table=run.table, batch=run.dataset[step],
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        kept.append(f"python -m segret_jax.replay {folder} shows where it begins")
+        kept.append(f"segret replay {folder} shows where it begins")
     except InputError as error:  # a full disk must not hide what happened
         run.journal.say(str(error))
     more = run.config.train.max_bad_steps + 10

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
 
-from segret_jax import processes
+from segret_jax.checkpoint.model import FOLDER
+from segret_jax.checkpoint.state import TrainState
 from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.sources import Source
@@ -14,12 +16,11 @@ from segret_jax.errors import InputError
 from segret_jax.evaluation import results
 from segret_jax.evaluation.evaluate import Result, evaluate
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.evaluation.visualize import grid, save_png
-from segret_jax.models.segret import SegRet
-from segret_jax.training.checkpoint import FOLDER
-from segret_jax.training.journal import Journal
-from segret_jax.training.sharding import whole_here
-from segret_jax.training.state import TrainState
+from segret_jax.models.factory import ModelBundle
+from segret_jax.parallel import processes
+from segret_jax.parallel.sharding import whole_here
+from segret_jax.run.logger import Journal
+from segret_jax.visualize.pictures import grid, save_png
 
 
 class Scorer:
@@ -32,7 +33,7 @@ class Scorer:
         *,
         validation: Source,
         table: ClassTable,
-        graph: nnx.GraphDef[SegRet],
+        graph: nnx.GraphDef[Any],
         mesh: Mesh,
         journal: Journal,
     ):
@@ -48,7 +49,8 @@ class Scorer:
         What is scored `again` is not recorded a second time.
         """
         model = whole_here(state.model, self.mesh)
-        predictor = Predictor(self.graph, **model, config=self.config.eval)
+        bundle = ModelBundle(self.graph, **model)
+        predictor = Predictor(bundle, self.config.eval)
         result = evaluate(
             predictor,
             self.validation,

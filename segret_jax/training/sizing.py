@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from segret_jax import config as configs
-from segret_jax import processes
 from segret_jax.config import Config
 from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
-from segret_jax.summary import operations
+from segret_jax.models.factory import abstract
+from segret_jax.models.flops import operations
+from segret_jax.parallel import processes
+from segret_jax.run.memory import Machine
 from segret_jax.training.forecast import forecast
-from segret_jax.training.memory import Machine
-from segret_jax.training.state import abstract
 
 SAMPLE = 64  # images whose headers are read
 SIDE, CPU_SIDE = 512, 256  # the shorter side of an image in training, at most
@@ -68,8 +68,7 @@ def resolve(
         raise InputError(f"several processes do not choose {listed}: give --config.KEY=VALUE")
     data = examine(training, len(validation), num_classes)
     speed = measure_speed(config.model.dtype, machine)
-    _, params, _ = abstract(config.model, num_classes)
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    num_params = abstract(config.model, num_classes).num_params
     chosen = choose(config, data, machine, speed=speed, num_params=num_params)
     sized = configs.validate(chosen)
     return sized, (describe(sized, data, images_per_second(sized, data, machine, speed)),)

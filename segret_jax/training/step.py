@@ -11,28 +11,25 @@ from flax import nnx
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from segret_jax.checkpoint.packing import pack
+from segret_jax.checkpoint.state import TrainState
 from segret_jax.config import TrainConfig
-from segret_jax.models.kernels import compute_capability
 from segret_jax.models.layers import SampleKeys
-from segret_jax.models.segret import SegRet
+from segret_jax.parallel.sharding import batch_sharding, shardings
+from segret_jax.run.memory import give_back
 from segret_jax.training.losses import cross_entropy, divisor
-from segret_jax.training.memory import give_back
-from segret_jax.training.optim import join
-from segret_jax.training.sharding import batch_sharding, shardings
-from segret_jax.training.state import TrainState
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
 def make_train_step(
-    graph: nnx.GraphDef[SegRet],
+    graph: nnx.GraphDef[Any],
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
     mesh: Mesh,
     *,
     regularize: bool = True,
-    capability: float | None = None,
 ) -> jax.stages.Wrapped:
     """Build the step (state, batch) -> (state, metrics), jitted, which takes the state's buffers.
 
@@ -40,17 +37,14 @@ def make_train_step(
     State and batch are sharded as `training.sharding` says. Means over the batch (loss, batch
     norm) are over the whole of it, whatever the number of devices. Drop path and dropout draw from
     (seed, step, place of the sample in the global batch); `regularize=False` leaves them out, and
-    then no "index" is needed. `capability` is the compute capability of GPUs that are not there;
-    of those that are, `mesh` tells it.
+    then no "index" is needed.
 
     With `config.accumulate` = a > 1 the batch is [a, b/a, ...], and the gradient the mean of those
     of its parts, one after another. That is the whole batch's gradient but for batch norm, which
     normalises each part by its own statistics and moves the running ones a times, and for OHEM,
     which chooses within each part.
     """
-    # The loop is measured on CPU alone: a shorter compilation, less memory, the same speed.
-    capability = capability or compute_capability(mesh.devices.flat)
-    loss = loss_function(graph, config, regularize, loop=_on_cpu(mesh), capability=capability)
+    loss = loss_function(graph, config, regularize=regularize)
     gradient_of_part = jax.value_and_grad(loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -74,8 +68,8 @@ def make_train_step(
             opt_state=opt_state,
             ema=_averaged(state, {"params": params, "batch_stats": batch_stats}, config.ema_decay),
         )
-        metrics["gradient_norm"] = optax.tree.norm(join(grads))
-        metrics["update_norm"] = optax.tree.norm(join(updates))
+        metrics["gradient_norm"] = optax.tree.norm(pack(grads))
+        metrics["update_norm"] = optax.tree.norm(pack(updates))
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         state = _advance_if(finite, state, updated, max_bad_steps=config.max_bad_steps)
         return lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
@@ -115,22 +109,14 @@ def _on_cpu(mesh: Mesh) -> bool:
 
 
 def loss_function(
-    graph: nnx.GraphDef[SegRet],
-    config: TrainConfig,
-    regularize: bool,
-    *,
-    loop: bool = False,
-    capability: float | None = None,
+    graph: nnx.GraphDef[Any], config: TrainConfig, *, regularize: bool = True
 ) -> Callable:
-    """Return the loss of a part of a batch, with its accuracy and batch statistics.
-
-    `loop`, `capability`: see `models.segret.SegRet`.
-    """
+    """Return the loss of a part of a batch, with its accuracy and batch statistics."""
 
     def loss_of(params: Any, batch_stats: Any, part: Batch, key: Array, pixels: Array) -> Any:
         model = nnx.merge(graph, params, batch_stats)
         keys = SampleKeys(key, part["index"]) if regularize else None
-        logits = model(part["image"], train=True, keys=keys, loop=loop, capability=capability)
+        logits = model(part["image"], train=True, keys=keys)
         with jax.named_scope("loss"):
             loss, accuracy = cross_entropy(
                 logits,

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from segret_jax.aot import fitting
-from segret_jax.aot.chips import TPUS, Topology
+from segret_jax.aot.chips import CHIPS, Topology
 from segret_jax.config import Config
 
 
@@ -15,7 +15,7 @@ from segret_jax.config import Config
         (fitting.evaluation_receipt, "the evaluation network for 32x64"),
     ],
 )
-def test_a_compilation_is_announced_and_timed(mini, monkeypatch, capsys, receipt_of, program):
+def test_a_compilation_is_announced(mini, monkeypatch, capsys, receipt_of, program):
     def compile_for(*_: object, **__: object) -> dict:
         assert capsys.readouterr().err == f"compiling {program}, which takes minutes\n"
         return {}
@@ -25,5 +25,4 @@ def test_a_compilation_is_announced_and_timed(mini, monkeypatch, capsys, receipt
     monkeypatch.setattr(fitting, "compile_for", compile_for)
     config = Config()
     config.data.crop, config.eval.resize_target = (32, 32), (64, 32)
-    receipt_of(config, Topology("v5e:1x1", TPUS["v5e"], jax.devices()[:1]))
-    assert capsys.readouterr().err == f"compiled {program} in 0 s\n"
+    receipt_of(config, Topology("v5e:1x1", CHIPS["v5e"], jax.devices()[:1]))

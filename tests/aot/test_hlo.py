@@ -8,7 +8,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from segret_jax.aot.hlo import Traffic, collectives
-from segret_jax.training.sharding import data_mesh
+from segret_jax.parallel.mesh import data_mesh
 
 LINES = NamedSharding(data_mesh(), PartitionSpec("data"))
 WHOLE = NamedSharding(data_mesh(), PartitionSpec())

@@ -14,8 +14,9 @@ from benchmarks import curve, gpu_train, sharded, timed_run
 from benchmarks.gpu import toy
 from segret_jax.config import OptimConfig
 from segret_jax.convert.safetensors import read_safetensors
-from segret_jax.models.rmt import VARIANTS
-from segret_jax.training.optim import make_optimizer
+from segret_jax.models.segret import FAMILY
+from segret_jax.models.segret.variants import VARIANTS
+from segret_jax.training.optimizer import make_optimizer
 
 
 def test_the_number_of_steps_can_change_without_another_optimizer():
@@ -24,7 +25,7 @@ def test_the_number_of_steps_can_change_without_another_optimizer():
     params = {"encoder": {"q": {"kernel": jnp.ones((2, 2))}}}
     grads = {"encoder": {"q": {"kernel": jnp.full((2, 2), 0.5)}}}
     optimizer = timed_run.timed_optimizer(config)
-    fixed = make_optimizer(config, 5)
+    fixed = make_optimizer(config, 5, FAMILY)
     update, expected_update = jax.jit(optimizer.update), jax.jit(fixed.update)
     state, expected_state = optimizer.init(params), fixed.init(params)
     for _ in range(2):

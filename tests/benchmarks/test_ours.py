@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.gpu import ours
 from segret_jax.errors import InputError
-from segret_jax.training.compile_time import CACHE_HIT
+from segret_jax.models.kernels import Platform
+from segret_jax.run.compile_time import CACHE_HIT
 
 MISS = "/jax/compilation_cache/cache_misses"
 
@@ -37,7 +38,7 @@ def test_without_a_gpu_only_a_dry_run_starts(monkeypatch):
 
 @pytest.mark.parametrize(("capability", "has_tf32"), [(7.5, False), (8.0, True), (None, True)])
 def test_tf32_is_measured_where_the_gpu_has_it(monkeypatch, capability, has_tf32):
-    monkeypatch.setattr(ours, "compute_capability", lambda devices: capability)
+    monkeypatch.setattr(ours, "platform_of", lambda devices: Platform(capability=capability))
     monkeypatch.setattr(ours, "peak_flops", lambda *args, **settings: 1e12)
     monkeypatch.setattr(ours, "peak_bandwidth", lambda: 1e9)
     ((_, found),) = ours.peaks(size=8)()

@@ -9,7 +9,7 @@ from jax.profiler import ProfileData
 
 from benchmarks import trace
 from segret_jax.config import ModelConfig
-from segret_jax.training.state import abstract
+from segret_jax.models.factory import abstract
 
 
 def test_time_is_that_of_the_innermost_part():

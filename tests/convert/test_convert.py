@@ -10,15 +10,17 @@ import jax
 import numpy as np
 import pytest
 
+from segret_jax.checkpoint import model as checkpoints
+from segret_jax.cli.convert import main
 from segret_jax.config import ModelConfig
-from segret_jax.convert.__main__ import main
 from segret_jax.convert.exporting import write_tensors
-from segret_jax.convert.report import implications, summary
+from segret_jax.convert.report import summary
 from segret_jax.convert.tensors import read_tensors
 from segret_jax.errors import InputError
-from segret_jax.training import checkpoint as checkpoints
+from segret_jax.models.segret.torch_format import describe
 from tests import golden_weights as golden
 from tests.convert.models import CLASSIFIER, random_tensors
+from tests.settings import segret
 
 DATA = Path(__file__).parent / "data"
 
@@ -112,12 +114,12 @@ def test_a_classifier_says_loudly_what_a_plain_encoder_would_lose(
     convert(tmp_path / "a.npz", tmp_path / "a")
     text = " ".join(capsys.readouterr().out.split())
     assert "NOTE: training that starts from it" in text
-    assert "--config.model.rotary=true --config.model.ffn_conv=true" in text
+    assert "--config.model.settings.rotary=true --config.model.settings.ffn_conv=true" in text
     plain = {n: t for n, t in random_tensors(10, **CLASSIFIER).items() if "dwconv" not in n}
     write_tensors(tmp_path / "b.npz", plain, {})
     convert(tmp_path / "b.npz", tmp_path / "b")
     assert "NOTE" not in capsys.readouterr().out
-    assert not checkpoints.load_config(tmp_path / "b").model.rotary
+    assert not checkpoints.load_config(tmp_path / "b").model.settings.rotary
 
 
 @pytest.mark.usefixtures("mini")
@@ -125,19 +127,19 @@ def test_a_classifier_says_loudly_what_a_plain_encoder_would_lose(
     (False, False, "without rotary phase and FFN convolutions", ""),
     (True, False, "with rotary phase, without FFN convolutions",
      "so drops the rotary phase, which changes the function. To keep it: "
-     "--config.model.rotary=true"),
+     "--config.model.settings.rotary=true"),
     (False, True, "with FFN convolutions, without rotary phase",
      "so drops ffn.dwconv, which changes the function. To keep it: "
-     "--config.model.ffn_conv=true"),
+     "--config.model.settings.ffn_conv=true"),
     (True, True, "with rotary phase and FFN convolutions",
      "so drops ffn.dwconv and the rotary phase, which changes the function. To keep them: "
-     "--config.model.rotary=true --config.model.ffn_conv=true"),
+     "--config.model.settings.rotary=true --config.model.settings.ffn_conv=true"),
 ])  # fmt: skip
 def test_the_report_tells_rotation_and_convolutions_apart(
     rotary: bool, ffn_conv: bool, encoder: str, note: str
 ) -> None:
-    model = ModelConfig(task="classification", rotary=rotary, ffn_conv=ffn_conv)
-    first, *notes = implications(model)
+    model = segret(task="classification", rotary=rotary, ffn_conv=ffn_conv)
+    first, *notes = describe(model)
     assert first == f"RMT ImageNet classifier, encoder {encoder}"
     assert len(notes) == bool(note)
     assert note in "".join(notes)
@@ -181,14 +183,14 @@ def test_what_is_not_as_released_is_said(
 ) -> None:
     tensors = {n: t for n, t in random_tensors(11).items() if "zeroLayer" not in n}
     write_tensors(tmp_path / "a.npz", tensors, {})
-    convert(tmp_path / "a.npz", tmp_path / "a", "--config.model.decay=post_softmax")
+    convert(tmp_path / "a.npz", tmp_path / "a", "--config.model.settings.decay=post_softmax")
     printed = " ".join(capsys.readouterr().out.split())
     assert "the file has no zeroLayer, so this is taken for the ablation" in printed
     assert "NOTE: decay 'post_softmax', which no released weights" in printed
-    assert implications(ModelConfig()) == implications(ModelConfig(zero_branch=False))[:1]
-    assert "decoder of 96 channels" in implications(ModelConfig(decoder_channels=96))[1]
-    message = fault(tmp_path / "a.npz", tmp_path / "b", "--config.model.zero_branch=true")
-    assert "model.zero_branch is set to True, but the file holds False" in message
+    assert describe(ModelConfig()) == describe(segret(zero_branch=False))[:1]
+    assert "decoder of 96 channels" in describe(segret(decoder_channels=96))[1]
+    message = fault(tmp_path / "a.npz", tmp_path / "b", "--config.model.settings.zero_branch=true")
+    assert "model.settings.zero_branch is set to True, but the file holds False" in message
 
 
 @pytest.mark.usefixtures("mini")
@@ -242,13 +244,13 @@ def test_arguments_that_do_not_go_together(tmp_path: Path) -> None:
     convert(source, checkpoint)
     assert f"{checkpoint} exists" in fault(source, checkpoint)
     assert "is a checkpoint already" in fault(checkpoint, tmp_path / "b")
-    for option in (["--allow", "x"], ["--wrapper", "x"], ["--config.model.rotary=true"]):
+    for option in (["--allow", "x"], ["--wrapper", "x"], ["--config.model.settings.rotary=true"]):
         assert "give SRC and DST only" in fault(checkpoint, tmp_path / "b.npz", *option)
     assert "no checkpoint in" in fault(tmp_path, tmp_path / "b.npz")
 
 
 def test_the_command_ends_with_status_2_and_one_line() -> None:
-    command = [sys.executable, "-m", "segret_jax.convert", "nowhere.pth", "out"]
+    command = [sys.executable, "-m", "segret_jax", "convert", "nowhere.pth", "out"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr == "error: nowhere.pth: No such file or directory\n"

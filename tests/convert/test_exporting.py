@@ -18,6 +18,7 @@ from segret_jax.convert.tensors import read_tensors
 from segret_jax.errors import InputError
 from tests import golden_weights as golden
 from tests.convert.models import CLASSIFIER, random_tensors
+from tests.settings import segret
 
 POOL = np.random.default_rng(0).random(2**22, np.float32)
 
@@ -37,8 +38,8 @@ def released(name: str) -> dict[str, np.ndarray]:
 
 def exported(result: Imported, *, keep: bool = True) -> dict[str, np.ndarray]:
     return export_tensors(
-        result.family.model,
-        result.family.num_classes,
+        result.recognized.model,
+        result.recognized.num_classes,
         result.params,
         result.batch_stats,
         unused=result.unused if keep else None,
@@ -184,8 +185,8 @@ def test_pytorch_on_a_full_disk_and_a_folder_that_cannot_be_are_told(
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (ModelConfig(rotary=True), "model.rotary is True and model.ffn_conv False"),
-        (ModelConfig(decay="post_softmax"), "model.decay is 'post_softmax'"),
+        (segret(rotary=True), "model.settings.rotary is True and ffn_conv False"),
+        (segret(decay="post_softmax"), "model.settings.decay is 'post_softmax'"),
     ],
 )
 def test_a_model_that_pytorch_files_cannot_tell_is_refused(

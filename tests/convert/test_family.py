@@ -5,10 +5,11 @@ import pytest
 
 from segret_jax.config import ModelConfig
 from segret_jax.convert.classes import choose_classes
-from segret_jax.convert.family import Family, identify
+from segret_jax.convert.recognize import TorchModel, identify
 from segret_jax.data.class_table import MOST_CLASSES, parse_class_table
 from segret_jax.errors import InputError
 from tests import golden_weights as golden
+from tests.settings import segret
 
 VARIANTS = ("tiny", "small", "base", "large")
 Tensors = dict[str, np.ndarray]
@@ -25,25 +26,25 @@ def without(tensors: Tensors, part: str) -> Tensors:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_released_models_are_told_apart(variant: str) -> None:
-    segret = identify(released(f"segret_{variant}"), ModelConfig())
-    assert segret == Family(model=ModelConfig(variant=variant), num_classes=150, prefix=True)
+    tensors = identify(released(f"segret_{variant}"), ModelConfig())
+    assert tensors == TorchModel(model=ModelConfig(variant=variant), num_classes=150, prefix=True)
     rmt = identify(released(f"rmt_{variant}"), ModelConfig())
-    expected = ModelConfig(task="classification", variant=variant, rotary=True, ffn_conv=True)
-    assert rmt == Family(model=expected, num_classes=1000, prefix=False)
+    expected = segret(task="classification", variant=variant, rotary=True, ffn_conv=True)
+    assert rmt == TorchModel(model=expected, num_classes=1000, prefix=False)
 
 
 def test_what_differs_from_the_released_models_is_told_too() -> None:
-    segret, rmt = released("segret_base"), released("rmt_base")
-    assert not identify(without(segret, "zeroLayer"), ModelConfig()).model.zero_branch
-    assert not identify(without(rmt, "ffn.dwconv"), ModelConfig()).model.rotary
+    tensors, rmt = released("segret_base"), released("rmt_base")
+    assert not identify(without(tensors, "zeroLayer"), ModelConfig()).model.settings.zero_branch
+    assert not identify(without(rmt, "ffn.dwconv"), ModelConfig()).model.settings.rotary
     token = rmt | {"aux_head.weight": np.zeros((1000, 512)), "aux_head.bias": np.zeros(1000)}
-    assert identify(token, ModelConfig()).model.token_head
-    segret["decode_head.linear_fuse.conv.weight"] = np.zeros((512, 2048, 1, 1))
-    segret["decode_head.linear_pred.weight"] = np.zeros((7, 512, 1, 1))
-    family = identify(segret, ModelConfig())
-    assert (family.model.decoder_channels, family.num_classes) == (512, 7)
-    both = segret | {"backbone.layers.0.blocks.0.ffn.dwconv.conv.bias": np.zeros(320)}
-    assert identify(both, ModelConfig()).model.rotary
+    assert identify(token, ModelConfig()).model.settings.token_head
+    tensors["decode_head.linear_fuse.conv.weight"] = np.zeros((512, 2048, 1, 1))
+    tensors["decode_head.linear_pred.weight"] = np.zeros((7, 512, 1, 1))
+    family = identify(tensors, ModelConfig())
+    assert (family.model.settings.decoder_channels, family.num_classes) == (512, 7)
+    both = tensors | {"backbone.layers.0.blocks.0.ffn.dwconv.conv.bias": np.zeros(320)}
+    assert identify(both, ModelConfig()).model.settings.rotary
 
 
 def test_a_block_too_few_does_not_hide_the_variant() -> None:
@@ -52,28 +53,37 @@ def test_a_block_too_few_does_not_hide_the_variant() -> None:
 
 
 def test_what_no_file_tells_is_taken_from_the_settings() -> None:
-    model = ModelConfig(rotary=True, decay="post_softmax", dtype="bfloat16", variant="large")
-    found = identify(released("segret_tiny"), model, given=["rotary", "decay"]).model
-    assert (found.rotary, found.decay, found.dtype) == (True, "post_softmax", "bfloat16")
-    assert (found.variant, found.ffn_conv) == ("tiny", False)
-    assert not identify(released("segret_tiny"), model).model.rotary  # it was not asked for
+    model = segret(rotary=True, decay="post_softmax", dtype="bfloat16", variant="large")
+    given = ["settings.rotary", "settings.decay"]
+    found = identify(released("segret_tiny"), model, given=given).model
+    assert (found.variant, found.dtype) == ("tiny", "bfloat16")
+    own = found.settings
+    assert (own.rotary, own.decay, own.ffn_conv) == (True, "post_softmax", False)
+    assert not identify(
+        released("segret_tiny"), model
+    ).model.settings.rotary  # it was not asked for
 
 
 def test_a_setting_that_contradicts_the_file_is_named_with_what_it_holds() -> None:
-    model = ModelConfig(variant="base", ffn_conv=True, decoder_channels=512)
-    given = ["variant", "ffn_conv", "decoder_channels"]
+    model = segret(variant="base", ffn_conv=True, decoder_channels=512)
+    given = ["variant", "settings.ffn_conv", "settings.decoder_channels"]
     with pytest.raises(InputError) as caught:
         identify(released("segret_small"), model, given)
     assert "model.variant is set to 'base', but the file holds 'small'" in str(caught.value)
-    assert "model.ffn_conv is set to True, but the file holds False" in str(caught.value)
-    assert "model.decoder_channels is set to 512, but the file holds 256" in str(caught.value)
-    agreeing = ModelConfig(variant="small", decoder_channels=256)
+    assert "model.settings.ffn_conv is set to True, but the file holds False" in str(caught.value)
+    assert "model.settings.decoder_channels is set to 512, but the file holds 256" in str(
+        caught.value
+    )
+    agreeing = segret(variant="small", decoder_channels=256)
     assert identify(released("segret_small"), agreeing, given).model.variant == "small"
-    own = ModelConfig(decoder_channels=0)  # of whichever variant: 512 of the large one
-    assert identify(released("segret_large"), own, ["decoder_channels"]).model.variant == "large"
+    own = segret(decoder_channels=0)  # of whichever variant: 512 of the large one
+    assert (
+        identify(released("segret_large"), own, ["settings.decoder_channels"]).model.variant
+        == "large"
+    )
     wide = {"decode_head.linear_fuse.conv.weight": np.zeros((512, 2048, 1, 1))}
-    with pytest.raises(InputError, match="channels is set to 256, but the file holds 512"):
-        identify(released("segret_tiny") | wide, own, ["decoder_channels"])
+    with pytest.raises(InputError, match="channels is set to 0, but the file holds 512"):
+        identify(released("segret_tiny") | wide, own, ["settings.decoder_channels"])
 
 
 @pytest.mark.parametrize(
@@ -96,18 +106,18 @@ def test_another_model_is_refused_with_what_it_has(tensors: Tensors, what: str) 
 
 def test_an_impossible_number_of_classes_is_refused() -> None:
     last = "decode_head.linear_pred"
-    segret = released("segret_tiny")
+    tensors = released("segret_tiny")
     for count in (10**6, 255, 0):
-        wrong = segret | {f"{last}.weight": np.broadcast_to(np.float32(0), (count, 256, 1, 1))}
+        wrong = tensors | {f"{last}.weight": np.broadcast_to(np.float32(0), (count, 256, 1, 1))}
         message = rf"has {count} classes; a segmentation model of 1 to 254 is read"
         with pytest.raises(InputError, match=message):
             identify(wrong, ModelConfig())
     wrong = {"head.weight": np.broadcast_to(np.float32(0), (2**16 + 1, 512))}
     with pytest.raises(InputError, match=r"65537 classes; a classification model of 1 to 65536"):
         identify(released("rmt_tiny") | wrong, ModelConfig())
-    assert identify(without(segret, last), ModelConfig()).num_classes == 150  # conv_seg's
+    assert identify(without(tensors, last), ModelConfig()).num_classes == 150  # conv_seg's
     with pytest.raises(InputError, match=rf"lacks {last}.weight, which tells"):
-        identify(without(without(segret, last), "conv_seg"), ModelConfig())
+        identify(without(without(tensors, last), "conv_seg"), ModelConfig())
     scalar = released("rmt_tiny") | {"head.weight": np.float32(0)}
     assert identify(scalar, ModelConfig()).num_classes == 1000
 
@@ -120,7 +130,7 @@ def test_an_impossible_number_of_classes_is_refused() -> None:
     ],
 )  # fmt: skip
 def test_the_number_of_classes_tells_the_dataset(count: int, dataset: str, first: str) -> None:
-    family = Family(model=ModelConfig(), num_classes=count, prefix=True)
+    family = TorchModel(model=ModelConfig(), num_classes=count, prefix=True)
     name, table = choose_classes(family, "synthetic", given=False)
     assert (name, table.num_classes, table.class_names[0]) == (dataset, count, first)
     if name == "synthetic":  # no dataset has 7 classes: names and colours are made up
@@ -130,7 +140,7 @@ def test_the_number_of_classes_tells_the_dataset(count: int, dataset: str, first
 
 
 def test_a_classifier_has_generic_classes_and_no_dataset() -> None:
-    family = Family(model=ModelConfig(task="classification"), num_classes=1000, prefix=False)
+    family = TorchModel(model=ModelConfig(task="classification"), num_classes=1000, prefix=False)
     _, table = choose_classes(family, "synthetic", given=False)
     assert (table.name, table.num_classes, table.class_names[999]) == (
         "imagenet",
@@ -146,7 +156,7 @@ def test_a_classifier_has_generic_classes_and_no_dataset() -> None:
 
 @pytest.mark.parametrize(("task", "most"), [("segmentation", 254), ("classification", 1000)])
 def test_as_many_classes_as_are_converted_can_be_loaded(task: str, most: int) -> None:
-    family = Family(model=ModelConfig(task=task), num_classes=most, prefix=True)
+    family = TorchModel(model=ModelConfig(task=task), num_classes=most, prefix=True)
     _, table = choose_classes(family, "synthetic", given=False)
     loaded = parse_class_table(table.to_dict(), "", default_name="", most=MOST_CLASSES)
     assert loaded.class_names == table.class_names

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segret_jax.config import ModelConfig
-from segret_jax.convert.__main__ import main
+from segret_jax.checkpoint import model as checkpoints
+from segret_jax.cli.convert import main
 from segret_jax.convert.classes import choose_classes, class_notes
-from segret_jax.convert.family import Family
 from segret_jax.convert.file_classes import FileClasses, find_classes, find_labels
+from segret_jax.convert.recognize import TorchModel
 from segret_jax.convert.records import Record
 from segret_jax.convert.tensors import read_tensors
 from segret_jax.data.class_table import load_class_table
 from segret_jax.errors import InputError
-from segret_jax.training import checkpoint as checkpoints
 from tests.convert.models import CLASSIFIER, random_tensors, write_pth
 from tests.convert.test_tensors import DATA
+from tests.settings import segret
 
 ELEVEN = [f"part {letter}" for letter in "abcdefghijk"]
 PALETTE = [[i, 2 * i, 3 * i] for i in range(11)]
@@ -30,8 +30,8 @@ def found(content: dict[str, Any]) -> FileClasses:
     return classes
 
 
-def family(count: int, **model: Any) -> Family:
-    return Family(model=ModelConfig(**model), num_classes=count, prefix=True)
+def family(count: int, **model: Any) -> TorchModel:
+    return TorchModel(model=segret(**model), num_classes=count, prefix=True)
 
 
 @pytest.mark.usefixtures("mini")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segret_jax.cli.convert import main
 from segret_jax.convert import folder as folders
-from segret_jax.convert.__main__ import main
 from segret_jax.convert.exporting import write_tensors
 from segret_jax.convert.folder import read_source
 from segret_jax.convert.tensors import read_tensors

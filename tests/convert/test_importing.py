@@ -8,7 +8,7 @@ import pytest
 from segret_jax.config import ModelConfig
 from segret_jax.convert.importing import Imported, import_tensors
 from segret_jax.errors import InputError
-from segret_jax.training.state import build
+from segret_jax.models.factory import build
 from tests.convert.models import CLASSIFIER, random_tensors
 
 Q = "backbone.layers.1.blocks.0.retention.q_proj.weight"
@@ -167,7 +167,7 @@ def test_a_token_label_classifier_keeps_its_second_head() -> None:
     tensors = random_tensors(6, **CLASSIFIER, token_head=True)
     assert tensors["aux_head.weight"].shape == (6, 16)
     result = imported(tensors)
-    assert result.family.num_classes == 6
+    assert result.recognized.num_classes == 6
     np.testing.assert_array_equal(result.params["aux_head"]["kernel"], tensors["aux_head.weight"].T)
 
 

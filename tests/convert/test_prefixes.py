@@ -114,9 +114,9 @@ def test_allow_drops_what_stops_a_model_from_being_recognized() -> None:
     with pytest.raises(InputError, match=r"lacks decode_head\.linear_pred"):
         imported(misleading)
     result = imported(misleading, "counter$")
-    assert result.family.model.task == "classification"
+    assert result.recognized.model.task == "classification"
     assert result.dropped["decode_head.counter"] == "accepted by --allow 'counter$'"
     stage = tensors | {"layers.7.blocks.0.steps": np.zeros(1)}
     with pytest.raises(InputError, match="is no SegRet"):
         imported(stage, "^steps")
-    assert imported(stage, "steps$").family.num_classes == 6
+    assert imported(stage, "steps$").recognized.num_classes == 6

@@ -12,12 +12,12 @@ from PIL import Image
 from segret_jax.data.class_table import load_class_table
 from segret_jax.data.datasets import get_dataset, load_dataset
 from segret_jax.data.decode import decode_image, decode_label, image_size
-from segret_jax.data.doctor import check as doctor
 from segret_jax.data.shards.manifest import INDEX, MANIFEST
 from segret_jax.data.shards.prepare import prepare
 from segret_jax.data.shards.prepared import open_files
 from segret_jax.data.shards.verify import verify
 from segret_jax.data.sources import FolderSource
+from segret_jax.doctor import check as doctor
 from segret_jax.errors import InputError
 from tests.data.test_prepared import write_with_tfds
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from segret_jax.data.datasets import get_dataset, load_dataset
-from segret_jax.data.doctor import check as doctor
 from segret_jax.data.folders import find_pairs
 from segret_jax.data.layouts import DatasetSpec
 from segret_jax.data.sources import FolderSource
+from segret_jax.doctor import check as doctor
 from segret_jax.errors import InputError
 
 CAMVID = get_dataset("camvid")

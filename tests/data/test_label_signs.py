@@ -9,7 +9,7 @@ from PIL import Image
 
 from segret_jax.data.class_table import STRAY
 from segret_jax.data.datasets import DATASETS, Layout, get_dataset, load_dataset
-from segret_jax.data.doctor.signs import quick_check, shift_signs
+from segret_jax.data.shift_signs import quick_check, shift_signs
 from segret_jax.data.sources import FolderSource
 from segret_jax.errors import InputError
 
@@ -179,5 +179,5 @@ def test_quick_check_names_the_evidence_and_the_remedy(tmp_path):
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("labels of ade20k, training (5 files read): the files hold 255 (25")
-    assert "`python -m segret_jax.data check`" in message
+    assert "`segret data check`" in message
     quick_check(source, samples=2)  # of the first and the last file

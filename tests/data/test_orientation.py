@@ -13,12 +13,12 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from segret_jax.data.datasets import get_dataset
 from segret_jax.data.decode import decode_image, decode_label, image_size
-from segret_jax.data.doctor import check as doctor
-from segret_jax.data.doctor.report import html
 from segret_jax.data.shards.manifest import INDEX, MANIFEST, stored_file
 from segret_jax.data.shards.prepare import prepare
 from segret_jax.data.shards.prepared import open_files
 from segret_jax.data.sources import FolderSource
+from segret_jax.doctor import check as doctor
+from segret_jax.doctor.report import html
 from segret_jax.errors import InputError
 
 CAMVID = get_dataset("camvid")

@@ -10,10 +10,10 @@ from PIL import Image
 
 from segret_jax.data.class_table import IGNORE, STRAY
 from segret_jax.data.datasets import load_dataset
-from segret_jax.data.doctor import check as doctor
 from segret_jax.data.shards.prepare import prepare
 from segret_jax.data.shards.prepared import open_files
 from segret_jax.data.sources import FolderSource
+from segret_jax.doctor import check as doctor
 from segret_jax.errors import InputError
 
 

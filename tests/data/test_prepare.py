@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segret_jax.data.__main__ import main
+from segret_jax.cli.data import main
 from segret_jax.data.datasets import get_dataset
 from segret_jax.data.shards import prepare as prepare_module
 from segret_jax.data.shards.manifest import MANIFEST
@@ -80,7 +80,7 @@ def test_preparing_again_does_nothing_or_says_what_differs(
 ) -> None:
     before = (data / FOLDER / MANIFEST).stat().st_mtime_ns
     prepare(ADE, raw, str(data), shards=2)
-    assert "is complete already; python -m segret_jax.data verify" in capsys.readouterr().out
+    assert "is complete already; segret data verify" in capsys.readouterr().out
     assert (data / FOLDER / MANIFEST).stat().st_mtime_ns == before
     with pytest.raises(InputError, match="is complete, but its shards differ from what is to be"):
         prepare(ADE, raw, str(data), shards=1)
@@ -206,7 +206,9 @@ def test_a_folder_of_another_program_is_not_removed(raw: Path, tmp_path: Path) -
     info = tmp_path / "data" / FOLDER / "dataset_info.json"
     info.parent.mkdir(parents=True)
     info.write_text('{"moduleName": "tensorflow_datasets.ade20k"}')
-    with pytest.raises(InputError, match=r"is not from python .*; choose another --data_dir"):
+    with pytest.raises(
+        InputError, match=r"is not from segret data prepare; choose another --data_dir"
+    ):
         prepare(ADE, raw, str(tmp_path / "data"), shards=1)
     assert info.is_file()
 
@@ -321,8 +323,8 @@ def test_commands_prepare_and_verify_ones_own_dataset(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "name a command: prepare, verify, check"),
-        (["prepair"], "unknown command 'prepair': did you mean 'prepare'?"),
+        ([], "name a command: segret data check|prepare|verify"),
+        (["prepair"], "unknown command 'data prepair': did you mean 'prepare'?"),
         (["prepare", "ade20k"], "the following arguments are required: --source, --data_dir"),
         (["verify", "/nowhere"], "there is no prepared dataset in /nowhere"),
         (["verify", "gs://bucket"], "gs://bucket is remote; its files are checked when"),

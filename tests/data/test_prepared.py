@@ -150,7 +150,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(data: Path) -> None:
     assert message.startswith(
         f"{shard}, record 1 (city_1/t001) is damaged: Corrupted Riegeli/records file"
     )
-    assert f"python -m segret_jax.data verify {data}/camvid/1.0.0 lists all" in message
+    assert f"segret data verify {data}/camvid/1.0.0 lists all" in message
     assert "\n" not in message
     assert [again[i]["name"] for i in (0, 1, 2, 4)] == [again.names[i] for i in (0, 1, 2, 4)]
 
@@ -191,7 +191,7 @@ def test_the_checksum_covers_name_image_and_label() -> None:
 def test_without_a_manifest_it_is_incomplete(data: Path) -> None:
     folder = data / "camvid/1.0.0"
     (folder / MANIFEST).unlink()
-    remedy = "has no manifest.json.*run python -m segret_jax.data prepare again"
+    remedy = "has no manifest.json.*run segret data prepare again"
     with pytest.raises(InputError, match=f"{folder} is incomplete .*{remedy}"):
         open_files(CAMVID, data, "training")
     folder.rename(folder.with_name("incomplete.ABC_1.0.0"))
@@ -326,7 +326,7 @@ def test_the_instance_labels_of_scene_parse150_are_refused(tmp_path: Path) -> No
     message = str(caught.value)
     assert "label is a PNG of mode RGB" in message
     assert "annotations_instance.tar" in message
-    command = "python -m segret_jax.data prepare ade20k --source DIR --data_dir"
+    command = "segret data prepare ade20k --source DIR --data_dir"
     assert message.endswith(f"{command} {tmp_path}/tfds")
 
 

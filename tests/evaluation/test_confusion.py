@@ -9,7 +9,7 @@ import pytest
 from segret_jax.data.class_table import load_class_table
 from segret_jax.errors import InputError
 from segret_jax.evaluation import confusion
-from segret_jax.evaluation.text import BACKGROUND
+from segret_jax.visualize.text import BACKGROUND
 
 NAMES = ("sky", "Straße, 道路", 'so-called "tree"')
 COUNTS = np.array([[80, 15, 5], [0, 300, 100], [0, 0, 0]])

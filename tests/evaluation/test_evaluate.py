@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from segret_jax import processes
 from segret_jax.config import EvalConfig, ModelConfig
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.sources import Sample
@@ -20,8 +19,9 @@ from segret_jax.evaluation.evaluate import READERS, Result, evaluate
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
 from segret_jax.evaluation.metrics import Scoreboard
 from segret_jax.evaluation.plan import Plan, Tiling, make_plan
-from segret_jax.training.sharding import data_mesh
-from segret_jax.training.state import build
+from segret_jax.models.factory import ModelBundle, build
+from segret_jax.parallel import processes
+from segret_jax.parallel.mesh import data_mesh
 from tests import golden_weights as golden
 
 TABLE = ClassTable(
@@ -258,10 +258,10 @@ def test_batches_on_two_devices_count_what_single_images_do():
     config = EvalConfig(
         resize_target=(48, 32), mode="slide", window=(32, 32), stride=(16, 16), batch_size=2
     )
-    together = finished(Speckled(7), predictor=Predictor(graph, params, stats, config))
+    together = finished(Speckled(7), predictor=Predictor(ModelBundle(graph, params, stats), config))
     config = dataclasses.replace(config, batch_size=1)
     alone = Predictor(
-        graph, params, stats, config, mesh=Mesh(np.array(jax.devices()[:1]), ("data",))
+        ModelBundle(graph, params, stats), config, mesh=Mesh(np.array(jax.devices()[:1]), ("data",))
     )
     shown: dict[str, np.ndarray] = {}
     one_by_one = finished(

@@ -16,8 +16,8 @@ from segret_jax.data.transforms import normalise, resize_image
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.plan import make_plan
+from segret_jax.models.factory import ModelBundle, abstract, build
 from segret_jax.models.layers import resize_bilinear
-from segret_jax.training.state import abstract, build
 from tests import golden_weights as golden
 
 EXPECTED = golden.load("inference_tiny_19")
@@ -56,7 +56,7 @@ def model() -> Any:
     "case", ["whole", "resize", "slide", pytest.param("msflip", marks=pytest.mark.slow)]
 )
 def test_probabilities_and_predictions_equal_the_original_but_for_ties(model, case):
-    predictor = Predictor(*model, CASES[case], mesh=mesh(1))
+    predictor = Predictor(ModelBundle(*model), CASES[case], mesh=mesh(1))
     probabilities = predictor.probabilities(IMAGE)
     expected = EXPECTED[f"{case}/prob"].transpose(1, 2, 0)
     np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-5)
@@ -71,14 +71,14 @@ def test_probabilities_and_predictions_equal_the_original_but_for_ties(model, ca
 
 @pytest.mark.parametrize("case", ["whole", "resize"])
 def test_the_network_sees_what_the_original_saw(model, case):
-    predictor = Predictor(*model, CASES[case], mesh=mesh(1))
+    predictor = Predictor(ModelBundle(*model), CASES[case], mesh=mesh(1))
     expected = EXPECTED[f"{case}/network_input"].transpose(1, 2, 0)
     np.testing.assert_allclose(predictor.network_input(IMAGE), expected, rtol=0, atol=1e-6)
 
 
 def test_the_goldens_tell_one_resize_of_the_logits_from_two(model):
     """Going directly from stride 4 to the image misses the original: the tolerance is no alibi."""
-    predictor = Predictor(*model, WHOLE, mesh=mesh(1))
+    predictor = Predictor(ModelBundle(*model), WHOLE, mesh=mesh(1))
     (pixels, _) = predictor.prepare(IMAGE).scales[0]
     logits = predictor.programs.network(predictor.variables, pixels[None])
     direct = jax.nn.softmax(resize_bilinear(logits, IMAGE.shape[:2])[0])
@@ -123,7 +123,7 @@ def small(mini: Any) -> Any:
 @pytest.mark.parametrize("size", [(1, 1), (70, 300)])
 def test_images_of_any_size_keep_it(small, size):
     (image,) = images(size)
-    predictor = Predictor(*small, SMALL, mesh=mesh(1))
+    predictor = Predictor(ModelBundle(*small), SMALL, mesh=mesh(1))
     pred, probabilities = predictor.label_map(image), predictor.probabilities(image)
     assert (pred.shape, pred.dtype) == (size, np.uint8)
     np.testing.assert_array_equal(pred, probabilities.argmax(-1))
@@ -165,7 +165,7 @@ def step_by_step(predictor: Predictor, image: np.ndarray) -> np.ndarray:
 def test_windows_at_two_scales_mirrored_too_are_averaged_as_described(small):
     """(45, 37) is smaller than the window at one scale."""
     (image,) = images((45, 37))
-    predictor = Predictor(*small, WINDOWS, mesh=mesh(1))
+    predictor = Predictor(ModelBundle(*small), WINDOWS, mesh=mesh(1))
     expected = step_by_step(predictor, image)
     np.testing.assert_allclose(predictor.probabilities(image), expected, atol=2e-6)
     first, second = np.sort(expected, axis=-1)[..., :-3:-1].transpose(2, 0, 1)
@@ -177,15 +177,15 @@ def test_one_window_is_the_whole(small):
     (image,) = images((50, 70))
     slide = dataclasses.replace(SMALL, mode="slide", window=(64, 64), stride=(9, 9))
     np.testing.assert_array_equal(
-        Predictor(*small, slide, mesh=mesh(1)).probabilities(image),
-        Predictor(*small, SMALL, mesh=mesh(1)).probabilities(image),
+        Predictor(ModelBundle(*small), slide, mesh=mesh(1)).probabilities(image),
+        Predictor(ModelBundle(*small), SMALL, mesh=mesh(1)).probabilities(image),
     )
 
 
 def test_sizes_of_images_compile_nothing(small):
     """12 sizes of image, 2 of the network's input."""
     sizes = [(30 + i, 60 + 2 * i) for i in range(6)] + [(60 + i, 50 + i) for i in range(6)]
-    predictor = Predictor(*small, SMALL, mesh=mesh(1))
+    predictor = Predictor(ModelBundle(*small), SMALL, mesh=mesh(1))
     for program in predictor.programs:
         program.clear_cache()
     for image in images(*sizes):
@@ -197,7 +197,7 @@ def test_sizes_of_images_compile_nothing(small):
 
 def test_an_image_is_predicted_as_it_is_whatever_came_before(small):
     one, other = images((32, 64), (32, 64))
-    predictor = Predictor(*small, SMALL, mesh=mesh(1))
+    predictor = Predictor(ModelBundle(*small), SMALL, mesh=mesh(1))
     alone = predictor.probabilities(one)
     assert not np.array_equal(predictor.probabilities(other), alone)
     np.testing.assert_array_equal(predictor.probabilities(one), alone)
@@ -206,7 +206,8 @@ def test_an_image_is_predicted_as_it_is_whatever_came_before(small):
 def test_across_batch_sizes_logits_agree_and_only_ties_may_differ(small):
     batch = images((32, 64), (30, 61), (64, 128), (40, 80), (33, 65))
     one, many = (
-        Predictor(*small, dataclasses.replace(SMALL, batch_size=n), mesh=mesh(1)) for n in (1, 5)
+        Predictor(ModelBundle(*small), dataclasses.replace(SMALL, batch_size=n), mesh=mesh(1))
+        for n in (1, 5)
     )
     prepared = [one.prepare(image) for image in batch]
     pixels = np.stack([image.scales[0][0] for image in prepared])
@@ -230,10 +231,11 @@ from segret_jax.data.class_table import load_class_table
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.evaluation.evaluate import evaluate
 from segret_jax.evaluation.inference import Predictor
+from segret_jax.models.factory import ModelBundle
 from segret_jax.models import rmt
 from segret_jax.training.state import build
 
-rmt.VARIANTS["tiny"] = rmt.Variant(
+variants.VARIANTS["tiny"] = variants.Variant(
     widths=(8,) * 4, depths=(1,) * 4, heads=(2,) * 4, decay_spans=(4.0,) * 4, ffn_ratios=(2,) * 4,
     decomposed=(True, False, False, False), layer_scale=(False,) * 4, drop_path=0.0,
     decoder_channels=8,
@@ -248,7 +250,7 @@ logits, counts = [], []
 for n in (1, 2, 4, 8):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:n]), ("data",))
     config = EvalConfig(resize_target=(64, 32), batch_size=2)
-    predictor = Predictor(*model, config, mesh=mesh)
+    predictor = Predictor(ModelBundle(*model), config, mesh=mesh)
     result = evaluate(predictor, scenes, load_class_table("synthetic"))
     counts.append(result.scoreboard.counts)
     batches = np.split(pixels, 16 // predictor.batch_size)
@@ -274,7 +276,7 @@ def test_two_devices_predict_what_one_does(small):
     """The third batch of two devices has one image only."""
     config = dataclasses.replace(SMALL, flip=True)
     batch = images((32, 64), (30, 61), (64, 128), (40, 80), (33, 65))
-    one, two = (Predictor(*small, config, mesh=mesh(n)) for n in (1, 2))
+    one, two = (Predictor(ModelBundle(*small), config, mesh=mesh(n)) for n in (1, 2))
     prepared = [one.prepare(image) for image in batch]
     parts = [prepared[:2], prepared[2:4], prepared[4:]]
     together = [prediction for part in parts for prediction in two.predict(part)]
@@ -295,7 +297,7 @@ def test_ties_are_found(small):
     for config in (SMALL, dataclasses.replace(SMALL, flip=True)):
         for head, expected in ((tie, True), (clear, False)):
             weights = params | {"decoder": params["decoder"] | {"classify": head}}
-            predictor = Predictor(graph, weights, stats, config, mesh=mesh(1))
+            predictor = Predictor(ModelBundle(graph, weights, stats), config, mesh=mesh(1))
             (prediction,) = predictor.predict([predictor.prepare(image)])
             assert (prediction.label_map == 1).all()
             assert (prediction.tied == expected).all()
@@ -304,7 +306,7 @@ def test_ties_are_found(small):
 def test_an_output_that_is_not_a_number_is_refused(small):
     graph, params, stats = small
     broken = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
-    predictor = Predictor(graph, broken, stats, SMALL, mesh=mesh(1))
+    predictor = Predictor(ModelBundle(graph, broken, stats), SMALL, mesh=mesh(1))
     with pytest.raises(InputError, match="the network's output is not a number: the weights are"):
         predictor.label_map(images((32, 64))[0])
 
@@ -312,15 +314,15 @@ def test_an_output_that_is_not_a_number_is_refused(small):
 def test_weights_are_arguments_and_not_compiled_in(small):
     graph, params, stats = small
     image = np.full((32, 64, 3), 120, np.uint8)
-    before = Predictor(*small, SMALL, mesh=mesh(1)).probabilities(image)
+    before = Predictor(ModelBundle(*small), SMALL, mesh=mesh(1)).probabilities(image)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    changed = Predictor(graph, zeros, stats, SMALL, mesh=mesh(1))
+    changed = Predictor(ModelBundle(graph, zeros, stats), SMALL, mesh=mesh(1))
     np.testing.assert_allclose(changed.probabilities(image), 1 / 5)
     assert np.abs(before - 1 / 5).max() > 1e-3
 
 
 def test_the_forecast_counts_weights_and_held_logits(small):
-    predictor = Predictor(*small, SMALL, mesh=mesh(1))
+    predictor = Predictor(ModelBundle(*small), SMALL, mesh=mesh(1))
     plan = make_plan({0: (32, 64)}, SMALL, 1, stride=4)
     assert predictor.forecast(plan).startswith("about 0.0 GB of memory per device; the network al")
     held = dataclasses.replace(plan, held_logits=10**8)  # x 5 classes x 4 bytes

@@ -21,6 +21,7 @@ from segret_jax.evaluation.rescale import (
     multiply_rows,
     stack_taps,
 )
+from segret_jax.models.factory import ModelBundle
 from tests.evaluation.test_rescale import released
 
 WHOLE = EvalConfig(resize_target=(64, 32), multiple_of=16)
@@ -36,7 +37,7 @@ class Strided(nnx.Module):
         self.stride, self.cut = stride, cut
         self.mix = nnx.Param(jnp.eye(3, 4) * 2)
 
-    def __call__(self, image: jax.Array, *, capability: float | None = None) -> jax.Array:
+    def __call__(self, image: jax.Array) -> jax.Array:
         b, h, w, _ = image.shape
         rows, columns = -h % self.stride, -w % self.stride
         image = jnp.pad(image, ((0, 0), (0, rows), (0, columns), (0, 0)), "edge")
@@ -48,7 +49,9 @@ class Strided(nnx.Module):
 def predictor_of(model: Strided, config: EvalConfig) -> Predictor:
     graph, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
     trees: Any = map(nnx.to_pure_dict, (params, statistics))
-    return Predictor(graph, *trees, config, mesh=Mesh(np.array(jax.devices()[:1]), ("data",)))
+    return Predictor(
+        ModelBundle(graph, *trees), config, mesh=Mesh(np.array(jax.devices()[:1]), ("data",))
+    )
 
 
 def picture(size: tuple[int, int]) -> np.ndarray:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import checks, plan, toy
+from segret_jax.checkpoint.state import new_state
 from segret_jax.config import ModelConfig, OptimConfig, TrainConfig
-from segret_jax.models.rmt import VARIANTS
-from segret_jax.training.optim import make_optimizer
-from segret_jax.training.sharding import data_mesh
-from segret_jax.training.state import build, new_state
+from segret_jax.models.factory import build
+from segret_jax.models.segret import FAMILY
+from segret_jax.models.segret.variants import VARIANTS
+from segret_jax.parallel.mesh import data_mesh
+from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.step import make_train_step
 
 pytestmark = pytest.mark.gpu
@@ -47,7 +49,7 @@ def three_steps(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """Train the toy model, whose heads have the widths of the kernels, in bfloat16."""
     monkeypatch.setitem(VARIANTS, toy.NAME, toy.TOY)
     graph, params, batch_stats = build(ModelConfig(variant=toy.NAME, dtype="bfloat16"), 19, seed=0)
-    optimizer = make_optimizer(OptimConfig(learning_rate=1e-3), 10)
+    optimizer = make_optimizer(OptimConfig(learning_rate=1e-3), 10, FAMILY)
     step = make_train_step(graph, optimizer, TrainConfig(), data_mesh())
     rng = np.random.default_rng(0)
     batch = {

@@ -15,12 +15,12 @@ from typing import Any
 
 import jax
 
-import eval
-from segret_jax import cli, processes
+from segret_jax.cli import eval, program
 from segret_jax.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig
-from segret_jax.models import rmt
+from segret_jax.models.segret import variants
+from segret_jax.parallel import processes
+from segret_jax.run.logger import Journal
 from segret_jax.training import loop
-from segret_jax.training.journal import Journal
 from tests.conftest import MINI  # which asks for two devices, too, and for fast compilation
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--evaluate", action="store_true", help="run eval.py instead")
     args = parser.parse_args(argv)
     jax.config.update("jax_num_cpu_devices", args.devices)
-    rmt.VARIANTS["tiny"] = MINI
+    variants.VARIANTS["tiny"] = MINI
     if args.evaluate:
         alone = [] if args.processes is None else ["--processes", args.processes]
         eval.main(["--workdir", str(args.workdir), *alone])
@@ -104,4 +104,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

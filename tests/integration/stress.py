@@ -2,7 +2,7 @@
 
 By hand, on the demo (half an hour on two cores):
 
-    python -m tests.integration.stress --config configs/demo.py --kills 25
+    python -m tests.integration.stress --config demo --kills 25
 """
 
 import argparse

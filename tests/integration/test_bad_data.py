@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import eval as eval_cli
-import predict as predict_cli
-import train as train_cli
+from segret_jax.cli import eval as eval_cli
+from segret_jax.cli import predict as predict_cli
+from segret_jax.cli import train as train_cli
 from segret_jax.errors import InputError
 from segret_jax.evaluation import inference
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared

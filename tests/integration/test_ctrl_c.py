@@ -32,7 +32,7 @@ async def slow(self, *args, **kwargs):
     await finalize(self, *args, **kwargs)
 
 def get_config():
-    rmt.VARIANTS["tiny"] = MINI
+    variants.VARIANTS["tiny"] = MINI
     atomicity.AtomicRenameTemporaryPath.finalize = slow
     config = config_of(200)
     config.data.workers = 2

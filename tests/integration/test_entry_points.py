@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-import eval as eval_cli
-import predict as predict_cli
-import train as train_cli
-from segret_jax import compare as compare_cli
+from segret_jax.cli import compare as compare_cli
+from segret_jax.cli import eval as eval_cli
+from segret_jax.cli import predict as predict_cli
+from segret_jax.cli import train as train_cli
 from segret_jax.errors import InputError
 from segret_jax.training import loop
 from tests.conftest import small_models
@@ -170,7 +170,7 @@ def test_other_classes_than_the_checkpoints_are_refused(workdir):
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):
     message = r"/checkpoints/[24] does not hold segret_tiny with 8 classes: 38 arrays differ, "
     with pytest.raises(InputError, match=message) as error:
-        run(eval_cli.main, "--workdir", workdir, "--config.model.decoder_channels=24")
+        run(eval_cli.main, "--workdir", workdir, "--config.model.settings.decoder_channels=24")
     assert "\n" not in str(error.value)
 
 
@@ -202,14 +202,14 @@ def test_predict_writes_labels_and_overlays_of_the_pictures_size(workdir, tmp_pa
 def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_result(
     workdir, scores, tmp_path, monkeypatch
 ):
-    original = loop.initialise
+    original = loop.initialize
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
-        return original(*args)
+        return original(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "initialise", interrupted)
+        patch.setattr(loop, "initialize", interrupted)
         printed = train(tmp_path)
     saved = f"saved in {tmp_path / 'checkpoints'}; run the same command again to go on"
     assert f"stopped at step 1, {saved}" in printed

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from segret_jax import processes
 from segret_jax.errors import InputError
+from segret_jax.parallel import processes
 from tests.integration import runner
 from tests.integration.stress import newest
 from tests.runs import leaves, records

@@ -10,13 +10,15 @@ import jax
 import numpy as np
 import pytest
 
-from segret_jax.config import Config, DataConfig, ModelConfig, TrainConfig
-from segret_jax.convert.__main__ import main as convert
+from segret_jax.checkpoint.state import TrainState
+from segret_jax.cli.convert import main as convert
+from segret_jax.config import Config, DataConfig, TrainConfig
 from segret_jax.convert.exporting import write_tensors
 from segret_jax.data.pipeline import class_table
+from segret_jax.models.factory import build
 from segret_jax.training import loop
-from segret_jax.training.state import TrainState, build
 from tests.convert.models import CLASSIFIER, random_tensors
+from tests.settings import segret
 
 COMPLETE = {"rotary": True, "ffn_conv": True}
 BLOCK = {
@@ -92,7 +94,7 @@ def test_the_first_step_has_the_exact_values_of_the_file(
     capsys.readouterr()
     config = Config(
         init_from=str(tmp_path / "rmt"),
-        model=ModelConfig(**flavour),
+        model=segret(**flavour),
         data=DataConfig(crop=(32, 32), synthetic_size=(32, 32), resize_base=(32, 32)),
         train=TrainConfig(steps=1, batch_size=2),
     )
@@ -116,5 +118,7 @@ def test_the_first_step_has_the_exact_values_of_the_file(
     assert f"started from the classifier {tmp_path / 'rmt'}: its encoder; the decoder" in said
     lost = "LEFT OUT of that encoder: the rotation of queries and keys and the FFN's convolutions"
     assert (lost in said) == (not flavour)
-    remedy = "--config.model.rotary=true --config.model.ffn_conv=true would keep them"
+    remedy = (
+        "--config.model.settings.rotary=true --config.model.settings.ffn_conv=true would keep them"
+    )
     assert (remedy in said) == (not flavour)

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 from segret_jax.config import ModelConfig
-from segret_jax.models.decoder import Decoder
 from segret_jax.models.layers import BatchNorm, SampleKeys
-from segret_jax.models.segret import SegRet
+from segret_jax.models.segret.decoder import Decoder
+from segret_jax.models.segret.model import SegRet
 from tests.models.test_layers import bilinear, noise
 
 WIDTHS, SIZES = (4, 6, 8, 10), ((9, 7), (5, 4), (3, 2), (2, 1))

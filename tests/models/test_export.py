@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from segret_jax.config import ModelConfig
-from segret_jax.models.segret import SegRet
+from segret_jax.models.segret.model import SegRet
 from tests.models.test_decoder import randomize
 from tests.models.test_layers import noise
 

@@ -11,18 +11,21 @@ from flax import nnx
 
 from segret_jax.config import Config, ModelConfig
 from segret_jax.evaluation.inference import compiled_programs
-from segret_jax.models import kernels, rmt
-from segret_jax.models.blocked_retention import blocked_retention
-from segret_jax.models.kernels import compute_capability
+from segret_jax.models import kernels
+from segret_jax.models.factory import abstract
+from segret_jax.models.kernels import Platform, platform_of
 from segret_jax.models.layers import resize_bilinear, resize_by_products
-from segret_jax.models.segret import SegRet
-from segret_jax.training.sharding import data_mesh
-from segret_jax.training.state import abstract, abstract_state
+from segret_jax.models.retention.blocked import blocked_retention
+from segret_jax.models.segret import variants
+from segret_jax.models.segret.model import SegRet
+from segret_jax.parallel.mesh import data_mesh
+from segret_jax.settings import rules
+from segret_jax.training.initialization import abstract_state
 from segret_jax.training.step import make_train_step
-from segret_jax.training.workdir import MAY_CHANGE
 from tests.models.test_decoder import randomize
 from tests.models.test_layers import noise
 from tests.models.test_retention import equations, size
+from tests.settings import segret
 
 IMAGE = jnp.asarray(noise(1, 37, 51, 3))
 
@@ -30,12 +33,12 @@ IMAGE = jnp.asarray(noise(1, 37, 51, 3))
 @pytest.fixture
 def fitting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `tiny` a small model whose heads the Triton kernels support."""
-    small = rmt.Variant(
+    small = variants.Variant(
         widths=(32,) * 4, depths=(1,) * 4, heads=(2,) * 4, decay_spans=(4.0,) * 4,
         ffn_ratios=(1,) * 4, decomposed=(True, False, False, False), layer_scale=(False,) * 4,
         drop_path=0.0, decoder_channels=8,
     )  # fmt: skip
-    monkeypatch.setitem(rmt.VARIANTS, "tiny", small)
+    monkeypatch.setitem(variants.VARIANTS, "tiny", small)
 
 
 def gpus(*capabilities: str) -> list[Any]:
@@ -54,13 +57,13 @@ def gpus(*capabilities: str) -> list[Any]:
     ],
 )
 def test_the_capability_is_that_of_the_oldest_nvidia_gpu(devices, expected):
-    assert compute_capability(devices) == expected
+    assert platform_of(devices).capability == expected
 
 
 def test_a_gpu_without_triton_kernels_is_announced_once_in_one_line(capsys):
     kernels.announce_blocks.cache_clear()
     for devices in (gpus("8.0"), gpus("7.5"), gpus("7.5", "7.5")):
-        compute_capability(devices)
+        platform_of(devices)
     (line,) = capsys.readouterr().err.splitlines()
     assert "compute capability 7.5" in line
     assert "retention in blocks" in line
@@ -76,10 +79,10 @@ def lowered_for_cuda(traced: Any) -> str:
 
 @pytest.mark.parametrize(("capability", "has_triton"), [(7.5, False), (8.0, True)])
 def test_evaluation_has_triton_kernels_from_capability_8_on(fitting, capability, has_triton):
-    graph, *variables = abstract(ModelConfig(), 5)
-    network = compiled_programs(graph, data_mesh(), capability).network
+    bundle = abstract(ModelConfig(), 5, platform=Platform(capability=capability))
+    network = compiled_programs(bundle.graph, data_mesh()).network
     pixels = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
-    text = lowered_for_cuda(network.trace(tuple(variables), pixels))
+    text = lowered_for_cuda(network.trace(bundle.variables, pixels))
     assert ("triton" in text) == has_triton
 
 
@@ -90,8 +93,9 @@ def test_evaluation_has_triton_kernels_from_capability_8_on(fitting, capability,
 def test_a_train_step_has_triton_kernels_from_capability_8_on(fitting, capability, has_triton):
     """In the backward pass, too."""
     config = Config()
-    graph, optimizer, state = abstract_state(config, 5)
-    step = make_train_step(graph, optimizer, config.train, data_mesh(), capability=capability)
+    platform = Platform(capability=capability)
+    graph, optimizer, state = abstract_state(config, 5, platform=platform)
+    step = make_train_step(graph, optimizer, config.train, data_mesh())
     batch = {
         "image": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
         "label": jax.ShapeDtypeStruct((2, 32, 32), jnp.uint8),
@@ -124,7 +128,7 @@ def test_an_old_gpu_computes_in_blocks_that_hold_few_scores(decomposed):
 
 
 def model_of(**options: Any) -> SegRet:
-    model = SegRet(ModelConfig(**options), 5, rngs=nnx.Rngs(0))
+    model = SegRet(segret(**options), 5, rngs=nnx.Rngs(0))
     randomize(model)
     return model
 
@@ -176,7 +180,7 @@ def test_the_reference_is_plain_operations_alone(mini, kind):
 
 
 def test_the_reference_has_one_program_for_all_sizes_and_platforms(mini):
-    graph, *variables = abstract(ModelConfig(kernels="reference", rotary=True, ffn_conv=True), 5)
+    graph, *variables = abstract(segret(kernels="reference", rotary=True, ffn_conv=True), 5)
     leaves, tree = jax.tree.flatten(variables)
     b, h, w = jax.export.symbolic_shape("b, h, w")
 
@@ -200,4 +204,4 @@ def test_a_resize_by_products_is_the_other(new_size):
 
 
 def test_a_run_may_go_on_with_other_kernels():
-    assert "model.kernels" in MAY_CHANGE
+    assert rules(Config())["model.kernels"].may_change

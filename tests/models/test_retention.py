@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from jax import lax
 
-from segret_jax.models import blocked_retention as module
-from segret_jax.models import retention_gpu, retention_tpu
-from segret_jax.models.blocked_retention import blocked_retention
-from segret_jax.models.decay import Decay, head_log_decay
-from segret_jax.models.retention import decomposed_retention, rotate, whole_retention
+from segret_jax.models.retention import blocked as module
+from segret_jax.models.retention import gpu as retention_gpu
+from segret_jax.models.retention import tpu as retention_tpu
+from segret_jax.models.retention.blocked import blocked_retention
+from segret_jax.models.retention.decay import Decay, head_log_decay
+from segret_jax.models.retention.formulas import decomposed_retention, rotate, whole_retention
 from tests.conftest import slow
 
 LOG_DECAY = (-0.7, -0.2, -0.01)  # three heads, near to far

@@ -12,21 +12,24 @@ import pytest
 from flax import nnx
 
 from segret_jax.config import ModelConfig
-from segret_jax.models import rmt
+from segret_jax.models.factory import build
 from segret_jax.models.layers import SampleKeys
-from segret_jax.models.rmt import VARIANTS, Classifier, Encoder, EncoderOptions, Variant
-from segret_jax.models.segret import SegRet
-from segret_jax.training.state import build
+from segret_jax.models.segret import encoder, variants
+from segret_jax.models.segret.classifier import Classifier
+from segret_jax.models.segret.encoder import Encoder, EncoderOptions
+from segret_jax.models.segret.model import SegRet
+from segret_jax.models.segret.variants import VARIANTS, Variant
 from tests.conftest import slow
 from tests.models.test_decoder import randomize, relative_error, run
 from tests.models.test_layers import noise
+from tests.settings import segret
 
 CLASSES = 7
 IMAGE = jnp.asarray(noise(2, 32, 40, 3))
 
 
 def model_of(**options: Any) -> SegRet:
-    return SegRet(ModelConfig(**options), CLASSES, rngs=nnx.Rngs(0))
+    return SegRet(segret(**options), CLASSES, rngs=nnx.Rngs(0))
 
 
 def leaves_of(tree: Any) -> dict[str, np.ndarray]:
@@ -35,7 +38,7 @@ def leaves_of(tree: Any) -> dict[str, np.ndarray]:
 
 
 def parameters(**options: Any) -> dict[str, np.ndarray]:
-    return leaves_of(build(ModelConfig(**options), CLASSES, seed=0)[1])
+    return leaves_of(build(segret(**options), CLASSES, seed=0)[1])
 
 
 def with_shared_weights(**options: Any) -> SegRet:
@@ -153,18 +156,20 @@ def test_token_head_adds_half_its_largest_logit(mini):
 @pytest.mark.parametrize("options", [{}, *slow({"remat": (3,)}, {"drop_path": 0.0})])
 def test_blocks_in_a_loop_give_what_they_give_in_turn(mini, monkeypatch, options):
     """Outputs and gradients, with the same draws for drop path and for the decoder's dropout."""
-    monkeypatch.setitem(rmt.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
-    monkeypatch.setattr(rmt, "MIN_LOOP", 3)
+    monkeypatch.setitem(variants.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
+    monkeypatch.setattr(encoder, "MIN_LOOP", 3)
     model = model_of(**{"drop_path": 0.5} | options)
     randomize(model)
-    graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
-    params, batch_stats = map(nnx.to_pure_dict, states)
 
     def run_with(*, loop: bool, seed: int = 0) -> tuple[bool, Any]:
+        model.encoder.has_loops = loop
+        graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+        params, batch_stats = map(nnx.to_pure_dict, states)
+
         def loss(params: Any, batch_stats: Any) -> jax.Array:
-            model = nnx.merge(graph, params, batch_stats)
+            merged = nnx.merge(graph, params, batch_stats)
             keys = SampleKeys(jax.random.key(seed), jnp.arange(2))
-            return jnp.sum(jnp.sin(model(IMAGE, train=True, keys=keys, loop=loop)))
+            return jnp.sum(jnp.sin(merged(IMAGE, train=True, keys=keys)))
 
         traced = jax.jit(jax.value_and_grad(loss)).trace(params, batch_stats)
         found = traced.lower().compile()(params, batch_stats)

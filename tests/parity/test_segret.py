@@ -12,7 +12,7 @@ from segret_jax.config import ModelConfig
 from segret_jax.convert.exporting import write_tensors
 from segret_jax.convert.importing import Imported, import_tensors
 from segret_jax.convert.tensors import read_tensors
-from segret_jax.training.state import abstract
+from segret_jax.models.factory import abstract
 from tests import golden_weights as golden
 from tests.conftest import slow
 from tests.convert import forge
@@ -57,7 +57,7 @@ def through_files(folder: Path, name: str) -> Imported:
 
 
 def graph_of(imported: Imported) -> nnx.GraphDef[Any]:
-    return abstract(imported.family.model, imported.family.num_classes)[0]
+    return abstract(imported.recognized.model, imported.recognized.num_classes)[0]
 
 
 pytestmark = pytest.mark.usefixtures("optimized")  # the program that users run

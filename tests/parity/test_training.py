@@ -9,17 +9,14 @@ import jax
 import numpy as np
 import pytest
 
+from segret_jax.checkpoint.packing import moments
+from segret_jax.checkpoint.state import new_state
 from segret_jax.config import ModelConfig, OptimConfig, TrainConfig
-from segret_jax.convert.torch_names import torch_key
-from segret_jax.training.optim import (
-    RULES,
-    learning_rate_schedule,
-    make_optimizer,
-    moments,
-    parameter_group,
-)
-from segret_jax.training.sharding import data_mesh
-from segret_jax.training.state import abstract, new_state
+from segret_jax.models.factory import abstract
+from segret_jax.models.segret import FAMILY
+from segret_jax.models.segret.torch_format import key as torch_key
+from segret_jax.parallel.mesh import data_mesh
+from segret_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from segret_jax.training.step import make_train_step
 from tests import golden_weights as golden
 
@@ -54,7 +51,7 @@ def by_torch_name(tree: Any) -> dict[str, np.ndarray]:
 def run(optimized):
     graph, params, stats = abstract(ModelConfig(matmul_precision="highest"), 150)
     params, stats = golden.filled(params), golden.filled(stats)
-    optimizer = make_optimizer(OPTIM, steps=10)
+    optimizer = make_optimizer(OPTIM, steps=10, family=FAMILY)
     state = new_state(params, stats, optimizer)
     step = make_train_step(graph, optimizer, TrainConfig(), data_mesh(), regularize=False)
     metrics = []
@@ -107,7 +104,8 @@ def test_every_parameter_has_the_released_learning_rate_and_decay():
     _, params, _ = abstract(ModelConfig(), 150)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     paths = [tuple(entry.key for entry in path) for path, _ in leaves]
-    ours = {torch_key(path): RULES[parameter_group(path)] for path in paths}
+    rules = FAMILY.load()
+    ours = {torch_key(path): rules.parameter_groups[rules.parameter_group(path)] for path in paths}
     expected = {k: v for k, v in expected.items() if not UNUSED.search(k)}
     assert ours.keys() == expected.keys()
     for name, (multiplier, decays) in ours.items():

@@ -13,7 +13,7 @@ from segret_jax.config import Config
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
 from segret_jax.training import capture
-from tests.training.test_checkpoint import (
+from tests.checkpoint.test_checkpoint import (
     assert_equal,
     files_of_at_most,
     in_a_process_of_its_own,

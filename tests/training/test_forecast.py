@@ -6,12 +6,12 @@ import jax
 import pytest
 
 from segret_jax.aot import programs
-from segret_jax.aot.chips import TPUS, Topology
+from segret_jax.aot.chips import CHIPS, Topology
 from segret_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from segret_jax.errors import InputError
+from segret_jax.run.memory import Machine, Memory
 from segret_jax.training import loop
 from segret_jax.training.forecast import check_memory, forecast, smaller
-from segret_jax.training.memory import Machine, Memory
 
 TINY = 13_900_000  # parameters
 
@@ -52,7 +52,7 @@ def test_forecast_is_near_what_xla_says(
 @pytest.mark.usefixtures("optimized")
 def test_forecast_is_near_what_xla_says_of_a_step_compiled_now() -> None:
     config = Config(data=DataConfig(crop=(64, 96)), train=TrainConfig(batch_size=8))
-    cpu = Topology("v5e:1x1", TPUS["v5e"], jax.devices()[:1])  # in name alone
+    cpu = Topology("v5e:1x1", CHIPS["v5e"], jax.devices()[:1])  # in name alone
     analysis = programs.train_step(config, 8, cpu).compile().memory_analysis()
     needed = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     found = forecast(config, machine(math.nan), analysis.output_size_in_bytes // 12, 8)

@@ -13,11 +13,12 @@ import pytest
 from segret_jax.config import Config, load
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
+from segret_jax.models.kernels import ANY_PLATFORM
+from segret_jax.run.workdir import claimed
 from segret_jax.training import loop
-from segret_jax.training.initialise import initialise
-from segret_jax.training.optim import learning_rate_schedule
+from segret_jax.training.initialization import initialize
+from segret_jax.training.optimizer import learning_rate_schedule
 from segret_jax.training.scoring import Scorer
-from segret_jax.training.workdir import claimed
 from tests.runs import records
 from tests.training.test_resume import config_of
 
@@ -122,7 +123,10 @@ def test_a_run_that_saved_nothing_has_no_weights_to_start_from(tmp_path):
 
 def test_the_same_steps_say_nothing(three_of_six):
     table = class_table(of(6).data)
-    assert initialise(of(6), table, three_of_six).notes == ()
+    assert initialize(of(6), table, three_of_six, platform=ANY_PLATFORM).notes == ()
     saved = json.loads((three_of_six / "config.json").read_text())
     assert saved["train"]["steps"] == 6
-    assert "was 6: from step 4 on" in initialise(of(7), table, three_of_six).notes[0]
+    assert (
+        "was 6: from step 4 on"
+        in initialize(of(7), table, three_of_six, platform=ANY_PLATFORM).notes[0]
+    )

@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from segret_jax.config import TrainConfig
 from segret_jax.errors import InputError
+from segret_jax.parallel.mesh import data_mesh
 from segret_jax.training.losses import check_class_weights, cross_entropy, divisor, hard_pixels
-from segret_jax.training.sharding import data_mesh
 from tests.models.test_layers import bilinear, noise
 
 NORMALIZERS = ["all_pixels", "valid_pixels"]

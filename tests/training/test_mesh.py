@@ -14,19 +14,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from segret_jax.checkpoint.packing import moments
+from segret_jax.checkpoint.state import new_state
 from segret_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
 from segret_jax.errors import InputError
-from segret_jax.models import rmt
-from segret_jax.training.optim import make_optimizer, moments
-from segret_jax.training.sharding import (
-    check_batch,
-    is_large,
-    make_mesh,
-    partition,
-    shard_batch,
-    shardings,
-)
-from segret_jax.training.state import abstract, build, new_state
+from segret_jax.models.factory import abstract, build
+from segret_jax.models.segret import FAMILY, variants
+from segret_jax.parallel.mesh import check_batch, make_mesh
+from segret_jax.parallel.sharding import is_large, partition, shard_batch, shardings
+from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.step import make_train_step
 from tests.training.test_step import CLASSES, OPTIM, batch_of, named
 
@@ -47,7 +43,7 @@ def train(
     config = TrainConfig(**options)
     devices = make_mesh(MeshConfig(data=mesh[0], fsdp=mesh[1]), jax.devices()[: mesh[0] * mesh[1]])
     graph, params, batch_stats = build(model or ModelConfig(), CLASSES, seed=0)
-    optimizer = make_optimizer(SLOW, steps=1000)
+    optimizer = make_optimizer(SLOW, steps=1000, family=FAMILY)
     state = new_state(params, batch_stats, optimizer, averaged=config.ema_decay > 0)
     state = jax.device_put(state, shardings(state, devices))
     placed = jax.tree.map(lambda x: x.sharding, state)
@@ -71,7 +67,7 @@ def eight(seed: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_blocks_in_a_loop_agree_on_two_devices_replicated_or_split(mini, monkeypatch):
-    monkeypatch.setitem(rmt.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
+    monkeypatch.setitem(variants.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
     in_turn, _ = train((1, 1), steps=2)
     monkeypatch.setattr(rmt, "MIN_LOOP", 3)
     losses, expected = train((1, 1), steps=2)
@@ -123,7 +119,7 @@ def _bias_before(state: dict[str, np.ndarray], name: str) -> np.ndarray | float:
 
 def test_kernels_are_split_along_fsdp_and_all_else_is_whole():
     _, params, batch_stats = abstract(ModelConfig(variant="large"), 150)
-    optimizer = make_optimizer(OPTIM, steps=10)
+    optimizer = make_optimizer(OPTIM, steps=10, family=FAMILY)
     create = functools.partial(new_state, optimizer=optimizer, averaged=True)
     state = jax.eval_shape(create, params, batch_stats)
     whole, split = 0, 0
@@ -227,7 +223,7 @@ def main(folder: Path) -> None:
     from tests.conftest import MINI  # which asks for two devices, too, and for fast compilation
 
     jax.config.update("jax_num_cpu_devices", 8)
-    rmt.VARIANTS["tiny"] = MINI
+    variants.VARIANTS["tiny"] = MINI
     losses = []
     for mesh in MESHES:
         found, state = train(mesh, steps=STEPS)

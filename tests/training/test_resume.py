@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from segret_jax.checkpoint.model import load_model, saved_mean_iou
 from segret_jax.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig, validate
 from segret_jax.data.pipeline import class_table, open_source
 from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import evaluate
 from segret_jax.evaluation.inference import Predictor
+from segret_jax.run.logger import Journal
+from segret_jax.run.profiler import Steps
+from segret_jax.run.watchdog import Watchdog
+from segret_jax.run.workdir import claimed
 from segret_jax.training import capture, loop
-from segret_jax.training.checkpoint import load_model, saved_mean_iou
-from segret_jax.training.journal import Journal
 from segret_jax.training.loop import train
-from segret_jax.training.profile import Steps
 from segret_jax.training.scoring import Scorer
-from segret_jax.training.watchdog import Watchdog
-from segret_jax.training.workdir import claimed
 from tests.runs import leaves, records
 
 
@@ -119,7 +119,7 @@ def test_averaged_weights_are_what_is_evaluated_and_loaded(tmp_path):
     saved, kernel = leaves(tmp_path, 4), "['params']['decoder']['classify']['kernel']"
     assert 0 < np.abs(saved[f"model{kernel}"] - saved[f"training{kernel}"]).max() < 0.1
     source, table = open_source(config.data, "validation"), class_table(config.data)
-    averaged = Predictor(*load_model(tmp_path / "checkpoints/4", config), config.eval)
+    averaged = Predictor(load_model(tmp_path / "checkpoints/4", config), config.eval)
     assert evaluate(averaged, source, table).metrics.mean_iou == result.metrics.mean_iou
 
 
@@ -139,7 +139,7 @@ def test_what_does_not_change_the_result_may_differ(tmp_path):
     with claimed(tmp_path, config_of()):
         pass
     other = config_of()
-    other.train.eval_every, other.data.workers, other.model.max_scores = 7, 3, 2**20
+    other.train.eval_every, other.data.workers, other.model.settings.max_scores = 7, 3, 2**20
     with claimed(tmp_path, other):
         pass
 
@@ -173,13 +173,13 @@ def test_an_evaluation_that_was_cut_off_is_made_up(tmp_path, when_step, monkeypa
 
 
 def test_a_signal_before_the_first_step_stops_after_it(tmp_path, monkeypatch):
-    original = loop.initialise
+    original = loop.initialize
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
+        return original(*args, **options)
 
-    monkeypatch.setattr(loop, "initialise", interrupted)
+    monkeypatch.setattr(loop, "initialize", interrupted)
     assert train(config_of(), tmp_path) is None
     assert (tmp_path / "status").read_text() == "stopped\n"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
@@ -267,7 +267,7 @@ def test_a_loss_that_is_not_finite_stops_with_state_and_batch(tmp_path, monkeypa
         train(config, tmp_path)
     assert len(str(error.value).splitlines()) == 1
     folder = tmp_path / "nonfinite_000003"
-    assert f"python -m segret_jax.replay {folder}" in str(error.value)
+    assert f"segret replay {folder}" in str(error.value)
     assert (tmp_path / "status").read_text() == "failed\n"
     batch = capture.load(folder).batch
     for key in ("image", "label"):

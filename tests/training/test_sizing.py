@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from segret_jax import config as configs
-from segret_jax.aot import __main__ as aot
-from segret_jax.cli import apply_overrides, load_config_file
+from segret_jax.cli import aot
+from segret_jax.cli.arguments import apply_overrides, load_config_file
 from segret_jax.config import Config, left_open
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
+from segret_jax.run.memory import Machine, Memory
+from segret_jax.settings import rules
 from segret_jax.training import loop, sizing
 from segret_jax.training.forecast import forecast
-from segret_jax.training.memory import Machine, Memory
 from segret_jax.training.sizing import Data
 
 ROOT = Path(__file__).parents[2]
@@ -37,17 +38,17 @@ def own(*overrides: str) -> Config:
 
 
 def test_own_leaves_all_open_that_is_sized() -> None:
-    assert left_open(own()) == configs.SIZED
+    assert left_open(own()) == tuple(k for k, rule in rules(own()).items() if rule.sized)
     with pytest.raises(InputError, match=r"FILE\.json"):
         class_table(own().data)
 
 
 def test_the_command_of_the_data_page_fits_a_laptop() -> None:
     page = (ROOT / "docs/data.md").read_text(encoding="utf-8").partition("## Your own")[2]
-    command = re.search(r"python (train\.py [^`]*?--workdir runs/\w+)", page)
+    command = re.search(r"segret (train [^`]*?--workdir runs/\w+)", page)
     assert command
     words = command[1].replace("\\\n", " ").split()
-    config = load_config_file(str(ROOT / words[words.index("--config") + 1]))
+    config = load_config_file(words[words.index("--config") + 1])
     config = apply_overrides(config, [word for word in words if word.startswith("--config.")])
     assert config.train.steps * config.train.batch_size < 100_000
     chosen = choose(config, PHOTOS, LAPTOP, SLOW)

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import pytest
 
 from segret_jax.config import Config
-from segret_jax.training.steplog import StepLog
-from tests.training.test_checkpoint import state_of
-from tests.training.test_steplog import FakeJournal
+from segret_jax.training.step_log import StepLog
+from tests.checkpoint.test_checkpoint import state_of
+from tests.training.test_step_log import FakeJournal
 
 
 @pytest.mark.parametrize("name", ["update_norm", "accuracy"])

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from segret_jax.checkpoint.state import TrainState
 from segret_jax.config import Config
-from segret_jax.training.state import TrainState
-from segret_jax.training.steplog import StepLog
-from segret_jax.training.watchdog import Watchdog
-from tests.training.test_steplog import FakeJournal
+from segret_jax.run.watchdog import Watchdog
+from segret_jax.training.step_log import StepLog
+from tests.training.test_step_log import FakeJournal
 
 SECONDS = 35.0  # of one step on the device
 STATE = TrainState(**{field.name: 0 for field in fields(TrainState)})

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from segret_jax.checkpoint.state import TrainState, new_state
 from segret_jax.config import MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from segret_jax.training.optim import make_optimizer
-from segret_jax.training.sharding import make_mesh
-from segret_jax.training.state import TrainState, build, new_state
+from segret_jax.models.factory import build
+from segret_jax.models.segret import FAMILY
+from segret_jax.parallel.mesh import make_mesh
+from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.step import _advance_if, compile_ahead, make_train_step
 
 CLASSES = 4
@@ -29,7 +31,7 @@ def mesh_of(num_devices: int) -> Mesh:
 def setup(num_devices: int) -> tuple[TrainState, Callable]:
     """A new state, and the step, which is compiled once for each number of devices."""
     graph, params, batch_stats = build(ModelConfig(), CLASSES, seed=0)
-    optimizer = make_optimizer(OPTIM, steps=1000)
+    optimizer = make_optimizer(OPTIM, steps=1000, family=FAMILY)
     state = new_state(params, batch_stats, optimizer)
     state = jax.device_put(state, NamedSharding(mesh_of(num_devices), PartitionSpec()))
     if num_devices not in STEPS:
@@ -114,7 +116,7 @@ def test_dropout_follows_from_seed_and_step_alone(mini):
 def test_dropout_depends_on_the_seed_unless_it_is_left_out(mini):
     """Read from the traced step: compiling it for another seed would take long."""
     graph, params, batch_stats = build(ModelConfig(), CLASSES, seed=0)
-    optimizer = make_optimizer(OPTIM, steps=1000)
+    optimizer = make_optimizer(OPTIM, steps=1000, family=FAMILY)
     state = new_state(params, batch_stats, optimizer)
 
     def traced(seed: int, *, regularize: bool = True) -> str:
@@ -137,7 +139,9 @@ def test_kernels_are_divided_as_the_batch_is(mini):
 
 def test_a_step_compiled_ahead_is_not_compiled_again_at_its_call(mini, caplog):
     graph, _, _ = build(ModelConfig(), CLASSES, seed=0)
-    step = make_train_step(graph, make_optimizer(OPTIM, steps=1000), TrainConfig(), mesh_of(1))
+    step = make_train_step(
+        graph, make_optimizer(OPTIM, steps=1000, family=FAMILY), TrainConfig(), mesh_of(1)
+    )
     state, _ = setup(1)
     with jax.log_compiles():
         compile_ahead(step, state, batch_of(0))

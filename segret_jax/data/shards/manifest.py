@@ -21,8 +21,8 @@ VERSION = "1.0.0"
 """Of the stored form; it names the folder DATA_DIR/NAME/VERSION."""
 
 MANIFEST, INDEX = "manifest.json", "index.json"
-PREPARE = "python -m segret_jax.data prepare"
-VERIFY = "python -m segret_jax.data verify"
+PREPARE = "segret data prepare"
+VERIFY = "segret data verify"
 _CHUNK = 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""Write a dataset as ArrayRecord shards: python -m segret_jax.data prepare ade20k --source DIR ...
+"""Write a dataset as ArrayRecord shards: segret data prepare ade20k --source DIR ...
 
 Every pair is decoded and checked on the way. The folder is DATA_DIR/NAME/VERSION; it counts once
 its manifest is there, which is written last, so a run may be stopped at any time and run again.
@@ -15,8 +15,6 @@ from pathlib import Path
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from segret_jax import cli
-from segret_jax.data.datasets import get_dataset
 from segret_jax.data.folders import find_pairs
 from segret_jax.data.layouts import SPLITS, DatasetSpec
 from segret_jax.data.shards.manifest import (
@@ -258,24 +256,3 @@ def _describe(
         },
         files=stored,
     )
-
-
-def main(argv: list[str]) -> None:
-    """Prepare the dataset that `argv` names."""
-    parser = cli.Parser(__doc__)
-    parser.prog, parser.epilog = "python -m segret_jax.data prepare", None
-    parser.add_argument("dataset", help="a name, or your own as a .json file")
-    parser.add_argument("--source", type=Path, required=True, help="the folder as downloaded")
-    parser.add_argument(
-        "--data_dir", required=True, help="where to write: a folder, gs:// or s3://"
-    )
-    parser.add_argument("--shards", type=int, default=1, help="files per split (default: 1)")
-    parser.add_argument("--download", action="store_true", help="get the archive into --source")
-    args = parser.parse_args(argv)
-    spec = get_dataset(args.dataset)
-    if args.download:
-        from segret_jax.data.shards.download import download
-
-        download(spec, args.source)
-    where = prepare(spec, args.source, args.data_dir, shards=args.shards)
-    print(f"{spec.name} is in {where}; train with --config.data.root={args.data_dir}")

@@ -1,15 +1,13 @@
-"""Check prepared datasets against their manifests: python -m segret_jax.data verify DATA_DIR.
+"""Check prepared datasets against their manifests: segret data verify DATA_DIR.
 
 First the size and SHA-256 of every file, then every record by its own checksum. Exit status: 0 if
 all is as written, 1 if not; each fault is named.
 """
 
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from segret_jax import cli
 from segret_jax.data.lfs import refuse_pointer
 from segret_jax.data.shards.manifest import MANIFEST, Manifest, read_manifest, stored_file
 from segret_jax.data.shards.prepared import StoredRecords
@@ -78,29 +76,3 @@ def find_folders(top: Path) -> list[Path]:
         for path in (*top.glob(f"*/{name}"), *top.glob(f"*/*/{name}"))
     ]
     return sorted({*written, *top.glob("incomplete.*"), *top.glob("*/incomplete.*")})
-
-
-def main(argv: list[str]) -> None:
-    """Verify what is below the folder that `argv` names; leave with status 1 if it is faulty."""
-    parser = cli.Parser(__doc__)
-    parser.prog, parser.epilog = "python -m segret_jax.data verify", None
-    parser.add_argument("folder", help="DATA_DIR, DATA_DIR/NAME or the folder itself")
-    where = parser.parse_args(argv).folder
-    if "://" in where:
-        raise InputError(
-            f"{where} is remote; its files are checked when they are copied from there"
-        )
-    top = Path(where).expanduser().absolute()
-    folders = find_folders(top)
-    if not folders:
-        raise InputError(f"there is no prepared dataset in {top}")
-    faulty = False
-    for folder in folders:
-        try:
-            faults = verify(folder)
-        except InputError as error:
-            faults = [str(error)]
-        faulty = faulty or bool(faults)
-        print("\n".join(faults) if faults else f"{folder}: as it was written")
-    if faulty:
-        sys.exit(1)

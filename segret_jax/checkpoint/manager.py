@@ -1,0 +1,217 @@
+"""The checkpoints of a run: written behind its back, the newest few and the best by mIoU kept.
+
+Their form, and how others read them, is `training.checkpoint`'s.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from segret_jax import config as configs
+from segret_jax.checkpoint.checksum import sums
+from segret_jax.checkpoint.full_disk import check_space, raise_unless_disk, reason, remove_partial
+from segret_jax.checkpoint.model import (
+    FOLDER,
+    METRICS,
+    check_table,
+    load_format,
+    mean_iou_of,
+    saved_mean_iou,
+)
+from segret_jax.checkpoint.reading import UnreadableError, read_stored_json
+from segret_jax.checkpoint.restore import items_of, restore
+from segret_jax.checkpoint.state import TrainState
+from segret_jax.checkpoint.stored_state import FORMAT, to_stored
+from segret_jax.data.class_table import ClassTable
+from segret_jax.data.sources import Source
+from segret_jax.errors import InputError
+from segret_jax.files import write_whole
+from segret_jax.parallel import processes
+
+
+class Checkpoints:
+    """The checkpoints of one working folder.
+
+    They are written behind the training's back: `save` returns once the state is copied, and
+    `finish` when it is on the disk. A checkpoint becomes visible only when it is whole.
+    """
+
+    def __init__(self, workdir: Path, config: configs.Config, table: ClassTable, data: Source):
+        """`data` are the training images: a run goes on only with the same ones."""
+        self.config, self.table = config, table
+        self.data = _fingerprint(data)
+        self.folder = (workdir / FOLDER).absolute()
+        self._manager = self._open()
+        self._writing: int | None = None  # the step whose checkpoint is not yet on the disk
+        self._is_whole = True  # the last one
+
+    def _open(self) -> ocp.CheckpointManager:
+        preserve = [
+            LatestN(self.config.train.keep_checkpoints),
+            BestN(get_metric_fn=mean_iou_of, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        return ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=mean_iou_of,
+                best_mode="max",
+                preservation_policy=AnyPreservationPolicy(preserve),
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step saved, or begun to be, or None."""
+        return self._manager.latest_step()
+
+    def has_score(self, step: int) -> bool:
+        """Tell whether the evaluation of a saved step came to its end."""
+        found = saved_mean_iou(self.folder / str(step)) >= 0
+        return processes.gather(bytes([found]))[0] == b"\x01"  # all as the first one sees it
+
+    def save(self, state: TrainState) -> None:
+        """Begin to save `state`, unless it is; where the disk refuses, `finish` tells."""
+        step = int(state.step)
+        self.finish()
+        if step == self.latest_step:
+            return
+        self._writing, self._is_whole = step, True
+        model, training = items_of(to_stored(state))
+        training["bad_step"] = jnp.full_like(state.bad_step, -1)  # what is saved is before it
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(model),
+            training=ocp.args.StandardSave(training),
+            config=ocp.args.JsonSave(dataclasses.asdict(self.config)),
+            classes=ocp.args.JsonSave(self.table.to_dict()),
+            data=ocp.args.JsonSave(self.data),
+            sums=ocp.args.JsonSave(
+                {"format": FORMAT, "model": sums(model), "training": sums(training)}
+            ),
+            format=ocp.args.JsonSave({"format": FORMAT}),
+        )
+        try:
+            if not processes.are_several():  # which would have to refuse together
+                check_space(self.folder, (model, training))
+            self._manager.save(step, args=items, metrics={}, force=True)
+        except (OSError, ValueError) as error:
+            self._refused(error)
+
+    def finish(self) -> bool:
+        """Wait until the last checkpoint is whole; return False, with a message, if it is not."""
+        if self._writing is not None:
+            try:
+                self._manager.wait_until_finished()
+                self._writing = None
+            except (OSError, ValueError) as error:
+                self._refused(error)
+        return self._is_whole
+
+    def _refused(self, error: OSError | ValueError) -> None:
+        """Clear away what was written of the last checkpoint, and say so."""
+        raise_unless_disk(error)
+        step, self._writing, self._is_whole = self._writing, None, False
+        with suppress(Exception):  # it would raise the same error again at whatever is next
+            self._manager.close()
+        remove_partial(self.folder / str(step))
+        self._manager = self._open()
+        logging.error(
+            "checkpoint of step %d was not saved in %s (%s). Earlier checkpoints are whole; "
+            "free some space or choose another --workdir",
+            step, self.folder, reason(error),
+        )  # fmt: skip
+
+    def add_score(self, step: int, mean_iou: float) -> None:
+        """Note the score of a step that was saved: by it the best one is kept.
+
+        It is saved first, and evaluated then, so that an evaluation that is cut off costs no step.
+        """
+        if not self.finish() or math.isnan(mean_iou):
+            return
+        if processes.is_first():
+            try:
+                write_whole(self.folder / str(step) / METRICS, json.dumps({"mIoU": mean_iou}))
+            except OSError as error:  # the state itself is safe
+                logging.error("the score of step %d was not saved (%s)", step, error.strerror)
+        processes.wait_for_all("score written")
+        self._manager.reload()
+
+    def restore_latest(self, like: TrainState) -> TrainState | None:
+        """Return the newest whole state, or None if none was saved.
+
+        `like` gives structure, shapes and placement. A checkpoint that cannot be read is named,
+        moved out of the way, and the one before it taken. If none can be read, the fault may lie
+        elsewhere: nothing is changed. Raises InputError then, and for a checkpoint of a newer
+        version, of another structure, of other classes or other training images.
+        """
+        faults: dict[int, UnreadableError] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = restore(self._manager, self.folder / str(step), like)
+                self._check_data(step)
+            except UnreadableError as error:
+                faults[step] = error
+                continue
+            for other, fault in faults.items():
+                self._set_aside(other, fault)
+            return restored
+        if faults:
+            listed = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
+            raise InputError(
+                f"no checkpoint in {self.folder} can be read ({listed}); nothing was moved. "
+                "Install the versions of requirements.txt if yours differ, or start anew in "
+                "another --workdir"
+            ) from next(iter(faults.values()))
+        return None
+
+    def _set_aside(self, step: int, fault: UnreadableError) -> None:
+        if processes.is_first():
+            folder = self.folder / str(step)
+            aside = self.folder.parent / f"damaged_checkpoint_{step}"
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = aside.with_name(f"damaged_checkpoint_{step}_{number}")
+            logging.warning(
+                "%s is damaged (%s): moved to %s; the checkpoint before it is used",
+                folder, fault, aside,
+            )  # fmt: skip
+            folder.rename(aside)
+        processes.wait_for_all("damaged checkpoint set aside")
+        self._manager.reload()
+
+    def _check_data(self, step: int) -> None:
+        """Raise InputError if a checkpoint was made with other classes or training images."""
+        checkpoint = self.folder / str(step)
+        check_table(checkpoint, self.table)
+        if load_format(checkpoint) == 0:  # which does not tell
+            return
+        theirs = read_stored_json(checkpoint / "data")
+        if theirs != self.data:
+            raise InputError(
+                f"{checkpoint} was trained on {theirs.get('images')} images, names "
+                f"{str(theirs.get('names'))[:8]}, but data.root now holds {self.data['images']}, "
+                f"names {self.data['names'][:8]}: the same data is needed to go on. To train on "
+                f"other data from these weights, give --config.init_from={checkpoint} and another "
+                "--workdir"
+            )
+
+    def close(self) -> None:
+        """Finish the last checkpoint and release the manager's threads."""
+        self.finish()
+        self._manager.close()
+
+
+def _fingerprint(data: Source) -> dict[str, Any]:
+    names = "\n".join(data.name(index) for index in range(len(data)))
+    return {"images": len(data), "names": hashlib.sha256(names.encode()).hexdigest()}

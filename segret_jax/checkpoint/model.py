@@ -1,0 +1,250 @@
+"""Orbax checkpoints, each with the config that made it: their form, and how they are read.
+
+A checkpoint is a folder `checkpoints/STEP` with the items
+
+    model     parameters and batch statistics: all that evaluation reads
+    training  step counters and optimizer state
+    config    the resolved config
+    classes   the class table: what the outputs mean
+    data      number and names (their hash) of the training images
+    sums      a checksum of each array
+    format    the number of this form (`stored_state.FORMAT`); formats 0 and 1 have none
+
+Nothing of the data loader is saved: the place in the data is the step. A checkpoint made of
+converted weights, in any folder, has `source` (where they come from) and perhaps `kept` (tensors
+that the model has no use for) in the place of the items `training`, `data` and `sums`.
+"""
+
+import dataclasses
+import json
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+from segret_jax import config as configs
+from segret_jax.checkpoint.full_disk import check_space, raise_unless_disk, reason, remove_partial
+from segret_jax.checkpoint.reading import (
+    UnreadableError,
+    check_sums,
+    read_arrays,
+    read_stored_json,
+    reading,
+    structure_difference,
+)
+from segret_jax.checkpoint.stored_state import FORMAT
+from segret_jax.data.class_table import (
+    MOST_CLASSES,
+    ClassTable,
+    parse_class_table,
+    read_json,
+)
+from segret_jax.errors import InputError
+from segret_jax.models.config import model_name
+from segret_jax.models.factory import ModelBundle, abstract
+from segret_jax.models.kernels import platform_of
+
+FOLDER = "checkpoints"
+METRICS = Path("metrics", "metrics")  # where Orbax writes a checkpoint's scores
+
+
+def save_model(
+    folder: Path,
+    *,
+    config: configs.Config,
+    table: ClassTable,
+    params: Any,
+    batch_stats: Any,
+    source: dict[str, Any],
+    kept: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Write a model without training state as the checkpoint `folder`; it appears whole.
+
+    `source` are plain values for JSON that tell where the weights come from; `kept` are arrays to
+    be handed back by `load_kept`. Raises InputError if `folder` exists or the disk refuses.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} exists: choose another folder")
+    items = {
+        "model": ocp.args.StandardSave({"params": params, "batch_stats": batch_stats}),
+        "config": ocp.args.JsonSave(dataclasses.asdict(config)),
+        "classes": ocp.args.JsonSave(table.to_dict()),
+        "source": ocp.args.JsonSave(source),
+        "format": ocp.args.JsonSave({"format": FORMAT}),
+    }
+    if kept:
+        items["kept"] = ocp.args.StandardSave(kept)
+    try:
+        check_space(folder.absolute().parent, (params, batch_stats, kept))
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder.absolute(), args=ocp.args.Composite(**items))
+    except (OSError, ValueError) as error:
+        raise_unless_disk(error)
+        remove_partial(folder)
+        raise InputError(
+            f"{folder} was not written ({reason(error)}): free some space or choose another folder"
+        ) from error
+
+
+def load_config(checkpoint: Path) -> configs.Config:
+    """Read the config saved in a checkpoint folder; InputError if it is not one."""
+    return configs.load(checkpoint / "config" / "metadata")
+
+
+def load_table(checkpoint: Path) -> ClassTable:
+    """Read the class table saved in a checkpoint folder; InputError if it is not one."""
+    file = checkpoint / "classes" / "metadata"
+    return parse_class_table(*read_json(file), default_name="", most=MOST_CLASSES)
+
+
+def load_source(checkpoint: Path) -> dict[str, Any]:
+    """Read where converted weights come from; empty for a checkpoint of training.
+
+    Raises InputError if that is damaged, as `load_kept` does.
+    """
+    file = checkpoint / "source" / "metadata"
+    return read_json(file)[0] if file.is_file() else {}
+
+
+def load_kept(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Read the arrays that `save_model` was given to keep; empty if there were none."""
+    folder = (checkpoint / "kept").absolute()
+    if not folder.is_dir():
+        return {}
+    try:
+        with reading():
+            return dict(read_arrays(folder))
+    except UnreadableError as error:
+        raise InputError(f"{folder} cannot be read ({error}): convert the weights again") from error
+
+
+def load_format(checkpoint: Path) -> int:
+    """Return the number of a checkpoint's form, as `stored_state` counts them.
+
+    Raises InputError if it is a newer one than this version knows, and UnreadableError.
+    """
+    if (checkpoint / "format").is_dir():
+        version = int(read_stored_json(checkpoint / "format")["format"])
+        if version > FORMAT:
+            raise InputError(
+                f"{checkpoint} was written by a newer version of segret_jax (format {version}, "
+                f"this one reads up to {FORMAT}): update segret_jax"
+            )
+        return version
+    if not ((checkpoint / "sums").is_dir() or (checkpoint / "data").is_dir()):
+        return 0
+    if "format" in read_stored_json(checkpoint / "sums"):
+        raise UnreadableError(f"{checkpoint / 'format'} is missing")
+    return 1
+
+
+def check_table(checkpoint: Path, table: ClassTable) -> None:
+    """Raise InputError unless a checkpoint was trained on the classes of `table`, in its order."""
+    theirs = load_table(checkpoint)
+    if theirs.class_names != table.class_names:
+        pairs = enumerate(zip(theirs.class_names, table.class_names, strict=False))
+        first = next((f"class {i} is {a} there, {b} here" for i, (a, b) in pairs if a != b), "")
+        raise InputError(
+            f"{checkpoint} was trained on the {theirs.num_classes} classes of {theirs.name}, but "
+            f"the data set {table.name} has {table.num_classes}: {first or 'some are missing'}"
+        )
+
+
+def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
+    """Read the model of a checkpoint, for the devices of this process.
+
+    `config` says which model it is; `load_config` gives the one that it was trained with.
+    """
+    num_classes = load_table(checkpoint).num_classes
+    bundle = abstract(config.model, num_classes, platform=platform_of(jax.local_devices()))
+    target = restorable({"params": bundle.params, "batch_stats": bundle.batch_stats})
+    folder = (checkpoint / "model").absolute()
+    try:
+        version = load_format(checkpoint)
+        if difference := structure_difference(folder, target):
+            same = load_config(checkpoint).model == config.model
+            raise InputError(
+                f"{checkpoint} does not hold {model_name(config.model)} with {num_classes} classes"
+                f": {difference}; "
+                + ("use the version of segret_jax that wrote it" if same else
+                   "without --config the config saved with it is used")
+            )  # fmt: skip
+        with reading(), ocp.StandardCheckpointer() as checkpointer:
+            restored = checkpointer.restore(folder, target)
+        if version > 0 and not (checkpoint / "source").is_dir():
+            expected = read_stored_json(checkpoint / "sums")["model"]
+            check_sums(restored, expected, weighted=version > 1)
+    except UnreadableError as error:
+        raise InputError(
+            f"{checkpoint} cannot be loaded ({error}): give another checkpoint of that run, or "
+            "copy this one again from where it was made"
+        ) from error
+    return ModelBundle(bundle.graph, restored["params"], restored["batch_stats"])
+
+
+def find(path: Path) -> Path:
+    """Return the checkpoint meant by `path`.
+
+    Args:
+        path: A checkpoint itself, or a run's folder or the folder `checkpoints` in it: of these
+            the best one is taken.
+
+    Raises:
+        InputError: There is none, or it was written by a newer version.
+    """
+    if (path / "model").is_dir():
+        found = path
+    elif path.is_file():
+        raise InputError(
+            f"{path} is a file, not a checkpoint's folder; weights of PyTorch are converted first: "
+            f"segret convert {path} {path.with_suffix('')}"
+        )
+    else:
+        inside = [step for step in _numbered(path) if (step / "model").is_dir()]
+        saved = saved_in(path) or inside
+        if not saved:
+            raise InputError(
+                f"no checkpoint in {path.absolute()}: train first, or give another folder"
+            )
+        found = max(saved, key=lambda p: (saved_mean_iou(p), int(p.name)))
+    with suppress(UnreadableError):  # `load_model` tells
+        load_format(found)
+    return found
+
+
+def saved_in(workdir: Path) -> list[Path]:
+    """Return the checkpoints of a run's folder."""
+    return _numbered(workdir / FOLDER)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.name.isdigit()]
+
+
+def saved_mean_iou(checkpoint: Path) -> float:
+    """Return the score saved with a checkpoint; −1, worse than any, without one to read."""
+    try:
+        return mean_iou_of(json.loads((checkpoint / METRICS).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return -1.0
+
+
+def mean_iou_of(metrics: Any) -> float:
+    """Return the score of what Orbax keeps with a checkpoint; −1, worse than any, without one."""
+    score = (metrics or {}).get("mIoU", -1.0)
+    return -1.0 if math.isnan(score) else score
+
+
+def restorable(tree: Any) -> Any:
+    """Return what Orbax restores arrays by: shapes, placed as they are, else on one device."""
+
+    def leaf(x: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(x, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, tree)

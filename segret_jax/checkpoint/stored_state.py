@@ -1,0 +1,103 @@
+"""The form in which a train state is stored: Adam's moments as one array for each parameter.
+
+In memory small parameters are packed (`packing`). The packing may change from version to
+version, what is stored does not. `FORMAT` counts the changes of the stored form:
+
+    0  no checksums
+    1  checksums are plain sums; moments are packed by parameter names
+    2  checksums are weighted (`checksum`); moments are stored for each parameter
+"""
+
+import re
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from segret_jax.checkpoint.packing import LARGE, pack, small_or_large, unpack
+from segret_jax.checkpoint.state import TrainState
+from segret_jax.models.family import Path
+from segret_jax.models.segret.implementation import parameter_group
+
+FORMAT = 2
+# What formats 0 and 1 did not pack, by the end of its path.
+_FORMAT_1_LARGE = re.compile(
+    r"(q|k|v|out|fc1|fc2|proj|head|conv|convs/\d+|linear|zero_conv|fuse|classify)/kernel$"
+)
+
+
+def to_stored(state: TrainState) -> TrainState:
+    """Return the state to store: its moments are trees like its parameters."""
+    _, small = _divide(state.params)
+    adam: Any = state.opt_state[0]
+    unpack_small = jax.jit(unpack, out_shardings=state.step.sharding)  # they are replicated
+
+    def unpacked(packed: dict[str, Any]) -> Any:
+        return _merge(packed[LARGE], unpack_small(packed | {LARGE: {}}, small))
+
+    return _with_moments(state, unpacked(adam.mu), unpacked(adam.nu))
+
+
+def stored_like(like: TrainState, version: int) -> TrainState:
+    """Return the shapes and the placement that a state like `like` has in a stored format.
+
+    Args:
+        like: The state in memory, or its shapes; every leaf has a sharding.
+        version: The format's number.
+    """
+    if version >= 2:
+        return _with_moments(like, like.params, like.params)
+    shapes = jax.eval_shape(lambda params: pack(params, _vector_of_format_1), like.params)
+    placed = {path: leaf.sharding for path, leaf in flatten_dict(like.params).items()}
+
+    def place(path: Path, leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = placed.get(path[1:], like.step.sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    packed = unflatten_dict({path: place(path, x) for path, x in flatten_dict(shapes).items()})
+    return _with_moments(like, packed, packed)
+
+
+def from_stored(stored: TrainState, version: int) -> TrainState:
+    """Undo `to_stored`, for a state of any format up to this one."""
+    adam: Any = stored.opt_state[0]
+    trees = [adam.mu, adam.nu]
+    if version < 2:
+        placement = jax.tree.map(lambda leaf: leaf.sharding, stored.params)
+        unpack_all = jax.jit(
+            partial(unpack, vector_of=_vector_of_format_1), out_shardings=placement
+        )
+        trees = [unpack_all(packed, stored.params) for packed in trees]
+    pack_small = jax.jit(pack, out_shardings=stored.step.sharding)
+
+    def packed(tree: Any) -> dict[str, Any]:
+        large, small = _divide(tree)
+        return pack_small(small) | {LARGE: large}
+
+    return _with_moments(stored, *map(packed, trees))
+
+
+def _with_moments(state: TrainState, mu: Any, nu: Any) -> TrainState:
+    adam: Any = state.opt_state[0]
+    return replace(state, opt_state=(adam._replace(mu=mu, nu=nu), *state.opt_state[1:]))
+
+
+def _divide(tree: Any) -> tuple[Any, Any]:
+    """Return the large leaves of a tree, and the small ones."""
+    leaves = flatten_dict(tree)
+    large = {path: leaf for path, leaf in leaves.items() if small_or_large(path, leaf) == LARGE}
+    return unflatten_dict(large), unflatten_dict(
+        {p: x for p, x in leaves.items() if p not in large}
+    )
+
+
+def _merge(large: Any, small: Any) -> Any:
+    return unflatten_dict(flatten_dict(large) | flatten_dict(small))
+
+
+def _vector_of_format_1(path: Path, leaf: Any) -> str:
+    """Return into which vector formats 0 and 1, of SegRet alone, packed a leaf."""
+    is_large = _FORMAT_1_LARGE.search("/".join(map(str, path)))
+    return LARGE if is_large else parameter_group(path)

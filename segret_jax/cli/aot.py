@@ -1,0 +1,74 @@
+"""Compile a run for chips that are not there: will it fit, and what bounds its speed?
+
+  segret aot --config ade_large --topology v5e:4x4
+
+Compiles the very training step, and the network of evaluation at its largest input, for a slice of
+TPU chips, and prints memory per chip, operations, bytes moved, what is sent between chips, and the
+time that the chips' published peaks allow at best. Needs libtpu (pip install 'jax[tpu]'), no TPU;
+takes minutes. Exits with 0 if all fits, with 1 if not.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from segret_jax.cli import arguments as cli
+from segret_jax.config import check_segmentation, left_open
+from segret_jax.errors import InputError
+from segret_jax.files import make_folder, write_whole, writing
+
+PROGRAMS = ("train", "eval")
+STACK = 2**24  # bytes
+
+
+def main(argv: list[str]) -> None:
+    """Compile the config that `argv` names, and print what it needs."""
+    parser = cli.Parser("aot", __doc__)
+    parser.add_argument(
+        "--config", required=True, help="the name of a shipped config, or your own FILE.py"
+    )
+    parser.add_argument("--topology", required=True, help="v4:2x2x4, v5e:4x4, v5p:…, v6e:…")
+    parser.add_argument("--program", choices=PROGRAMS, help="default: both")
+    parser.add_argument("--out", type=Path, help="write the receipts as JSON, too")
+    args, overrides = parser.parse(argv)
+    config = cli.apply_overrides(cli.load_config_file(args.config), overrides)
+    check_segmentation(config.model)
+    if is_open := left_open(config):
+        raise InputError(f"only a run chooses {', '.join(is_open)}: give --config.KEY=VALUE")
+    if args.out:
+        with writing(f"--out {args.out}"):
+            make_folder(args.out.parent)
+
+    _prepare_compilers()
+    from segret_jax.aot.chips import topology  # heavy imports, after the arguments
+    from segret_jax.aot.fitting import evaluation_receipt, train_receipt
+    from segret_jax.aot.receipt import to_text
+
+    chips = topology(args.topology)
+    compilers = {"train": train_receipt, "eval": evaluation_receipt}
+    receipts = []
+    for program in (args.program,) if args.program else PROGRAMS:
+        receipts.append(compilers[program](config, chips))
+        print(to_text(receipts[-1]), flush=True)
+        if args.out:
+            with writing(f"--out {args.out}"):
+                write_whole(args.out, json.dumps(receipts, indent=1) + "\n")
+    sys.exit(0 if all(receipt["fits"] for receipt in receipts) else 1)
+
+
+def _prepare_compilers() -> None:
+    """Keep JAX from looking for a TPU, and libtpu from telling that there is none.
+
+    libtpu compiles in threads of 64 KiB, whatever ulimit says, and for v6e it needs more.
+    """
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    stack = f"--fibers_default_thread_stack_size={STACK}"
+    os.environ["LIBTPU_INIT_ARGS"] = f"{stack} {flags}".strip()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    for name in ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
+        os.environ.setdefault(name, "3")
+    # Only to keep it from asking a cloud that is not there; the topology is that of --topology.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is shared: no chip is used

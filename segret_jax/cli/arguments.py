@@ -1,0 +1,146 @@
+"""Arguments of the subcommands, and the settings among them.
+
+A config is a Python file with `get_config()`; single settings are changed with
+`--config.GROUP.KEY=VALUE`.
+"""
+
+import argparse
+import ast
+import difflib
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+from segret_jax.cli import program
+from segret_jax.config import Config, choose_family, flatten, set_value, validate
+from segret_jax.errors import InputError, unknown_name
+from segret_jax.settings import rules
+
+OVERRIDE = "--config."
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that leaves `--config.GROUP.KEY=VALUE` to `apply_overrides`."""
+
+    def __init__(self, command: str, description: str | None, *, has_settings: bool = True):
+        super().__init__(
+            prog=f"segret {command}",
+            description=description,
+            epilog="--config.GROUP.KEY=VALUE changes a setting (segret_jax/config.py)"
+            if has_settings
+            else None,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Return the arguments and the overrides, as given."""
+        overrides = [arg for arg in argv if arg.startswith(OVERRIDE)]
+        for override in overrides:
+            if "=" not in override:
+                raise InputError(f"{override} has no value: write {override}=VALUE")
+        return self.parse_args([arg for arg in argv if arg not in overrides]), overrides
+
+    def error(self, message: str) -> Any:
+        """Report a wrong argument as every other mistake: one line, exit status 2."""
+        raise InputError(f"{message} (--help lists what there is)")
+
+
+def begin(processes_spec: str | None = None) -> None:
+    """Prepare JAX for a command that computes; to be called when its arguments are known.
+
+    Joins the other processes that --processes tells of, and keeps compiled programs.
+    """
+    from segret_jax.parallel import processes
+    from segret_jax.run import compilation_cache
+
+    processes.start(processes_spec)
+    compilation_cache.use_cache()
+    if processes.is_first():
+        program.say_huge_pages()
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configs that come with the project, by name."""
+    package = Path(__file__).parents[1]  # installed they lie in it, in a checkout beside it
+    folders = (package / "configs", package.parent / "configs")
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.py"))}
+
+
+def load_config_file(name: str) -> Config:
+    """Run a config file, given by its path or a shipped one's name; return its `get_config()`."""
+    known = shipped_configs()
+    file = Path(name) if name.endswith(".py") else known.get(name, Path(name))
+    if not file.is_file():
+        near = difflib.get_close_matches(file.stem, known, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"there is no config {name}: {guess}Known: {', '.join(known)}, or a FILE.py"
+        )
+    namespace = runpy.run_path(str(file))
+    if "get_config" not in namespace:
+        raise InputError(f"{name} has no get_config(): a config file defines it")
+    try:
+        config = namespace["get_config"]()
+    except AttributeError as error:
+        misspelled = re.match(r"'(\w+)' object has no attribute '(\w+)'", str(error))
+        group = _groups(Config()).get(misspelled[1]) if misspelled else None
+        if misspelled is None or group is None:
+            raise
+        key = f"{group}{misspelled[2]}"
+        raise _unknown_key(key, flatten(Config())) from error
+    if not isinstance(config, Config):
+        raise InputError(f"get_config() of {name} returns {type(config).__name__}, not a Config")
+    return config
+
+
+def _groups(group: Any, prefix: str = "") -> dict[str, str]:
+    """Return {class of a group: prefix of its keys}."""
+    found = {type(group).__name__: prefix}
+    for name in group.__dataclass_fields__:
+        if hasattr(value := getattr(group, name), "__dataclass_fields__"):
+            found |= _groups(value, f"{prefix}{name}.")
+    return found
+
+
+def _unknown_key(key: str, settings: dict[str, Any]) -> InputError:
+    """Return the error that names the nearest key, else the keys of its group, else the groups."""
+    group, _, name = key.partition(".")
+    if f"{group}.settings.{name}" in settings:
+        return InputError(f"{key} has moved: write --config.{group}.settings.{name}=VALUE")
+    known = [one for one in settings if one.startswith(f"{group}.")]
+    if difflib.get_close_matches(key, settings, n=1):
+        known = list(settings)
+    return unknown_name("config key", key, known or {one.split(".")[0] for one in settings})
+
+
+def apply_overrides(config: Config, overrides: list[str]) -> Config:
+    """Set each `--config.GROUP.KEY=VALUE` in `config`, then validate the whole."""
+    for override in overrides:
+        key, _, text = override.removeprefix(OVERRIDE).partition("=")
+        settings = flatten(config)
+        if key not in settings:
+            raise _unknown_key(key, settings)
+        value = _parse(text, settings[key])
+        if rules(config)[key].entry is not None and isinstance(value, int | float):
+            value = (value,)
+        if key == "model.family" and value != config.model.family:
+            choose_family(config.model, value)
+        set_value(config, key, value)
+    return validate(config)
+
+
+def _parse(text: str, default: Any) -> Any:
+    """Read `text` as a value of the type of `default`; `validate` refuses what is not."""
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, tuple):
+        return tuple(value) if isinstance(value, list) else value
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    return value

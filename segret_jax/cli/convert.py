@@ -1,0 +1,139 @@
+"""Convert weights of PyTorch to a checkpoint, or back.
+
+  segret convert SRC DST
+
+SRC is a PyTorch file (.pth, .bin, .safetensors, .npz), a folder of Hugging Face with such a file or
+its shards, or a checkpoint's or run's folder. DST is a new folder for a checkpoint, or a file for
+PyTorch (.safetensors, .npz; .pth where PyTorch is installed). The file tells which model it holds;
+--config.model.KEY=VALUE says what it must be, --config.data.dataset=NAME or FILE.json what its
+classes are.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from segret_jax.cli import arguments as cli
+from segret_jax.config import Config, flatten
+from segret_jax.errors import InputError
+from segret_jax.files import make_folder, write_whole, writing
+
+# Endings of files that are not written; as names of folders they would surprise.
+OTHER_ENDINGS = (".bin", ".ckpt", ".onnx", ".h5", ".pkl", ".msgpack")
+
+
+def main(argv: list[str]) -> None:
+    """Convert what `argv` names, and print what became of it."""
+    parser = cli.Parser("convert", __doc__)
+    parser.add_argument("src", metavar="SRC", type=Path)
+    parser.add_argument("dst", metavar="DST", type=Path)
+    parser.add_argument("--to", choices=("checkpoint", "torch"), help="default: by the name of DST")
+    parser.add_argument(
+        "--config", help="recipe to save with the weights, whose model they must be"
+    )
+    parser.add_argument("--wrapper", default="", help="which state dict of a .pth: model_ema, ...")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="REGEX",
+        help="tensors that may be dropped, or stay at their initial values",
+    )  # fmt: skip
+    parser.add_argument("--report", type=Path, help="write the whole report to this .json")
+    args, overrides = parser.parse(argv)
+
+    from segret_jax.convert.exporting import ENDINGS  # heavy, after the arguments
+    from segret_jax.convert.folder import find_weights
+
+    to_torch, endings = args.dst.suffix.lower() in ENDINGS, ", ".join(ENDINGS)
+    if args.to and to_torch != (args.to == "torch"):
+        raise InputError(f"{args.dst}: a file for PyTorch ends in {endings}; a checkpoint in none")
+    if args.dst.exists():
+        raise InputError(f"{args.dst} exists: choose another name, or delete that one")
+    if args.dst.suffix.lower() in OTHER_ENDINGS:
+        raise InputError(
+            f"{args.dst}: such files are not written; one for PyTorch ends in {endings}"
+        )
+    if args.report:
+        _check_report(args.report, args.dst)
+    if not args.src.is_dir() or find_weights(args.src):
+        _from_file(args, overrides, to_torch=to_torch)
+    elif not to_torch:
+        raise InputError(f"{args.src} is a checkpoint already: for PyTorch, DST ends in {endings}")
+    elif overrides or args.config or args.wrapper or args.allow or args.report:
+        raise InputError(
+            f"{args.src} is a checkpoint, which says what it is: give SRC and DST only"
+        )
+    else:
+        _from_checkpoint(args.src, args.dst)
+
+
+def _from_file(args: argparse.Namespace, overrides: list[str], *, to_torch: bool) -> None:
+    from segret_jax.checkpoint.model import save_model
+    from segret_jax.convert.classes import choose_classes, class_notes
+    from segret_jax.convert.folder import read_source
+    from segret_jax.convert.importing import import_tensors
+    from segret_jax.convert.report import make_report, summary
+
+    base = cli.load_config_file(args.config) if args.config else Config()
+    config = cli.apply_overrides(base, overrides)
+    keys = flatten(config) if args.config else map(_key, overrides)
+    given = [key.removeprefix("model.") for key in keys if key.startswith(("model.", "data."))]
+    dataset_given = "data.dataset" in given
+    file = read_source(args.src, wrapper=args.wrapper)
+    try:
+        imported = import_tensors(file.tensors, config.model, given=given, allow=args.allow)
+        found, config.model = imported.recognized, imported.recognized.model
+        config.data.dataset, table = choose_classes(
+            found, config.data.dataset, file.classes, given=dataset_given
+        )
+    except InputError as error:
+        raise InputError(f"{args.src}: {error}") from None
+    segments = found.model.task == "segmentation"
+    notes = class_notes(table, file.classes, given=dataset_given) if segments else []
+    report = make_report(args.src, file, imported, table, allow=args.allow, notes=notes)
+    del file  # a large model need not be in memory twice while it is written
+    model = {"params": imported.params, "batch_stats": imported.batch_stats}
+    if to_torch:
+        _write(args.dst, config, found.num_classes, **model, unused=imported.unused)
+    else:
+        save_model(
+            args.dst, config=config, table=table, **model, source=report, kept=imported.unused
+        )
+    print(summary(report))
+    print(f"written to {args.dst}")
+    if args.report:
+        with writing(f"--report {args.report}"):
+            write_whole(args.report, json.dumps(report, indent=1) + "\n")
+
+
+def _check_report(file: Path, dst: Path) -> None:
+    """Raise InputError if the report could not be written: before the work, not after."""
+    if file.suffix.lower() != ".json":
+        raise InputError(f"--report {file}: give a name that ends in .json")
+    if dst.absolute() in file.absolute().parents:
+        raise InputError(f"--report {file} lies in {dst}, which keeps the report anyway: leave it")
+    with writing(f"--report {file}"):
+        make_folder(file.parent)
+
+
+def _key(override: str) -> str:
+    return override.removeprefix(cli.OVERRIDE).partition("=")[0]
+
+
+def _from_checkpoint(src: Path, dst: Path) -> None:
+    from segret_jax.checkpoint import model as checkpoints
+
+    checkpoint = checkpoints.find(src)
+    config, table = checkpoints.load_config(checkpoint), checkpoints.load_table(checkpoint)
+    _, params, batch_stats = checkpoints.load_model(checkpoint, config)
+    unused = checkpoints.load_kept(checkpoint)
+    _write(dst, config, table.num_classes, params=params, batch_stats=batch_stats, unused=unused)
+    print(f"{checkpoint}, written to {dst}")
+
+
+def _write(dst: Path, config: Config, num_classes: int, **model: Any) -> None:
+    from segret_jax.convert.exporting import export_tensors, write_tensors
+    from segret_jax.models.config import model_name
+
+    tensors = export_tensors(config.model, num_classes, **model)
+    write_tensors(dst, tensors, {"format": "pt", "model": model_name(config.model)})
+    print(f"{len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} numbers, float32")

@@ -1,0 +1,25 @@
+"""Commands on data sets.
+
+segret data check    look for faults in labels and images, in a folder or prepared
+segret data prepare  write a data set as ArrayRecord shards, downloading it where that is free
+segret data verify   compare prepared data sets with their manifests
+"""
+
+import importlib
+
+from segret_jax.errors import InputError, unknown_name
+
+COMMANDS = ("check", "prepare", "verify")
+
+
+def main(argv: list[str]) -> None:
+    """Run the command that `argv` begins with."""
+    command = argv[0] if argv else ""
+    if command in ("-h", "--help"):
+        print(__doc__)
+    elif not argv:
+        raise InputError(f"name a command: segret data {'|'.join(COMMANDS)}")
+    elif command not in COMMANDS:
+        raise unknown_name("command", f"data {command}", COMMANDS)
+    else:
+        importlib.import_module(f"segret_jax.cli.data_{command}").main(argv[1:])

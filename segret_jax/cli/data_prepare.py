@@ -1,0 +1,34 @@
+"""Write a data set as ArrayRecord shards, and check every pair on the way.
+
+  segret data prepare ade20k --source DIR --data_dir DATA_DIR [--download]
+
+The shards go to DATA_DIR/NAME/VERSION. A run that was interrupted is started over.
+"""
+
+from pathlib import Path
+
+from segret_jax.cli import arguments as cli
+
+
+def main(argv: list[str]) -> None:
+    """Prepare the data set that `argv` names."""
+    parser = cli.Parser("data prepare", __doc__, has_settings=False)
+    parser.add_argument("dataset", help="a name, or your own as a .json file")
+    parser.add_argument("--source", type=Path, required=True, help="the folder as downloaded")
+    parser.add_argument(
+        "--data_dir", required=True, help="where to write: a folder, gs:// or s3://"
+    )
+    parser.add_argument("--shards", type=int, default=1, help="files per split (default: 1)")
+    parser.add_argument("--download", action="store_true", help="get the archive into --source")
+    args = parser.parse_args(argv)
+
+    from segret_jax.data.datasets import get_dataset  # heavy imports, after the arguments
+    from segret_jax.data.shards.prepare import prepare
+
+    spec = get_dataset(args.dataset)
+    if args.download:
+        from segret_jax.data.shards.download import download
+
+        download(spec, args.source)
+    where = prepare(spec, args.source, args.data_dir, shards=args.shards)
+    print(f"{spec.name} is in {where}; train with --config.data.root={args.data_dir}")

@@ -1,0 +1,41 @@
+"""Compare prepared data sets with their manifests.
+
+  segret data verify DATA_DIR
+
+First the size and SHA-256 of every file, then every record by its own checksum. Exit status: 0 if
+all is as written, 1 if not; each fault is named.
+"""
+
+import sys
+from pathlib import Path
+
+from segret_jax.cli import arguments as cli
+from segret_jax.errors import InputError
+
+
+def main(argv: list[str]) -> None:
+    """Verify what is below the folder that `argv` names; leave with status 1 if it is faulty."""
+    parser = cli.Parser("data verify", __doc__, has_settings=False)
+    parser.add_argument("folder", help="DATA_DIR, DATA_DIR/NAME or the folder itself")
+    where = parser.parse_args(argv).folder
+
+    from segret_jax.data.shards.verify import find_folders, verify  # heavy, after the arguments
+
+    if "://" in where:
+        raise InputError(
+            f"{where} is remote; its files are checked when they are copied from there"
+        )
+    top = Path(where).expanduser().absolute()
+    folders = find_folders(top)
+    if not folders:
+        raise InputError(f"there is no prepared dataset in {top}")
+    faulty = False
+    for folder in folders:
+        try:
+            faults = verify(folder)
+        except InputError as error:
+            faults = [str(error)]
+        faulty = faulty or bool(faults)
+        print("\n".join(faults) if faults else f"{folder}: as it was written")
+    if faulty:
+        sys.exit(1)

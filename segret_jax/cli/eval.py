@@ -1,0 +1,111 @@
+"""Score a checkpoint on validation images.
+
+  segret eval --workdir runs/demo
+
+The config saved with the checkpoint is used; --config replaces it, --config.KEY=VALUE changes it.
+Writes metrics.json, which `segret compare` reads, per_image.npz and the confusion matrix. The
+result of another checkpoint or under other settings is never replaced.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segret_jax.cli import arguments as cli
+from segret_jax.config import check_segmentation
+from segret_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from segret_jax.data.class_table import ClassTable
+
+
+def main(argv: list[str]) -> None:
+    """Evaluate the checkpoint that `argv` names."""
+    parser = cli.Parser("eval", __doc__)
+    parser.add_argument("--config", help="default: the config saved with the checkpoint")
+    parser.add_argument("--workdir", type=Path, help="a run's folder: its best checkpoint")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint's folder")
+    parser.add_argument(
+        "--out", type=Path, help="default: RUN/evaluation, or beside a converted CHECKPOINT"
+    )
+    parser.add_argument("--overlays", action="store_true", help="write one of each image, too")
+    parser.add_argument("--processes", help="auto, or INDEX/COUNT@HOST:PORT of process 0")
+    args, overrides = parser.parse(argv)
+    where = args.checkpoint or args.workdir or _default_workdir(args.config)
+    cli.begin(args.processes)
+
+    from segret_jax.checkpoint import model as checkpoints  # heavy imports, after the arguments
+    from segret_jax.data.pipeline import class_table, open_source
+    from segret_jax.evaluation import results
+    from segret_jax.evaluation.evaluate import evaluate
+    from segret_jax.evaluation.inference import Predictor
+    from segret_jax.evaluation.protocol import known_in_advance
+    from segret_jax.parallel import processes
+
+    checkpoint = checkpoints.find(where)
+    base = cli.load_config_file(args.config) if args.config else checkpoints.load_config(checkpoint)
+    config = cli.apply_overrides(base, overrides)
+    check_segmentation(config.model)
+    table = class_table(config.data)
+    checkpoints.check_table(checkpoint, table)
+    source = open_source(config.data, "validation")
+    predictor = Predictor(checkpoints.load_model(checkpoint, config), config.eval)
+    out = args.out or _default_out(checkpoint)
+    names = [source.name(i) for i in range(len(source))]
+    known = known_in_advance(
+        config, table, split="validation", names=names, variables=predictor.variables
+    )
+    results.prepare_folder(out, known)  # one that cannot be written is told before the work
+    on_prediction = _overlay_writer(out / "overlays", names, table) if args.overlays else None
+    result = evaluate(
+        predictor,
+        source,
+        table,
+        detailed=True,
+        skip_faulty=config.data.on_error == "skip",
+        announce=print if processes.is_first() else None,
+        on_prediction=on_prediction,
+    )
+    assert result is not None  # it was not cancelled
+    if not processes.is_first():
+        return
+    file = results.save(  # before a print, which may fail: the pipe closed, a name not ASCII
+        out, result, predictor, source, config=config, table=table, checkpoint=checkpoint
+    )
+    print(f"{result.per_class(table)}\n\n{checkpoint}: {result.summary()}\nwritten to {file}")
+
+
+def _default_workdir(config: str | None) -> Path:
+    if config is None:
+        raise InputError("give --workdir or --checkpoint, or the --config of a run in runs/")
+    return Path("runs") / Path(config).stem
+
+
+def _default_out(checkpoint: Path) -> Path:
+    """Return RUN/evaluation for a checkpoint of a run, else a folder beside the checkpoint."""
+    from segret_jax.checkpoint.model import FOLDER
+
+    place = Path(os.path.abspath(checkpoint))  # not where a link leads: that may be others' folder
+    converted = (place / "source").is_dir()
+    if place.parent.name == FOLDER and place.name.isdigit() and not converted:
+        return place.parent.parent / "evaluation"
+    return place.with_name(f"{place.name}_evaluation")
+
+
+def _overlay_writer(
+    folder: Path, names: Sequence[str], table: "ClassTable"
+) -> "Callable[[str, np.ndarray, np.ndarray], None]":
+    """Return what writes the overlay of an image; InputError if that would replace a user's."""
+    from segret_jax.evaluation.outputs import check_replaceable, made_from
+    from segret_jax.visualize.pictures import overlay, save_png
+
+    files = {name: folder / f"{name}.png" for name in names}
+    check_replaceable({file: made_from(name) for name, file in files.items()})
+
+    def write(name: str, image: "np.ndarray", pred: "np.ndarray") -> None:
+        save_png(overlay(image, pred, table), files[name], info=made_from(name))
+
+    return write

@@ -1,0 +1,75 @@
+"""The command `segret`: find the subcommand and run it.
+
+Nothing heavy is imported before a subcommand has read its arguments.
+"""
+
+import importlib
+import sys
+
+from segret_jax import __version__
+from segret_jax.cli import program
+from segret_jax.errors import unknown_name
+
+GROUPS = {
+    "Train": {
+        "demo": "train a small model on generated scenes and draw what it sees",
+        "data": "check, prepare and verify data sets",
+        "train": "train a model, or continue a run",
+        "replay": "find the layer in which a training step stopped being finite",
+    },
+    "Use a model": {
+        "predict": "segment photographs",
+        "eval": "score a checkpoint on validation images",
+        "compare": "tell whether two scores are comparable, and how far they are apart",
+    },
+    "Weights of PyTorch": {
+        "convert": "convert a PyTorch file to a checkpoint, or back",
+        "verify": "certify that weights compute what they should",
+    },
+    "Plan": {
+        "summary": "count parameters, multiply-adds and memory of a model",
+        "aot": "compile for TPUs or GPUs that are not there: will it fit?",
+    },
+}
+COMPUTING = ("demo", "train", "predict", "eval")
+COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
+
+
+def usage() -> str:
+    """Return the commands, grouped by task."""
+    lines = ["usage: segret COMMAND ..."]
+    for title, group in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:<9}{text}" for name, text in group.items())]
+    return "\n".join([*lines, "", "segret COMMAND --help describes a command."])
+
+
+def welcome() -> str:
+    """Return what to try first."""
+    return "\n".join(
+        (
+            f"segret_jax {__version__}: semantic segmentation by retention, in JAX. Try first:",
+            "",
+            "  segret demo      train a small model on generated scenes (minutes, on a CPU)",
+            "  segret --help    all commands",
+        )
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Run the subcommand that `argv` begins with."""
+    command = argv[0] if argv else ""
+    if not argv:
+        print(welcome())
+    elif command in ("-h", "--help"):
+        print(usage())
+    elif command == "--version":
+        print(f"segret_jax {__version__}")
+    elif command in COMMANDS:
+        importlib.import_module(f"segret_jax.cli.{command}").main(argv[1:])
+    else:
+        raise unknown_name("command", command, COMMANDS)
+
+
+def run() -> None:
+    """Run `main` as a program."""
+    program.run(main, computes=sys.argv[1:2] != [] and sys.argv[1] in COMPUTING)

@@ -1,0 +1,39 @@
+"""Find the layer in which a training step stopped being finite.
+
+  segret replay runs/NAME/nonfinite_000123
+
+Training that stops for a loss or gradient which is not finite leaves such a folder. The step is
+made again from it on one device, in float32 and in bfloat16, and the first tensors that are not
+finite are named: the layer, the operation, the line. The last is the first with a nan; infinite
+ones before it may be its cause, or do no harm. --config.KEY=VALUE changes a setting, to see whether
+it would help. Exits with 0 if the step is finite in both, with 1 if not.
+"""
+
+import sys
+from pathlib import Path
+
+from segret_jax.cli import arguments as cli
+
+
+def main(argv: list[str]) -> None:
+    """Run the step again that `argv` names."""
+    parser = cli.Parser("replay", __doc__)
+    parser.add_argument("folder", type=Path, help="nonfinite_STEP, or a run's folder with one")
+    args, overrides = parser.parse(argv)
+
+    from segret_jax.replay.step import PRECISIONS, faulty_inputs, find, replay  # heavy, after
+    from segret_jax.training import capture
+
+    captured = capture.load(find(args.folder))
+    config = cli.apply_overrides(captured.config, overrides)
+    print(f"step {int(captured.state.step) + 1}, batch of {len(captured.batch['index'])} images")
+    faults = faulty_inputs(captured)
+    for line in faults:
+        print(f"not finite before the step: {line}")
+    finite = [replay(captured, config, dtype) for dtype in PRECISIONS]
+    if all(finite) and not overrides:
+        print(
+            "The step is finite here. What differs is the machine: other devices, or versions of "
+            "JAX, round another way"
+        )
+    sys.exit(0 if all(finite) else 1)

@@ -1,0 +1,94 @@
+"""Which model a PyTorch file holds, by the names and shapes of its tensors."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segret_jax.data.class_table import MOST_CLASSES, STRAY
+from segret_jax.errors import InputError
+from segret_jax.models.config import ModelConfig
+from segret_jax.models.families import FAMILIES, get_family
+from segret_jax.models.family import TorchFormat
+
+IMAGENET_CLASSES = 1000  # of a classifier file that lost its head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchModel:
+    """The model of a file; `prefix` says whether its encoder's names begin with `backbone.`."""
+
+    model: ModelConfig
+    num_classes: int
+    prefix: bool
+
+    @property
+    def format(self) -> TorchFormat:
+        """Return how the family's tensors are named and laid out."""
+        return torch_format(self.model)
+
+
+def torch_format(model: ModelConfig) -> TorchFormat:
+    """Return how a family's tensors are named; InputError if it has no PyTorch files."""
+    found = get_family(model.family).load().torch
+    if found is None:
+        raise InputError(f"the family {model.family} has no PyTorch checkpoints")
+    return found
+
+
+def identify(
+    tensors: Mapping[str, np.ndarray], model: ModelConfig, given: Collection[str] = ()
+) -> TorchModel:
+    """Return the model of `tensors`, in the settings of `model` that no file can tell.
+
+    `given` are the settings of `model` that the user set, such as "variant" or "settings.decay".
+    Raises InputError where the file contradicts one of them, or is no model of any family.
+    """
+    family, inferred = _infer(tensors, model, given)
+    own = dataclasses.replace(model.settings) if model.family == family else None
+    own = own or get_family(family).settings()
+    found = dataclasses.replace(model, family=family, settings=own)
+    wrong = []
+    for name, value in inferred.items():
+        group, key = (own, f"settings.{name}") if hasattr(own, name) else (found, name)
+        asked = getattr(group, name)
+        if key not in given:
+            setattr(group, name, value)
+        elif asked != value:
+            wrong.append(f"model.{key} is set to {asked!r}, but the file holds {value!r}")
+    if wrong:
+        raise InputError(f"{'; '.join(wrong)}. Leave out what the file tells itself")
+    count = _num_classes(tensors, found)
+    prefix = any(name.startswith("backbone.") for name in tensors)
+    return TorchModel(model=found, num_classes=count, prefix=prefix)
+
+
+def _infer(
+    tensors: Mapping[str, np.ndarray], model: ModelConfig, given: Collection[str]
+) -> tuple[str, dict[str, Any]]:
+    """Return the family, and what its inference tells; the error of the last family tried."""
+    names = [model.family] if "family" in given else list(FAMILIES)
+    for name in names:
+        implementation = get_family(name).load()
+        try:
+            if implementation.torch is not None:
+                return name, implementation.torch.infer(tensors, model, given)
+        except InputError:
+            if name == names[-1]:
+                raise
+    raise InputError("is of no family that has PyTorch checkpoints")
+
+
+def _num_classes(tensors: Mapping[str, np.ndarray], model: ModelConfig) -> int:
+    layers, is_segmentation = torch_format(model).class_layers, model.task == "segmentation"
+    names = [f"{layer}.{leaf}" for layer in layers[model.task] for leaf in ("weight", "bias")]
+    counts = [tensors[name].shape[0] for name in names if name in tensors and tensors[name].ndim]
+    if not counts and is_segmentation:
+        raise InputError(f"lacks {names[0]}, which tells the number of classes")
+    count = counts[0] if counts else IMAGENET_CLASSES
+    most = STRAY if is_segmentation else MOST_CLASSES  # label maps have 8 bits
+    if not 1 <= count <= most:
+        raise InputError(f"has {count} classes; a {model.task} model of 1 to {most} is read")
+    return count

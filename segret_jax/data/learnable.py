@@ -1,0 +1,114 @@
+"""Training data that teaches nothing: refused before a run, and an error of the label doctor.
+
+With one class, in the table or in the labels, the loss is 0 everywhere; with no readable sample
+there is no loss at all. Either run would end as if it had trained.
+"""
+
+import numpy as np
+from jaxtyping import Int64
+from tqdm import tqdm
+
+from segret_jax.data.class_table import IGNORE, STRAY, ClassTable
+from segret_jax.data.decode import map_label
+from segret_jax.data.layouts import Layout
+from segret_jax.data.shift_signs import Counts, count_stored
+from segret_jax.data.sources import RecordSource, Source
+from segret_jax.errors import InputError
+from segret_jax.parallel import processes
+
+MOST_SKIPPED = 1000  # samples, photographs with them: more would delay the start by minutes
+
+
+def check_class_table(table: ClassTable) -> None:
+    """Raise InputError for a class table of one class."""
+    if text := only_class_of_table(table):
+        raise InputError(text)
+
+
+def only_class_of_table(table: ClassTable) -> str:
+    """Say what is wrong with a class table of one class; of any other return an empty string."""
+    if table.num_classes > 1:
+        return ""
+    (name,) = table.class_names
+    return (
+        f"the class table {table.name!r} has only one class, {name!r}, so that the loss is always "
+        f'0; add a class for all other pixels, such as "background", with the value that the '
+        'labels hold there as its "raw_id"'
+    )
+
+
+def classes_in(stored_counts: Counts, layout: Layout) -> Int64[np.ndarray, "k"]:
+    """Return the classes of which there are pixels, from those of each stored value."""
+    meanings = layout.lookup[stored_counts > 0]
+    return np.unique(meanings[meanings < STRAY]).astype(np.int64)
+
+
+def only_class_of_labels(stored_counts: Counts, layout: Layout, table: ClassTable) -> str:
+    """Say so if the labels hold one class alone; return an empty string otherwise.
+
+    `stored_counts` are the pixels of each stored value, over all labels that were read.
+    """
+    classes = classes_in(stored_counts, layout)
+    if len(classes) != 1:
+        return ""
+    found = f"{table.class_names[classes[0]]} is the only class that occurs"
+    stored = np.flatnonzero(stored_counts)
+    unused = stored[layout.lookup[stored] >= STRAY]
+    if not unused.size:
+        return f"{found}; label the other classes, too, or name the folder whose labels hold them"
+    values = " or ".join(map(str, unused))
+    share = stored_counts[unused].sum() / stored_counts.sum()
+    is_ignored = (layout.lookup[unused] == IGNORE).all()
+    leave_out = f', and leave {values} out of "ignore"' if is_ignored else ""
+    now = "ignored" if is_ignored else "no class"
+    return (
+        f"{found}; if {values} is meant as a class, give it one in a JSON file of your own "
+        f'("raw_id": {unused[0]}){leave_out}; now {values} is {now}, {share:.1%} of the pixels'
+    )
+
+
+def check_samples(source: Source, *, skip_faulty: bool) -> None:
+    """Raise InputError if the training samples teach nothing.
+
+    Of sound data one or two samples are read. Where only one class is found, all labels are. The
+    order is random yet the same in all processes: files that belong together often follow each
+    other. A fault that training would name itself, when it comes to that sample, is left to it.
+    """
+    if not isinstance(source, RecordSource):  # the synthetic scenes are sound
+        return
+    order = np.random.default_rng(0).permutation(len(source)).tolist()
+    if skip_faulty:
+        _check_any_readable(source, order[:MOST_SKIPPED])
+    counts = np.zeros(256, np.int64)
+    quiet = not processes.is_first()
+    for index in tqdm(order, "looking for a second class", unit="label", delay=2, disable=quiet):
+        try:
+            raw = source.raw_label(index)
+            map_label(raw, source.layout.lookup, path=source.name(index))
+        except InputError:
+            if skip_faulty:
+                continue
+            return
+        counts += count_stored(raw)
+        if len(classes_in(counts, source.layout)) > 1:
+            return
+    if text := only_class_of_labels(counts, source.layout, source.spec.class_table):
+        raise InputError(
+            f"labels of {source.spec.name}, {source.split} (all {len(source)} files read): {text}; "
+            "with one class the loss is always 0"
+        )
+
+
+def _check_any_readable(source: RecordSource, indices: list[int]) -> None:
+    faults = []
+    for index in indices:
+        try:
+            source[index]
+            return
+        except InputError as error:
+            faults.append(str(error))
+    raise InputError(
+        f"data.on_error=skip would skip every sample: none of {len(faults)} that were read, of "
+        f"{len(source)} of {source.spec.name}, {source.split}, is sound; the first: {faults[0]}; "
+        "`segret data check` names all"
+    )

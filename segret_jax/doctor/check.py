@@ -1,0 +1,138 @@
+"""The check of a data set: every pair is examined, and what was found put into words."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from segret_jax.data.folders import FilePairs, find_pairs, image_hint, label_hint
+from segret_jax.data.layouts import SPLITS, DatasetSpec
+from segret_jax.data.listing import pictures_not_read
+from segret_jax.data.shards.prepared import open_files
+from segret_jax.data.sources import FolderSource, RecordSource
+from segret_jax.doctor.examine import examine_all
+from segret_jax.doctor.findings import (
+    ERROR,
+    NOTE,
+    Diagnosis,
+    Finding,
+    SplitScan,
+    find_all,
+    weights_setting,
+)
+from segret_jax.errors import InputError
+
+SHOWN = 3  # places of a finding on the terminal; the report has more, findings.json all
+
+
+def check(
+    spec: DatasetSpec, root: str | Path, *, split: str | None = None, workers: int = 0
+) -> Diagnosis:
+    """Examine one split of a dataset or all that are there; `workers` 0 means all cores.
+
+    Raises InputError where there is no split to examine.
+    """
+    sources, findings = _open_splits(spec, root, (split,) if split else SPLITS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    scans = {}
+    for name, source in sources.items():
+        with tqdm(total=len(source), desc=name, unit="pair") as bar:
+            examined = examine_all(source, workers=workers or cores or 1, progress=bar.update)
+        scans[name] = SplitScan(source=source, examined=examined)
+    return Diagnosis(spec=spec, root=str(root), scans=scans, findings=find_all(scans, findings))
+
+
+def _open_splits(
+    spec: DatasetSpec, root: str | Path, splits: tuple[str, ...]
+) -> tuple[dict[str, RecordSource], list[Finding]]:
+    sources: dict[str, RecordSource] = {}
+    findings, errors = [], []
+    for split in splits:
+        try:
+            sources[split], unpaired = _open_split(spec, root, split)
+            findings += unpaired
+        except InputError as error:
+            severity = ERROR if _has_folder(spec, Path(root).expanduser(), split) else NOTE
+            findings.append(
+                Finding(severity=severity, message=f"not checked: {error}", split=split)
+            )
+            errors.append(error)
+    if not sources:
+        raise errors[0]
+    return sources, findings
+
+
+def _open_split(
+    spec: DatasetSpec, root: str | Path, split: str
+) -> tuple[RecordSource, list[Finding]]:
+    """Open a split as a run would, but where it stops at files without a partner, name them."""
+    try:
+        source = open_files(spec, root, split)
+    except InputError as error:
+        try:
+            pairs = find_pairs(spec, root, split)
+        except InputError:
+            raise error from None
+        source = FolderSource(spec, root, split, skip_unpaired=True)
+        return source, [*_unpaired(pairs, split), *_not_read(pairs, split)]
+    if isinstance(source, FolderSource):
+        return source, _not_read(find_pairs(spec, root, split), split)
+    return source, []
+
+
+def _unpaired(pairs: FilePairs, split: str) -> list[Finding]:
+    return [
+        Finding(
+            severity=ERROR,
+            message=f"{len(names)} {these} have no {other} in {folder}{hint}; "
+            "add it or take them out",
+            split=split,
+            places=tuple(names),
+        )
+        for these, names, other, folder, hint in (
+            ("images", pairs.without_label, "label", pairs.labels.folder, label_hint(pairs)),
+            ("labels", pairs.without_image, "image", pairs.images.folder, image_hint(pairs)),
+        )
+        if names
+    ]
+
+
+def _not_read(pairs: FilePairs, split: str) -> list[Finding]:
+    """Name the pictures beside the images that have another ending: HEIC, raw, and so on."""
+    others = pictures_not_read(pairs.images)
+    if not others:
+        return []
+    text = f"{len(others)} pictures in {pairs.images.folder} are not read: they do not end in "
+    message = f"{text}{pairs.images.suffix}; convert them, or leave them"
+    return [Finding(severity=NOTE, message=message, split=split, places=tuple(others))]
+
+
+def _has_folder(spec: DatasetSpec, root: Path, split: str) -> bool:
+    """Tell whether there is any folder of just this split: then it is broken, not left out."""
+    return any(
+        (top / folder.format(split=layout.splits[split])).is_dir()
+        for top in (root, root / spec.archive)
+        for layout in spec.layouts
+        for folder in (layout.images, layout.labels)
+        if "{split}" in folder
+    )
+
+
+def summary(diagnosis: Diagnosis) -> str:
+    """Write what was found in lines for the terminal."""
+    lines = [""]
+    training = diagnosis.scans.get("training")
+    if training and np.count_nonzero(training.pixels) > 1:
+        lines.append("Class weights that balance the classes, to add to the command of training:")
+        lines += [weights_setting(training.pixels), ""]
+    for split, scan in diagnosis.scans.items():
+        layout, pairs = scan.source.layout.name, len(scan.source)
+        lines.append(f"{diagnosis.spec.name} {split}: {pairs} pairs, layout {layout}")
+    for finding in diagnosis.findings:
+        where = f"{finding.split}: " if finding.split else ""
+        lines.append(f"{finding.severity:8}{where}{finding.message}")
+        lines += [f"          {place}" for place in finding.places[:SHOWN]]
+        if len(finding.places) > SHOWN:
+            lines.append(f"          ... and {len(finding.places) - SHOWN} more")
+    return "\n".join([*lines, "", f"{diagnosis.spec.name}: {diagnosis.verdict()}"])

@@ -1,0 +1,261 @@
+"""From what was learned of each pair to findings about the dataset."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from segret_jax.data.class_table import STRAY
+from segret_jax.data.layouts import DatasetSpec
+from segret_jax.data.learnable import only_class_of_labels, only_class_of_table
+from segret_jax.data.shift_signs import REMEDY, shift_signs
+from segret_jax.data.sources import RecordSource
+from segret_jax.doctor.duplicates import NEAR, repeated, shared
+from segret_jax.doctor.examine import Examined
+
+ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
+
+
+class Kind(NamedTuple):
+    """What is said of the faults of one kind; `{n}` is their number, `{form}` their file form."""
+
+    severity: str
+    text: str
+    remedy: str
+
+
+KINDS = {
+    "unreadable": Kind(ERROR, "{n} pairs cannot be read", "mend or download these files again"),
+    "image_unreadable": Kind(
+        ERROR, "{n} images cannot be decoded ({form})", "convert or download them again"
+    ),
+    "label_unreadable": Kind(
+        ERROR,
+        "{n} labels cannot be used as such ({form})",
+        "a label is an 8-bit grey or palette PNG of label ids: convert or download them again",
+    ),
+    "sizes": Kind(
+        ERROR,
+        "{n} labels differ in size from their image",
+        "take image and label of the same size",
+    ),
+    "stray": Kind(
+        ERROR,
+        "{n} labels hold ids outside the class table",
+        "correct the files, or choose the dataset whose labels these are",
+    ),
+    "ignored": Kind(
+        WARNING, "{n} labels are ignored entirely", "they teach nothing: leave them out"
+    ),
+    "exif": Kind(
+        NOTE,
+        "{n} images are turned upright, as their EXIF orientation says",
+        "their labels fit the upright image",
+    ),
+    "label_turned": Kind(
+        NOTE,
+        "{n} labels are turned with their image",
+        "they have the size of the image as stored, before its EXIF orientation turns it",
+    ),
+    "exif_unclear": Kind(
+        WARNING,
+        "{n} images keep their size when their EXIF orientation turns them; their labels are taken "
+        "as drawn on the turned image",
+        "look at these pictures in the report, and remove the EXIF orientation of an image whose "
+        "label lies wrong",
+    ),
+    "frames": Kind(
+        NOTE, "{n} images hold several frames", "only the first is read: store others as images"
+    ),
+    "image_form": Kind(NOTE, "{n} images are stored as {form}", "they are read as RGB"),
+    "palette": Kind(
+        NOTE, "{n} labels are palette PNGs", "their indices are read as ids, never their colours"
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing about the dataset: a line with its remedy, and the places where it was found."""
+
+    severity: str
+    message: str
+    split: str = ""
+    places: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class SplitScan:
+    """All that is known of one split."""
+
+    source: RecordSource
+    examined: list[Examined]
+    stored: Int64[np.ndarray, "256"] = field(init=False)  # pixels by stored value
+    pixels: Int64[np.ndarray, "k"] = field(init=False)  # by class
+    images: Int64[np.ndarray, "k"] = field(init=False)  # in which a class occurs
+
+    def __post_init__(self) -> None:
+        lookup = self.source.layout.lookup
+        num_classes = self.source.spec.class_table.num_classes
+        self.stored = np.zeros(256, np.int64)
+        self.images = np.zeros(num_classes, np.int64)
+        for examined in self.examined:
+            values = np.array(list(examined.stored), np.intp)
+            self.stored[values] += np.array(list(examined.stored.values()), np.int64)
+            classes = np.unique(lookup[values])
+            self.images[classes[classes < STRAY]] += 1
+        values = np.flatnonzero(lookup < STRAY)
+        self.pixels = np.zeros(num_classes, np.int64)
+        np.add.at(self.pixels, lookup[values], self.stored[values])
+
+    def share(self, meaning: int) -> float:
+        """Return the share of the pixels that are IGNORE or STRAY."""
+        values = self.source.layout.lookup == meaning
+        return float(self.stored[values].sum() / max(self.stored.sum(), 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The outcome of a check."""
+
+    spec: DatasetSpec
+    root: str
+    scans: dict[str, SplitScan]
+    findings: list[Finding]
+
+    def count(self, severity: str) -> int:
+        """Return the number of findings of a severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def verdict(self) -> str:
+        """Say in one line whether a run can use the data."""
+        if errors := self.count(ERROR):
+            return f"{errors} errors: mend them before a run"
+        warnings = self.count(WARNING)
+        return f"no errors, {warnings} warnings: look at them" if warnings else "sound"
+
+
+def find_all(splits: dict[str, SplitScan], known: list[Finding]) -> list[Finding]:
+    """Return the findings of all splits and those `known` already, the severest first."""
+    findings = known + [
+        finding
+        for split, scan in splits.items()
+        for rule in (_faults, _signs, _classes, _repeated)
+        for finding in rule(split, scan)
+    ]
+    if {"training", "validation"} <= set(splits):
+        findings += _between(splits["training"], splits["validation"])
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _faults(split: str, scan: SplitScan) -> Iterator[Finding]:
+    groups = defaultdict(list)
+    for examined in scan.examined:
+        for fault in examined.faults:
+            groups[fault.kind, fault.form].append(fault.detail)
+    for (name, form), details in groups.items():
+        kind = KINDS[name]
+        text = kind.text.format(n=len(details), form=form)
+        if name == "stray":
+            ids = np.flatnonzero((scan.stored > 0) & (scan.source.layout.lookup == STRAY))
+            text += f": {', '.join(map(str, ids))}"
+        remedy = kind.remedy
+        if name == "stray" and scan.source.layout.name == "own":
+            remedy = (
+                'give them a class in your JSON file ("raw_id"), name them in "ignore", or '
+                f"{remedy}"
+            )
+        yield Finding(
+            severity=kind.severity,
+            message=f"{text}; {remedy}",
+            split=split,
+            places=tuple(details),
+        )
+
+
+def _signs(split: str, scan: SplitScan) -> Iterator[Finding]:
+    for sign in shift_signs(scan.stored, scan.source.layout):
+        yield Finding(
+            severity=ERROR if sign.certain else WARNING,
+            message=f"{sign.text}; {REMEDY}",
+            split=split,
+            places=tuple(
+                e.name for e in scan.examined if not e.stored.keys().isdisjoint(sign.values)
+            ),
+        )
+
+
+def _classes(split: str, scan: SplitScan) -> Iterator[Finding]:
+    table = scan.source.spec.class_table
+    names = np.array(table.class_names)
+    present = scan.pixels > 0
+    only = only_class_of_table(table) or only_class_of_labels(
+        scan.stored, scan.source.layout, table
+    )
+    if only:  # training would refuse it
+        severity = ERROR if split == "training" else WARNING
+        yield Finding(severity=severity, message=only, split=split)
+    if present.any() and not present.all():
+        text = f"{np.count_nonzero(~present)} of {len(names)} classes never occur"
+        yield Finding(severity=NOTE, message=text, split=split, places=tuple(names[~present]))
+
+
+def _repeated(split: str, scan: SplitScan) -> Iterator[Finding]:
+    groups = tuple(" = ".join(names) for names in repeated(scan.examined))
+    if groups:
+        text = f"{len(groups)} images occur more than once, pixel by pixel; keep one of each"
+        yield Finding(severity=WARNING, message=text, split=split, places=groups)
+
+
+def _between(training: SplitScan, validation: SplitScan) -> Iterator[Finding]:
+    names = training.source.spec.class_table.class_names
+    unseen = np.flatnonzero((validation.pixels > 0) & (training.pixels == 0))
+    if unseen.size:
+        yield Finding(
+            severity=WARNING,
+            message=f"{unseen.size} classes occur in validation but not in training; their IoU "
+            "will be 0",
+            places=tuple(names[i] for i in unseen),
+        )
+    same, alike = shared(validation.examined, training.examined)
+    if same:
+        yield Finding(
+            severity=ERROR,
+            message=f"{len(same)} validation images are training images, pixel by pixel; leave "
+            "them out of one",
+            places=_pairs(same),
+        )
+    if alike:
+        yield Finding(
+            severity=WARNING,
+            message=f"{len(dict(alike))} validation images look almost like a training image "
+            f"(difference hash within {NEAR} of 64 bits): the same photograph, or neighbours in a "
+            "video; the score may be too good",
+            places=_pairs(alike),
+        )
+
+
+def _pairs(names: list[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(f"validation {one} = training {other}" for one, other in names)
+
+
+def class_weights(pixels: Int64[np.ndarray, "k"]) -> Float64[np.ndarray, "k"]:
+    """Return loss weights 1 / ln(1.02 + p) of classes whose share of the labelled pixels is p.
+
+    Rare classes weigh more, none more than 36 times as much as another. Scaled to mean 1 over the
+    classes that occur; 1 for those that do not. From ENet (Paszke et al., 2016).
+    """
+    present = pixels > 0
+    weights = 1 / np.log(1.02 + pixels / max(int(pixels.sum()), 1))
+    if present.any():
+        weights /= weights[present].mean()
+    return np.where(present, weights, 1.0)
+
+
+def weights_setting(pixels: Int64[np.ndarray, "k"]) -> str:
+    """Write the suggested weights as an argument of `segret train`, which no shell changes."""
+    weights = ",".join(f"{weight:.3f}" for weight in class_weights(pixels))
+    return f"--config.train.class_weights={weights}"

@@ -1,0 +1,251 @@
+"""The label doctor's report: one HTML file with its pictures inside, beside it findings.json."""
+
+import base64
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageFilter
+
+from segret_jax.data.class_table import IGNORE, STRAY, ClassTable
+from segret_jax.data.decode import decode_label, decode_turned
+from segret_jax.data.orientation import fit_label
+from segret_jax.doctor.examine import Examined
+from segret_jax.doctor.findings import (
+    ERROR,
+    WARNING,
+    Diagnosis,
+    Finding,
+    SplitScan,
+    class_weights,
+    weights_setting,
+)
+from segret_jax.visualize.pictures import overlay
+
+PICTURES = 8  # worst samples of each split, and as many random ones
+WIDTH = 420  # pixels of each half of a picture, which is at most twice as high
+LISTED = 50  # places of a finding in the HTML file
+HIGHLIGHT = (255, 0, 255)
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 75em; margin: 2em auto;
+       padding: 0 1em; }
+h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
+table { border-collapse: collapse; } td, th { padding: .2em .7em; text-align: left;
+       vertical-align: top; } tr:nth-child(even) { background: #f5f5f5; } .n { text-align: right; }
+.error { color: #b00020; } .warning { color: #8a5a00; } .note { color: #555; }
+.sound { color: #1b6e2f; } .verdict { font-size: 1.3em; font-weight: bold; }
+.bar { background: #ddd; width: 14em; } .bar div { height: .9em; border: 1px solid #0003;
+       box-sizing: border-box; }
+.swatch { display: inline-block; width: .9em; height: .9em; border: 1px solid #0006;
+       margin: 0 .3em 0 .8em; vertical-align: -.1em; }
+figure { display: inline-block; margin: 0 1em 1.5em 0; width: 840px; max-width: 100%; }
+figure img { max-width: 100%; } figcaption { font-size: .9em; overflow-wrap: anywhere; }
+pre { white-space: pre-wrap; background: #f5f5f5; padding: .7em; }
+"""
+
+
+def write_report(diagnosis: Diagnosis, folder: Path, *, seed: int) -> None:
+    """Write index.html and findings.json into `folder`, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.html").write_text(html(diagnosis, seed=seed), encoding="utf-8")
+    content = json.dumps(to_dict(diagnosis), indent=1)
+    (folder / "findings.json").write_text(content + "\n", encoding="utf-8")
+
+
+def to_dict(diagnosis: Diagnosis) -> dict[str, object]:
+    """Return all that was found as plain values."""
+    training = diagnosis.scans.get("training")
+    return {
+        "dataset": diagnosis.spec.name,
+        "root": diagnosis.root,
+        "verdict": diagnosis.verdict(),
+        "findings": [dataclasses.asdict(finding) for finding in diagnosis.findings],
+        "splits": {
+            split: {
+                "layout": scan.source.layout.name,
+                "pairs": len(scan.source),
+                "ignored_share": scan.share(IGNORE),
+                "pixels_by_stored_value": {
+                    str(value): int(scan.stored[value]) for value in np.flatnonzero(scan.stored)
+                },
+                "pixels_by_class": scan.pixels.tolist(),
+                "images_by_class": scan.images.tolist(),
+            }
+            for split, scan in diagnosis.scans.items()
+        },
+        "class_names": list(diagnosis.spec.class_table.class_names),
+        "class_weights": class_weights(training.pixels).tolist() if training else None,
+    }
+
+
+def html(diagnosis: Diagnosis, *, seed: int) -> str:
+    """Return the report as one page that needs no other file."""
+    severity = next((s for s in (ERROR, WARNING) if diagnosis.count(s)), "sound")
+    title = f"Label check of {escape(diagnosis.spec.name)}"
+    parts = [
+        f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>",
+        f"<style>{STYLE}</style></head><body><h1>{title}</h1>",
+        f"<p class='verdict {severity}'>{escape(diagnosis.verdict())}</p>",
+        f"<p>{escape(diagnosis.root)}</p>",
+        _splits(diagnosis.scans),
+        "<h2>Findings</h2>",
+        _findings(diagnosis.findings),
+        "<h2>Classes</h2>",
+        _histogram(diagnosis),
+        _weights(diagnosis.scans.get("training")),
+    ]
+    for split, scan in diagnosis.scans.items():
+        worst, others = choose_samples(scan, seed=seed)
+        for title, samples in (("Faults and most ignored pixels", worst), ("At random", others)):
+            if samples:
+                parts += [f"<h2>{title}: {split}</h2>", *(_figure(scan, e) for e in samples)]
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def _row(cells: Iterable[str], tag: str = "td") -> str:
+    return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>"
+
+
+def _splits(scans: dict[str, SplitScan]) -> str:
+    rows = [_row(("split", "layout", "pairs", "pixels", "ignored", "outside the table"), "th")]
+    for split, scan in scans.items():
+        layout = f"{scan.source.layout.name}: {scan.source.layout.describe(split)}"
+        shares = (f"{scan.share(meaning):.2%}" for meaning in (IGNORE, STRAY))
+        rows.append(
+            _row((split, escape(layout), str(len(scan.source)), f"{scan.stored.sum():,}", *shares))
+        )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return "<p>Nothing was found.</p>"
+    rows = [_row(("severity", "split", "finding"), "th")]
+    for finding in findings:
+        severity = f"<b class='{finding.severity}'>{finding.severity}</b>"
+        rows.append(_row((severity, finding.split, escape(finding.message) + _places(finding))))
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _places(finding: Finding) -> str:
+    if not finding.places:
+        return ""
+    items = "".join(f"<li>{escape(place)}</li>" for place in finding.places[:LISTED])
+    more = len(finding.places) - LISTED
+    rest = f"<li>and {more} more, all in findings.json</li>" if more > 0 else ""
+    return f"<details><summary>{len(finding.places)}</summary><ul>{items}{rest}</ul></details>"
+
+
+def _histogram(diagnosis: Diagnosis) -> str:
+    table, scans = diagnosis.spec.class_table, diagnosis.scans
+    columns = (f"<th>{split}</th><th>pixels</th><th>images</th>" for split in scans)
+    rows = [f"<tr><th>id</th><th>class</th>{''.join(columns)}</tr>"]
+    for i, name in enumerate(table.class_names):
+        cells = [f"<td class='n'>{i}</td><td>{_swatch(table, i)}{escape(name)}</td>"]
+        for scan in scans.values():
+            share = float(scan.pixels[i] / max(int(scan.pixels.sum()), 1))
+            cells.append(f"<td>{_bar(share, _color(table, i))}</td>")
+            cells.append(f"<td class='n'>{share:.3%}</td><td class='n'>{scan.images[i]}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        "<p>Share of the pixels that have a class, and images in which it occurs. The bars are "
+        f"logarithmic: full is 100 %, empty 0.0001 %.</p><table>{''.join(rows)}</table>"
+    )
+
+
+def _bar(share: float, color: str) -> str:
+    width = max(0.0, 1 + math.log10(share) / 6) if share else 0.0
+    inner = f"<div style='width:{width:.1%};background:{color}'></div>" if share else ""
+    return f"<div class='bar'>{inner}</div>"
+
+
+def _weights(training: SplitScan | None) -> str:
+    if training is None:
+        return ""
+    return (
+        "<h2>Suggested class weights</h2><p>1 / ln(1.02 + share of the training pixels), as in "
+        "ENet (Paszke et al., 2016), scaled to mean 1 over the classes that occur; 1 for the "
+        "others. Rare classes then count more in the loss. An argument of segret train:</p>"
+        f"<pre>{escape(weights_setting(training.pixels))}</pre>"
+    )
+
+
+def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[Examined]]:
+    """Return the samples with most that is wrong, the worst first, and random others.
+
+    Wrong are faults, pixels outside the table and ignored pixels, in that order. What cannot be
+    decoded cannot be shown.
+    """
+    shown = [e for e in scan.examined if e.digest and e.stored]
+    lookup = scan.source.layout.lookup
+
+    def badness(examined: Examined) -> tuple[bool, float, float]:
+        values = np.array(list(examined.stored))
+        pixels = np.array(list(examined.stored.values()))
+        stray, ignored = (pixels[lookup[values] == m].sum() / pixels.sum() for m in (STRAY, IGNORE))
+        wrong = any(fault.kind in ("stray", "sizes", "exif_unclear") for fault in examined.faults)
+        return wrong, float(stray), float(ignored)
+
+    ranked = sorted(shown, key=badness, reverse=True)
+    worst = [e for e in ranked[:PICTURES] if any(badness(e))]
+    others = ranked[len(worst) :]
+    chosen = np.random.default_rng(seed).permutation(len(others))[:PICTURES]
+    return worst, [others[i] for i in chosen]
+
+
+def _figure(scan: SplitScan, examined: Examined) -> str:
+    record = scan.source.record(examined.index)
+    table = scan.source.spec.class_table
+    raw = decode_label(record.label, where=record.label_path)
+    image, orientation = decode_turned(record.image, where=record.image_path)
+    label = fit_label(scan.source.layout.lookup[raw], image.shape[:2], orientation)
+    picture = sample_picture(image, label, table)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=82)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    counts = np.bincount(label.ravel(), minlength=256)
+    classes = [i for i in np.argsort(-counts[: table.num_classes])[:12].tolist() if counts[i]]
+    legend = "".join(f"{_swatch(table, i)}{escape(table.class_names[i])}" for i in classes)
+    ignored = f"{counts[IGNORE] / label.size:.1%} ignored"
+    faults = "".join(
+        f"<br><span class='error'>{escape(fault.detail)}</span>" for fault in examined.faults
+    )
+    return (
+        f"<figure><img src='data:image/jpeg;base64,{data}' alt='{escape(record.name)}'>"
+        f"<figcaption><b>{escape(record.name)}</b>, {ignored}{legend}{faults}</figcaption></figure>"
+    )
+
+
+def sample_picture(
+    image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "lh lw"], table: ClassTable
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Draw an image beside the same under its label, each scaled to fit `WIDTH` x 2 `WIDTH`.
+
+    Ignored pixels are dark; ids outside the table (STRAY) are bright and grown to be seen. A label
+    of another size is stretched.
+    """
+    height, width = image.shape[:2]
+    scale = min(WIDTH / width, 2 * WIDTH / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+    classes = np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
+    stray = Image.fromarray(np.where(label == STRAY, np.uint8(255), np.uint8(0)))
+    reduced = np.asarray(stray.convert("F").resize(size, Image.Resampling.BOX)) > 0
+    grown = Image.fromarray(reduced).convert("L").filter(ImageFilter.MaxFilter(5))
+    mixed = overlay(small, classes, table)
+    mixed[np.asarray(grown) > 0] = HIGHLIGHT
+    return np.concatenate([small, mixed], axis=1)
+
+
+def _color(table: ClassTable, i: int) -> str:
+    return f"#{bytes(table.colors[i]).hex()}"
+
+
+def _swatch(table: ClassTable, i: int) -> str:
+    return f"<span class='swatch' style='background:{_color(table, i)}'></span>"

@@ -1,0 +1,32 @@
+"""The forward pass of every use but training: normalization, then the network."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from segret_jax.normalization import MEAN, STD
+
+Images = UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"]
+
+
+def forward(graph: nnx.GraphDef[Any], variables: Any, images: Images) -> Float[Array, "b *h_w k"]:
+    """Return the logits of RGB images, 0 to 255, or of floats that are normalized already.
+
+    `variables` are the parameters and batch statistics of a `ModelBundle`. A segmentation model's
+    logits are [b, h, w, k], a classifier's [b, k].
+    """
+    return nnx.merge(graph, *variables)(normalized(images))
+
+
+def stage_maps(graph: nnx.GraphDef[Any], variables: Any, images: Images) -> dict[str, Array]:
+    """Return the map of each stage of the model, the logits last; arguments as of `forward`."""
+    model = nnx.merge(graph, *variables)
+    images = normalized(images)
+    return model.stages(images) if hasattr(model, "stages") else {"logits": model(images)}
+
+
+def normalized(images: Images) -> Float[Array, "b H W 3"]:
+    """Normalize 8-bit images, as `data.transforms.normalize` does on the host."""
+    return (images.astype(jnp.float32) - MEAN) / STD if images.dtype == jnp.uint8 else images

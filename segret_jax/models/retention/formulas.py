@@ -1,0 +1,103 @@
+"""Retention over an image: attention whose scores decay with the distance between pixels.
+
+Head i of n has a negative constant, its log-decay
+
+    d_i = log(1 − 2^(−initial − span·i/n)),
+
+so that early heads look near and late heads look far. Between two pixels the score q·k is
+lowered by d_i times their Manhattan distance. Two forms:
+
+* whole: every pixel attends to every pixel,
+      softmax(Q Kᵀ + d·(|Δx| + |Δy|)) V
+* decomposed: first along each row, then along each column, with the same Q and K,
+      V' = softmax(Q Kᵀ + d·|Δx|) V,    out = softmax(Q Kᵀ + d·|Δy|) V'
+
+The paper (eq. 4) writes softmax(Q Kᵀ) ⊙ D with D = exp(d·distance) after the softmax; the
+released code, and so every checkpoint, adds log D before it. `Decay` names both.
+
+The functions below are these formulas as written: sequences of tokens, one softmax, no kernels.
+They hold every score. With `model.kernels=reference` the model runs them, in any size, even a
+symbolic one (`jax.export`); by default it computes the same by `retention.blocked`, which
+holds few. Tests compare the two.
+
+Decays are functions of the traced shape, never arrays of the model: any image size works and no
+mask is ever stored. Shapes: b batch, h w space, n heads, d head width, l tokens; q and k index the
+tokens of queries and keys.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from segret_jax.models.layers import accumulator
+from segret_jax.models.retention.decay import Decay, LogDecay
+
+
+def whole_retention(
+    q: Float[Array, "b h w n d"],
+    k: Float[Array, "b h w n d"],
+    v: Float[Array, "b h w n d"],
+    log_decay: LogDecay,
+    *,
+    decay: Decay = Decay.ADDITIVE,
+) -> Float[Array, "b h w n d"]:
+    """Let every pixel attend to every pixel, by Manhattan distance."""
+    b, h, w, n, d = q.shape
+    y, x = jnp.divmod(jnp.arange(h * w), w)  # of each token: pixels in row-major order
+    distance = jnp.abs(y[:, None] - y) + jnp.abs(x[:, None] - x)
+    q, k, v = (t.reshape(b, h * w, n, d) for t in (q, k, v))
+    return attend(q, k, v, distance, log_decay, decay).reshape(b, h, w, n, d)
+
+
+def decomposed_retention(
+    q: Float[Array, "b h w n d"],
+    k: Float[Array, "b h w n d"],
+    v: Float[Array, "b h w n d"],
+    log_decay: LogDecay,
+    *,
+    decay: Decay = Decay.ADDITIVE,
+) -> Float[Array, "b h w n d"]:
+    """Attend along rows, then along columns with the same queries and keys."""
+    y, x = (jnp.arange(length) for length in q.shape[1:3])
+    v = attend(q, k, v, jnp.abs(x[:, None] - x), log_decay, decay)
+    q, k, v = (jnp.swapaxes(t, 1, 2) for t in (q, k, v))  # each column a sequence
+    out = attend(q, k, v, jnp.abs(y[:, None] - y), log_decay, decay)
+    return jnp.swapaxes(out, 1, 2)
+
+
+def attend(
+    q: Float[Array, "*b l n d"],
+    k: Float[Array, "*b l n d"],
+    v: Float[Array, "*b l n d"],
+    distance: Int[Array, "l l"],
+    log_decay: LogDecay,
+    decay: Decay,
+) -> Float[Array, "*b l n d"]:
+    """Return softmax(Q Kᵀ + d·distance) V for each head of each sequence of l tokens.
+
+    Scores and softmax are float32 (float64 for float64), whatever the dtype of q, k and v. With
+    `Decay.POST_SOFTMAX` it is (softmax(Q Kᵀ) ⊙ exp(d·distance)) V.
+    """
+    dtype = accumulator(q.dtype)
+    log_d = jnp.asarray(log_decay)[:, None, None] * distance  # [n, q, k]
+    scores = jnp.einsum("...qnd,...knd->...nqk", q, k, preferred_element_type=dtype)
+    if decay is Decay.ADDITIVE:
+        attention = jax.nn.softmax(scores + log_d)
+    else:
+        attention = jax.nn.softmax(scores) * jnp.exp(log_d)
+    attention = attention.astype(v.dtype)
+    out = jnp.einsum("...nqk,...knd->...qnd", attention, v, preferred_element_type=dtype)
+    return out.astype(v.dtype)
+
+
+def rotate(x: Float[Array, "b h w n d"]) -> Float[Array, "b h w n d"]:
+    """Rotate channel pairs (2j, 2j+1) by y·w + x times 10000^(−j/(d/2−1)) (paper, eq. 3).
+
+    The position is the row-major index of the pixel, in the decomposed form too.
+    """
+    _, h, w, _, d = x.shape
+    frequency = 10000.0 ** -jnp.linspace(0, 1, d // 2)
+    position = jnp.arange(h * w, dtype=jnp.float32).reshape(h, w, 1, 1)
+    cos, sin = jnp.cos(position * frequency), jnp.sin(position * frequency)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1).reshape(x.shape)

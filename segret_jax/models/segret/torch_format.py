@@ -1,0 +1,261 @@
+"""The released PyTorch checkpoints: their names and layouts, and which model a file holds.
+
+    SegRet         backbone.…, decode_head.…                plain encoder
+    RMT ImageNet   layers.…, proj, norm, head[, aux_head]   with rotary phase and FFN convolutions
+
+A file without `ffn.dwconv` has the plain encoder. Whether q and k are rotated leaves no trace in a
+file: the two extras go together in both kinds, so the one tells of the other.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from segret_jax.errors import InputError, printable
+from segret_jax.models.config import ModelConfig
+from segret_jax.models.family import Path
+from segret_jax.models.retention.decay import head_log_decay
+from segret_jax.models.segret.settings import SegRetSettings
+from segret_jax.models.segret.variants import VARIANTS
+
+
+def _stem(offset: int) -> Callable[[re.Match], str]:
+    # The stem is a sequence conv, norm, GELU, conv, …: entry 3i holds convolution i.
+    return lambda match: f"backbone.patch_embed.proj.{3 * int(match[1]) + offset}"
+
+
+def _projection(match: re.Match) -> str:
+    return f"decode_head.linear_c{int(match[1]) + 1}/"
+
+
+# Our path, joined by "/", to PyTorch's module; the leaf's own name follows from LEAVES.
+MODULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
+    (r"encoder/stem/convs/(\d+)", _stem(0)),
+    (r"encoder/stem/norms/(\d+)", _stem(1)),
+    (r"encoder/stages/(\d+)/(\d+)", r"backbone.layers.\1.blocks.\2"),
+    (r"encoder/downsamples/(\d+)/conv", r"backbone.layers.\1.downsample.reduction"),
+    (r"encoder/downsamples/(\d+)/norm", r"backbone.layers.\1.downsample.norm"),
+    (r"decoder/projections/(\d+)/", _projection),
+    (r"/linear$", r".proj"),
+    (r"/zero_conv$", r".zeroLayer.conv"),
+    (r"/zero_norm$", r".zeroLayer.bn"),
+    (r"decoder/fuse_norm", r"decode_head.linear_fuse.bn"),
+    (r"decoder/fuse", r"decode_head.linear_fuse.conv"),
+    (r"decoder/classify", r"decode_head.linear_pred"),
+    (r"/pos$", r".pos.conv"),
+    (r"/norm1$", r".retention_layer_norm"),
+    (r"/norm2$", r".final_layer_norm"),
+    (r"/retention/([qkv]|out)$", r".retention.\1_proj"),
+    (r"/retention/lepe$", r".retention.lepe.conv"),
+    (r"/ffn/(fc1|fc2)$", r".ffn.\1"),
+    (r"/ffn/dwconv$", r".ffn.dwconv.conv"),
+]
+LEAVES = {
+    "kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean",
+    "var": "running_var", "gamma1": "gamma_1", "gamma2": "gamma_2",
+}  # fmt: skip
+DEPTHWISE = ("pos", "lepe", "dwconv")
+POINTWISE = ("zero_conv", "fuse", "classify")  # 1×1 convolutions there, Linears here
+CLASS_LAYERS = {  # with an output for each class
+    "segmentation": ("decode_head.linear_pred", "decode_head.conv_seg"),
+    "classification": ("head", "aux_head"),
+}
+BLOCK = re.compile(r"(?:backbone\.)?layers\.(\d{1,4})\.blocks\.(\d{1,4})\.")
+WIDTH = re.compile(r"(?:backbone\.)?layers\.(\d{1,4})\.blocks\.\d{1,4}\.pos\.conv\.bias")
+MAX_UNLIKE = 3  # of the 8 widths and depths: the nearest variant is meant, and compared strictly
+CONV_SEG_CHANNELS = 128  # the default of mmsegmentation's decode heads, in every variant
+UNUSED_REASONS = {
+    ".num_batches_tracked": "counter of PyTorch's batch norm, read by nothing",
+    ".Relpos.angle": "constant, equal to what is computed here",
+    ".Relpos.decay": "constant, equal to what is computed here",
+    "decode_head.conv_seg.": "layer that the original never calls",
+}
+
+
+def key(path: Path, *, prefix: bool = True) -> str:
+    """Return the PyTorch name of the leaf at `path` of a model's parameters or statistics.
+
+    `prefix=False` gives the classifier's names, whose encoder has none.
+    """
+    *modules, leaf = map(str, path)
+    module = "/".join(modules)
+    for pattern, name in MODULES:
+        module = re.sub(pattern, name, module)
+    name = ".".join(part for part in (module, LEAVES[leaf]) if part)
+    return name if prefix else name.removeprefix("backbone.")
+
+
+def from_torch(tensor: np.ndarray, path: Path) -> np.ndarray:
+    """Bring a PyTorch tensor into the layout of the leaf at `path`."""
+    if tensor.ndim == 4:
+        if path[-1] in ("gamma1", "gamma2"):
+            return tensor.reshape(-1)
+        if len(path) > 1 and path[-2] in DEPTHWISE:
+            return np.transpose(tensor[:, 0], (1, 2, 0))  # [c, 1, k, k] → [k, k, c]
+        if tensor.shape[2:] == (1, 1):
+            return tensor[:, :, 0, 0].T  # a 1×1 convolution is a Linear here
+        return np.transpose(tensor, (2, 3, 1, 0))  # OIHW → HWIO
+    return tensor.T if tensor.ndim == 2 else tensor
+
+
+def to_torch(array: np.ndarray, path: Path) -> np.ndarray:
+    """Bring the leaf at `path` into PyTorch's layout; the exact inverse of `from_torch`."""
+    if path[-1] in ("gamma1", "gamma2"):
+        return array.reshape(1, 1, 1, -1)
+    if path[-1] != "kernel":
+        return array
+    if path[-2] in DEPTHWISE:
+        return np.transpose(array, (2, 0, 1))[:, None]  # [k, k, c] → [c, 1, k, k]
+    if array.ndim == 4:
+        return np.transpose(array, (3, 2, 0, 1))  # HWIO → OIHW
+    return array.T[:, :, None, None] if path[-2] in POINTWISE else array.T
+
+
+def infer(
+    tensors: Mapping[str, np.ndarray], model: ModelConfig, given: Collection[str]
+) -> dict[str, Any]:
+    """Return the fields of ModelConfig and of the settings that names and shapes tell.
+
+    A file cannot contradict a given `settings.rotary`. Raises InputError for another model.
+    """
+    variant = _variant(tensors)
+    ffn_conv = any(".ffn.dwconv." in name for name in tensors)
+    rotary = model.settings.rotary if "settings.rotary" in given else ffn_conv
+    encoder = {"variant": variant, "rotary": rotary, "ffn_conv": ffn_conv}
+    if not any(name.startswith("decode_head.") for name in tensors):
+        token_head = any(name.startswith("aux_head.") for name in tensors)
+        return encoder | {"task": "classification", "token_head": token_head}
+    own = VARIANTS[variant].decoder_channels
+    channels = _length(tensors, "decode_head.linear_fuse.conv.weight") or own
+    as_number = "settings.decoder_channels" in given and model.settings.decoder_channels > 0
+    return encoder | {
+        "task": "segmentation",
+        "token_head": False,
+        "decoder_channels": channels if as_number or channels != own else 0,
+        "zero_branch": any(".zeroLayer." in name for name in tensors),
+    }
+
+
+def _length(tensors: Mapping[str, np.ndarray], name: str) -> int | None:
+    """Return the length of a tensor's first axis, or None if there is no such tensor or axis."""
+    return next(iter(tensors[name].shape), None) if name in tensors else None
+
+
+def _variant(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the variant whose widths and depths are those of the blocks, or nearly."""
+    blocks = {(int(m[1]), int(m[2])) for m in map(BLOCK.match, tensors) if m}
+    depths = Counter(stage for stage, _ in blocks)
+    widths = {int(m[1]): tensors[m[0]].size for m in map(WIDTH.fullmatch, tensors) if m}
+    found = [(widths.get(stage, 0), depths[stage]) for stage in sorted(depths)]
+
+    def unlike(name: str) -> int:
+        expected = list(zip(VARIANTS[name].widths, VARIANTS[name].depths, strict=True))
+        pairs = zip(expected, found, strict=False)
+        return sum((a != c) + (b != d) for (a, b), (c, d) in pairs) + 8 * (len(found) != 4)
+
+    best = min(VARIANTS, key=unlike)
+    if unlike(best) <= MAX_UNLIKE:
+        return best
+    first = printable(", ".join(list(tensors)[:3]))
+    what = (
+        f"its stages have (width, blocks) {found[:8]}" if found else f"its names begin with {first}"
+    )
+    raise InputError(
+        f"is no SegRet and no RMT classifier of the variants {', '.join(VARIANTS)}: {what}; "
+        "give a file of one of these models"
+    )
+
+
+def unused(
+    model: ModelConfig, num_classes: int, names: Iterable[str], *, prefix: bool
+) -> dict[str, np.ndarray]:
+    """Return the tensors that the original has beside those of `names`, at their defaults.
+
+    Angles are 10000^(−j/(d/2−1)), each twice, for head width d; decays as `head_log_decay`.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for name in names:
+        if name.endswith(".running_mean"):
+            counter = name.removesuffix("running_mean") + "num_batches_tracked"
+            tensors[counter] = np.zeros((), np.int64)
+    variant = VARIANTS[model.variant]
+    stages = zip(variant.widths, variant.heads, variant.decay_spans, strict=True)
+    for i, (width, heads, span) in enumerate(stages):
+        name = "backbone." * prefix + f"layers.{i}.Relpos"
+        angle = np.repeat(10000.0 ** -np.linspace(0, 1, width // heads // 2), 2)
+        decay = head_log_decay(heads, initial=variant.decay_initial, span=span)
+        tensors[f"{name}.angle"] = angle.astype(np.float32)
+        tensors[f"{name}.decay"] = np.array(decay, np.float32)
+    if model.task == "segmentation":
+        shape = (num_classes, CONV_SEG_CHANNELS, 1, 1)
+        tensors["decode_head.conv_seg.weight"] = np.zeros(shape, np.float32)
+        tensors["decode_head.conv_seg.bias"] = np.zeros(shape[0], np.float32)
+    return tensors
+
+
+def check_export(model: ModelConfig) -> None:
+    """Raise InputError for a model that PyTorch files cannot tell from another."""
+    settings = model.settings
+    if settings.rotary != settings.ffn_conv:
+        raise InputError(
+            f"model.settings.rotary is {settings.rotary} and ffn_conv {settings.ffn_conv}: no "
+            "PyTorch model has the one without the other, and its file would be read as another"
+        )
+    if settings.decay != "additive":
+        raise InputError(
+            f"model.settings.decay is {settings.decay!r}; the PyTorch models have only 'additive'"
+        )
+
+
+def describe(model: ModelConfig) -> list[str]:
+    """Say in sentences what a model is, for its use."""
+    settings = model.settings
+    extras = {"rotary phase": settings.rotary, "FFN convolutions": settings.ffn_conv}
+    parts = [
+        f"{word} {' and '.join(name for name in extras if extras[name] == present)}"
+        for word, present in (("with", True), ("without", False))
+        if present in extras.values()
+    ]
+    encoder = f"encoder {', '.join(parts)}"
+    sentences = _unusual(model)
+    if model.task == "segmentation":
+        return [f"SegRet for segmentation, {encoder}", *sentences]
+    head = ", with the second head of token labels" if settings.token_head else ""
+    sentences.insert(0, f"RMT ImageNet classifier{head}, {encoder}")
+    if settings.rotary or settings.ffn_conv:
+        lost = ["ffn.dwconv"] * settings.ffn_conv + ["the rotary phase"] * settings.rotary
+        keep = [
+            f"--config.model.settings.{key}=true"
+            for key in ("rotary", "ffn_conv")
+            if getattr(settings, key)
+        ]
+        sentences.append(
+            "NOTE: training that starts from it (--config.init_from) takes SegRet's plain encoder, "
+            f"and so drops {' and '.join(lost)}, which changes the function. To keep "
+            f"{'them' if len(lost) > 1 else 'it'}: {' '.join(keep)}"
+        )
+    return sentences
+
+
+def _unusual(model: ModelConfig) -> list[str]:
+    """Say where a model, but for the encoder's kind, is not a released one."""
+    settings = model.settings
+    sentences = []
+    if model.task == "segmentation" and not settings.zero_branch:
+        sentences.append(
+            "NOTE: the file has no zeroLayer, so this is taken for the ablation without the zero "
+            "branch, F_i = Linear_i(f_i); --config.model.settings.zero_branch=true makes that an "
+            "error"
+        )
+    if model.task == "segmentation" and settings.decoder_channels:
+        sentences.append(
+            f"NOTE: decoder of {settings.decoder_channels} channels, not the variant's"
+        )
+    if settings.decay != SegRetSettings().decay:
+        sentences.append(
+            f"NOTE: decay {settings.decay!r}, which no released weights are trained with"
+        )
+    return sentences

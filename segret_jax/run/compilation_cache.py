@@ -1,0 +1,42 @@
+"""Where compiled programs are kept, so that only the first start has to compile them."""
+
+import os
+import platform
+import re
+from hashlib import sha256
+from pathlib import Path
+
+import jax
+
+from segret_jax.run.environment import check_devices
+
+CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable: another folder, or none if empty
+
+
+def use_cache() -> None:
+    """Keep compiled programs in a folder of the user, unless JAX was told another or none.
+
+    The folder is ~/.cache/segret_jax (or in XDG_CACHE_HOME), with a part for each kind of
+    processor: code compiled for one may not run on another that shares the home folder. Where it
+    cannot be made, nothing is kept.
+    """
+    check_devices()
+    if CACHE in os.environ:
+        return
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "segret_jax" / f"{platform.machine()}_{_processor()}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _processor() -> str:
+    """Return a short name of what this machine's processor can do."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or "any"
+    features = re.search(r"^(flags|Features)\s*:.*$", text, re.MULTILINE)
+    return sha256(features[0].encode() if features else b"").hexdigest()[:8]

@@ -1,0 +1,181 @@
+"""Weights to start training from: those of a checkpoint, strictly (`Config.init_from`).
+
+Every tensor that both models have is taken as it is. What keeps its initial values, or is left
+out, is said; anything else that differs is an error that lists it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax import nnx
+
+from segret_jax import config as configs
+from segret_jax.checkpoint import model as checkpoints
+from segret_jax.checkpoint.state import TrainState, new_state
+from segret_jax.config import Config, ModelConfig, check_segmentation
+from segret_jax.data.class_table import ClassTable
+from segret_jax.errors import InputError
+from segret_jax.models.config import model_name
+from segret_jax.models.factory import ModelBundle, abstract, build
+from segret_jax.models.families import get_family
+from segret_jax.models.kernels import ANY_PLATFORM, Platform
+from segret_jax.run.workdir import newest_step
+from segret_jax.settings import flatten, rules
+from segret_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from segret_jax.trees import leaf_name, named_leaves
+
+
+class InitialModel(NamedTuple):
+    """The model before the first step; `notes` say in words where its weights come from.
+
+    For a run that goes on with more steps they name the new schedule.
+    """
+
+    bundle: ModelBundle
+    notes: tuple[str, ...] = ()
+
+
+def initialize(
+    config: Config, table: ClassTable, workdir: Path, *, platform: Platform
+) -> InitialModel:
+    """Build the model that a run in `workdir` starts with, from `config.init_from` if given.
+
+    A run that goes on has its own checkpoint: other weights are not read. Raises InputError if
+    they are of another model, and for a model that cannot be trained.
+    """
+    check_segmentation(config.model)
+    bundle = build(config.model, table.num_classes, seed=config.train.seed, platform=platform)
+    if checkpoints.saved_in(workdir):
+        return InitialModel(bundle, longer_schedule(workdir, config))
+    if not config.init_from:
+        return InitialModel(bundle)
+    return start_from(Path(config.init_from).expanduser(), config.model, table, bundle)
+
+
+def start_from(
+    path: Path, model: ModelConfig, table: ClassTable, bundle: ModelBundle
+) -> InitialModel:
+    """Replace the initial values of a `model` for the classes of `table` by a checkpoint's.
+
+    `path` is a checkpoint's or a run's folder. Of a classifier the encoder is taken; of a
+    segmentation model with another number of classes all but the last layer.
+    """
+    checkpoint = checkpoints.find(path)
+    config = checkpoints.load_config(checkpoint)
+    family = get_family(model.family).load()
+    transfer = family.classifier_transfer if config.model.task == "classification" else None
+    _check_settings(checkpoint, config.model, model, transfer.may_differ(model) if transfer else ())
+    loaded = checkpoints.load_model(checkpoint, config)
+    theirs = named_leaves({"params": loaded.params, "batch_stats": loaded.batch_stats})
+    ours = {"params": bundle.params, "batch_stats": bundle.batch_stats}
+    same_count = checkpoints.load_table(checkpoint).num_classes == table.num_classes
+
+    def is_taken(name: str) -> bool:
+        if transfer:
+            return transfer.takes(name, model)
+        return same_count or family.last_layer not in name
+
+    taken = {name: leaf for name, leaf in theirs.items() if is_taken(name)}
+    expected = {name: leaf for name, leaf in named_leaves(ours).items() if is_taken(name)}
+    _check_tensors(checkpoint, taken, expected)
+    filled = jax.tree_util.tree_map_with_path(lambda p, x: taken.get(leaf_name(p), x), ours)
+    if transfer:
+        notes = _classifier_notes(checkpoint, transfer.lost(config.model, model))
+    else:
+        notes = _segmentation_notes(checkpoint, table)
+    return InitialModel(ModelBundle(bundle.graph, **filled), notes)
+
+
+def _check_settings(
+    checkpoint: Path, theirs: ModelConfig, ours: ModelConfig, may_differ: Sequence[str]
+) -> None:
+    """Refuse weights of another model; `may_differ` are names of the family's own settings."""
+    there, here = flatten(theirs), flatten(ours)
+    different = [
+        key
+        for key, rule in rules(ours).items()
+        if rule.shared and there.get(key) != here[key] and key.split(".")[-1] not in may_differ
+    ]
+    if different:
+        listed = ", ".join(f"model.{k} ({there.get(k)} there, {here[k]} here)" for k in different)
+        remedy = " ".join(f"--config.model.{k}={there.get(k)}" for k in different)
+        raise InputError(
+            f"init_from: {checkpoint} holds another {model_name(theirs)}: {listed}. "
+            f"Give {remedy}, or other weights"
+        )
+
+
+def _check_tensors(checkpoint: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    differences = [
+        f"{name} is {_shape(theirs, name)} there, {_shape(ours, name)} here"
+        for name in sorted(theirs.keys() | ours.keys())
+        if _shape(theirs, name) != _shape(ours, name)
+    ]
+    if differences:
+        raise InputError(
+            f"init_from: {len(differences)} tensors of {checkpoint} do not fit this model: "
+            f"{'; '.join(differences)}. Give its model settings, or other weights"
+        )
+
+
+def _shape(tensors: dict[str, Any], name: str) -> str:
+    return str(tuple(tensors[name].shape)) if name in tensors else "missing"
+
+
+def _classifier_notes(checkpoint: Path, lost: dict[str, str]) -> tuple[str, ...]:
+    first = f"started from the classifier {checkpoint}: its encoder; the decoder starts anew"
+    if not lost:
+        return (first,)
+    return (
+        first,
+        f"WARNING: LEFT OUT of that encoder: {' and '.join(lost.values())}, so it no longer "
+        "computes what it was trained to (the released code does the same); "
+        f"{' '.join(f'--config.model.settings.{key}=true' for key in lost)} would keep them",
+    )
+
+
+def _segmentation_notes(checkpoint: Path, table: ClassTable) -> tuple[str, ...]:
+    theirs, note = checkpoints.load_table(checkpoint), f"started from {checkpoint}"
+    if theirs.num_classes != table.num_classes:
+        note += (
+            f": all but the last layer, which starts anew for {table.num_classes} classes "
+            f"instead of {theirs.num_classes}"
+        )
+    elif theirs.class_names != table.class_names:
+        note += f", last layer included, though its classes ({theirs.name}) have other names"
+    return (note,)
+
+
+def abstract_state(
+    config: Config, num_classes: int, *, platform: Platform = ANY_PLATFORM
+) -> tuple[nnx.GraphDef[Any], optax.GradientTransformation, TrainState]:
+    """Return a run's graph, its optimizer and the shapes of its state."""
+    bundle = abstract(config.model, num_classes, platform=platform)
+    optimizer = make_optimizer(config.optim, config.train.steps, get_family(config.model.family))
+
+    def create(params: Any, batch_stats: Any) -> TrainState:
+        averaged = config.train.ema_decay > 0
+        return new_state(params, batch_stats, optimizer, averaged=averaged)
+
+    return bundle.graph, optimizer, jax.eval_shape(create, *bundle.variables)
+
+
+def longer_schedule(workdir: Path, config: Config) -> tuple[str, ...]:
+    """Say which schedule is followed if `config` has more steps than the run in `workdir` had.
+
+    To be asked before the folder is claimed, which saves the new config.
+    """
+    saved, start = workdir / "config.json", newest_step(workdir)
+    if not (start and saved.is_file()):
+        return ()
+    before, now = configs.load(saved).train.steps, config.train.steps
+    if now <= before or start > before:
+        return ()
+    old, new = (float(learning_rate_schedule(config.optim, t)(start)) for t in (before, now))
+    return (
+        f"train.steps is {now}, was {before}: from step {start + 1} on the learning rate follows "
+        f"the poly schedule of {now} steps ({old:.2e} -> {new:.2e} at that step)",
+    )

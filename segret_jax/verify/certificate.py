@@ -1,0 +1,263 @@
+"""Do weights compute what they should: each stage's map and the logits against a reference.
+
+The reference is tensors captured from the PyTorch model or, without any, a float64 forward of the
+same weights. Errors are relative to the RMS of what is expected. A wrong tensor shows in the first
+stage that uses it and, but for luck, in all that follow.
+"""
+
+import functools
+import hashlib
+import io
+import math
+import platform
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float32
+
+from segret_jax import __version__
+from segret_jax.errors import InputError
+from segret_jax.evaluation.protocol import PACKAGE, code_digest, weights_digest
+from segret_jax.models.config import ModelConfig, model_name
+from segret_jax.models.factory import abstract
+from segret_jax.models.families import get_family
+from segret_jax.models.forward import stage_maps
+from segret_jax.models.kernels import platform_of
+from segret_jax.settings import flatten
+
+TOLERANCE = 1e-4  # of the largest error of a float32 forward; 1e-5 is typical
+TEST_INPUT = "input/verify", (1, 3, 136, 200)  # for `noise`; sides that are no multiples of 32
+FORM = (
+    "it needs `input` [b, 3, H, W] and `logits`, and may hold c1, c2, c3, c4; of several cases "
+    "0/input, 0/logits, 1/input, …"
+)
+
+Outputs = dict[str, np.ndarray]  # by stage, NHWC; a classifier's logits are [b, k]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input of a reference, NHWC, with the outputs expected of it."""
+
+    name: str
+    image: Float32[np.ndarray, "b H W 3"]
+    expected: Outputs
+
+
+def noise(name: str, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
+    """Return standard normal numbers that the name determines: an input anyone can make again.
+
+    NumPy's RandomState, seeded with the CRC-32 of the name.
+    """
+    generator = np.random.RandomState(zlib.crc32(name.encode()))
+    return generator.standard_normal(shape).astype(np.float32)
+
+
+def read_reference(file: Path, stages: Collection[str]) -> list[Case]:
+    """Read the tensors captured from PyTorch (NCHW) for a model that has these `stages`.
+
+    Raises InputError if that is not what is there.
+
+    `N/input_shape` in the place of `N/input` means `noise("input/N", shape)`.
+    """
+    if not file.is_file():
+        raise InputError(f"there is no file --reference {file}")
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
+            arrays = dict(stored)
+    except Exception as error:  # a damaged file meets NumPy's reader anywhere
+        raise InputError(f"--reference {file} cannot be read as .npz ({error}); {FORM}") from error
+    if not arrays:
+        raise InputError(f"--reference {file} holds nothing; {FORM}")
+    groups: dict[str, Outputs] = {}
+    for key, array in arrays.items():
+        if array.dtype.kind not in "fiu" or not array.size or not array.ndim:
+            raise InputError(f"--reference {file}: {key} holds no numbers; {FORM}")
+        name, _, tensor = key.rpartition("/")
+        groups.setdefault(name, {})[tensor] = array
+    cases = []
+    for name, tensors in groups.items():
+        if "input_shape" in tensors:
+            shape = tensors["input_shape"].tolist()
+            if not (
+                isinstance(shape, list) and len(shape) == 4 and all(_is_side(n) for n in shape)
+            ):
+                raise InputError(f"--reference {file}: input_shape is {shape}; {FORM}")
+            tensors["input"] = noise(f"input/{name}", tuple(map(int, shape)))
+        unknown = sorted(tensors.keys() - {"input", "input_shape", *stages})
+        missing = sorted({"input", "logits"} - tensors.keys())
+        if unknown or missing:
+            wrong = f"the unknown tensor {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
+            raise InputError(f"--reference {file} has {wrong}; {FORM}")
+        if tensors["input"].ndim != 4 or tensors["input"].shape[1] != 3:
+            raise InputError(f"--reference {file}: input is {tensors['input'].shape}; {FORM}")
+        for stage in (stage for stage in stages if stage in tensors):
+            if tensors[stage].ndim not in ((2, 4) if stage == "logits" else (4,)):
+                raise InputError(f"--reference {file}: {stage} is {tensors[stage].shape}; {FORM}")
+        expected = {stage: _nhwc(tensors[stage]) for stage in stages if stage in tensors}
+        cases.append(Case(name, _nhwc(tensors["input"]).astype(np.float32), expected))
+    return cases
+
+
+def _is_side(n: Any) -> bool:
+    return isinstance(n, int) and 1 <= n <= 2**14
+
+
+def _nhwc(array: np.ndarray) -> np.ndarray:
+    return np.moveaxis(array, 1, -1)
+
+
+def certify(
+    model: ModelConfig, num_classes: int, variables: Any, *, reference: Path | None = None
+) -> dict[str, Any]:
+    """Return the certificate of `variables` (parameters, batch statistics) as plain values.
+
+    `reference` is a file for `read_reference`. Raises InputError if it cannot be read, or if it
+    has other shapes than the model's outputs.
+    """
+    run = functools.partial(_forward, model, num_classes, variables)
+    stages = get_family(model.family).load().stages
+    if reference:
+        comparisons = {
+            f"float32, case {case.name}" if case.name else "float32": compare(
+                run(case.image, "float32"), case.expected
+            )
+            for case in read_reference(reference, stages)
+        }
+    else:
+        image = _nhwc(noise(*TEST_INPUT))
+        exact = run(image, "float64")
+        dtypes = ("float32", "bfloat16")
+        comparisons = {dtype: compare(run(image, dtype), exact) for dtype in dtypes}
+    return {
+        **_verdict(comparisons, list(stages)),
+        "stages": dict(stages),
+        "tolerance": TOLERANCE,
+        "compared_with": "tensors captured from PyTorch" if reference else "a float64 forward",
+        "comparisons": comparisons,
+        "model": f"{model_name(model)}, {num_classes} classes",
+        "settings": flatten(model.settings),
+        "weights": weights_digest(variables),
+        "reference": hashlib.sha256(reference.read_bytes()).hexdigest() if reference else None,
+        "code": code_digest(PACKAGE),
+        "device": jax.devices()[0].device_kind,
+        "matmul_precision": model.matmul_precision,
+        "versions": {
+            "segret_jax": __version__,
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _verdict(comparisons: Mapping[str, dict[str, Any]], stages: list[str]) -> dict[str, Any]:
+    """Judge the float32 forwards; what is not a number is wrong.
+
+    "starts_in" has the first wrong stage, and before it those between that and the last right one
+    of which the reference holds nothing: any of them may be the cause.
+    """
+    judged = [c["errors"] for name, c in comparisons.items() if name.startswith("float32")]
+    compared = [stage for stage in stages if any(stage in errors for errors in judged)]
+    wrong = [
+        stage
+        for stage in compared
+        if any(not errors[stage]["largest"] <= TOLERANCE for errors in judged if stage in errors)
+    ]
+    if not wrong:
+        return {"verdict": "pass", "starts_in": []}
+    right = compared[: compared.index(wrong[0])]
+    first = stages.index(right[-1]) + 1 if right else 0
+    return {"verdict": "fail", "starts_in": stages[first : stages.index(wrong[0]) + 1]}
+
+
+def compare(outputs: Outputs, expected: Outputs) -> dict[str, Any]:
+    """Return {"errors": {stage: {"largest", "rms"}}, "argmax": {"equal", "of"}}.
+
+    Raises InputError if a shape is not the expected one.
+    """
+    errors = {}
+    for stage, theirs in expected.items():
+        ours = outputs[stage]
+        if ours.shape != theirs.shape:
+            raise InputError(
+                f"{stage} of the reference has the shape {theirs.shape} (channels last), the "
+                f"model's {ours.shape}: it is of another model, or of other classes"
+            )
+        difference = ours.astype(np.float64) - theirs
+        rms = max(_rms(theirs), np.finfo(np.float64).tiny)
+        errors[stage] = {
+            "largest": float(np.abs(difference).max() / rms),
+            "rms": _rms(difference) / rms,
+        }
+    equal = outputs["logits"].argmax(-1) == expected["logits"].argmax(-1)
+    return {"errors": errors, "argmax": {"equal": int(equal.sum()), "of": equal.size}}
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+def _forward(
+    model: ModelConfig, num_classes: int, variables: Any, image: np.ndarray, dtype: str
+) -> Outputs:
+    """Compute every stage in `dtype`; float64 on the CPU, since some devices do not have it."""
+    in_float64 = dtype == "float64"
+    device = jax.devices("cpu")[0] if in_float64 else jax.devices()[0]
+    with jax.enable_x64(in_float64), jax.default_device(device):
+        model = replace(model, dtype=dtype)
+        graph = abstract(model, num_classes, platform=platform_of([device])).graph
+        kind = np.float64 if in_float64 else np.float32
+        arguments = jax.tree.map(lambda x: np.asarray(x, kind), (variables, image))
+        return jax.tree.map(np.asarray, _program(graph)(*arguments))
+
+
+@functools.cache
+def _program(graph: nnx.GraphDef[Any]) -> Callable:
+    return jax.jit(functools.partial(stage_maps, graph))
+
+
+def to_text(certificate: dict[str, Any]) -> str:
+    """Return a certificate as Markdown."""
+    stages, tolerance = certificate["starts_in"], certificate["tolerance"]
+    lines = [
+        f"# {certificate['verdict'].upper()}: {certificate['model']}, against "
+        f"{certificate['compared_with']}",
+        "",
+        f"float32 passes where no value is further off than {tolerance:g} of the RMS; 1e-5 is "
+        "typical.",
+    ]
+    if stages:
+        places = "; or ".join(f"{stage}: {certificate['stages'][stage]}" for stage in stages)
+        lines += ["", f"**It goes wrong first in {places}.**"]
+    if len(stages) > 1:
+        lines += ["", f"Which of them, a reference with {', '.join(stages[:-1])} would tell."]
+    lines += ["", "| forward | stage | largest error / RMS | RMS of the error / RMS |"]
+    lines += ["| --- | --- | --- | --- |"]
+    for name, comparison in certificate["comparisons"].items():
+        for part, error in comparison["errors"].items():
+            lines.append(f"| {name} | {part} | {error['largest']:.1e} | {error['rms']:.1e} |")
+    lines.append("")
+    for name, comparison in certificate["comparisons"].items():
+        equal, count = comparison["argmax"]["equal"], comparison["argmax"]["of"]
+        lines.append(f"- arg-max, {name}: {equal:,} of {count:,} equal ({equal / count:.3%})")
+    for key in ("settings", "device", "matmul_precision", "versions"):
+        value = certificate[key]
+        told = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        lines.append(f"- {key.replace('_', ' ')}: {told}")
+    for key in ("weights", "reference", "code"):
+        lines.append(f"- SHA-256 of {key}: {certificate[key] or 'none'}")
+    return "\n".join(lines)
+
+
+def plain(value: Any) -> Any:
+    """Return what JSON holds: it has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,259 @@
+"""predict.py over folders as they are in life: what it reads, what it writes, what it leaves."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segret_jax.checkpoint import model as checkpoints
+from segret_jax.checkpoint.model import save_model
+from segret_jax.cli import predict
+from segret_jax.config import Config
+from segret_jax.data.class_table import load_class_table
+from segret_jax.data.decode import decode_label
+from segret_jax.errors import InputError
+from segret_jax.evaluation import inference
+from segret_jax.visualize.pictures import colorize
+
+CAMVID = load_class_table("camvid")
+
+
+class Reads(inference.Predictor):
+    """A predictor whose classes are the red of the pixels."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def label_map(self, image: np.ndarray) -> np.ndarray:
+        return image[..., 0] % CAMVID.num_classes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint, of what `Reads` does not need."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    nothing = {"x": np.zeros(1)}
+    save_model(
+        folder, config=Config(), table=CAMVID, params=nothing, batch_stats=nothing, source={}
+    )
+    return folder
+
+
+@pytest.fixture
+def checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(inference, "Predictor", Reads)
+    monkeypatch.setattr(checkpoints, "load_model", lambda *_: ())
+    return folder
+
+
+def picture(file: Path, *, size: tuple[int, int] = (32, 24), seed: int = 0, **options) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    kind = {"format": "PNG"} if not file.suffix or file.suffix.lower() == ".png" else {}
+    Image.fromarray(pixels).save(file, **(kind | options))
+    return file
+
+
+@pytest.fixture
+def run(checkpoint: Path, capsys: pytest.CaptureFixture[str]):
+    """Return a function that runs predict.py and gives (status, stdout, stderr)."""
+
+    def run(path: Path, out: Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = 0
+        try:
+            predict.main([str(path), "--checkpoint", str(checkpoint), "--out", str(out)])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+# What is written
+
+
+def test_label_maps_are_ids_in_the_colors_of_the_classes(run, tmp_path):
+    picture(tmp_path / "in" / "a.jpg")
+    run(tmp_path / "in", tmp_path / "out")
+    ids = decode_label(tmp_path / "out" / "a_label.png")
+    assert ids.shape == (24, 32)
+    assert len(np.unique(ids)) == CAMVID.num_classes
+    with Image.open(tmp_path / "out" / "a_label.png") as label:
+        assert label.mode == "P"
+        np.testing.assert_array_equal(np.asarray(label.convert("RGB")), colorize(ids, CAMVID))
+
+
+def test_a_file_of_the_user_is_never_replaced(run, tmp_path):
+    picture(tmp_path / "x.jpg")
+    picture(tmp_path / "x_label.png", seed=1)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"x_label\.png exists and is not an output of ours"):
+        run(tmp_path, tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_nor_one_that_is_no_picture_in_another_folder(run, tmp_path):
+    file = picture(tmp_path / "x.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x_overlay.png").write_text("my notes")
+    with pytest.raises(InputError, match=r"x_overlay\.png exists and is not an output of ours"):
+        run(file, tmp_path / "out")
+    assert (tmp_path / "out" / "x_overlay.png").read_text() == "my notes"
+    assert names(tmp_path / "out") == ["x_overlay.png"]
+
+
+def test_a_second_run_replaces_its_own_outputs_and_does_not_segment_them(run, tmp_path):
+    picture(tmp_path / "x.jpg")
+    run(tmp_path, tmp_path)
+    first = contents(tmp_path)
+    status, out, _ = run(tmp_path, tmp_path)
+    assert status == 0
+    assert "1 segmented" in out
+    assert "not read, as written by segret predict or eval: 2" in out
+    assert contents(tmp_path) == first
+    picture(tmp_path / "x.jpg", seed=5)
+    run(tmp_path, tmp_path)
+    assert contents(tmp_path).keys() == first.keys()
+    assert contents(tmp_path)["x_overlay.png"] != first["x_overlay.png"]
+
+
+def test_outputs_of_a_picture_of_another_folder_are_not_replaced(run, tmp_path):
+    run(picture(tmp_path / "a" / "x.jpg"), tmp_path / "out")
+    before = contents(tmp_path / "out")
+    for other in (picture(tmp_path / "b" / "x.jpg"), picture(tmp_path / "a" / "x.png")):
+        with pytest.raises(InputError, match=r"x_label\.png was made from another picture, x\.jpg"):
+            run(other, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+def test_pictures_that_differ_in_their_ending_get_outputs_of_their_own(run, tmp_path):
+    for name in ("a.jpg", "a.x.jpg", "a.png", "b.jpg", "straße.jpg", "strasse.jpg"):
+        picture(tmp_path / "in" / name)
+    run(tmp_path / "in", tmp_path / "out")
+    stems = ("a.jpg", "a.png", "a.x", "b", "straße", "strasse")
+    assert names(tmp_path / "out") == sorted(
+        f"{stem}_{kind}.png" for stem in stems for kind in ("label", "overlay")
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("A.jpg", "a.jpg"), ("e\u0301.jpg", "\u00e9.jpg"), ("a.jpg", "a.JPG")]
+)
+def test_names_that_some_file_systems_take_for_one_are_refused_together(run, tmp_path, one, other):
+    picture(tmp_path / "in" / one)
+    picture(tmp_path / "in" / other)
+    if len(names(tmp_path / "in")) == 1:
+        pytest.skip("this is such a file system")
+    with pytest.raises(InputError, match="would be written to the same files: rename one"):
+        run(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_read(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checkpoints, "load_model", lambda *_: pytest.fail("the model was read"))
+    file = picture(tmp_path / "x.jpg")
+    for out in (file, file / "out"):
+        with pytest.raises(InputError, match="cannot write to"):
+            run(file, out)
+
+
+# What is read
+
+
+def test_a_folder_as_cameras_and_systems_leave_it(run, tmp_path):
+    folder = tmp_path / "in"
+    picture(folder / "PHOTO.JPG")
+    picture(folder / "scan.tiff")
+    picture(folder / "old.jpg" / "inner.jpg")
+    for name in ("._PHOTO.JPG", ".DS_Store", "Thumbs.db", "film.mpg", "data.h5", "page.pdf"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    (folder / "phone.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic")
+    (folder / "empty").mkdir()
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.png")
+    status, out, err = run(folder, tmp_path / "out")
+    assert status == 0
+    assert "could not" not in err
+    assert out.splitlines()[1:] == [
+        "not read, as no image of a known kind: 1 .h5, 1 .heic, 1 .mpg, 1 .pdf, 1 special file "
+        "(convert HEIC to JPEG first)",
+        f"subfolders are not read, but hold images: {folder / 'old.jpg'}",
+    ]
+    assert names(tmp_path / "out") == [
+        "PHOTO_label.png", "PHOTO_overlay.png", "scan_label.png", "scan_overlay.png",
+    ]  # fmt: skip
+
+
+def test_broken_pictures_end_nothing_and_are_listed(run, tmp_path):
+    folder = tmp_path / "in"
+    picture(folder / "a.jpg")
+    picture(folder / "z.png")
+    whole = picture(folder / "cut.png", size=(64, 64)).read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").touch()
+    (folder / "text.png").write_text("hello")
+    (folder / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+    (folder / "self.jpg").symlink_to(folder / "self.jpg")
+    status, out, err = run(folder, tmp_path / "out")
+    assert status == 1
+    assert "2 segmented" in out
+    lines = err[err.index("5 could not") :].splitlines()
+    assert lines[0] == "5 could not be read:"
+    for name, line in zip(("cut", "empty", "link", "self", "text"), lines[1:], strict=True):
+        assert line.startswith(f"{folder / name}.")
+    assert len(names(tmp_path / "out")) == 4
+
+
+def test_a_broken_picture_that_was_named_is_an_error(run, tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as an image"):
+        run(tmp_path / "a.jpg", tmp_path / "out")
+    (tmp_path / "a.heic").touch()
+    with pytest.raises(InputError, match=r"a\.heic: HEIC is not read; convert it to JPEG"):
+        run(tmp_path / "a.heic", tmp_path / "out")
+
+
+def test_further_frames_are_named(run, tmp_path):
+    more = [Image.fromarray(np.full((24, 32, 3), value, np.uint8)) for value in (9, 200)]
+    picture(tmp_path / "in" / "film.gif", save_all=True, append_images=more)
+    picture(tmp_path / "in" / "pages.tif", save_all=True, append_images=more[:1])
+    picture(tmp_path / "in" / "still.gif")
+    _, out, _ = run(tmp_path / "in", tmp_path / "out")
+    films = f"{tmp_path / 'in' / 'film.gif'} (3), {tmp_path / 'in' / 'pages.tif'} (2)"
+    assert out.splitlines()[1:] == [f"of several frames only the first was read: {films}"]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+def test_every_format_is_turned_as_its_exif_data_says(run, tmp_path, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to show
+    run(picture(tmp_path / "in" / name, size=(40, 20), exif=exif), tmp_path / "out")
+    assert decode_label(tmp_path / "out" / "a_label.png").shape == (40, 20)
+
+
+def test_a_folder_without_pictures_says_what_is_there(run, tmp_path):
+    with pytest.raises(InputError, match=f"^no images in {tmp_path}$"):
+        run(tmp_path, tmp_path / "out")
+    picture(tmp_path / "deep" / "deeper" / "a.jpg")
+    with pytest.raises(InputError, match=f"^no images in {tmp_path}; subfolders are not read$"):
+        run(tmp_path, tmp_path / "out")
+    (tmp_path / "a.heic").touch()
+    with pytest.raises(InputError, match=r"no images in .*: 1 \.heic \(convert HEIC to JPEG"):
+        run(tmp_path, tmp_path / "out")
+    with pytest.raises(InputError, match="there is no image or folder"):
+        run(tmp_path / "none", tmp_path / "out")

@@ -1,0 +1,145 @@
+"""The first tensor that is not finite is named, wherever in a program it is made."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from segret_jax.replay.nonfinite import Fault, nonfinite
+
+
+def fault_of(function: Callable, *args: Any) -> Fault:
+    return nonfinite(function, *args)[0]
+
+
+def test_a_finite_program_has_none():
+    assert nonfinite(lambda x: jnp.sum(jax.nn.softmax(x)), jnp.arange(4.0)) == []
+
+
+def test_the_first_of_several_is_named_with_its_scope_and_numbers():
+    def function(x):
+        with jax.named_scope("fine"):
+            x = x * 2
+        with jax.named_scope("broken"):
+            y = x / jnp.maximum(x - 2, 0)
+        with jax.named_scope("later"):
+            return y - y
+
+    fault = fault_of(function, jnp.array([0.0, 1.0, 1.0, 3.0]))
+    assert fault.scope == "broken"
+    assert not fault.is_backward
+    assert fault.operation == "div"
+    assert (fault.num_nan, fault.num_inf) == (1, 2)
+    assert fault.result == "float32[4]"
+    assert "float32[4] up to 6" in fault.inputs
+
+
+def test_what_only_the_gradient_makes_infinite():
+    """The root is fine at 0, its slope is not."""
+
+    @jax.named_scope("roots")
+    def function(x):
+        return jnp.sum(jnp.sqrt(x))
+
+    assert nonfinite(function, jnp.zeros(2)) == []
+    assert fault_of(jax.grad(function), jnp.zeros(2)).scope == "roots"
+
+
+def test_the_backward_pass_is_told_from_the_forward_one():
+    @jax.custom_vjp
+    def function(x):
+        return x * 2
+
+    function.defvjp(lambda x: (x * 2, x), lambda x, g: (g / (x - x),))
+    assert nonfinite(function, jnp.float32(1)) == []
+    fault = fault_of(jax.grad(lambda x: jnp.sin(function(x))), jnp.float32(1))
+    assert fault.is_backward
+    assert fault.operation == "div"
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_an_overflow_depends_on_the_precision(dtype):
+    x = jnp.full(3, 300, dtype)
+    faults = nonfinite(lambda x: x * x, x)
+    assert len(faults) == (dtype == jnp.float16)
+    for fault in faults:
+        assert fault.num_inf == 3
+        assert fault.inputs == ("float16[3] up to 300",) * 2
+
+
+def test_an_infinity_that_is_meant_is_no_fault():
+    def masked(x):
+        scores = jnp.where(x > 0, x, -jnp.inf)
+        return jax.nn.softmax(scores)
+
+    assert nonfinite(masked, jnp.array([1.0, -1.0])) == []
+    assert fault_of(lambda x: masked(x), jnp.array([-1.0, -1.0])).num_nan > 0  # all masked
+
+
+def test_a_nan_for_a_case_that_does_not_come_is_no_fault():
+    def guarded(x):
+        return jnp.where(x > 0, x, jnp.nan) * 2
+
+    assert nonfinite(guarded, jnp.ones(2)) == []
+    assert fault_of(guarded, jnp.array([1.0, -1.0])).operation == "mul"
+    assert nonfinite(jnp.var, jnp.arange(3.0)) == []
+
+
+def test_infinite_ones_are_named_up_to_the_first_nan():
+    def function(x):
+        with jax.named_scope("harmless"):
+            small = jnp.exp(-(x * x))
+        with jax.named_scope("cause"):
+            large = x * 1e20
+        with jax.named_scope("effect"):
+            difference = large - large
+        return small + difference + 1 / (x - x)
+
+    faults = nonfinite(function, jnp.full(2, 1e25))
+    assert [fault.scope for fault in faults] == ["harmless", "cause", "effect"]
+    assert [fault.num_nan for fault in faults] == [0, 0, 2]
+    assert len(nonfinite(function, jnp.full(2, 1e25), most=2)) == 2
+
+
+@pytest.mark.parametrize(
+    "wrap", [jax.jit, jax.checkpoint, lambda f: lambda x: lax.cond(x[0] > 0, f, f, x)]
+)
+def test_inside_of_other_programs(wrap):
+    inner = wrap(jax.named_scope("inner")(lambda x: jnp.log(x - 1)))
+    assert fault_of(lambda x: inner(x) + 1, jnp.ones(2)).num_inf == 2
+    assert nonfinite(inner, jnp.full(2, 3.0)) == []
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_iteration_of_a_loop(reverse):
+    """Both ways the carry becomes 0 once, and is divided by."""
+
+    def function(x):
+        def body(carry, row):
+            with jax.named_scope("body"):
+                carry = carry - row
+                return carry, 1 / carry
+
+        return lax.scan(body, 3.0, x, reverse=reverse)
+
+    assert nonfinite(function, jnp.array([1.0, 1.0])) == []
+    fault = fault_of(function, jnp.array([1.0, 1.0, 1.0, 1.0]))
+    assert fault.scope == "body"
+    assert fault.result == "float32[]"
+    expected, found = jax.make_jaxpr(function)(jnp.ones(2)), function(jnp.array([2.0, 2.5]))
+    assert expected.out_avals[1].shape == found[1].shape
+
+
+def test_a_loop_gives_what_it_gives():
+    from segret_jax.replay.nonfinite import _Place, _Search, _Value
+
+    def function(x, c):
+        return lax.scan(lambda a, r: (a * c + r, a - r), 1.0, x, reverse=True)
+
+    args = jnp.array([1.0, 2.0, 5.0]), jnp.float32(0.5)
+    results = _Search(1).run(jax.make_jaxpr(function)(*args), [_Value(x) for x in args], _Place())
+    for result, expected in zip(results, jax.tree.leaves(function(*args)), strict=True):
+        assert jnp.array_equal(result.array, expected)
