@@ -30,7 +30,7 @@ from segret_jax.data.class_table import ClassTable
 from segret_jax.data.pipeline import class_table
 from segret_jax.evaluation.evaluate import Picture, Result
 from segret_jax.run import compilation_cache as compilation
-from segret_jax.visualize.legend import with_legend
+from segret_jax.visualize.legend import add_legend
 from segret_jax.visualize.pictures import overlay, save_png
 
 
@@ -101,7 +101,7 @@ def overlays(pictures: list[Picture], table: ClassTable) -> np.ndarray:
         for image, label, pred in pictures
     ]
     labels = [labels for _, *both in pictures for labels in both]
-    return with_legend(np.concatenate(rows), table, labels)
+    return add_legend(np.concatenate(rows), table, labels)
 
 
 if __name__ == "__main__":

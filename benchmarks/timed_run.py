@@ -24,7 +24,7 @@ from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle, build
 from segret_jax.models.segret import FAMILY
 from segret_jax.parallel.mesh import data_mesh
-from segret_jax.parallel.sharding import place, shard_batch, whole_here
+from segret_jax.parallel.sharding import gather_replicated, shard_batch, shard_state
 from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.step import compile_ahead, make_train_step
 
@@ -73,27 +73,27 @@ class Run:
         config, mesh = self.config, data_mesh()
         table = class_table(config.data)
         training = open_source(config.data, "training")
-        scorer = _Scorer(config, table, open_source(config.data, "validation"))
+        evaluator = _Scorer(config, table, open_source(config.data, "validation"))
         graph, params, batch_stats = build(config.model, table.num_classes, seed=0)
         optimizer = timed_optimizer(config.optim)
         step = make_train_step(graph, optimizer, config.train, mesh)
-        state = place(new_state(params, batch_stats, optimizer), mesh)
+        state = shard_state(new_state(params, batch_stats, optimizer), mesh)
         dataset = training_dataset(
             training, config.data, batch_size=config.train.batch_size, seed=config.train.seed
         )
         with closing(batches_from(dataset, 0, workers=config.data.workers)) as raw:
             batches = _placed(raw, mesh)
             first = next(batches)
-            model = whole_here(jax.tree.map(jnp.copy, state.model), mesh)
+            model = gather_replicated(jax.tree.map(jnp.copy, state.model), mesh)
             with ThreadPoolExecutor(1) as pool:  # evaluation is compiled beside the step
-                evaluation = pool.submit(scorer.score, graph, model)
+                evaluation = pool.submit(evaluator.score, graph, model)
                 compile_ahead(step, state, first)
                 _, self.evaluation = evaluation.result()
             state = self._steps(step, state, batches, end=self._middle())
-            result = self._score(scorer, graph, state, mesh)
+            result = self._score(evaluator, graph, state, mesh)
             half = self.count
             state = self._steps(step, state, batches, end=self._end())
-        return self._score(scorer, graph, state, mesh) if self.count > half else result
+        return self._score(evaluator, graph, state, mesh) if self.count > half else result
 
     def _end(self) -> float:
         """Return when the steps have to end, so that there is time for the last evaluation."""
@@ -105,10 +105,10 @@ class Run:
         return now + max(0.0, self._end() - self.evaluation - now) / 2
 
     def _score(
-        self, scorer: "_Scorer", graph: nnx.GraphDef[Any], state: TrainState, mesh: Mesh
+        self, evaluator: "_Scorer", graph: nnx.GraphDef[Any], state: TrainState, mesh: Mesh
     ) -> Result:
-        self.model = whole_here(state.model, mesh)
-        result, self.evaluation = scorer.score(graph, self.model)
+        self.model = gather_replicated(state.model, mesh)
+        result, self.evaluation = evaluator.score(graph, self.model)
         self.scores.append({"step": self.count, "mIoU": 100 * result.metrics.mean_iou})
         return result
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from segret_jax import settings
 from segret_jax.errors import InputError
-from segret_jax.files import write_whole
+from segret_jax.files import atomic_write
 from segret_jax.models.config import ModelConfig, check_model, check_segmentation, choose_family
 from segret_jax.settings import flatten, set_value, setting
 
@@ -185,7 +185,7 @@ def left_open(config: Config) -> tuple[str, ...]:
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved config as JSON; what was there stays whole if the disk is full."""
-    write_whole(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    atomic_write(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def load(path: Path) -> Config:

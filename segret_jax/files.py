@@ -9,7 +9,7 @@ from segret_jax.errors import InputError
 
 
 @contextmanager
-def writing(what: object) -> Iterator[None]:
+def disk_errors_as_input_errors(what: object) -> Iterator[None]:
     """Turn the disk's refusal into InputError: "cannot write WHAT", and why."""
     try:
         yield
@@ -17,7 +17,7 @@ def writing(what: object) -> Iterator[None]:
         raise InputError(f"cannot write {what}: {error.strerror or error}") from error
 
 
-def write_whole(file: Path, content: str | bytes) -> None:
+def atomic_write(file: Path, content: str | bytes) -> None:
     """Write a file; until the new content is whole, what was there stays.
 
     Raises OSError, such as for a full disk.

@@ -23,7 +23,7 @@ from segret_jax.data.transforms import normalise
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle
-from tests.weights import outputs_of, random_model, saved_model, table_of
+from tests.weights import plan_outputs, random_model, saved_model, table_of
 
 NUM_CLASSES = 5
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def test_logits_are_those_of_the_normalised_images(tmp_path):
     images = photograph(2, 40, 56, 3)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     normalised = ((images - mean) / std).astype(np.float32)
-    expected = outputs_of(parts, normalised)
+    expected = plan_outputs(parts, normalised)
     assert model.classes.class_names == table_of(NUM_CLASSES).class_names
     assert model.config == Config(model=ModelConfig())
     for given in (images, normalised):
@@ -166,7 +166,7 @@ def test_a_classifier_has_logits_alone(tmp_path):
     parts = saved_model(tmp_path / "rmt", ModelConfig(task="classification"), 7)
     model = segret_jax.load(tmp_path / "rmt")
     image = photograph(32, 64, 3)
-    expected = outputs_of(parts, normalise(image)[None])
+    expected = plan_outputs(parts, normalise(image)[None])
     np.testing.assert_allclose(model.logits(image[None]), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(InputError, match="the classifier rmt_tiny, which does not segment"):
         model.predict(image)

@@ -15,7 +15,7 @@ from segret_jax.models.flops import operations
 Receipt = dict[str, Any]
 
 
-def train_receipt(config: Config, topology: Topology) -> Receipt:
+def train_report(config: Config, topology: Topology) -> Receipt:
     """Compile the training step of `config` for `topology`."""
     num_classes = class_table(config.data).num_classes
     batch, crop = config.train.batch_size, config.data.crop
@@ -27,7 +27,7 @@ def train_receipt(config: Config, topology: Topology) -> Receipt:
     return receipt | ({"expected_batch": expected_batch(receipt)} if "bound" in receipt else {})
 
 
-def evaluation_receipt(config: Config, topology: Topology) -> Receipt:
+def evaluation_report(config: Config, topology: Topology) -> Receipt:
     """Compile the network of evaluation at its largest input for one host of `topology`."""
     num_classes = class_table(config.data).num_classes
     size, batch = programs.largest_input(config), config.eval.batch_size

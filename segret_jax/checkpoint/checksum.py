@@ -38,7 +38,9 @@ def sums(tree: Any, *, weighted: bool = True) -> dict[str, int]:
     return {name: int(x) for name, x in named_leaves(found).items()}
 
 
-def differing_sums(tree: Any, expected: dict[str, int], *, weighted: bool = True) -> list[str]:
+def mismatched_checksums(
+    tree: Any, expected: dict[str, int], *, weighted: bool = True
+) -> list[str]:
     """Return the paths of the arrays whose checksum is not the expected one."""
     found = sums(tree, weighted=weighted)
     return sorted(name for name in found | expected if found.get(name) != expected.get(name))

@@ -3,7 +3,6 @@
 Their form, and how others read them, is `training.checkpoint`'s.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -12,13 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from segret_jax import config as configs
-from segret_jax.checkpoint.checksum import sums
-from segret_jax.checkpoint.full_disk import check_space, raise_unless_disk, reason, remove_partial
+from segret_jax.checkpoint.disk_errors import (
+    check_space,
+    reason,
+    remove_partial_checkpoint,
+    reraise_unless_disk_error,
+)
 from segret_jax.checkpoint.model import (
     FOLDER,
     METRICS,
@@ -28,13 +30,12 @@ from segret_jax.checkpoint.model import (
     saved_mean_iou,
 )
 from segret_jax.checkpoint.reading import UnreadableError, read_stored_json
-from segret_jax.checkpoint.restore import items_of, restore
+from segret_jax.checkpoint.restore import items_to_save, restore
 from segret_jax.checkpoint.state import TrainState
-from segret_jax.checkpoint.stored_state import FORMAT, to_stored
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
-from segret_jax.files import write_whole
+from segret_jax.files import atomic_write
 from segret_jax.parallel import processes
 
 
@@ -87,23 +88,12 @@ class Checkpoints:
         if step == self.latest_step:
             return
         self._writing, self._is_whole = step, True
-        model, training = items_of(to_stored(state))
-        training["bad_step"] = jnp.full_like(state.bad_step, -1)  # what is saved is before it
-        items = ocp.args.Composite(
-            model=ocp.args.StandardSave(model),
-            training=ocp.args.StandardSave(training),
-            config=ocp.args.JsonSave(dataclasses.asdict(self.config)),
-            classes=ocp.args.JsonSave(self.table.to_dict()),
-            data=ocp.args.JsonSave(self.data),
-            sums=ocp.args.JsonSave(
-                {"format": FORMAT, "model": sums(model), "training": sums(training)}
-            ),
-            format=ocp.args.JsonSave({"format": FORMAT}),
-        )
+        items = items_to_save(state, self.config, self.table)
+        items["data"] = ocp.args.JsonSave(self.data)
         try:
-            if not processes.are_several():  # which would have to refuse together
-                check_space(self.folder, (model, training))
-            self._manager.save(step, args=items, metrics={}, force=True)
+            if not processes.is_multiprocess():  # which would have to refuse together
+                check_space(self.folder, state)
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics={}, force=True)
         except (OSError, ValueError) as error:
             self._refused(error)
 
@@ -119,11 +109,11 @@ class Checkpoints:
 
     def _refused(self, error: OSError | ValueError) -> None:
         """Clear away what was written of the last checkpoint, and say so."""
-        raise_unless_disk(error)
+        reraise_unless_disk_error(error)
         step, self._writing, self._is_whole = self._writing, None, False
         with suppress(Exception):  # it would raise the same error again at whatever is next
             self._manager.close()
-        remove_partial(self.folder / str(step))
+        remove_partial_checkpoint(self.folder / str(step))
         self._manager = self._open()
         logging.error(
             "checkpoint of step %d was not saved in %s (%s). Earlier checkpoints are whole; "
@@ -138,9 +128,9 @@ class Checkpoints:
         """
         if not self.finish() or math.isnan(mean_iou):
             return
-        if processes.is_first():
+        if processes.is_primary():
             try:
-                write_whole(self.folder / str(step) / METRICS, json.dumps({"mIoU": mean_iou}))
+                atomic_write(self.folder / str(step) / METRICS, json.dumps({"mIoU": mean_iou}))
             except OSError as error:  # the state itself is safe
                 logging.error("the score of step %d was not saved (%s)", step, error.strerror)
         processes.wait_for_all("score written")
@@ -157,7 +147,7 @@ class Checkpoints:
         faults: dict[int, UnreadableError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                restored = restore(self._manager, self.folder / str(step), like)
+                restored = restore(self.folder / str(step), like)
                 self._check_data(step)
             except UnreadableError as error:
                 faults[step] = error
@@ -175,7 +165,7 @@ class Checkpoints:
         return None
 
     def _set_aside(self, step: int, fault: UnreadableError) -> None:
-        if processes.is_first():
+        if processes.is_primary():
             folder = self.folder / str(step)
             aside = self.folder.parent / f"damaged_checkpoint_{step}"
             number = 1

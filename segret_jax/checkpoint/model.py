@@ -28,14 +28,19 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from segret_jax import config as configs
-from segret_jax.checkpoint.full_disk import check_space, raise_unless_disk, reason, remove_partial
+from segret_jax.checkpoint.disk_errors import (
+    check_space,
+    reason,
+    remove_partial_checkpoint,
+    reraise_unless_disk_error,
+)
 from segret_jax.checkpoint.reading import (
     UnreadableError,
-    check_sums,
     read_arrays,
     read_stored_json,
     reading,
     structure_difference,
+    verify_checksums,
 )
 from segret_jax.checkpoint.stored_state import FORMAT
 from segret_jax.data.class_table import (
@@ -84,8 +89,8 @@ def save_model(
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder.absolute(), args=ocp.args.Composite(**items))
     except (OSError, ValueError) as error:
-        raise_unless_disk(error)
-        remove_partial(folder)
+        reraise_unless_disk_error(error)
+        remove_partial_checkpoint(folder)
         raise InputError(
             f"{folder} was not written ({reason(error)}): free some space or choose another folder"
         ) from error
@@ -162,7 +167,7 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     """
     num_classes = load_table(checkpoint).num_classes
     bundle = abstract(config.model, num_classes, platform=platform_of(jax.local_devices()))
-    target = restorable({"params": bundle.params, "batch_stats": bundle.batch_stats})
+    target = restore_targets({"params": bundle.params, "batch_stats": bundle.batch_stats})
     folder = (checkpoint / "model").absolute()
     try:
         version = load_format(checkpoint)
@@ -178,7 +183,7 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
             restored = checkpointer.restore(folder, target)
         if version > 0 and not (checkpoint / "source").is_dir():
             expected = read_stored_json(checkpoint / "sums")["model"]
-            check_sums(restored, expected, weighted=version > 1)
+            verify_checksums(restored, expected, weighted=version > 1)
     except UnreadableError as error:
         raise InputError(
             f"{checkpoint} cannot be loaded ({error}): give another checkpoint of that run, or "
@@ -240,7 +245,7 @@ def mean_iou_of(metrics: Any) -> float:
     return -1.0 if math.isnan(score) else score
 
 
-def restorable(tree: Any) -> Any:
+def restore_targets(tree: Any) -> Any:
     """Return what Orbax restores arrays by: shapes, placed as they are, else on one device."""
 
     def leaf(x: Any) -> jax.ShapeDtypeStruct:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from segret_jax.checkpoint.checksum import differing_sums
+from segret_jax.checkpoint.checksum import mismatched_checksums
 from segret_jax.errors import InputError
 from segret_jax.trees import named_leaves
 
@@ -72,9 +72,9 @@ def structure_difference(folder: Path, expected: Any) -> str:
     )
 
 
-def check_sums(tree: Any, expected: dict[str, int], *, weighted: bool) -> None:
+def verify_checksums(tree: Any, expected: dict[str, int], *, weighted: bool) -> None:
     """Raise UnreadableError unless arrays have the checksums that were saved with them."""
-    if changed := differing_sums(tree, expected, weighted=weighted):
+    if changed := mismatched_checksums(tree, expected, weighted=weighted):
         raise UnreadableError(f"{changed[0]} is not what was saved")
 
 

@@ -1,33 +1,36 @@
-"""Restoring the state of a run from one of its checkpoints."""
+"""The state of a run as the items of a checkpoint, and back."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from segret_jax.checkpoint.model import load_format, restorable
+from segret_jax.checkpoint.checksum import sums
+from segret_jax.checkpoint.model import load_format, restore_targets
 from segret_jax.checkpoint.reading import (
     UnreadableError,
-    check_sums,
     read_arrays,
     read_stored_json,
     reading,
     structure_difference,
+    verify_checksums,
 )
 from segret_jax.checkpoint.state import TrainState
-from segret_jax.checkpoint.stored_state import from_stored, stored_like
+from segret_jax.checkpoint.stored_state import FORMAT, from_stored, stored_like, to_stored
+from segret_jax.config import Config
+from segret_jax.data.class_table import ClassTable
 from segret_jax.errors import InputError
 from segret_jax.parallel import processes
 
 ITEMS = ("model", "training")
 
 
-def restore(manager: ocp.CheckpointManager, checkpoint: Path, like: TrainState) -> TrainState:
-    """Return the state in `checkpoint`, which `manager` wrote.
+def restore(checkpoint: Path, like: TrainState) -> TrainState:
+    """Return the state in `checkpoint`.
 
     Args:
-        manager: The manager of the run's checkpoints.
         checkpoint: The checkpoint's folder, of any format up to this version's.
         like: The structure, shapes and placement of the state.
 
@@ -39,17 +42,33 @@ def restore(manager: ocp.CheckpointManager, checkpoint: Path, like: TrainState) 
     for item in ("config", "classes"):
         if not (checkpoint / item / "metadata").is_file():
             raise UnreadableError(f"{checkpoint / item / 'metadata'} is missing")
-    sums = read_stored_json(checkpoint / "sums") if version > 0 else None
+    saved = read_stored_json(checkpoint / "sums") if version > 0 else None
     expected = dict(zip(ITEMS, items_of(stored_like(like, version)), strict=True))
     _check_structure(checkpoint, expected)
-    _check_together(checkpoint, sums, weighted=version > 1)
-    arguments = {item: ocp.args.StandardRestore(restorable(x)) for item, x in expected.items()}
-    with reading():
-        restored = manager.restore(int(checkpoint.name), args=ocp.args.Composite(**arguments))
-    if sums:
-        for item in ITEMS:
-            check_sums(restored[item], sums[item], weighted=version > 1)
-    return from_stored(_joined(restored.model, restored.training), version)
+    _check_together(checkpoint, saved, weighted=version > 1)
+    restored = {}
+    for item, tree in expected.items():
+        with reading(), ocp.StandardCheckpointer() as checkpointer:
+            folder = (checkpoint / item).absolute()
+            restored[item] = checkpointer.restore(folder, restore_targets(tree))
+        if saved:
+            verify_checksums(restored[item], saved[item], weighted=version > 1)
+    return from_stored(_joined(**restored), version)
+
+
+def items_to_save(state: TrainState, config: Config, table: ClassTable) -> dict[str, Any]:
+    """Return what Orbax saves of a state, with the config and the classes, by item."""
+    model, training = items_of(to_stored(state))
+    training["bad_step"] = jnp.full_like(state.bad_step, -1)  # what is saved is before it
+    checksums = {"format": FORMAT, "model": sums(model), "training": sums(training)}
+    return {
+        "model": ocp.args.StandardSave(model),
+        "training": ocp.args.StandardSave(training),
+        "config": ocp.args.JsonSave(dataclasses.asdict(config)),
+        "classes": ocp.args.JsonSave(table.to_dict()),
+        "sums": ocp.args.JsonSave(checksums),
+        "format": ocp.args.JsonSave({"format": FORMAT}),
+    }
 
 
 def items_of(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -80,7 +99,7 @@ def _check_structure(checkpoint: Path, expected: dict[str, Any]) -> None:
             )
 
 
-def _check_together(checkpoint: Path, sums: Any, *, weighted: bool) -> None:
+def _check_together(checkpoint: Path, saved: Any, *, weighted: bool) -> None:
     """Raise UnreadableError in all of several processes if the first cannot read a checkpoint.
 
     Each would read a part of its own, and one that alone meets a fault would leave the others
@@ -91,8 +110,8 @@ def _check_together(checkpoint: Path, sums: Any, *, weighted: bool) -> None:
         for item in ITEMS:
             with reading():
                 stored = read_arrays(checkpoint / item)
-            if sums:
-                check_sums(stored, sums[item], weighted=weighted)
+            if saved:
+                verify_checksums(stored, saved[item], weighted=weighted)
 
-    if processes.are_several():
-        processes.by_first(check_alone, refusal=UnreadableError)
+    if processes.is_multiprocess():
+        processes.run_on_primary(check_alone, refusal=UnreadableError)

@@ -16,7 +16,7 @@ from pathlib import Path
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation, left_open
 from segret_jax.errors import InputError
-from segret_jax.files import make_folder, write_whole, writing
+from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
 
 PROGRAMS = ("train", "eval")
 STACK = 2**24  # bytes
@@ -37,23 +37,23 @@ def main(argv: list[str]) -> None:
     if is_open := left_open(config):
         raise InputError(f"only a run chooses {', '.join(is_open)}: give --config.KEY=VALUE")
     if args.out:
-        with writing(f"--out {args.out}"):
+        with disk_errors_as_input_errors(f"--out {args.out}"):
             make_folder(args.out.parent)
 
     _prepare_compilers()
     from segret_jax.aot.chips import topology  # heavy imports, after the arguments
-    from segret_jax.aot.fitting import evaluation_receipt, train_receipt
+    from segret_jax.aot.fitting import evaluation_report, train_report
     from segret_jax.aot.receipt import to_text
 
     chips = topology(args.topology)
-    compilers = {"train": train_receipt, "eval": evaluation_receipt}
+    compilers = {"train": train_report, "eval": evaluation_report}
     receipts = []
     for program in (args.program,) if args.program else PROGRAMS:
         receipts.append(compilers[program](config, chips))
         print(to_text(receipts[-1]), flush=True)
         if args.out:
-            with writing(f"--out {args.out}"):
-                write_whole(args.out, json.dumps(receipts, indent=1) + "\n")
+            with disk_errors_as_input_errors(f"--out {args.out}"):
+                atomic_write(args.out, json.dumps(receipts, indent=1) + "\n")
     sys.exit(0 if all(receipt["fits"] for receipt in receipts) else 1)
 
 

@@ -57,7 +57,7 @@ def begin(processes_spec: str | None = None) -> None:
 
     processes.start(processes_spec)
     compilation_cache.use_cache()
-    if processes.is_first():
+    if processes.is_primary():
         program.say_huge_pages()
 
 

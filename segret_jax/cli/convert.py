@@ -17,7 +17,7 @@ from typing import Any
 from segret_jax.cli import arguments as cli
 from segret_jax.config import Config, flatten
 from segret_jax.errors import InputError
-from segret_jax.files import make_folder, write_whole, writing
+from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
 
 # Endings of files that are not written; as names of folders they would surprise.
 OTHER_ENDINGS = (".bin", ".ckpt", ".onnx", ".h5", ".pkl", ".msgpack")
@@ -101,8 +101,8 @@ def _from_file(args: argparse.Namespace, overrides: list[str], *, to_torch: bool
     print(summary(report))
     print(f"written to {args.dst}")
     if args.report:
-        with writing(f"--report {args.report}"):
-            write_whole(args.report, json.dumps(report, indent=1) + "\n")
+        with disk_errors_as_input_errors(f"--report {args.report}"):
+            atomic_write(args.report, json.dumps(report, indent=1) + "\n")
 
 
 def _check_report(file: Path, dst: Path) -> None:
@@ -111,7 +111,7 @@ def _check_report(file: Path, dst: Path) -> None:
         raise InputError(f"--report {file}: give a name that ends in .json")
     if dst.absolute() in file.absolute().parents:
         raise InputError(f"--report {file} lies in {dst}, which keeps the report anyway: leave it")
-    with writing(f"--report {file}"):
+    with disk_errors_as_input_errors(f"--report {file}"):
         make_folder(file.parent)
 
 

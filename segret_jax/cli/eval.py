@@ -53,8 +53,7 @@ def main(argv: list[str]) -> None:
     checkpoints.check_table(checkpoint, table)
     source = open_source(config.data, "validation")
     predictor = Predictor(checkpoints.load_model(checkpoint, config), config.eval)
-    out = args.out or _default_out(checkpoint)
-    names = [source.name(i) for i in range(len(source))]
+    out, names = args.out or _default_out(checkpoint), [*map(source.name, range(len(source)))]
     known = known_in_advance(
         config, table, split="validation", names=names, variables=predictor.variables
     )
@@ -66,11 +65,11 @@ def main(argv: list[str]) -> None:
         table,
         detailed=True,
         skip_faulty=config.data.on_error == "skip",
-        announce=print if processes.is_first() else None,
+        announce=print if processes.is_primary() else None,
         on_prediction=on_prediction,
     )
     assert result is not None  # it was not cancelled
-    if not processes.is_first():
+    if not processes.is_primary():
         return
     file = results.save(  # before a print, which may fail: the pipe closed, a name not ASCII
         out, result, predictor, source, config=config, table=table, checkpoint=checkpoint
@@ -99,13 +98,13 @@ def _overlay_writer(
     folder: Path, names: Sequence[str], table: "ClassTable"
 ) -> "Callable[[str, np.ndarray, np.ndarray], None]":
     """Return what writes the overlay of an image; InputError if that would replace a user's."""
-    from segret_jax.evaluation.outputs import check_replaceable, made_from
+    from segret_jax.evaluation.outputs import check_replaceable, png_text
     from segret_jax.visualize.pictures import overlay, save_png
 
     files = {name: folder / f"{name}.png" for name in names}
-    check_replaceable({file: made_from(name) for name, file in files.items()})
+    check_replaceable({file: png_text(name) for name, file in files.items()})
 
     def write(name: str, image: "np.ndarray", pred: "np.ndarray") -> None:
-        save_png(overlay(image, pred, table), files[name], info=made_from(name))
+        save_png(overlay(image, pred, table), files[name], info=png_text(name))
 
     return write

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
-from segret_jax.files import make_folder, writing
+from segret_jax.files import disk_errors_as_input_errors, make_folder
 
 
 def main(argv: list[str]) -> None:
@@ -24,10 +24,10 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse(argv)
 
     from segret_jax.evaluation.inputs import find_pictures
-    from segret_jax.evaluation.outputs import outputs_of  # heavy imports, after the arguments
+    from segret_jax.evaluation.outputs import plan_outputs  # heavy imports, after the arguments
 
     found = find_pictures(args.input)
-    planned = outputs_of(found.files, args.out)
+    planned = plan_outputs(found.files, args.out)
     cli.begin()
 
     from segret_jax.checkpoint import model as checkpoints  # heavier ones, after the folders
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
     check_segmentation(config.model)
     table = checkpoints.load_table(checkpoint)
-    with writing(f"to {args.out}"):  # told before a model is loaded
+    with disk_errors_as_input_errors(f"to {args.out}"):  # told before a model is loaded
         make_folder(args.out)
     predictor = Predictor(checkpoints.load_model(checkpoint, config), config.eval)
     done = segment(predictor, table, found.files, planned)

@@ -23,7 +23,7 @@ def run(main: Callable[[list[str]], None], *, computes: bool = False) -> None:
     if computes and not {"-h", "--help"} & set(sys.argv):
         _use_huge_pages()
     streams.make_safe()
-    with interrupts.raised_once() as interrupted:
+    with interrupts.interrupt_once() as interrupted:
         try:
             environment.drop_unsafe_settings()
             logging.basicConfig(format="%(message)s", level=logging.WARNING)

@@ -36,7 +36,7 @@ def main(argv: list[str], *, command: str = "train", config_name: str = "") -> N
 
     steps = profiler.parse(args.profile, config.train.steps) if args.profile else None
     result = train(config, workdir, profile=steps, wandb_project=args.wandb)
-    if result is None or not processes.is_first():
+    if result is None or not processes.is_primary():
         return
     per_class = result.per_class(class_table(config.data))
     print(f"\n{per_class}\n\n{result.summary()}\nPictures: {workdir / 'pictures'}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from segret_jax.cli import arguments as cli
 from segret_jax.errors import InputError
-from segret_jax.files import make_folder, write_whole, writing
+from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
 
 
 def main(argv: list[str]) -> None:
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     if args.out and args.out.suffix != ".json":
         raise InputError(f"--out {args.out}: give a name that ends in .json; FILE.md lies beside")
     if args.out:
-        with writing(f"--out {args.out}"):
+        with disk_errors_as_input_errors(f"--out {args.out}"):
             make_folder(args.out.parent)  # known before the work, not after
 
     from segret_jax.checkpoint import model as checkpoints
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     text = to_text(certificate)
     print(text)
     if args.out:
-        with writing(f"--out {args.out}"):
-            write_whole(args.out, json.dumps(plain(certificate), indent=2) + "\n")
-            write_whole(args.out.with_suffix(".md"), text + "\n")
+        with disk_errors_as_input_errors(f"--out {args.out}"):
+            atomic_write(args.out, json.dumps(plain(certificate), indent=2) + "\n")
+            atomic_write(args.out.with_suffix(".md"), text + "\n")
     sys.exit(0 if certificate["verdict"] == "pass" else 1)

@@ -187,8 +187,8 @@ def _arrays(tensors: dict[str, Tensor], read: Callable[[Storage], bytes]) -> dic
             data[storage.key] = read(storage)
         if len(data[storage.key]) < storage.nbytes:
             raise ValueError("a storage is shorter than its tensors say")
-    claimed = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
-    if claimed > MAX_SHARING * sum(map(len, data.values())):
+    claim_workdir = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
+    if claim_workdir > MAX_SHARING * sum(map(len, data.values())):
         raise InputError(f"has many tensors that share one memory; {RESAVE}")
     return {name: tensor.array(data[tensor.storage.key]) for name, tensor in tensors.items()}
 

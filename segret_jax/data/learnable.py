@@ -80,7 +80,7 @@ def check_samples(source: Source, *, skip_faulty: bool) -> None:
     if skip_faulty:
         _check_any_readable(source, order[:MOST_SKIPPED])
     counts = np.zeros(256, np.int64)
-    quiet = not processes.is_first()
+    quiet = not processes.is_primary()
     for index in tqdm(order, "looking for a second class", unit="label", delay=2, disable=quiet):
         try:
             raw = source.raw_label(index)

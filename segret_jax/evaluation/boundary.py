@@ -1,7 +1,7 @@
 """Boundary IoU (Cheng, Girshick, Dollár, Berg, Kirillov: "Boundary IoU", CVPR 2021).
 
 IoU between the inner rims of a class in label and prediction: large objects no longer hide bad
-edges. Areas are summed over the set, as for IoU.
+edges. PixelCounts are summed over the set, as for IoU.
 """
 
 import math

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segret_jax.evaluation.areas import interval, mean, resampled_mean_iou
+from segret_jax.evaluation.pixel_counts import interval, mean, resampled_mean_iou
 from segret_jax.evaluation.results import SavedResult
 
 WHY = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from segret_jax.evaluation.areas import ratio
-from segret_jax.files import write_whole, writing
+from segret_jax.evaluation.pixel_counts import ratio
+from segret_jax.files import atomic_write, disk_errors_as_input_errors
 from segret_jax.visualize.text import (
     BACKGROUND,
     FONT_SIZE,
@@ -42,8 +42,8 @@ def write_csv(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str], path
     writer = csv.writer(text)
     writer.writerow(["label / prediction", *class_names])
     writer.writerows(rows)
-    with writing(path):
-        write_whole(path, text.getvalue())
+    with disk_errors_as_input_errors(path):
+        atomic_write(path, text.getvalue())
 
 
 def most_confused(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> list[str]:

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from segret_jax.data.ahead import work_ahead
 from segret_jax.data.class_table import IGNORE, ClassTable
+from segret_jax.data.prefetch import prefetch
 from segret_jax.data.sources import Sample, Source
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
-from segret_jax.evaluation.metrics import Metrics, Scoreboard
+from segret_jax.evaluation.metrics import ConfusionAccumulator, Metrics
 from segret_jax.evaluation.plan import Plan, Size, make_plan
 from segret_jax.parallel import processes
 
@@ -33,7 +33,7 @@ class Result:
     num_images: int
     num_ties: int
     """Labelled pixels where two classes are as good: what another batch size may turn over."""
-    scoreboard: Scoreboard
+    confusion: ConfusionAccumulator
     pictures: list[Picture] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -92,7 +92,7 @@ def evaluate(
     pictures are of a process's own share, as is what `on_prediction` sees.
     """
     share = range(jax.process_index(), len(source), jax.process_count())
-    scoreboard = Scoreboard(len(source), table.num_classes, detailed=detailed)
+    confusion = ConfusionAccumulator(len(source), table.num_classes, detailed=detailed)
     reader = _Reader(source, share, predictor, skip_faulty=skip_faulty)
     plan = make_plan(reader.sizes, predictor.config, predictor.batch_size, stride=predictor.stride)
     if announce and plan.batches:
@@ -101,14 +101,14 @@ def evaluate(
     pictures, num_ties, stopped = {}, 0, False
 
     def score(done: _Predicted) -> _Predicted:
-        scoreboard.add(done.index, done.prediction.label_map, done.sample["label"])
+        confusion.add(done.index, done.prediction.label_map, done.sample["label"])
         return done
 
-    scored = work_ahead(score, _predictions(predictor, reader, plan), workers=2, ahead=2)
+    scored = prefetch(score, _predictions(predictor, reader, plan), workers=2, ahead=2)
     total = sum(map(len, plan.batches))
     bar = tqdm(
         scored, "evaluate", total, unit="image", leave=False, mininterval=1,
-        disable=not processes.is_first(),
+        disable=not processes.is_primary(),
     )  # fmt: skip
     for done in bar:
         if stopped := cancelled():
@@ -121,24 +121,24 @@ def evaluate(
             on_prediction(done.sample["name"], image, pred)
     scored.close()  # waits for what is being counted
     found = {"stopped": stopped, "num_ties": num_ties, "faults": reader.faults}
-    return _result_of_all(found, scoreboard, [pictures[i] for i in sorted(pictures)])
+    return _result_of_all(found, confusion, [pictures[i] for i in sorted(pictures)])
 
 
 def _result_of_all(
-    found: dict[str, Any], scoreboard: Scoreboard, pictures: list[Picture]
+    found: dict[str, Any], confusion: ConfusionAccumulator, pictures: list[Picture]
 ) -> Result | None:
     """Join what each process has found; None if any was told to stop."""
     told = [json.loads(text) for text in processes.gather(json.dumps(found).encode())]
     if any(one["stopped"] for one in told):
         return None
-    scoreboard.merge(processes.gather(scoreboard.to_bytes()))
+    confusion.merge(processes.gather(confusion.to_bytes()))
     # JSON has made text of the images' numbers.
     faults = {int(i): fault for one in told for i, fault in one["faults"].items()}
     return Result(
-        metrics=scoreboard.metrics(),
-        num_images=int(scoreboard.counted.sum()),
+        metrics=confusion.metrics(),
+        num_images=int(confusion.counted.sum()),
         num_ties=sum(one["num_ties"] for one in told),
-        scoreboard=scoreboard,
+        confusion=confusion,
         pictures=pictures,
         faults=[faults[i] for i in sorted(faults)],
     )
@@ -194,11 +194,11 @@ class _Predicted:
 def _predictions(predictor: Predictor, reader: _Reader, plan: Plan) -> Iterator[_Predicted]:
     """Predict batch after batch, while threads read the next images."""
     order = itertools.chain.from_iterable(plan.batches)
-    images = work_ahead(reader.read, order, workers=READERS, ahead=READERS + predictor.batch_size)
+    images = prefetch(reader.read, order, workers=READERS, ahead=READERS + predictor.batch_size)
 
     def predict(indices: list[int]) -> list[_Predicted]:
         samples, inputs = zip(*itertools.islice(images, len(indices)), strict=True)
         predicted = zip(indices, samples, predictor.predict(inputs), strict=True)
         return [_Predicted(*one) for one in predicted if one[1] is not None]
 
-    return itertools.chain.from_iterable(work_ahead(predict, plan.batches, workers=1, ahead=1))
+    return itertools.chain.from_iterable(prefetch(predict, plan.batches, workers=1, ahead=1))

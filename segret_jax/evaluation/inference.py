@@ -30,14 +30,14 @@ from segret_jax.errors import InputError
 from segret_jax.evaluation.plan import Plan, Size, Tiling, logits_size, scaled_target, tilings
 from segret_jax.evaluation.rescale import (
     BLOCK,
-    Taps,
+    InterpolationMatrix,
     Tile,
     assemble,
     blocks,
-    image_taps,
+    image_matrices,
     multiply_columns,
     multiply_rows,
-    stack_taps,
+    stack_matrices,
 )
 from segret_jax.models.factory import ModelBundle
 from segret_jax.models.forward import forward
@@ -194,7 +194,7 @@ class Predictor:
         """Run the network on one tile of each image; an image without it counts nothing there."""
         height, width = batch[0].scales[scale][1].tile
         pixels = np.zeros((self.batch_size, height, width, 3), np.uint8)
-        rows: list[Taps | None] = [None] * self.batch_size
+        rows: list[InterpolationMatrix | None] = [None] * self.batch_size
         columns = rows.copy()
         for i, image in enumerate(batch):
             whole, tiling = image.scales[scale]
@@ -202,7 +202,7 @@ class Predictor:
                 top, left = tiling.corner(number)
                 whole = whole[:, ::-1] if mirrored else whole
                 pixels[i] = whole[top : top + height, left : left + width]
-                rows[i], columns[i] = image_taps(
+                rows[i], columns[i] = image_matrices(
                     image.size, tiling, number,
                     logits=logits_size(tiling.tile, self.stride), mirrored=mirrored,
                 )  # fmt: skip
@@ -213,8 +213,8 @@ class Predictor:
         num_rows, num_columns = _largest(batch)
         return Tile(
             logits,
-            stack_taps(rows, num_rows, multiple=BLOCK[0]),
-            stack_taps(columns, num_columns, multiple=BLOCK[1]),
+            stack_matrices(rows, num_rows, multiple=BLOCK[0]),
+            stack_matrices(columns, num_columns, multiple=BLOCK[1]),
         )
 
     def _check_logits(self, logits: Array, tile: Size) -> None:

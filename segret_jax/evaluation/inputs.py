@@ -12,7 +12,7 @@ from PIL import Image
 
 from segret_jax.data.decode import decode_image
 from segret_jax.errors import InputError
-from segret_jax.evaluation.outputs import is_ours
+from segret_jax.evaluation.outputs import is_own_output
 
 # Still images: Pillow also registers videos, documents and arrays, and not all in every build.
 STILL = """
@@ -54,7 +54,7 @@ def find_pictures(path: Path) -> Found:
             others["special file"] += 1
         elif file.suffix.lower() not in SUFFIXES:
             others[file.suffix.lower() or "without a suffix"] += 1
-        elif is_ours(file):
+        elif is_own_output(file):
             ours += 1
         else:
             files.append(file)
@@ -85,7 +85,9 @@ def _holds_pictures(folder: Path) -> bool:
     try:
         with os.scandir(folder) as entries:
             files = (Path(entry.path) for entry in entries if entry.is_file())
-            return any(file.suffix.lower() in SUFFIXES and not is_ours(file) for file in files)
+            return any(
+                file.suffix.lower() in SUFFIXES and not is_own_output(file) for file in files
+            )
     except OSError:
         return False
 

@@ -10,8 +10,14 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from segret_jax.data.class_table import IGNORE
-from segret_jax.evaluation.areas import Areas, interval, mean, ratio, resampled_mean_iou
 from segret_jax.evaluation.boundary import boundary_areas
+from segret_jax.evaluation.pixel_counts import (
+    PixelCounts,
+    interval,
+    mean,
+    ratio,
+    resampled_mean_iou,
+)
 from segret_jax.evaluation.regions import SIZES, areas_by_size
 
 
@@ -24,11 +30,11 @@ class Metrics:
     weighted by label area. Other means are plain and skip nan.
     """
 
-    areas: Areas
+    areas: PixelCounts
     interval: tuple[float, float]
     """Of mIoU, 95 %; `areas.interval` says what it means."""
-    boundary: Areas | None = None
-    by_size: Areas | None = None  # [size, k]
+    boundary: PixelCounts | None = None
+    by_size: PixelCounts | None = None  # [size, k]
 
     @property
     def iou(self) -> Float64[np.ndarray, " k"]:
@@ -87,7 +93,7 @@ class Metrics:
         }
 
 
-class Scoreboard:
+class ConfusionAccumulator:
     """Counts of pixels of a set of images; ignored pixels count neither in label nor prediction.
 
     `counts` is the confusion matrix [label, prediction]. The areas of each image are kept too.
@@ -99,7 +105,7 @@ class Scoreboard:
         k = num_classes
         self.counts: Int64[np.ndarray, "k k"] = np.zeros((k, k), np.int64)
         self.counted = np.zeros(num_images, bool)
-        self._images = np.zeros((3, num_images, k), np.int64)  # the rows of Areas
+        self._images = np.zeros((3, num_images, k), np.int64)  # the rows of PixelCounts
         self._detailed = detailed
         self._boundary = np.zeros((3, k), np.int64)
         self._by_size = np.zeros((3, len(SIZES), k), np.int64)
@@ -155,17 +161,19 @@ class Scoreboard:
         return [self.counts, self.counted, self._images, self._boundary, self._by_size]
 
     @property
-    def images(self) -> Areas:
+    def images(self) -> PixelCounts:
         """The areas [n, k] of the images counted, by index."""
-        return Areas(*self._images[:, self.counted])
+        return PixelCounts(*self._images[:, self.counted])
 
     def metrics(self) -> Metrics:
         """Return the scores of everything counted so far."""
         return Metrics(
-            areas=Areas(self.counts.diagonal().copy(), self.counts.sum(1), self.counts.sum(0)),
+            areas=PixelCounts(
+                self.counts.diagonal().copy(), self.counts.sum(1), self.counts.sum(0)
+            ),
             interval=interval(resampled_mean_iou(self.images)),
-            boundary=Areas(*self._boundary) if self._detailed else None,
-            by_size=Areas(*self._by_size) if self._detailed else None,
+            boundary=PixelCounts(*self._boundary) if self._detailed else None,
+            by_size=PixelCounts(*self._by_size) if self._detailed else None,
         )
 
 

@@ -29,7 +29,7 @@ class Outputs:
     """Text to store in them."""
 
 
-def outputs_of(files: Sequence[Path], folder: Path) -> list[Outputs]:
+def plan_outputs(files: Sequence[Path], folder: Path) -> list[Outputs]:
     """Name the outputs of pictures in `folder`: NAME_label.png and NAME_overlay.png.
 
     Names that differ in their suffix only keep it: x.jpg and x.png give x.jpg_label.png and
@@ -45,7 +45,7 @@ def outputs_of(files: Sequence[Path], folder: Path) -> list[Outputs]:
         if other is not file:
             raise InputError(f"{file} and {other} would be written to the same files: rename one")
         paths = (folder / f"{name}_label.png", folder / f"{name}_overlay.png")
-        planned.append(Outputs(*paths, info=made_from(file.name, file)))
+        planned.append(Outputs(*paths, info=png_text(file.name, file)))
         check_replaceable(dict.fromkeys(paths, planned[-1].info))
     return planned
 
@@ -55,7 +55,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).lower()
 
 
-def made_from(name: str, file: Path | None = None) -> dict[str, str]:
+def png_text(name: str, file: Path | None = None) -> dict[str, str]:
     """Return the text for an output that is made from the picture `name`.
 
     The path of `file` is stored as a hash, because outputs may be published.
@@ -67,7 +67,7 @@ def made_from(name: str, file: Path | None = None) -> dict[str, str]:
     return {"Software": SOFTWARE, "Source": source}
 
 
-def is_ours(file: Path) -> bool:
+def is_own_output(file: Path) -> bool:
     """Return whether a file is one of our outputs."""
     return file.suffix.lower() == ".png" and _info(file).get("Software") == SOFTWARE
 

@@ -11,12 +11,12 @@ from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.inputs import abbreviated, num_frames, read_picture
 from segret_jax.evaluation.outputs import Outputs
-from segret_jax.visualize.legend import with_legend
+from segret_jax.visualize.legend import add_legend
 from segret_jax.visualize.pictures import overlay, save_png
 
 
 @dataclass
-class Segmented:
+class PredictionSummary:
     """The number of pictures written, the errors of those not read, and those of several frames."""
 
     count: int = 0
@@ -32,12 +32,12 @@ class Segmented:
 
 def segment(
     predictor: Predictor, table: ClassTable, files: Sequence[Path], planned: Sequence[Outputs]
-) -> Segmented:
+) -> PredictionSummary:
     """Write the label map and the overlay of each picture, and skip those that cannot be read.
 
     Raises InputError if the disk refuses.
     """
-    done = Segmented()
+    done = PredictionSummary()
     bar = tqdm(files, "predict", unit="image", disable=len(files) == 1)
     for file, outputs in zip(bar, planned, strict=True):
         try:
@@ -47,7 +47,7 @@ def segment(
             continue
         pred = predictor.label_map(image)
         save_png(pred, outputs.label, table=table, info=outputs.info)
-        picture = with_legend(overlay(image, pred, table), table, [pred])
+        picture = add_legend(overlay(image, pred, table), table, [pred])
         save_png(picture, outputs.overlay, info=outputs.info)
         done.count += 1
         if (frames := num_frames(file)) > 1:

@@ -37,7 +37,7 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Return {"id", "must_agree", "may_differ"} of plain values for JSON.
 
-    `names` and `label_areas` (`Scoreboard.images.label`) are of the images that were counted, in
+    `names` and `label_areas` (`ConfusionAccumulator.images.label`) are of the images that were counted, in
     one order; `lookup` says what stored label values mean, None where nothing is stored;
     `variables` are the parameters and batch statistics. `id` is a hash of `must_agree`.
     """

@@ -21,19 +21,19 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from segret_jax.evaluation.plan import Size, Tiling
 
-NUM_TAPS = 4
+NUM_WEIGHTS = 4
 BLOCK = (64, 256)  # pixels worked out at once: 11 MB for 171 classes
 
 
-class Taps(NamedTuple):
+class InterpolationMatrix(NamedTuple):
     """A sparse matrix: out[i] = Σ_t weights[i, t] · in[indices[i, t]]; or one for each image."""
 
     indices: np.ndarray  # int [n, t] or [b, n, t]
     weights: np.ndarray  # float
 
-    def part(self, start: int, length: int) -> "Taps":
+    def part(self, start: int, length: int) -> "InterpolationMatrix":
         """Return the rows of each image's matrix from `start` on."""
-        return Taps(*(array[:, start : start + length] for array in self))
+        return InterpolationMatrix(*(array[:, start : start + length] for array in self))
 
     @property
     def used(self) -> Bool[np.ndarray, " b"]:
@@ -45,29 +45,29 @@ class Tile(NamedTuple):
     """One tile of each image of a batch: its logits, and the matrices from them to the image."""
 
     logits: Array  # [b, h, w, k]
-    rows: Taps  # [b, H, 4]; zero for an image that has no such tile
-    columns: Taps  # [b, W, 4]
+    rows: InterpolationMatrix  # [b, H, 4]; zero for an image that has no such tile
+    columns: InterpolationMatrix  # [b, W, 4]
 
 
-def bilinear_taps(num_out: int, num_in: int) -> Taps:
+def bilinear_matrix(num_out: int, num_in: int) -> InterpolationMatrix:
     """Return the resize of `num_in` values to `num_out`: half-pixel centres, no antialiasing."""
     source = np.clip((np.arange(num_out) + 0.5) * num_in / num_out - 0.5, 0, num_in - 1)
     low = np.floor(source).astype(np.int64)
     high = np.minimum(low + 1, num_in - 1)
     share = source - low
-    return Taps(np.stack([low, high], 1), np.stack([1 - share, share], 1))
+    return InterpolationMatrix(np.stack([low, high], 1), np.stack([1 - share, share], 1))
 
 
-def tile_taps(
+def tile_matrices(
     num_out: int, num_network: int, starts: tuple[int, ...], tile: int, num_logits: int
-) -> list[Taps]:
+) -> list[InterpolationMatrix]:
     """Return for each tile of an axis the matrix from its logits to the image.
 
     The axis has `num_out` pixels in the image and `num_network` in the network's input; the tiles
     are `tile` pixels long, begin there at `starts` and give `num_logits` values each. The sum of
     their products is the average of the tiles where they overlap.
     """
-    to_image, to_tile = bilinear_taps(num_out, num_network), bilinear_taps(tile, num_logits)
+    to_image, to_tile = bilinear_matrix(num_out, num_network), bilinear_matrix(tile, num_logits)
     count = np.zeros(num_network)
     for start in starts:
         count[start : start + tile] += 1
@@ -76,21 +76,23 @@ def tile_taps(
     for start in starts:
         place = to_image.indices - start
         inside = (place >= 0) & (place < tile)
-        placed = Taps(np.where(inside, place, 0), np.where(inside, averaged, 0))
+        placed = InterpolationMatrix(np.where(inside, place, 0), np.where(inside, averaged, 0))
         products.append(_product(placed, to_tile))
     return products
 
 
-def _product(outer: Taps, inner: Taps) -> Taps:
+def _product(outer: InterpolationMatrix, inner: InterpolationMatrix) -> InterpolationMatrix:
     """Return the matrix that applies `inner`, then `outer`."""
     indices = inner.indices[outer.indices].reshape(len(outer.indices), -1)
     weights = outer.weights[..., None] * inner.weights[outer.indices]
-    return Taps(indices.astype(np.int32), weights.reshape(indices.shape).astype(np.float32))
+    return InterpolationMatrix(
+        indices.astype(np.int32), weights.reshape(indices.shape).astype(np.float32)
+    )
 
 
-def image_taps(
+def image_matrices(
     size: Size, tiling: Tiling, number: int, *, logits: Size, mirrored: bool
-) -> tuple[Taps, Taps]:
+) -> tuple[InterpolationMatrix, InterpolationMatrix]:
     """Return the matrices of rows and of columns from one tile's logits to an image of `size`.
 
     `logits` is the size of each tile's logits. The matrices of a mirrored view also mirror its
@@ -99,19 +101,21 @@ def image_taps(
     tops_and_lefts = tiling.tops, tiling.lefts
     row, column = divmod(number, len(tiling.lefts))
     axes = zip(size, tiling.size, tops_and_lefts, tiling.tile, logits, strict=True)
-    rows, columns = (tile_taps(*axis) for axis in axes)
+    rows, columns = (tile_matrices(*axis) for axis in axes)
     if mirrored:
-        return rows[row], Taps(*(array[::-1] for array in columns[column]))
+        return rows[row], InterpolationMatrix(*(array[::-1] for array in columns[column]))
     return rows[row], columns[column]
 
 
-def stack_taps(matrices: Sequence[Taps | None], num_rows: int, *, multiple: int) -> Taps:
+def stack_matrices(
+    matrices: Sequence[InterpolationMatrix | None], num_rows: int, *, multiple: int
+) -> InterpolationMatrix:
     """Put one matrix per image into [b, n, 4], n being `num_rows` up to a multiple.
 
     None and the rows past a matrix's end become zero.
     """
-    shape = (len(matrices), -(-num_rows // multiple) * multiple, NUM_TAPS)
-    stacked = Taps(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+    shape = (len(matrices), -(-num_rows // multiple) * multiple, NUM_WEIGHTS)
+    stacked = InterpolationMatrix(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
     for i, matrix in enumerate(matrices):
         if matrix is not None:
             stacked.indices[i, : len(matrix.indices)] = matrix.indices
@@ -134,7 +138,7 @@ def blocks(
         _check_inside(tile)
     height, width = views[0][0].rows.indices.shape[1], views[0][0].columns.indices.shape[1]
     for top in range(0, height, BLOCK[0]):
-        strips = [_strips(view, top, multiply_rows) for view in views]
+        strips = [_row_blocks(view, top, multiply_rows) for view in views]
         for left in range(0, width, BLOCK[1]):
             logits = [_sum(view, left, multiply_columns) for view in strips]
             within = [scores for scores in logits if scores is not None]
@@ -149,26 +153,26 @@ def _check_inside(tile: Tile) -> None:
     if needed[0] > height or needed[1] > width:
         raise ValueError(
             f"the matrices of a tile are of {needed[0]}x{needed[1]} logits or more, but it has "
-            f"{height}x{width}: make them by image_taps with the size that it has"
+            f"{height}x{width}: make them by image_matrices with the size that it has"
         )
 
 
-class _Strip(NamedTuple):
+class _RowBlock(NamedTuple):
     logits: Array  # [b, BLOCK[0], w, k]: the rows are the image's, the columns still the tile's
     used: Bool[np.ndarray, " b"]
-    columns: Taps
+    columns: InterpolationMatrix
 
 
-def _strips(view: Sequence[Tile], top: int, multiply_rows: Multiply) -> list[_Strip]:
+def _row_blocks(view: Sequence[Tile], top: int, multiply_rows: Multiply) -> list[_RowBlock]:
     strips = []
     for tile in view:
         rows = tile.rows.part(top, BLOCK[0])
         if rows.used.any():
-            strips.append(_Strip(multiply_rows(tile.logits, *rows), rows.used, tile.columns))
+            strips.append(_RowBlock(multiply_rows(tile.logits, *rows), rows.used, tile.columns))
     return strips
 
 
-def _sum(strips: Sequence[_Strip], left: int, multiply_columns: Multiply) -> Array | None:
+def _sum(strips: Sequence[_RowBlock], left: int, multiply_columns: Multiply) -> Array | None:
     total = None
     for strip in strips:
         columns = strip.columns.part(left, BLOCK[1])
@@ -198,7 +202,7 @@ def _multiply(x: Array, indices: Array, weights: Array) -> Array:
     `_check_inside` has looked at the indices; "clip" would make garbage of those beyond the end.
     """
     weights = weights.reshape(*weights.shape, *(1,) * (x.ndim - 1))
-    rows = (x.at[indices[:, t]].get(mode="promise_in_bounds") for t in range(NUM_TAPS))
+    rows = (x.at[indices[:, t]].get(mode="promise_in_bounds") for t in range(NUM_WEIGHTS))
     return functools.reduce(jnp.add, (weights[:, t] * row for t, row in enumerate(rows)))
 
 

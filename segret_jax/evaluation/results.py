@@ -19,12 +19,12 @@ from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.sources import RecordSource, Source
 from segret_jax.errors import InputError
-from segret_jax.evaluation.areas import Areas
 from segret_jax.evaluation.confusion import picture, write_csv
 from segret_jax.evaluation.evaluate import Result
 from segret_jax.evaluation.inference import Predictor
+from segret_jax.evaluation.pixel_counts import PixelCounts
 from segret_jax.evaluation.protocol import fingerprint, identify
-from segret_jax.files import make_folder, write_whole, writing
+from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
 from segret_jax.visualize.pictures import save_png
 
 METRICS = "metrics.json"
@@ -41,7 +41,7 @@ class SavedResult:
     file: Path
     content: dict[str, Any]
     names: list[str]
-    images: Areas
+    images: PixelCounts
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def save(
 
     `source` holds the validation images. Raises InputError if the disk refuses.
     """
-    board = result.scoreboard
+    board = result.confusion
     names = [source.name(int(index)) for index in np.flatnonzero(board.counted)]
     protocol = fingerprint(
         config,
@@ -93,7 +93,7 @@ def prepare_folder(folder: Path, known: dict[str, Any]) -> None:
     present = [file for file in present if os.path.lexists(file)]
     if present:
         _check_same(folder, present[0], known)
-    with writing(f"to {folder}"):
+    with disk_errors_as_input_errors(f"to {folder}"):
         make_folder(folder)
 
 
@@ -125,7 +125,7 @@ def write(
     *,
     protocol: dict[str, Any],
     names: Sequence[str],
-    images: Areas,
+    images: PixelCounts,
 ) -> Path:
     """Write both files into `folder` and return the path of metrics.json.
 
@@ -169,7 +169,7 @@ def read(file: Path) -> SavedResult:
     with np.load(io.BytesIO(stored)) as arrays:
         names, *areas = (arrays[key] for key in KEYS)
     order = np.argsort(names, kind="stable")
-    return SavedResult(file, content, names[order].tolist(), Areas(*areas)[order])
+    return SavedResult(file, content, names[order].tolist(), PixelCounts(*areas)[order])
 
 
 def _is_result(content: Any) -> bool:
@@ -190,6 +190,6 @@ def _bytes_of(file: Path, remedy: str) -> bytes:
 
 
 def _write(file: Path, content: bytes) -> None:
-    with writing(file):
+    with disk_errors_as_input_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, content)
+        atomic_write(file, content)

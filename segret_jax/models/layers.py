@@ -92,7 +92,7 @@ def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
-def accumulator(dtype: DTypeLike) -> jnp.dtype:
+def accum_dtype(dtype: DTypeLike) -> jnp.dtype:
     """Return the dtype of sums and statistics: float32, or float64 to check float32 by."""
     return jnp.promote_types(dtype, jnp.float32)
 
@@ -130,7 +130,7 @@ class BatchNorm(nnx.Module):
     def __call__(
         self, x: Float[Array, "*batch c"], *, train: bool = False
     ) -> Float[Array, "*batch c"]:
-        x = x.astype(accumulator(x.dtype))
+        x = x.astype(accum_dtype(x.dtype))
         if train:
             axes = tuple(range(x.ndim - 1))
             mean, var = jnp.mean(x, axes), jnp.var(x, axes)
@@ -157,7 +157,9 @@ class BatchNorm(nnx.Module):
         running[...] = (1 - self.momentum) * running[...] + self.momentum * batch
 
 
-def weights(layer: nnx.Linear | nnx.Conv) -> tuple[Float[Array, "*k c"], Float[Array, " c"]]:
+def kernel_and_bias(
+    layer: nnx.Linear | nnx.Conv,
+) -> tuple[Float[Array, "*k c"], Float[Array, " c"]]:
     """Return kernel and bias of a layer that has both."""
     assert layer.bias is not None
     return layer.kernel[...], layer.bias[...]

@@ -52,25 +52,25 @@ def start(spec: str | None) -> None:
     _joined = True
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Tell whether this process speaks and writes for all."""
     return jax.process_index() == 0
 
 
-def are_several() -> bool:
+def is_multiprocess() -> bool:
     """Tell whether there are other processes."""
     return jax.process_count() > 1
 
 
 def wait_for_all(where: str) -> None:
     """Return when every process has come to `where`."""
-    if are_several():
+    if is_multiprocess():
         multihost_utils.sync_global_devices(where)
 
 
 def gather(content: bytes) -> list[bytes]:
     """Return what each process gives, in the order of the processes."""
-    if not are_several():
+    if not is_multiprocess():
         return [content]
     # As bytes: JAX would make 32-bit numbers of 64-bit ones.
     sizes = multihost_utils.process_allgather(np.int32(len(content)))
@@ -80,14 +80,14 @@ def gather(content: bytes) -> list[bytes]:
     return [row[:size].tobytes() for row, size in zip(rows, sizes.tolist(), strict=True)]
 
 
-def by_first(action: Callable[[], None], refusal: type[Exception] = InputError) -> None:
+def run_on_primary(action: Callable[[], None], refusal: type[Exception] = InputError) -> None:
     """Let the first process do something; if that raises a `refusal`, all raise it."""
     fault = ""
-    if is_first():
+    if is_primary():
         try:
             action()
         except refusal as error:
-            if not are_several():
+            if not is_multiprocess():
                 raise
             fault = str(error)
     if fault := gather(fault.encode())[0].decode():
@@ -96,16 +96,16 @@ def by_first(action: Callable[[], None], refusal: type[Exception] = InputError) 
 
 def check_shared(folder: Path) -> None:
     """Raise InputError if a file of the first process is not seen by all in `folder`."""
-    if not are_several():
+    if not is_multiprocess():
         return
     file = folder / ".shared"
-    if is_first():
+    if is_primary():
         folder.mkdir(parents=True, exist_ok=True)
         file.touch()
     wait_for_all("check_shared: written")
     seen = gather(bytes([file.exists()]))
     wait_for_all("check_shared: read")
-    if is_first():
+    if is_primary():
         file.unlink(missing_ok=True)
     blind = [i for i, answer in enumerate(seen) if answer != b"\x01"]
     if blind:

@@ -47,7 +47,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: NamedSharding(mesh, partition(leaf.shape, fsdp)), tree)
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
+def shard_state(tree: Any, mesh: Mesh) -> Any:
     """Put a tree that every process holds whole onto the mesh, split as `shardings` says."""
 
     def put(x: Any, sharding: NamedSharding) -> jax.Array:
@@ -57,7 +57,7 @@ def place(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, tree, shardings(tree, mesh))
 
 
-def whole_here(tree: Any, mesh: Mesh) -> Any:
+def gather_replicated(tree: Any, mesh: Mesh) -> Any:
     """Gather a tree from the mesh: the same arrays, whole, on one device of this process."""
     if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
         whole = NamedSharding(mesh, PartitionSpec())

@@ -15,7 +15,7 @@ from segret_jax.errors import InputError
 from segret_jax.models.factory import abstract
 from segret_jax.models.kernels import platform_of
 from segret_jax.replay.nonfinite import nonfinite
-from segret_jax.training.capture import Captured
+from segret_jax.training.capture import CapturedStep
 from segret_jax.training.step import batch_gradient, loss_function
 from segret_jax.trees import named_leaves
 
@@ -23,7 +23,8 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def find(folder: Path) -> Path:
-    if (folder / "config.json").is_file() and (folder / "state").is_dir():
+    """Return a folder of `capture`, or the newest one in a run's folder."""
+    if (folder / "state").is_dir():
         return folder
     found = sorted(folder.glob("nonfinite_*"))
     if not found:
@@ -31,7 +32,7 @@ def find(folder: Path) -> Path:
     return found[-1]
 
 
-def faulty_inputs(captured: Captured) -> list[str]:
+def faulty_inputs(captured: CapturedStep) -> list[str]:
     """Name what is not finite of the state and of the batch."""
     trees = {
         "parameters": captured.state.params,
@@ -47,7 +48,7 @@ def faulty_inputs(captured: Captured) -> list[str]:
     ]
 
 
-def replay(captured: Captured, config: Config, dtype: str) -> bool:
+def replay(captured: CapturedStep, config: Config, dtype: str) -> bool:
     """Make the step in one precision, tell what comes out, and return whether it is finite."""
     config.model.dtype = dtype
     train, state = config.train, captured.state
@@ -55,8 +56,8 @@ def replay(captured: Captured, config: Config, dtype: str) -> bool:
     bundle = abstract(config.model, captured.table.num_classes, platform=platform)
     if jax.tree.map(jnp.shape, bundle.params) != jax.tree.map(jnp.shape, state.params):
         raise InputError("the settings given make another model than the one that was captured")
-    loss_of_part = loss_function(bundle.graph, train)
-    gradient = jax.value_and_grad(loss_of_part, has_aux=True)
+    part_loss = loss_function(bundle.graph, train)
+    gradient = jax.value_and_grad(part_loss, has_aux=True)
     parts = train.accumulate
     batch = {
         key: jnp.asarray(x.reshape(parts, -1, *x.shape[1:]) if parts > 1 else x)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from segret_jax import __version__
 from segret_jax.config import Config
-from segret_jax.files import write_whole
+from segret_jax.files import atomic_write
 from segret_jax.parallel import processes
 from segret_jax.settings import flatten, rules
 
@@ -44,10 +44,10 @@ def expected_compilation(config: Config, mesh: Mesh) -> Iterator[str]:
         yield _words(known.get(key), is_kept=bool(folder))
     finally:
         jax.monitoring.unregister_event_listener(listen)
-    if folder and processes.is_first():
+    if folder and processes.is_primary():
         known[key] = {"seconds": time.monotonic() - begun, "cached": bool(hits)}
         with suppress(Exception):
-            write_whole(Path(folder) / RECORD, json.dumps(known))
+            atomic_write(Path(folder) / RECORD, json.dumps(known))
 
 
 def _key(config: Config, mesh: Mesh) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C answered at once, also while native code keeps Python's signal handlers from running."""
+"""Ctrl-C signal_listener at once, also while native code keeps Python's signal handlers from running."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ SAME_PRESS = 0.5  # seconds; make and timeout pass Ctrl-C on to a program that h
 PATIENCE = 2.0  # seconds that the last line may take: a disk or a terminal may hang
 
 
-class Presses:
+class InterruptCounter:
     """Counts presses of Ctrl-C."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Presses:
 
 
 @contextmanager
-def answered(answer: Callable[[int], None]) -> Iterator[None]:
+def signal_listener(answer: Callable[[int], None]) -> Iterator[None]:
     """Call `answer` with the number of each signal that has a Python handler.
 
     A thread of its own does, so that it need not wait for the main thread.
@@ -58,7 +58,7 @@ def answered(answer: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
-def raised_once() -> Iterator[threading.Event]:
+def interrupt_once() -> Iterator[threading.Event]:
     """Raise one KeyboardInterrupt in the main thread; at the second press quit at once.
 
     Where native code keeps the first from being raised for a while, such as a compilation, a line
@@ -66,7 +66,7 @@ def raised_once() -> Iterator[threading.Event]:
     what is set once it is raised: libraries may turn it into another exception. Afterwards Ctrl-C
     ends the process without a word, since Python's own end would print a traceback, too.
     """
-    presses, is_raised = Presses(), threading.Event()
+    presses, is_raised = InterruptCounter(), threading.Event()
 
     def interrupt(number: int, frame: object) -> None:
         if not is_raised.is_set():
@@ -77,19 +77,19 @@ def raised_once() -> Iterator[threading.Event]:
         if number != signal.SIGINT:
             return
         if presses.add() > 1:
-            quit_at_once(lambda: say_below_bar("interrupted"))
+            quit_at_once(lambda: print_below_bar("interrupted"))
         elif not is_raised.wait(SOON):
-            say_below_bar("interrupting after this operation; press Ctrl-C again to quit at once")
+            print_below_bar("interrupting after this operation; press Ctrl-C again to quit at once")
 
     signal.signal(signal.SIGINT, interrupt)
     try:
-        with answered(answer):
+        with signal_listener(answer):
             yield is_raised
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def say_below_bar(message: str) -> None:
+def print_below_bar(message: str) -> None:
     """Print a line on standard error, but not through `sys.stderr`: another thread may hold it."""
     os.write(2, f"\n{message}\n".encode())
 

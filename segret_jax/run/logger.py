@@ -15,11 +15,11 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from segret_jax.files import write_whole, writing
-from segret_jax.run.clock import moving_clock
+from segret_jax.files import atomic_write, disk_errors_as_input_errors
+from segret_jax.run.elapsed import show_elapsed
 from segret_jax.run.memory import device_memory
-from segret_jax.run.slow_compile import without_slow_compile_alarm
-from segret_jax.run.wandb_log import WandbLog
+from segret_jax.run.slow_compile import filter_slow_compile_alarm
+from segret_jax.run.wandb_log import WandbLogger
 
 # At most 80 columns with six-digit steps, 1000 hours left and the longest values.
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
@@ -27,7 +27,7 @@ STEPS_TO_ESTIMATE = 10
 SPEED = ("steps_per_second", "images_per_second", "input_wait_share")
 
 
-class Journal:
+class RunLogger:
     """Writes the same numbers to the bar, to `metrics.jsonl`, to TensorBoard and to W&B.
 
     One process of a run does: with `active=False` nothing is written or printed.
@@ -41,9 +41,9 @@ class Journal:
         self._steps, self._start = steps, start
         self._wandb = None
         if active and wandb_project:  # first: it may refuse
-            self._wandb = WandbLog(wandb_project, workdir, config=config or {}, say=self.say)
+            self._wandb = WandbLogger(wandb_project, workdir, config=config or {}, say=self.info)
         file = workdir / "metrics.jsonl" if active else Path(os.devnull)
-        with writing(file):
+        with disk_errors_as_input_errors(file):
             if active:
                 _drop_after(file, start)
             self._lines = file.open("a", buffering=1, encoding="utf-8")
@@ -62,7 +62,7 @@ class Journal:
         self._training_since, self._timed_steps = 0.0, 0
         self._is_first = True
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "RunLogger":
         return self
 
     def __exit__(
@@ -75,7 +75,7 @@ class Journal:
         if self._wandb is not None:
             self._wandb.finish(failed=error is not None)
 
-    def tick(self) -> None:
+    def advance(self) -> None:
         """Count one completed step; the first one's time, most of it compilation, gives no speed.
 
         After ten more, a line says how long the rest takes.
@@ -104,7 +104,7 @@ class Journal:
         seconds = (time.perf_counter() - self._training_since) / self._timed_steps
         left = self._steps - self._start - 1 - self._timed_steps
         if left > 0 and seconds > 0:
-            self.say(
+            self.info(
                 f"{left} steps left: about {tqdm.format_interval(left * seconds)} on this machine "
                 f"({self._images_per_step / seconds:.3g} images/s), and the evaluations"
             )
@@ -120,7 +120,7 @@ class Journal:
             self._bar.set_description_str(f"compiling {elapsed}, {expected}")
 
         interval = 1.0 if sys.stderr.isatty() else threading.TIMEOUT_MAX
-        with without_slow_compile_alarm(), moving_clock(show, interval=interval):
+        with filter_slow_compile_alarm(), show_elapsed(show, interval=interval):
             yield
 
     @contextmanager
@@ -139,11 +139,11 @@ class Journal:
                 self._bar.start_t += seconds
                 self._bar.last_print_t += seconds
 
-    def waited(self, seconds: float) -> None:
+    def add_input_wait(self, seconds: float) -> None:
         """Count time that training stood still for lack of input."""
         self._waited += seconds
 
-    def train(self, step: int, values: dict[str, float]) -> None:
+    def record_training(self, step: int, values: dict[str, float]) -> None:
         """Record training values after `step` steps, with speed and memory.
 
         Adds, since the last record: `steps_per_second`, `images_per_second`, `input_wait_share`
@@ -165,9 +165,9 @@ class Journal:
         )
         self._record("train", step, values)
 
-    def evaluation(self, step: int, values: dict[str, float], message: str) -> None:
+    def record_evaluation(self, step: int, values: dict[str, float], message: str) -> None:
         """Record scores and print `message` above the bar."""
-        self.say(f"step {step}: {message}")
+        self.info(f"step {step}: {message}")
         self._record("validation", step, values)
         self._restart_clock(step)  # evaluation is not training time
 
@@ -176,7 +176,7 @@ class Journal:
         if self._wandb is not None:
             self._wandb.picture(step, file)
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Print a line above the bar."""
         if self._active:
             tqdm.write(message)
@@ -204,7 +204,7 @@ class Journal:
                 if math.isfinite(value):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:
-            self.say(f"cannot write to {self._lines.name}: {error.strerror}; training goes on")
+            self.info(f"cannot write to {self._lines.name}: {error.strerror}; training goes on")
         if self._wandb is not None:
             shown = {f"{kind}/{name}": value for name, value in values.items()}
             self._wandb.log(step, {k: v for k, v in shown.items() if math.isfinite(v)})
@@ -218,7 +218,7 @@ def _drop_after(file: Path, step: int) -> None:
     """Forget records of steps that a killed run made after its last checkpoint."""
     if file.exists():
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        write_whole(file, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+        atomic_write(file, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
 
 def _step_of(line: str) -> float:

@@ -138,7 +138,7 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def give_back() -> None:
+def trim_host_memory() -> None:
     """Give the system back what this process has freed, but its C library keeps.
 
     Compiling a training step on CPU, or loading it, leaves hundreds of megabytes of that.

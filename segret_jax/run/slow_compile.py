@@ -22,7 +22,7 @@ PATIENCE = 5  # seconds; a child of this process may keep the pipe open
 
 
 @contextmanager
-def without_slow_compile_alarm() -> Iterator[None]:
+def filter_slow_compile_alarm() -> Iterator[None]:
     """Filter what native code writes to standard error, while the block runs.
 
     Nothing is done where Python itself writes to descriptor 2, as it does unless

@@ -16,7 +16,12 @@ from tqdm import tqdm
 
 from segret_jax.parallel import processes
 from segret_jax.parallel.mesh import AXES
-from segret_jax.run.interrupts import Presses, answered, quit_at_once, say_below_bar
+from segret_jax.run.interrupts import (
+    InterruptCounter,
+    print_below_bar,
+    quit_at_once,
+    signal_listener,
+)
 from segret_jax.run.workdir import newest_step
 
 DELAY = 2  # steps after which the processes know each other's wishes, without waiting for them
@@ -26,16 +31,16 @@ AFTER_STEP = "stopping after this step, saving"
 class StopRequest:
     """Ctrl-C and SIGTERM ask for a clean stop after the current step; a second Ctrl-C quits.
 
-    Each is answered with a line at once, even while XLA compiles. `on_quit` is called last.
+    Each is signal_listener with a line at once, even while XLA compiles. `on_quit` is called last.
     """
 
     def __init__(self, mesh: Mesh, workdir: Path) -> None:
         self.requested = False
         self.on_quit: Callable[[], None] = lambda: None
         self._workdir = workdir
-        self._presses = Presses()
+        self._presses = InterruptCounter()
         self._effect, self._said = AFTER_STEP, ""
-        self._wishes: deque[jax.Array] = deque()
+        self._stop_flags: deque[jax.Array] = deque()
         self._shards = NamedSharding(mesh, PartitionSpec(AXES))
         self._num_devices = mesh.size
         self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -44,7 +49,7 @@ class StopRequest:
         with ExitStack() as stack:
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
-            stack.enter_context(answered(self._answer))
+            stack.enter_context(signal_listener(self._answer))
             self._stack = stack.pop_all()
         return self
 
@@ -76,7 +81,7 @@ class StopRequest:
 
     def _say(self, message: str) -> None:
         """Print a line above the progress bar, once: schedulers repeat SIGTERM."""
-        if processes.is_first() and message != self._said:
+        if processes.is_primary() and message != self._said:
             tqdm.write(message, file=sys.stderr)
             self._said = message
 
@@ -87,8 +92,8 @@ class StopRequest:
             if step
             else "there is no checkpoint yet: the same command starts anew"
         )
-        if processes.is_first():
-            say_below_bar(f"stopped at once; {then}")
+        if processes.is_primary():
+            print_below_bar(f"stopped at once; {then}")
         self.on_quit()
 
     def agreed(self) -> bool:
@@ -97,9 +102,9 @@ class StopRequest:
         A signal does not come to all processes at the same step. So each gives its wish to a sum
         over all devices, and reads the one that was begun two steps ago: by then it is there.
         """
-        if not processes.are_several():
+        if not processes.is_multiprocess():
             return self.requested
         wish = np.full(self._num_devices, self.requested, np.int32)
         shared = jax.make_array_from_callback(wish.shape, self._shards, lambda part: wish[part])
-        self._wishes.append(self._any(shared))
-        return len(self._wishes) > DELAY and bool(self._wishes.popleft())
+        self._stop_flags.append(self._any(shared))
+        return len(self._stop_flags) > DELAY and bool(self._stop_flags.popleft())

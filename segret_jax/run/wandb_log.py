@@ -1,4 +1,4 @@
-"""Weights & Biases, if asked for: the journal's numbers and pictures, never at training's cost."""
+"""Weights & Biases, if asked for: the logger's numbers and pictures, never at training's cost."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from segret_jax.errors import InputError
-from segret_jax.files import write_whole
+from segret_jax.files import atomic_write
 
 
-class WandbLog:
+class WandbLogger:
     """One run there per workdir: its id is kept in `wandb_id`, so that a resumed run continues it.
 
     Whatever fails, `say` tells it once, and training goes on without. Only a missing package
@@ -74,5 +74,5 @@ def _package(project: str) -> tuple[Any, Any]:
 def _id_of(workdir: Path) -> str:
     file = workdir / "wandb_id"
     if not file.exists():
-        write_whole(file, secrets.token_hex(4))
+        atomic_write(file, secrets.token_hex(4))
     return file.read_text(encoding="utf-8").strip()

@@ -14,7 +14,7 @@ from segret_jax import config as configs
 from segret_jax.checkpoint.model import saved_in
 from segret_jax.config import Config
 from segret_jax.errors import InputError
-from segret_jax.files import write_whole, writing
+from segret_jax.files import atomic_write, disk_errors_as_input_errors
 from segret_jax.parallel import processes
 from segret_jax.settings import flatten, rules
 
@@ -24,7 +24,7 @@ LOCK = ".lock"  # held by the process at work in the folder; the system frees it
 
 
 @contextmanager
-def claimed(workdir: Path, config: Config) -> Iterator[Callable[[str], None]]:
+def claim_workdir(workdir: Path, config: Config) -> Iterator[Callable[[str], None]]:
     """Make `workdir` this run's folder; refuse one of another config, or where a run is at work.
 
     Keeps a file `status` there for schedulers: running, finished, stopped or failed, in one word.
@@ -34,16 +34,16 @@ def claimed(workdir: Path, config: Config) -> Iterator[Callable[[str], None]]:
         raise InputError(
             f"--workdir {workdir}: give a folder; a bucket is mounted first (gcsfuse, s3fs)"
         )
-    with writing(f"to --workdir {workdir}"):
+    with disk_errors_as_input_errors(f"to --workdir {workdir}"):
         processes.check_shared(workdir)
     with ExitStack() as stack:
 
         def claim() -> None:
-            with writing(f"to --workdir {workdir}"):
+            with disk_errors_as_input_errors(f"to --workdir {workdir}"):
                 stack.enter_context(_lock(workdir))
             _check_and_save(workdir, config)
 
-        processes.by_first(claim)
+        processes.run_on_primary(claim)
         mark = partial(_mark, workdir)
         mark("running")
         try:
@@ -90,7 +90,7 @@ def _check_and_save(workdir: Path, config: Config) -> None:
         is_longer = ours["train.steps"] > theirs["train.steps"]
         if different and not (different == ["train.steps"] and is_longer):
             raise _refusal(workdir, theirs, ours, different)
-    with writing(f"to --workdir {workdir}"):
+    with disk_errors_as_input_errors(f"to --workdir {workdir}"):
         (workdir / "pictures").mkdir(parents=True, exist_ok=True)
         configs.save(config, saved)
 
@@ -119,6 +119,6 @@ def newest_step(workdir: Path) -> int:
 
 
 def _mark(workdir: Path, word: str) -> None:
-    if processes.is_first():
+    if processes.is_primary():
         with suppress(OSError):  # a full disk is told where it matters
-            write_whole(workdir / STATUS, word + "\n")
+            atomic_write(workdir / STATUS, word + "\n")

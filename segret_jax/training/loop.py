@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -23,26 +24,35 @@ from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import Result
 from segret_jax.models.config import model_name
+from segret_jax.models.factory import ModelBundle
 from segret_jax.models.families import get_family
 from segret_jax.models.kernels import platform_of
 from segret_jax.parallel import processes
 from segret_jax.parallel.mesh import check_batch, make_mesh
-from segret_jax.parallel.sharding import place, shard_batch
+from segret_jax.parallel.sharding import shard_batch, shard_state
 from segret_jax.run.compile_time import expected_compilation
-from segret_jax.run.logger import Journal
+from segret_jax.run.logger import RunLogger
 from segret_jax.run.memory import machine_of
 from segret_jax.run.profiler import Profiler, Steps
 from segret_jax.run.stop import StopRequest
 from segret_jax.run.watchdog import Watchdog
-from segret_jax.run.workdir import claimed
+from segret_jax.run.workdir import claim_workdir
 from segret_jax.training import capture, sizing
+from segret_jax.training.evaluator import Evaluator
 from segret_jax.training.forecast import check_memory
 from segret_jax.training.initialization import initialize
 from segret_jax.training.losses import check_class_weights
 from segret_jax.training.optimizer import make_optimizer
-from segret_jax.training.scoring import Scorer
 from segret_jax.training.step import compile_ahead, make_train_step
 from segret_jax.training.step_log import StepLog
+
+
+class Data(NamedTuple):
+    """What a run learns from and is evaluated on."""
+
+    table: ClassTable
+    training: Source
+    validation: Source
 
 
 @dataclass
@@ -57,8 +67,8 @@ class Run:
     batches: Iterator[dict[str, np.ndarray]]
     train_step: jax.stages.Wrapped
     checkpoints: Checkpoints
-    scorer: Scorer
-    journal: Journal
+    evaluator: Evaluator
+    logger: RunLogger
     log: StepLog
     profiler: Profiler
     stop: StopRequest
@@ -74,83 +84,82 @@ def train(
     InputError for anything that the user can mend: data, config, another run's folder, a loss that
     is not finite.
     """
-    mesh = make_mesh(config.mesh)
-    table = class_table(config.data)
-    check_class_table(table)
-    check_class_weights(config.train, table.num_classes)
-    training = open_source(config.data, "training")
-    check_samples(training, skip_faulty=config.data.on_error == "skip")
-    validation = open_source(config.data, "validation")
-    machine = machine_of(mesh)
+    mesh, data = make_mesh(config.mesh), _open_data(config)
+    machine, num_classes = machine_of(mesh), data.table.num_classes
     config, sizes = sizing.resolve(
         config, workdir, machine,
-        training=training, validation=validation, num_classes=table.num_classes,
+        training=data.training, validation=data.validation, num_classes=num_classes,
     )  # fmt: skip
     check_batch(config, mesh)
-
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(mesh, workdir))
         platform = platform_of(mesh.devices.flat)
-        # It may refuse, so before the folder is claimed.
-        initial = initialize(config, table, workdir, platform=platform)
-        bundle = initial.bundle
-        memory = check_memory(config, machine, bundle.num_params, table.num_classes)
-        mark = stack.enter_context(claimed(workdir, config))
+        initial = initialize(config, data.table, workdir, platform=platform)
+        memory = check_memory(config, machine, initial.bundle.num_params, num_classes)
+        # After all that may refuse: the folder is not made for nothing.
+        mark = stack.enter_context(claim_workdir(workdir, config))
         stop.on_quit = partial(mark, "stopped")
-        optimizer = make_optimizer(
-            config.optim, config.train.steps, get_family(config.model.family)
-        )
-        train_step = make_train_step(bundle.graph, optimizer, config.train, mesh)
-        checkpoints = stack.enter_context(closing(Checkpoints(workdir, config, table, training)))
-        averaged = config.train.ema_decay > 0
-        state = new_state(*bundle.variables, optimizer, averaged=averaged)
-        state = place(state, mesh)
-        state = checkpoints.restore_latest(state) or state
-        start = int(state.step)
-        dataset = _dataset(training, config)
-        batches = batches_from(dataset, start, workers=config.data.workers)
-        stack.enter_context(closing(batches))
-        journal = stack.enter_context(
-            Journal(
-                workdir, steps=config.train.steps, start=start, config=asdict(config),
-                images_per_step=config.train.batch_size, wandb_project=wandb_project,
-                active=processes.is_first(),
-            )
-        )  # fmt: skip
-        scorer = Scorer(
-            config, workdir, validation=validation, table=table, graph=bundle.graph,
-            mesh=mesh, journal=journal,
-        )  # fmt: skip
-        watchdog = stack.enter_context(Watchdog(_say_anyway(journal)))
-        run = Run(
-            config=config,
-            workdir=workdir,
-            table=table,
-            mesh=mesh,
-            dataset=dataset,
-            batches=batches,
-            train_step=train_step,
-            checkpoints=checkpoints,
-            scorer=scorer,
-            journal=journal,
-            log=StepLog(config, journal, train_step, watchdog.steps_completed),
-            profiler=stack.enter_context(Profiler(_profile_folder(workdir), profile, journal.say)),
-            stop=stop,
-            watchdog=watchdog,
-        )
-        _introduce(run, start, (*sizes, memory, *initial.notes))
-        result = _train(run, state, start)
+        options: Any = {"profile": profile, "wandb_project": wandb_project}
+        run, state = _open_run(stack, config, workdir, data, mesh, initial.bundle, stop, **options)
+        _introduce(run, int(state.step), (*sizes, memory, *initial.notes))
+        result = _train(run, state)
         with run.watchdog.phase("save"):
-            is_saved = checkpoints.finish()
+            is_saved = run.checkpoints.finish()
         if result and not is_saved:
             raise InputError("the last checkpoint was not saved: run the same command again")
         mark("finished" if result else "stopped")
         return result
 
 
-def _train(run: Run, state: TrainState, start: int) -> Result | None:
-    """Make the steps after `start`; return the last evaluation, or None if told to stop."""
-    config, result = run.config.train, None
+def _open_data(config: Config) -> Data:
+    table = class_table(config.data)
+    check_class_table(table)
+    check_class_weights(config.train, table.num_classes)
+    training = open_source(config.data, "training")
+    check_samples(training, skip_faulty=config.data.on_error == "skip")
+    return Data(table, training, open_source(config.data, "validation"))
+
+
+def _open_run(
+    stack: ExitStack, config: Config, workdir: Path, data: Data, mesh: Mesh, bundle: ModelBundle,
+    stop: StopRequest, *, profile: Steps | None, wandb_project: str,
+) -> tuple[Run, TrainState]:  # fmt: skip
+    """Restore the state, or start anew, and open what the run writes to and reads from."""
+    optimizer = make_optimizer(config.optim, config.train.steps, get_family(config.model.family))
+    train_step = make_train_step(bundle.graph, optimizer, config.train, mesh)
+    checkpoints = Checkpoints(workdir, config, data.table, data.training)
+    stack.enter_context(closing(checkpoints))
+    averaged = config.train.ema_decay > 0
+    state = shard_state(new_state(*bundle.variables, optimizer, averaged=averaged), mesh)
+    state = checkpoints.restore_latest(state) or state
+    start = int(state.step)
+    dataset = _dataset(data.training, config)
+    batches = stack.enter_context(
+        closing(batches_from(dataset, start, workers=config.data.workers))
+    )
+    logger = RunLogger(
+        workdir, steps=config.train.steps, start=start, config=asdict(config),
+        images_per_step=config.train.batch_size, wandb_project=wandb_project,
+        active=processes.is_primary(),
+    )  # fmt: skip
+    stack.enter_context(logger)
+    evaluator = Evaluator(
+        config, workdir, validation=data.validation, table=data.table, graph=bundle.graph,
+        mesh=mesh, logger=logger,
+    )  # fmt: skip
+    watchdog = stack.enter_context(Watchdog(_local_logger(logger)))
+    profiler = stack.enter_context(Profiler(_profile_folder(workdir), profile, logger.info))
+    log = StepLog(config, logger, train_step, watchdog.steps_completed)
+    run = Run(
+        config, workdir, data.table, mesh, dataset, batches, train_step, checkpoints, evaluator,
+        logger, log, profiler, stop, watchdog,
+    )  # fmt: skip
+    return run, state
+
+
+def _train(run: Run, state: TrainState) -> Result | None:
+    """Make the steps after `state`; return the last evaluation, or None if told to stop."""
+    config, start, result = run.config.train, int(state.step), None
     if start and start % config.eval_every == 0 and not run.checkpoints.has_score(start):
         result = _save_and_evaluate(run, state)  # the run was stopped in this evaluation
         if result is None:
@@ -164,7 +173,7 @@ def _train(run: Run, state: TrainState, start: int) -> Result | None:
         if is_evaluation or step % config.log_every == 0:
             with run.watchdog.phase("wait for the device", on_device=True):
                 jax.block_until_ready(state)
-            _refuse_if_not_finite(run, state)
+            _stop_if_nonfinite(run, state)
             run.log.write(step, state)
         if is_evaluation:
             result = _save_and_evaluate(run, state)
@@ -182,13 +191,13 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
     with _saving_on_error(run, state), run.watchdog.phase("input"):
         begun = time.perf_counter()
         batch = next(run.batches)
-        run.journal.waited(time.perf_counter() - begun)
+        run.logger.add_input_wait(time.perf_counter() - begun)
     run.log.count_skipped(batch.pop("skipped"))
     with run.watchdog.phase("compile" if is_first else "step", on_device=not is_first):
         placed = shard_batch(batch, run.mesh, run.config.train.accumulate)
         if is_first:
             expectation = expected_compilation(run.config, run.mesh)
-            with expectation as words, run.journal.compiling(words):
+            with expectation as words, run.logger.compiling(words):
                 compile_ahead(run.train_step, state, placed)
         state, metrics = run.train_step(state, placed)
         run.log.add(metrics)
@@ -210,19 +219,19 @@ def _dataset(training: Source, config: Config) -> grain.MapDataset:
 def _profile_folder(workdir: Path) -> Path:
     """Return one of this process's own: processes of one host would write the same file."""
     folder = workdir / "profile"
-    return folder / f"process_{jax.process_index()}" if processes.are_several() else folder
+    return folder / f"process_{jax.process_index()}" if processes.is_multiprocess() else folder
 
 
-def _say_anyway(journal: Journal) -> Callable[[str], None]:
+def _local_logger(logger: RunLogger) -> Callable[[str], None]:
     """Return how this process tells what concerns it alone."""
-    if processes.is_first():
-        return journal.say
+    if processes.is_primary():
+        return logger.info
     return lambda message: print(f"process {jax.process_index()}: {message}", file=sys.stderr)
 
 
 def _introduce(run: Run, start: int, notes: tuple[str, ...]) -> None:
     model, device, count = run.config.model, run.mesh.devices.flat[0], jax.process_count()
-    run.journal.say(
+    run.logger.info(
         f"{model_name(model)} on {run.config.data.dataset}, {run.table.num_classes} classes; "
         f"{run.mesh.size} x {device.device_kind}"
         + (f" in {count} processes" if count > 1 else "")
@@ -230,7 +239,7 @@ def _introduce(run: Run, start: int, notes: tuple[str, ...]) -> None:
         + (f"; continuing at step {start}" if start else "")
     )
     for note in notes:
-        run.journal.say(note)
+        run.logger.info(note)
 
 
 def _save_and_evaluate(run: Run, state: TrainState) -> Result | None:
@@ -239,10 +248,10 @@ def _save_and_evaluate(run: Run, state: TrainState) -> Result | None:
     again = run.checkpoints.has_score(step)
     with (
         run.watchdog.phase("evaluation"),
-        run.journal.evaluating(),
+        run.logger.evaluating(),
         run.stop.cancels("the evaluation, which is made when the run goes on"),
     ):
-        result = run.scorer.score(state, again=again, cancelled=lambda: run.stop.requested)
+        result = run.evaluator.score(state, again=again, cancelled=lambda: run.stop.requested)
     if result and not again:
         with run.watchdog.phase("save"):
             run.checkpoints.add_score(step, result.metrics.mean_iou)
@@ -250,7 +259,7 @@ def _save_and_evaluate(run: Run, state: TrainState) -> Result | None:
 
 
 def _save(run: Run, state: TrainState) -> None:
-    _refuse_if_not_finite(run, state)
+    _stop_if_nonfinite(run, state)
     with run.watchdog.phase("save"):
         run.checkpoints.save(state)
 
@@ -261,7 +270,7 @@ def _saving_on_error(run: Run, state: TrainState) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if not processes.are_several():  # a checkpoint takes all of them
+        if not processes.is_multiprocess():  # a checkpoint takes all of them
             run.checkpoints.save(state)
         raise
 
@@ -271,12 +280,12 @@ def _save_and_stop(run: Run, state: TrainState) -> None:
     with run.watchdog.phase("save"):
         saved = run.checkpoints.finish()
     where = f"saved in {run.checkpoints.folder}" if saved else "NOT saved"
-    run.journal.say(
+    run.logger.info(
         f"stopped at step {int(state.step)}, {where}; run the same command again to go on"
     )
 
 
-def _refuse_if_not_finite(run: Run, state: TrainState) -> None:
+def _stop_if_nonfinite(run: Run, state: TrainState) -> None:
     """Save the state before a non-finite step, and that step for `replay`; raise InputError."""
     step = int(state.bad_step)
     if step < 0:
@@ -293,7 +302,7 @@ def _refuse_if_not_finite(run: Run, state: TrainState) -> None:
         )  # fmt: skip
         kept.append(f"segret replay {folder} shows where it begins")
     except InputError as error:  # a full disk must not hide what happened
-        run.journal.say(str(error))
+        run.logger.info(str(error))
     more = run.config.train.max_bad_steps + 10
     raise InputError(
         f"loss or gradient of step {step + 1} is not finite; "

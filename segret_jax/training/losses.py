@@ -24,7 +24,7 @@ def check_class_weights(config: TrainConfig, num_classes: int) -> None:
         )
 
 
-def divisor(label: UInt8[Array, "*batch h w"], normalizer: str) -> Float[Array, ""]:
+def loss_normalizer(label: UInt8[Array, "*batch h w"], normalizer: str) -> Float[Array, ""]:
     """Return by how many pixels the sum of their losses is divided.
 
     `all_pixels`, the released code's mean, counts the ignored ones (255), `valid_pixels` does not.
@@ -45,7 +45,7 @@ def cross_entropy(
     ohem_threshold: float = 0.0,
     ohem_min_kept: int = 1,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the sum of the pixels' losses over `pixels`, a `divisor`, and the accuracy in percent.
+    """Return the sum of the pixels' losses over `pixels`, a `loss_normalizer`, and the accuracy in percent.
 
     Logits are first resized to the label. Ignored pixels (255) contribute nothing. A pixel's loss
     is multiplied by its class's entry of `class_weights`. OHEM, unless its threshold is 0, drops

@@ -50,15 +50,15 @@ def _with_gradient(
 
     def add(carry: tuple[Array, Array, Array], block: Any) -> tuple[Any, None]:
         loss, correct, gradient = carry
-        first_row, row_shares, label, weight = block
-        resized = cells.resize(padded, first_row, row_shares)
-        of_pixel, is_correct, slope = _cross_entropy(resized, label)
-        counts = weight != 0  # the losses of other pixels may even be infinite
-        loss += jnp.sum(jnp.where(counts, weight * of_pixel, 0), (1, 2, 3, 4))
+        first_row, row_weights, label, weight = block
+        resized = cells.resize(padded, first_row, row_weights)
+        of_pixel, is_correct, grad = _cross_entropy(resized, label)
+        is_counted = weight != 0  # the losses of other pixels may even be infinite
+        loss += jnp.sum(jnp.where(is_counted, weight * of_pixel, 0), (1, 2, 3, 4))
         correct += jnp.sum(is_correct, (1, 2, 3, 4), dtype=jnp.float32)
-        slope = jnp.where(counts[..., None], weight[..., None] * slope, 0)
-        before = lax.dynamic_slice_in_dim(gradient, first_row, cells.at_once + 1, axis=1)
-        after = before + cells.resize_transposed(slope, row_shares)
+        grad = jnp.where(is_counted[..., None], weight[..., None] * grad, 0)
+        before = lax.dynamic_slice_in_dim(gradient, first_row, cells.rows_per_block + 1, axis=1)
+        after = before + cells.resize_transposed(grad, row_weights)
         gradient = lax.dynamic_update_slice_in_dim(gradient, after, first_row, axis=1)
         return (loss, correct, gradient), None
 
@@ -84,8 +84,8 @@ def pixel_losses(
     padded = cells.pad(logits)
 
     def of_block(block: Any) -> Array:
-        first_row, row_shares, label = block
-        return _cross_entropy(cells.resize(padded, first_row, row_shares), label)[0]
+        first_row, row_weights, label = block
+        return _cross_entropy(cells.resize(padded, first_row, row_weights), label)[0]
 
     return cells.join(lax.map(of_block, (*cells.blocks(), cells.divide(label, IGNORE))))
 
@@ -95,7 +95,7 @@ class _Axis(NamedTuple):
 
     length: int  # of the label
     pixels: np.ndarray  # int [cells, slots]: of the label; `length` in an empty slot
-    shares: np.ndarray  # [cells or 1, slots]: of a cell's second logit; the first has the rest
+    weights: np.ndarray  # [cells or 1, slots]: of a cell's second logit; the first has the rest
 
 
 def _axis(length: int, num_logits: int) -> _Axis:
@@ -107,11 +107,11 @@ def _axis(length: int, num_logits: int) -> _Axis:
     first = -(-((2 * cell - 1) * length - num_logits) // (2 * num_logits))  # its first pixel
     first, end = first[:-1], first[1:]
     pixels = first + np.arange(np.max(end - first))
-    shares = ((2 * pixels + 1) * num_logits - (2 * cell[:-1] - 1) * length) / (2 * length)
-    if np.all(shares == shares[0]):
-        shares = shares[:1]
+    weights = ((2 * pixels + 1) * num_logits - (2 * cell[:-1] - 1) * length) / (2 * length)
+    if np.all(weights == weights[0]):
+        weights = weights[:1]
     inside = (pixels < end) & (pixels >= 0) & (pixels < length)
-    return _Axis(length, np.where(inside, pixels, length), shares.astype(np.float32))
+    return _Axis(length, np.where(inside, pixels, length), weights.astype(np.float32))
 
 
 class _Cells:
@@ -121,14 +121,14 @@ class _Cells:
         self.rows, self.columns = _axis(label[1], logits[1]), _axis(label[2], logits[2])
         self.num_rows = len(self.rows.pixels)
         logits_of_row = self.rows.pixels.shape[1] * self.columns.pixels.size * logits[3]
-        self.at_once = min(self.num_rows, max(1, block_size // logits_of_row))
-        self.num_blocks = -(-self.num_rows // self.at_once)
-        self.filling = self.num_blocks * self.at_once - self.num_rows
+        self.rows_per_block = min(self.num_rows, max(1, block_size // logits_of_row))
+        self.num_blocks = -(-self.num_rows // self.rows_per_block)
+        self.padding = self.num_blocks * self.rows_per_block - self.num_rows
 
     def pad(self, logits: Float[Array, "b h w k"]) -> Float[Array, "b _ _ k"]:
         """Repeat the outer logits, so that each cell has four, and fill up the last block."""
         padded = jnp.pad(logits, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
-        return jnp.pad(padded, ((0, 0), (0, self.filling), (0, 0), (0, 0)))
+        return jnp.pad(padded, ((0, 0), (0, self.padding), (0, 0), (0, 0)))
 
     def pad_transposed(self, x: Float[Array, "b _ _ k"]) -> Float[Array, "b h w k"]:
         x = x[:, : self.num_rows + 1]
@@ -136,21 +136,21 @@ class _Cells:
         return x[:, :, 1:-1].at[:, :, 0].add(x[:, :, 0]).at[:, :, -1].add(x[:, :, -1])
 
     def blocks(self) -> tuple[Array, Array | None]:
-        """Return each block's first row and its rows' shares, or None if all rows have the same."""
-        starts = jnp.arange(self.num_blocks) * self.at_once
-        if len(self.rows.shares) == 1:
+        """Return each block's first row and its rows' weights, or None if all rows have the same."""
+        starts = jnp.arange(self.num_blocks) * self.rows_per_block
+        if len(self.rows.weights) == 1:
             return starts, None
-        shares = np.pad(self.rows.shares, ((0, self.filling), (0, 0)))
-        return starts, jnp.asarray(shares.reshape(self.num_blocks, self.at_once, -1))
+        weights = np.pad(self.rows.weights, ((0, self.padding), (0, 0)))
+        return starts, jnp.asarray(weights.reshape(self.num_blocks, self.rows_per_block, -1))
 
     def divide(self, pixels: Shaped[Array, "b H W"], empty: int) -> Shaped[Array, "n b i s t j"]:
         """Put the label's pixels into the slots of n blocks; `empty` into empty ones."""
-        no_rows = ((0, self.filling), (0, 0))
+        no_rows = ((0, self.padding), (0, 0))
         rows = np.pad(self.rows.pixels, no_rows, constant_values=self.rows.length)
         pixels = jnp.pad(pixels, ((0, 0), (0, 1), (0, 1)), constant_values=empty)
         slots = pixels[:, rows][..., self.columns.pixels.T]
         return jnp.moveaxis(
-            slots.reshape(-1, self.num_blocks, self.at_once, *slots.shape[2:]), 1, 0
+            slots.reshape(-1, self.num_blocks, self.rows_per_block, *slots.shape[2:]), 1, 0
         )
 
     def join(self, slots: Shaped[Array, "n b i s t j"]) -> Shaped[Array, "b H W"]:
@@ -163,40 +163,40 @@ class _Cells:
         return slots[:, rows][:, :, columns]
 
     def resize(
-        self, padded: Float[Array, "b _ _ k"], first_row: Array, row_shares: Array | None
+        self, padded: Float[Array, "b _ _ k"], first_row: Array, row_weights: Array | None
     ) -> Float[Array, "b i s t j k"]:
         """Resize padded logits to the slots of one block, in float32."""
-        down, right = self._shares(row_shares)
-        logits = lax.dynamic_slice_in_dim(padded, first_row, self.at_once + 1, axis=1)
+        down, right = self._weights(row_weights)
+        logits = lax.dynamic_slice_in_dim(padded, first_row, self.rows_per_block + 1, axis=1)
         logits = logits.astype(jnp.float32)
         rows = logits[:, :-1, None] * (1 - down) + logits[:, 1:, None] * down
         rows = rows[:, :, :, None]
         return rows[..., :-1, :] * (1 - right) + rows[..., 1:, :] * right
 
     def resize_transposed(
-        self, slots: Float[Array, "b i s t j k"], row_shares: Array | None
+        self, slots: Float[Array, "b i s t j k"], row_weights: Array | None
     ) -> Float[Array, "b _ _ k"]:
         # Slots are added one by one: on CPU the sums that autodiff makes can be ten times slower.
-        down, right = self._shares(row_shares)
+        down, right = self._weights(row_weights)
 
-        def of_columns(share: Array) -> Array:
+        def of_columns(weight_of: Array) -> Array:
             return functools.reduce(
-                jnp.add, (slots[:, :, :, t] * share[t] for t in range(slots.shape[3]))
+                jnp.add, (slots[:, :, :, t] * weight_of[t] for t in range(slots.shape[3]))
             )
 
         rows = _overlapping(of_columns(1 - right), of_columns(right), axis=3)
 
-        def of_rows(share: Array) -> Array:
+        def of_rows(weight_of: Array) -> Array:
             return functools.reduce(
-                jnp.add, (rows[:, :, s] * share[:, s] for s in range(slots.shape[2]))
+                jnp.add, (rows[:, :, s] * weight_of[:, s] for s in range(slots.shape[2]))
             )
 
         return _overlapping(of_rows(1 - down), of_rows(down), axis=1)
 
-    def _shares(self, row_shares: Array | None) -> tuple[Array, Array]:
+    def _weights(self, row_weights: Array | None) -> tuple[Array, Array]:
         """Return those of logits below, [i or 1, s, 1, 1], and to the right, [t, j or 1, 1]."""
-        down = jnp.asarray(self.rows.shares) if row_shares is None else row_shares
-        return down[:, :, None, None], jnp.asarray(self.columns.shares).T[:, :, None]
+        down = jnp.asarray(self.rows.weights) if row_weights is None else row_weights
+        return down[:, :, None, None], jnp.asarray(self.columns.weights).T[:, :, None]
 
 
 def _overlapping(first: Array, second: Array, *, axis: int) -> Array:
@@ -211,7 +211,7 @@ def _overlapping(first: Array, second: Array, *, axis: int) -> Array:
 def _cross_entropy(
     logits: Float[Array, "*slots k"], label: UInt8[Array, "*slots"]
 ) -> tuple[Float[Array, "*slots"], Bool[Array, "*slots"], Float[Array, "*slots k"]]:
-    """Return each pixel's loss, whether its class is the best, and the slope."""
+    """Return each pixel's loss, whether its class is the best, and the grad."""
     # Sums over the class axis rather than an indexed read, which accelerators are slow at.
     is_class = jnp.arange(logits.shape[-1], dtype=label.dtype) == label[..., None]
     best = jnp.max(logits, -1, keepdims=True)

@@ -63,7 +63,7 @@ def resolve(
         return config, ()
     if (saved := workdir / "config.json").exists():
         return fill(config, configs.load(saved)), ()
-    if processes.are_several():
+    if processes.is_multiprocess():
         listed = ", ".join(configs.left_open(config))
         raise InputError(f"several processes do not choose {listed}: give --config.KEY=VALUE")
     data = examine(training, len(validation), num_classes)

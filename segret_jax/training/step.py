@@ -16,8 +16,8 @@ from segret_jax.checkpoint.state import TrainState
 from segret_jax.config import TrainConfig
 from segret_jax.models.layers import SampleKeys
 from segret_jax.parallel.sharding import batch_sharding, shardings
-from segret_jax.run.memory import give_back
-from segret_jax.training.losses import cross_entropy, divisor
+from segret_jax.run.memory import trim_host_memory
+from segret_jax.training.losses import cross_entropy, loss_normalizer
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -45,7 +45,7 @@ def make_train_step(
     which chooses within each part.
     """
     loss = loss_function(graph, config, regularize=regularize)
-    gradient_of_part = jax.value_and_grad(loss, has_aux=True)
+    part_gradient = jax.value_and_grad(loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = lax.with_sharding_constraint(batch, batch_sharding(mesh, config.accumulate))
@@ -53,7 +53,7 @@ def make_train_step(
         whole = lax.with_sharding_constraint(state.params, NamedSharding(mesh, PartitionSpec()))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for kernels to split by
             grads, batch_stats, metrics = batch_gradient(
-                gradient_of_part, replace(state, params=whole), batch, config
+                part_gradient, replace(state, params=whole), batch, config
             )
         grads = lax.with_sharding_constraint(grads, shardings(grads, mesh))
         with jax.named_scope("optimizer"):
@@ -66,12 +66,14 @@ def make_train_step(
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema=_averaged(state, {"params": params, "batch_stats": batch_stats}, config.ema_decay),
+            ema=_update_average(
+                state, {"params": params, "batch_stats": batch_stats}, config.ema_decay
+            ),
         )
         metrics["gradient_norm"] = optax.tree.norm(pack(grads))
         metrics["update_norm"] = optax.tree.norm(pack(updates))
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-        state = _advance_if(finite, state, updated, max_bad_steps=config.max_bad_steps)
+        state = _advance_if_finite(finite, state, updated, max_bad_steps=config.max_bad_steps)
         return lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
 
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options(mesh))
@@ -83,9 +85,9 @@ def compile_ahead(step: jax.stages.Wrapped, state: TrainState, batch: Any) -> ja
     Before and after, freed memory goes back to the system. Otherwise the peak of a run on CPU
     would be the sum of what initialising, compiling and the steps take.
     """
-    give_back()
+    trim_host_memory()
     compiled = step.lower(state, batch).compile()
-    give_back()
+    trim_host_memory()
     return compiled
 
 
@@ -132,14 +134,14 @@ def loss_function(
 
 
 def batch_gradient(
-    gradient_of_part: Callable, state: TrainState, batch: Batch, config: TrainConfig
+    part_gradient: Callable, state: TrainState, batch: Batch, config: TrainConfig
 ) -> tuple[Any, Any, Metrics]:
     """Return the gradient of a whole batch, the new batch statistics, loss and accuracy."""
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    pixels = divisor(batch["label"], config.loss_normalizer) / config.accumulate
+    pixels = loss_normalizer(batch["label"], config.loss_normalizer) / config.accumulate
 
     def of_part(batch_stats: Any, part: Batch) -> tuple[Any, Any]:
-        (loss, (accuracy, batch_stats)), grads = gradient_of_part(
+        (loss, (accuracy, batch_stats)), grads = part_gradient(
             state.params, batch_stats, part, key, pixels
         )
         return batch_stats, (grads, {"loss": loss, "accuracy": accuracy})
@@ -160,7 +162,7 @@ def batch_gradient(
     return grads, batch_stats, metrics
 
 
-def _averaged(state: TrainState, model: Any, decay: float) -> Any:
+def _update_average(state: TrainState, model: Any, decay: float) -> Any:
     """Return the exponential moving average of `model`, or None without one.
 
     Its decay grows with the steps, min(decay, (1 + t)/(10 + t)), so that it soon forgets where the
@@ -173,7 +175,7 @@ def _averaged(state: TrainState, model: Any, decay: float) -> Any:
     return jax.tree.map(lambda old, new: old + (1 - decay_now) * (new - old), state.ema, model)
 
 
-def _advance_if(
+def _advance_if_finite(
     finite: Array, state: TrainState, updated: TrainState, *, max_bad_steps: int
 ) -> TrainState:
     """Return `updated`, or after a non-finite step what was before it.

@@ -10,7 +10,7 @@ from segret_jax.checkpoint.state import TrainState
 from segret_jax.config import Config
 from segret_jax.errors import InputError
 from segret_jax.parallel import processes
-from segret_jax.run.logger import Journal
+from segret_jax.run.logger import RunLogger
 from segret_jax.training.optimizer import learning_rate_schedule
 
 # Below these, samples that are skipped in a row may be chance.
@@ -21,10 +21,10 @@ class StepLog:
     """Collects what steps give until it is written, and sees to it that they do not run away."""
 
     def __init__(
-        self, config: Config, journal: Journal, train_step: Callable,
+        self, config: Config, logger: RunLogger, train_step: Callable,
         steps_completed: Callable[[int], None] = lambda count: None,
     ):  # fmt: skip
-        self.journal = journal
+        self.logger = logger
         self.schedule = learning_rate_schedule(config.optim, config.train.steps)
         self.pending: list[dict[str, jax.Array]] = []
         self.skipped = 0
@@ -56,7 +56,7 @@ class StepLog:
         self._num_in_flight -= count
         self._steps_completed(count)
         for _ in range(count):
-            self.journal.tick()
+            self.logger.advance()
 
     def report_compilation(self, step: int, batch: dict[str, jax.Array]) -> None:
         """Say so if the step was compiled once more, which costs as much as its first time."""
@@ -64,7 +64,7 @@ class StepLog:
         compiled = self._train_step._cache_size()
         if compiled > self._compiled:
             shapes = ", ".join(f"{k} {x.dtype}{list(x.shape)}" for k, x in batch.items())
-            self.journal.say(
+            self.logger.info(
                 f"step {step} was compiled anew ({compiled} times by now), for {shapes}"
             )
         self._compiled = max(compiled, 1)
@@ -77,13 +77,13 @@ class StepLog:
         good = [v for v in values if not _is_skipped(v)]
         if bad := [step - len(values) + i for i, v in enumerate(values, 1) if _is_skipped(v)]:
             steps = ", ".join(map(str, bad))
-            self.journal.say(f"loss or gradient is not finite: skipped step {steps}")
+            self.logger.info(f"loss or gradient is not finite: skipped step {steps}")
         means = {name: _finite_mean([v[name] for v in good]) for name in values[0]}
         # A skipped step is none for the optimizer, whose schedule goes by its own count.
         means["learning_rate"] = float(self.schedule(step - 1 - int(state.num_bad)))
         samples = sum(map(int, processes.gather(str(self.skipped).encode())))
         skipped = {"skipped_samples": samples, "skipped_steps": int(state.num_bad)}
-        self.journal.train(step, means | skipped)
+        self.logger.record_training(step, means | skipped)
         self._refuse_if_all_skipped(step, len(values), samples)
 
     def _refuse_if_all_skipped(self, step: int, num_steps: int, samples: int) -> None:

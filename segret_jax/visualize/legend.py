@@ -28,7 +28,7 @@ Entry = tuple[int, list[str], int]
 """A class, the lines of its name, and its left edge."""
 
 
-def with_legend(picture: RGB, table: ClassTable, labels: Sequence[Labels]) -> RGB:
+def add_legend(picture: RGB, table: ClassTable, labels: Sequence[Labels]) -> RGB:
     """Put a legend of the classes in `labels` below a picture; its text grows with the picture."""
     height, width = picture.shape[:2]
     size = min(max(height, width) // FONTS_PER_SIDE, width // FONTS_PER_WIDTH)

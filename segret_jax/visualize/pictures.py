@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from segret_jax.data.class_table import IGNORE, ClassTable
-from segret_jax.files import write_whole, writing
+from segret_jax.files import atomic_write, disk_errors_as_input_errors
 from segret_jax.visualize.legend import Labels, legend
 from segret_jax.visualize.text import FONT_SIZE, GAP, RGB, canvas, draw, shortened
 
@@ -44,9 +44,9 @@ def save_png(
         texts.add_text(key, value)
     content = io.BytesIO()
     image.save(content, "PNG", pnginfo=texts)
-    with writing(path):
+    with disk_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content.getvalue())
+        atomic_write(path, content.getvalue())
 
 
 def colorize(label: Labels, table: ClassTable) -> RGB:

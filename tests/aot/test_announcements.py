@@ -11,8 +11,8 @@ from segret_jax.config import Config
 @pytest.mark.parametrize(
     ("receipt_of", "program"),
     [
-        (fitting.train_receipt, "the train step for a global batch of 16"),
-        (fitting.evaluation_receipt, "the evaluation network for 32x64"),
+        (fitting.train_report, "the train step for a global batch of 16"),
+        (fitting.evaluation_report, "the evaluation network for 32x64"),
     ],
 )
 def test_a_compilation_is_announced(mini, monkeypatch, capsys, receipt_of, program):

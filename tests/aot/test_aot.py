@@ -12,7 +12,7 @@ import pytest
 
 from segret_jax.aot import programs
 from segret_jax.aot.chips import CHIPS, Topology, parse, topology
-from segret_jax.aot.fitting import evaluation_receipt, train_receipt
+from segret_jax.aot.fitting import evaluation_report, train_report
 from segret_jax.aot.receipt import bound, to_text
 from segret_jax.config import Config
 from segret_jax.errors import InputError
@@ -53,7 +53,7 @@ def test_without_its_compiler_a_topology_is_refused():
 
 
 def test_receipts_of_programs_compiled_for_these_devices(here):
-    receipt = train_receipt(config_of(), here)
+    receipt = train_report(config_of(), here)
     assert receipt["chips"] == 2
     assert receipt["fits"]
     memory = receipt["memory"]
@@ -71,7 +71,7 @@ def test_receipts_of_programs_compiled_for_these_devices(here):
     assert "no faster than" in text
     assert f"a global batch of about {receipt['expected_batch']} should fit" in text
 
-    evaluated = evaluation_receipt(config_of(), here)
+    evaluated = evaluation_report(config_of(), here)
     assert evaluated["shape"].startswith("1 image of 32x64 per chip")
     assert evaluated["collectives"] == {}
 
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_said(here, monkeypatch):
             )
 
     monkeypatch.setattr(programs, "train_step", lambda *args: Refused())
-    receipt = train_receipt(config_of(), here)
+    receipt = train_report(config_of(), here)
     assert not receipt["fits"]
     assert "DOES NOT FIT, 86.29 GB of 16.91 GB per chip" in to_text(receipt)
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from segret_jax.checkpoint.manager import Checkpoints
@@ -320,7 +321,7 @@ def test_what_is_no_fault_of_a_checkpoint_leaves_it_where_it_is(checkpoints, mon
         def fail(*args: Any, error: Exception = error, **kwargs: Any) -> None:
             raise error
 
-        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        monkeypatch.setattr(ocp.StandardCheckpointer, "restore", fail)
         with pytest.raises(type(error)):
             checkpoints.restore_latest(state_of(0))
     assert steps_in(checkpoints) == ["1"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from segret_jax.checkpoint.checksum import differing_sums, sums
+from segret_jax.checkpoint.checksum import mismatched_checksums, sums
 from segret_jax.config import MeshConfig
 from segret_jax.parallel.mesh import make_mesh
 
@@ -45,7 +45,7 @@ def test_it_is_the_formula(shape):
 def test_exchanged_words_are_seen(a, b):
     x = noise(35)
     assert of(exchanged(x, a, b)) != of(x)
-    assert not differing_sums({"x": exchanged(x, a, b)}, sums({"x": x}, weighted=False),
+    assert not mismatched_checksums({"x": exchanged(x, a, b)}, sums({"x": x}, weighted=False),
                               weighted=False)  # fmt: skip
 
 

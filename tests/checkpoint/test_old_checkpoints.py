@@ -26,7 +26,7 @@ from segret_jax.data.pipeline import class_table, open_source
 from segret_jax.errors import InputError
 from segret_jax.models.segret import variants
 from segret_jax.parallel.mesh import make_mesh
-from segret_jax.parallel.sharding import place
+from segret_jax.parallel.sharding import shard_state
 from segret_jax.training.initialization import abstract_state
 from segret_jax.training.loop import train
 from tests.conftest import MINI
@@ -70,7 +70,7 @@ def restored(workdir: Path, config: Config) -> TrainState:
     table = class_table(config.data)
     _, _, shapes = abstract_state(config, table.num_classes)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    like = place(zeros, make_mesh(config.mesh))
+    like = shard_state(zeros, make_mesh(config.mesh))
     run = Checkpoints(workdir, config, table, open_source(config.data, "training"))
     state = run.restore_latest(like)
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, like)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orbax.checkpoint as ocp
 import pytest
 
-from segret_jax.checkpoint import manager as run_checkpoints
 from segret_jax.checkpoint.manager import Checkpoints
 from segret_jax.checkpoint.model import find, load_model
 from segret_jax.config import Config, DataConfig
@@ -43,13 +43,13 @@ def checkpoints(mini, two_saved: Path, tmp_path: Path) -> Iterator[Checkpoints]:
 
 
 def failing(steps: tuple[int, ...], error: Exception) -> Callable:
-    """Return a `restore` that fails for some steps."""
-    original = run_checkpoints.ocp.CheckpointManager.restore
+    """Return a `restore` that fails for the checkpoints of some steps."""
+    original = ocp.StandardCheckpointer.restore
 
-    def restore(manager: Any, step: int, *args: Any, **kwargs: Any) -> Any:
-        if step in steps:
+    def restore(checkpointer: Any, folder: Path, *args: Any, **kwargs: Any) -> Any:
+        if int(folder.parent.name) in steps:
             raise error
-        return original(manager, step, *args, **kwargs)
+        return original(checkpointer, folder, *args, **kwargs)
 
     return restore
 
@@ -76,7 +76,7 @@ def test_an_unknown_fault_of_one_checkpoint_is_that_checkpoint_s(
     checkpoints, tmp_path, monkeypatch, caplog
 ):
     error = RuntimeError("unheard of\nsecond line")
-    monkeypatch.setattr(run_checkpoints.ocp.CheckpointManager, "restore", failing((2,), error))
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", failing((2,), error))
     assert_equal(checkpoints.restore_latest(state_of(0)), state_of(1))
     assert steps_in(checkpoints) == ["1"]
     assert (tmp_path / "damaged_checkpoint_2").is_dir()
@@ -87,7 +87,7 @@ def test_an_unknown_fault_of_one_checkpoint_is_that_checkpoint_s(
 def test_an_unknown_fault_of_all_checkpoints_moves_none_and_is_shown(
     checkpoints, tmp_path, monkeypatch, error
 ):
-    monkeypatch.setattr(run_checkpoints.ocp.CheckpointManager, "restore", failing((1, 2), error))
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", failing((1, 2), error))
     fault = f"{type(error).__name__}: {error}"
     with pytest.raises(InputError, match=r"nothing was moved\. Install the versions") as told:
         checkpoints.restore_latest(state_of(0))

@@ -12,7 +12,7 @@ import pytest
 from segret_jax.cli import compare as compare_cli
 from segret_jax.errors import InputError
 from segret_jax.evaluation import results
-from segret_jax.evaluation.areas import Areas
+from segret_jax.evaluation.pixel_counts import PixelCounts
 from segret_jax.evaluation.protocol import identify
 
 CLASSES = ("sky", "road", "car", "tree", "fence", "pole", "sign")
@@ -24,18 +24,18 @@ MUST_AGREE = {
 MAY_DIFFER = {"weights": "d" * 64, "model.dtype": "float32", "batch_size": 1}
 
 
-def areas(*, found: float = 0.7, seed: int = 0, num_images: int = 40) -> Areas:
+def areas(*, found: float = 0.7, seed: int = 0, num_images: int = 40) -> PixelCounts:
     """Images of varied difficulty, the same for each `seed`, of whose labels `found` are hit."""
     rng = np.random.default_rng(seed)
     label = rng.integers(500, 1500, (num_images, len(CLASSES)))
     difficulty = rng.uniform(0.4, 1, (num_images, 1))
     intersection = (found * difficulty * label).astype(np.int64)
-    return Areas(intersection, label, intersection + 200)
+    return PixelCounts(intersection, label, intersection + 200)
 
 
 def write(
     folder: Path,
-    counted: Areas,
+    counted: PixelCounts,
     *,
     names: Sequence[str] = (),
     faults: Sequence[str] = (),
@@ -116,7 +116,7 @@ def test_images_are_paired_by_name_and_not_by_order(tmp_path, capsys):
 def test_the_five_classes_that_changed_most(tmp_path, capsys):
     before = areas()
     gain = np.array([0, 90, -10, 30, 50, -70, 0])
-    after = Areas(before.intersection + gain, before.label, before.pred + gain)
+    after = PixelCounts(before.intersection + gain, before.label, before.pred + gain)
     a, b = write(tmp_path / "a", before), write(tmp_path / "b", after)
     _, lines = verdict(a, b, capsys)
     shown = lines[lines.index("Classes that changed most, IoU:") + 1 :]
@@ -134,7 +134,7 @@ def test_a_class_that_never_occurs_is_no_change(tmp_path, capsys):
     images = areas()
     for counts in (images.intersection, images.label, images.pred):
         counts[:, 3] = 0
-    better = Areas(images.intersection, images.label, images.pred - 10 * (images.pred > 0))
+    better = PixelCounts(images.intersection, images.label, images.pred - 10 * (images.pred > 0))
     a, b = write(tmp_path / "a", images), write(tmp_path / "b", better)
     _, lines = verdict(a, b, capsys)
     assert "tree" not in " ".join(lines)
@@ -196,7 +196,7 @@ def test_the_first_image_with_other_labels_is_named(tmp_path, capsys):
     label = images.label.copy()
     label[[7, 9], 2] += 1
     a = write(tmp_path / "a", images)
-    b = write(tmp_path / "b", Areas(images.intersection, label, images.pred), labels="f" * 64)
+    b = write(tmp_path / "b", PixelCounts(images.intersection, label, images.pred), labels="f" * 64)
     status, lines = verdict(a, b, capsys)
     assert status == 1
     assert line(lines, "the first image").endswith("labels differ: frame07")

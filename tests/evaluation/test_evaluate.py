@@ -17,7 +17,7 @@ from segret_jax.data.sources import Sample
 from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import READERS, Result, evaluate
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
-from segret_jax.evaluation.metrics import Scoreboard
+from segret_jax.evaluation.metrics import ConfusionAccumulator
 from segret_jax.evaluation.plan import Plan, Tiling, make_plan
 from segret_jax.models.factory import ModelBundle, build
 from segret_jax.parallel import processes
@@ -95,9 +95,9 @@ def finished(source: Scenes, **options: Any) -> Result:
 
 
 def result_of(counts: list[list[int]]) -> Result:
-    scoreboard = Scoreboard(0, len(counts))
-    scoreboard.counts += np.array(counts)
-    return Result(scoreboard.metrics(), 7, 2, scoreboard)
+    confusion = ConfusionAccumulator(0, len(counts))
+    confusion.counts += np.array(counts)
+    return Result(confusion.metrics(), 7, 2, confusion)
 
 
 def test_a_perfect_predictor_scores_one_and_a_wrong_one_zero():
@@ -155,9 +155,9 @@ def test_in_batches_every_image_counts_once_and_a_faulty_one_keeps_its_place(fau
     predictor.mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     result = finished(Scenes(8, faulty=faulty), predictor=predictor, skip_faulty=True)
     one_by_one = finished(Scenes(8, faulty=faulty), skip_faulty=True)
-    np.testing.assert_array_equal(result.scoreboard.counts, one_by_one.scoreboard.counts)
+    np.testing.assert_array_equal(result.confusion.counts, one_by_one.confusion.counts)
     expected = np.isin(np.arange(8), faulty, invert=True)
-    np.testing.assert_array_equal(result.scoreboard.counted, expected)
+    np.testing.assert_array_equal(result.confusion.counted, expected)
     plan = make_plan({i: Scenes().size(i) for i in range(8)}, predictor.config, 3, stride=4)
     assert predictor.batches == [len(batch) for batch in plan.batches]
 
@@ -267,11 +267,11 @@ def test_batches_on_two_devices_count_what_single_images_do():
     one_by_one = finished(
         Speckled(7), predictor=alone, on_prediction=lambda name, _, pred: shown.update({name: pred})
     )
-    moved = together.scoreboard.counts - one_by_one.scoreboard.counts
+    moved = together.confusion.counts - one_by_one.confusion.counts
     assert np.abs(moved).sum() <= 2 * one_by_one.num_ties
     for i in range(7):
         np.testing.assert_array_equal(shown[f"scene{i}"], alone.label_map(Speckled()[i]["image"]))
-    assert np.count_nonzero(one_by_one.scoreboard.counts.sum(0)) > 1  # not one class everywhere
+    assert np.count_nonzero(one_by_one.confusion.counts.sum(0)) > 1  # not one class everywhere
 
 
 def in_processes(count: int, source: Scenes, monkeypatch: pytest.MonkeyPatch) -> list[Result]:
@@ -300,7 +300,7 @@ def test_several_processes_share_the_images_and_have_the_scores_of_all(count, mo
     for result in in_processes(count, Scenes(), monkeypatch):
         assert result.num_images == 4
         assert result.num_ties == alone.num_ties
-        np.testing.assert_array_equal(result.scoreboard.counts, alone.scoreboard.counts)
-        ours, theirs = result.scoreboard.images, alone.scoreboard.images
+        np.testing.assert_array_equal(result.confusion.counts, alone.confusion.counts)
+        ours, theirs = result.confusion.images, alone.confusion.images
         np.testing.assert_array_equal(ours.label, theirs.label)
         assert result.to_dict(TABLE) == alone.to_dict(TABLE)

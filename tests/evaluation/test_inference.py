@@ -252,7 +252,7 @@ for n in (1, 2, 4, 8):
     config = EvalConfig(resize_target=(64, 32), batch_size=2)
     predictor = Predictor(ModelBundle(*model), config, mesh=mesh)
     result = evaluate(predictor, scenes, load_class_table("synthetic"))
-    counts.append(result.scoreboard.counts)
+    counts.append(result.confusion.counts)
     batches = np.split(pixels, 16 // predictor.batch_size)
     network = [predictor.programs.network(predictor.variables, batch) for batch in batches]
     logits.append(np.concatenate(network))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segret_jax.evaluation.boundary import boundary_areas
-from segret_jax.evaluation.metrics import Metrics, Scoreboard
+from segret_jax.evaluation.metrics import ConfusionAccumulator, Metrics
 from segret_jax.evaluation.regions import areas_by_size
 from tests import golden_weights as golden
 
@@ -18,11 +18,13 @@ IGNORE = 255
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def count(pairs: Sequence[Pair], num_classes: int, *, detailed: bool = False) -> Scoreboard:
-    scoreboard = Scoreboard(len(pairs), num_classes, detailed=detailed)
+def count(
+    pairs: Sequence[Pair], num_classes: int, *, detailed: bool = False
+) -> ConfusionAccumulator:
+    confusion = ConfusionAccumulator(len(pairs), num_classes, detailed=detailed)
     for i, (pred, label) in enumerate(pairs):
-        scoreboard.add(i, pred, label)
-    return scoreboard
+        confusion.add(i, pred, label)
+    return confusion
 
 
 def score(pairs: Sequence[Pair], num_classes: int, *, detailed: bool = False) -> Metrics:
@@ -138,12 +140,12 @@ def test_a_permutation_of_the_classes_permutes_the_scores():
 
 @pytest.mark.parametrize("before", [2**24, 2**31, 2**53 // 2])
 def test_counts_stay_exact_where_float32_and_int32_stop_counting(before):
-    scoreboard = Scoreboard(3, 2)
-    scoreboard.counts[1, 1] = before
+    confusion = ConfusionAccumulator(3, 2)
+    confusion.counts[1, 1] = before
     for i in range(3):
-        scoreboard.add(i, as_uint8([[1, 0]]), as_uint8([[1, 1]]))
-    assert scoreboard.counts.tolist() == [[0, 0], [3, before + 3]]
-    assert scoreboard.metrics().all_acc == (before + 3) / (before + 6) != 1
+        confusion.add(i, as_uint8([[1, 0]]), as_uint8([[1, 1]]))
+    assert confusion.counts.tolist() == [[0, 0], [3, before + 3]]
+    assert confusion.metrics().all_acc == (before + 3) / (before + 6) != 1
 
 
 def test_the_highest_class_ids_do_not_overflow():
@@ -156,11 +158,11 @@ def test_the_highest_class_ids_do_not_overflow():
 
 def test_each_images_areas_are_kept_by_index():
     pairs = [random_pair(seed) for seed in range(4)]
-    scoreboard = Scoreboard(6, 5)
+    confusion = ConfusionAccumulator(6, 5)
     for index in (4, 0, 3):
-        scoreboard.add(index, *pairs[index % 4])
-    images = scoreboard.images
-    assert np.flatnonzero(scoreboard.counted).tolist() == [0, 3, 4]
+        confusion.add(index, *pairs[index % 4])
+    images = confusion.images
+    assert np.flatnonzero(confusion.counted).tolist() == [0, 3, 4]
     for row, index in enumerate((0, 3, 4)):
         pred, label = pairs[index % 4]
         for k in range(5):
@@ -172,23 +174,23 @@ def test_each_images_areas_are_kept_by_index():
 
 def test_an_image_is_not_counted_twice():
     pred, label = random_pair(0)
-    scoreboard = count([(pred, label)], 5)
-    before = scoreboard.counts.copy()
+    confusion = count([(pred, label)], 5)
+    before = confusion.counts.copy()
     with pytest.raises(ValueError, match="image 0 would be counted twice"):
-        scoreboard.add(0, pred, label)
-    np.testing.assert_array_equal(scoreboard.counts, before)
+        confusion.add(0, pred, label)
+    np.testing.assert_array_equal(confusion.counts, before)
 
 
 def test_threads_and_order_change_nothing():
     pairs = [random_pair(seed) for seed in range(200)]
     expected = count(pairs, 5, detailed=True)
-    scoreboard = Scoreboard(200, 5, detailed=True)
+    confusion = ConfusionAccumulator(200, 5, detailed=True)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: scoreboard.add(i, *pairs[i]), reversed(range(200))))
-    np.testing.assert_array_equal(scoreboard.counts, expected.counts)
-    np.testing.assert_array_equal(scoreboard.images.pred, expected.images.pred)
+        list(pool.map(lambda i: confusion.add(i, *pairs[i]), reversed(range(200))))
+    np.testing.assert_array_equal(confusion.counts, expected.counts)
+    np.testing.assert_array_equal(confusion.images.pred, expected.images.pred)
     names = tuple("abcde")
-    assert scoreboard.metrics().to_dict(names) == expected.metrics().to_dict(names)
+    assert confusion.metrics().to_dict(names) == expected.metrics().to_dict(names)
 
 
 # Details: what they are is tested beside `boundary` and `regions`

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from segret_jax.evaluation.areas import Areas
+from segret_jax.evaluation.pixel_counts import PixelCounts
 from segret_jax.evaluation.regions import SIZES, areas_by_size, component_sizes
 
 IGNORE = 255
@@ -81,7 +81,7 @@ def test_a_small_object_lost_and_a_large_one_invented():
     pred[50:150, 50:150] = 1  # not there
     intersection, in_label, in_pred = areas_by_size(pred, label, 2)
     assert (in_label[:, 1].tolist(), in_pred[:, 1].tolist()) == ([100, 0, 0], [0, 0, 100 * 100])
-    iou = Areas(intersection, in_label, in_pred).iou
+    iou = PixelCounts(intersection, in_label, in_pred).iou
     np.testing.assert_array_equal(iou[:, 1], [0, np.nan, 0])
     # The background's hits are large, its false positives are too: part of one large component.
     np.testing.assert_array_equal(iou[:, 0], [np.nan, np.nan, (200 * 200 - 10100) / (200 * 200)])

@@ -8,20 +8,20 @@ import pytest
 from segret_jax.evaluation.plan import Tiling, window_starts
 from segret_jax.evaluation.rescale import (
     BLOCK,
-    Taps,
+    InterpolationMatrix,
     Tile,
     assemble,
-    bilinear_taps,
+    bilinear_matrix,
     blocks,
-    image_taps,
+    image_matrices,
     multiply_columns,
     multiply_rows,
-    stack_taps,
-    tile_taps,
+    stack_matrices,
+    tile_matrices,
 )
 
 
-def dense(taps: Taps, num_in: int) -> np.ndarray:
+def dense(taps: InterpolationMatrix, num_in: int) -> np.ndarray:
     matrix = np.zeros((len(taps.indices), num_in))
     for i, (indices, weights) in enumerate(zip(*taps, strict=True)):
         for index, weight in zip(indices, weights, strict=True):
@@ -56,7 +56,7 @@ def released(tiles: list[np.ndarray], tiling: Tiling, size: tuple[int, int]) -> 
 
 @pytest.mark.parametrize(("num_out", "num_in"), [(7, 3), (3, 7), (1, 5), (5, 1), (90, 24), (8, 8)])
 def test_one_resize_is_that_of_jax(num_out, num_in):
-    matrix = dense(bilinear_taps(num_out, num_in), num_in)
+    matrix = dense(bilinear_matrix(num_out, num_in), num_in)
     np.testing.assert_allclose(matrix, resized(np.eye(num_in), num_out), atol=1e-12)
     by_jax = jax.image.resize(jnp.eye(num_in), (num_out, num_in), "bilinear", antialias=False)
     np.testing.assert_allclose(matrix, by_jax, atol=3e-6)  # JAX works in float32
@@ -71,7 +71,7 @@ def test_the_matrices_of_an_axis_are_the_released_chain(num_out, network, tile, 
     rng = np.random.default_rng(0)
     tiles = [rng.standard_normal((num_logits, 1, 2)) for _ in starts]
     tiling = Tiling((network, 1), (tile, 1), starts)
-    matrices = tile_taps(num_out, network, starts, tile, num_logits)
+    matrices = tile_matrices(num_out, network, starts, tile, num_logits)
     summed = sum(
         dense(taps, num_logits) @ logits[:, 0] for taps, logits in zip(matrices, tiles, strict=True)
     )
@@ -87,7 +87,7 @@ def test_blocks_of_images_of_different_sizes_are_assembled_to_each_image():
     tiles = []
     for number in range(3):
         pairs = [
-            image_taps(size, tiling, number, logits=(8, 16), mirrored=False)
+            image_matrices(size, tiling, number, logits=(8, 16), mirrored=False)
             if number < tiling.num_tiles
             else (None, None)
             for size, tiling in cases.items()
@@ -96,8 +96,8 @@ def test_blocks_of_images_of_different_sizes_are_assembled_to_each_image():
         tiles.append(
             Tile(
                 jnp.asarray(logits[number]),
-                stack_taps(rows, 200, multiple=BLOCK[0]),
-                stack_taps(columns, 300, multiple=BLOCK[1]),
+                stack_matrices(rows, 200, multiple=BLOCK[0]),
+                stack_matrices(columns, 300, multiple=BLOCK[1]),
             )
         )
     found = dict(blocks([tiles], jax.jit(multiply_rows), jax.jit(multiply_columns)))
@@ -113,7 +113,8 @@ def test_a_mirrored_view_is_mirrored_back():
     tiling = Tiling((32, 100), (32, 64), (0,), (0, 36))
     for number in range(2):
         (rows, columns), (same_rows, mirrored) = (
-            image_taps((20, 33), tiling, number, logits=(8, 16), mirrored=m) for m in (False, True)
+            image_matrices((20, 33), tiling, number, logits=(8, 16), mirrored=m)
+            for m in (False, True)
         )
         np.testing.assert_array_equal(dense(mirrored, 16), dense(columns, 16)[::-1])
         np.testing.assert_array_equal(dense(same_rows, 8), dense(rows, 8))

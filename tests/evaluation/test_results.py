@@ -10,12 +10,12 @@ import pytest
 
 from segret_jax.errors import InputError
 from segret_jax.evaluation import results
-from segret_jax.evaluation.areas import Areas
+from segret_jax.evaluation.pixel_counts import PixelCounts
 from segret_jax.evaluation.protocol import identify
 
 SETTINGS = {"flip": False}
 PROTOCOL = {"id": identify(SETTINGS), "must_agree": SETTINGS, "may_differ": {"jax": "1"}}
-AREAS = Areas(*np.arange(18).reshape(3, 3, 2))
+AREAS = PixelCounts(*np.arange(18).reshape(3, 3, 2))
 NAMES = ("town/b", "town/c", "country/a")
 
 

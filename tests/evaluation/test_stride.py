@@ -16,10 +16,10 @@ from segret_jax.evaluation.plan import Tiling, make_plan, window_starts
 from segret_jax.evaluation.rescale import (
     Tile,
     blocks,
-    image_taps,
+    image_matrices,
     multiply_columns,
     multiply_rows,
-    stack_taps,
+    stack_matrices,
 )
 from segret_jax.models.factory import ModelBundle
 from tests.evaluation.test_rescale import released
@@ -89,8 +89,8 @@ def test_logits_of_another_size_than_the_stride_says_are_refused():
 
 def test_matrices_of_more_logits_than_there_are_are_refused():
     tiling = Tiling((32, 64), (32, 64), window_starts(32, 32, 32))
-    rows, columns = image_taps((40, 50), tiling, 0, logits=(8, 16), mirrored=False)
-    taps = stack_taps([rows], 40, multiple=64), stack_taps([columns], 50, multiple=256)
+    rows, columns = image_matrices((40, 50), tiling, 0, logits=(8, 16), mirrored=False)
+    taps = stack_matrices([rows], 40, multiple=64), stack_matrices([columns], 50, multiple=256)
     tile = Tile(jnp.zeros((1, 8, 15, 2)), *taps)
     with pytest.raises(ValueError, match=r"of 8x16 logits or more, but it has 8x15"):
         list(blocks([[tile]], multiply_rows, multiply_columns))

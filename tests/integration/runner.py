@@ -19,7 +19,7 @@ from segret_jax.cli import eval, program
 from segret_jax.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig
 from segret_jax.models.segret import variants
 from segret_jax.parallel import processes
-from segret_jax.run.logger import Journal
+from segret_jax.run.logger import RunLogger
 from segret_jax.training import loop
 from tests.conftest import MINI  # which asks for two devices, too, and for fast compilation
 
@@ -63,16 +63,16 @@ def finish(running: Sequence[subprocess.Popen], *, timeout: float = 280) -> list
 
 def after_each_step(*, pause: float, stop_at: int) -> None:
     """Pause after each step; send SIGTERM to this process once `stop_at` steps are made."""
-    original, calls = Journal.tick, []
+    original, calls = RunLogger.advance, []
 
-    def tick(journal: Journal) -> None:
-        original(journal)
+    def tick(logger: RunLogger) -> None:
+        original(logger)
         calls.append(1)
         time.sleep(pause)
         if len(calls) == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    Journal.tick = tick  # type: ignore[method-assign]
+    RunLogger.advance = tick  # type: ignore[method-assign]
 
 
 def main(argv: list[str]) -> None:

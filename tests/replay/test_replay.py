@@ -20,7 +20,7 @@ from segret_jax.models.factory import build
 from segret_jax.models.retention import blocked as blocked_retention
 from segret_jax.models.segret import FAMILY
 from segret_jax.parallel.mesh import MeshConfig, make_mesh
-from segret_jax.parallel.sharding import place, shard_batch
+from segret_jax.parallel.sharding import shard_batch, shard_state
 from segret_jax.training import capture
 from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.step import make_train_step
@@ -81,7 +81,7 @@ def test_the_loss_is_the_step_s_own(state, tmp_path, capsys, accumulate):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     graph, _, _ = build(CONFIG.model, TABLE.num_classes, seed=0)
     step = make_train_step(graph, make_optimizer(CONFIG.optim, 10, FAMILY), config, mesh)
-    _, metrics = step(place(state, mesh), shard_batch(batch(), mesh, accumulate))
+    _, metrics = step(shard_state(state, mesh), shard_batch(batch(), mesh, accumulate))
     loss, norm = map(float, re.findall(r"float32: loss (\S+), gradient norm (\S+)", printed)[0])
     assert loss == pytest.approx(float(metrics["loss"]), rel=1e-5)
     assert norm == pytest.approx(float(metrics["gradient_norm"]), rel=1e-3)
@@ -108,7 +108,7 @@ def test_a_fault_inside_the_blocks_of_retention_is_named(state, tmp_path, capsys
     assert replayed(tmp_path, huge, batch()) == 1
     printed = capsys.readouterr().out
     assert re.search(r"encoder/stage3/block0/retention\S* \(forward\): dot_general gives", printed)
-    assert "segret_jax/models/blocked_retention.py:" in printed
+    assert "segret_jax/models/retention/blocked.py:" in printed
     blocked_retention._by_blocks.clear_cache()
 
 

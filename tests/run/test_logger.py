@@ -12,9 +12,9 @@ import pytest
 
 from segret_jax import files
 from segret_jax.errors import InputError
-from segret_jax.run import logger as journals
+from segret_jax.run import logger as loggers
 from segret_jax.run import memory
-from segret_jax.run.logger import Journal
+from segret_jax.run.logger import RunLogger
 
 VALUES = {"loss": 0.5, "accuracy": 80.0, "learning_rate": 1e-3, "skipped_samples": 0}
 
@@ -52,9 +52,9 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Wandb:
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The time that the journal sees."""
+    """The time that the logger sees."""
     clock = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(journals.time, "perf_counter", lambda: clock.seconds)
+    monkeypatch.setattr(loggers.time, "perf_counter", lambda: clock.seconds)
     return clock
 
 
@@ -63,19 +63,19 @@ def records(workdir: Path) -> list[dict[str, Any]]:
 
 
 def test_speed_and_the_share_of_waiting_are_since_the_last_record(tmp_path, now):
-    with Journal(tmp_path, steps=10, start=2, images_per_step=16) as journal:
+    with RunLogger(tmp_path, steps=10, start=2, images_per_step=16) as logger:
         now.seconds += 4.0
-        journal.waited(0.5)
-        journal.waited(0.5)
-        journal.train(4, VALUES)
+        logger.add_input_wait(0.5)
+        logger.add_input_wait(0.5)
+        logger.record_training(4, VALUES)
         now.seconds += 1.0
-        journal.train(5, VALUES)
-        journal.waited(0.25)
+        logger.record_training(5, VALUES)
+        logger.add_input_wait(0.25)
         now.seconds += 50.0
-        journal.evaluation(5, {"mIoU": 0.5}, "mIoU 50 %")  # its time is not training's
+        logger.record_evaluation(5, {"mIoU": 0.5}, "mIoU 50 %")  # its time is not training's
         now.seconds += 2.0
-        journal.waited(3.0)
-        journal.train(6, VALUES)
+        logger.add_input_wait(3.0)
+        logger.record_training(6, VALUES)
     train = [r for r in records(tmp_path) if r["kind"] == "train"]
     assert [r["steps_per_second"] for r in train] == [0.5, 1.0, 0.5]
     assert [r["images_per_second"] for r in train] == [8.0, 16.0, 8.0]
@@ -84,27 +84,27 @@ def test_speed_and_the_share_of_waiting_are_since_the_last_record(tmp_path, now)
 
 
 def test_the_first_step_s_compilation_counts_for_no_speed(tmp_path, now, capfd):
-    with Journal(tmp_path, steps=10, start=5) as journal:
+    with RunLogger(tmp_path, steps=10, start=5) as logger:
         now.seconds += 100.0
-        journal.tick()
-        journal.train(6, VALUES)
+        logger.advance()
+        logger.record_training(6, VALUES)
         assert "images/s" not in capfd.readouterr().err
         now.seconds += 2.0
-        journal.tick()
-        journal.train(7, VALUES)
+        logger.advance()
+        logger.record_training(7, VALUES)
     assert [r["steps_per_second"] for r in records(tmp_path)] == [None, 0.5]
 
 
 def test_the_bar_shows_images_per_second(tmp_path, capfd, now):
-    with Journal(tmp_path, steps=10, start=0, images_per_step=16) as journal:
+    with RunLogger(tmp_path, steps=10, start=0, images_per_step=16) as logger:
         now.seconds += 4.0
-        journal.train(2, VALUES)
+        logger.record_training(2, VALUES)
     assert "8 images/s" in capfd.readouterr().err
 
 
 def test_a_value_that_is_no_number_is_null(tmp_path):
-    with Journal(tmp_path, steps=10, start=0) as journal:
-        journal.train(1, VALUES | {"loss": float("nan")})
+    with RunLogger(tmp_path, steps=10, start=0) as logger:
+        logger.record_training(1, VALUES | {"loss": float("nan")})
     assert records(tmp_path)[0]["loss"] is None
 
 
@@ -112,8 +112,8 @@ def test_the_peak_of_a_cpu_is_that_of_the_process(tmp_path):
     before = memory.device_memory()
     assert np.ones(round(before / 8) + 10_000_000).sum() > 0  # on top of what there is
     assert memory.device_memory() > before + 50e6
-    with Journal(tmp_path, steps=10, start=0) as journal:
-        journal.train(1, VALUES)
+    with RunLogger(tmp_path, steps=10, start=0) as logger:
+        logger.record_training(1, VALUES)
     assert records(tmp_path)[0]["peak_memory_gb"] >= (before + 50e6) / 1e9
 
 
@@ -128,13 +128,13 @@ def test_the_peak_of_accelerators_is_the_highest_known(monkeypatch, peaks, expec
 
 
 def test_other_processes_write_and_print_nothing(tmp_path, capfd, wandb):
-    with Journal(tmp_path, steps=10, start=0, wandb_project="segret", active=False) as journal:
-        journal.tick()
-        journal.waited(0.1)
-        journal.train(1, VALUES)
-        journal.evaluation(1, {"mIoU": 0.5}, "mIoU 50 %")
-        journal.picture(1, tmp_path / "picture.png")
-        journal.say("hello")
+    with RunLogger(tmp_path, steps=10, start=0, wandb_project="segret", active=False) as logger:
+        logger.advance()
+        logger.add_input_wait(0.1)
+        logger.record_training(1, VALUES)
+        logger.record_evaluation(1, {"mIoU": 0.5}, "mIoU 50 %")
+        logger.picture(1, tmp_path / "picture.png")
+        logger.info("hello")
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
     assert not wandb.calls
@@ -152,15 +152,15 @@ def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path, last, end):
     later = '{"kind": "train", "step": 3}'
     text = "\n".join([*KEPT, later, last]) + end
     (tmp_path / "metrics.jsonl").write_bytes(text.encode("latin-1"))
-    with Journal(tmp_path, steps=10, start=2) as journal:
-        journal.evaluation(3, {"mIoU": 0.5}, "mIoU 50 %")
+    with RunLogger(tmp_path, steps=10, start=2) as logger:
+        logger.record_evaluation(3, {"mIoU": 0.5}, "mIoU 50 %")
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3]
 
 
 def test_a_whole_line_without_its_end_is_kept_and_the_next_one_begins_anew(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(KEPT))
-    with Journal(tmp_path, steps=10, start=2) as journal:
-        journal.evaluation(3, {"mIoU": 0.5}, "mIoU 50 %")
+    with RunLogger(tmp_path, steps=10, start=2) as logger:
+        logger.record_evaluation(3, {"mIoU": 0.5}, "mIoU 50 %")
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3]
 
 
@@ -173,7 +173,7 @@ def test_a_kill_while_records_are_dropped_loses_none(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        Journal(tmp_path, steps=10, start=1)
+        RunLogger(tmp_path, steps=10, start=1)
     assert file.read_text().splitlines() == KEPT
 
 
@@ -184,17 +184,17 @@ def test_a_full_disk_at_the_start_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").write_text("\n".join(KEPT) + "\n")
     monkeypatch.setattr(files.Path, "replace", full)
     with pytest.raises(InputError, match=r"cannot write .*metrics\.jsonl: No space"):
-        Journal(tmp_path, steps=10, start=1)
+        RunLogger(tmp_path, steps=10, start=1)
 
 
 def test_wandb_gets_the_same_scalars_and_the_pictures(tmp_path, wandb):
     workdir, config = tmp_path / "camvid_tiny", {"train.steps": 10}
     workdir.mkdir()
     picture = workdir / "picture.png"
-    with Journal(workdir, steps=10, start=0, wandb_project="segret", config=config) as journal:
-        journal.train(1, VALUES)
-        journal.evaluation(1, {"mIoU": 0.5}, "mIoU 50 %")
-        journal.picture(1, picture)
+    with RunLogger(workdir, steps=10, start=0, wandb_project="segret", config=config) as logger:
+        logger.record_training(1, VALUES)
+        logger.record_evaluation(1, {"mIoU": 0.5}, "mIoU 50 %")
+        logger.picture(1, picture)
     (settings,) = wandb.called("init")
     assert settings == {
         "project": "segret", "dir": str(workdir), "name": "camvid_tiny", "resume": "allow",
@@ -213,7 +213,7 @@ def test_wandb_gets_the_same_scalars_and_the_pictures(tmp_path, wandb):
 def test_a_resumed_run_goes_on_there_and_another_one_does_not(tmp_path, wandb):
     for name in ("one", "one", "two"):
         (tmp_path / name).mkdir(exist_ok=True)
-        Journal(tmp_path / name, steps=10, start=0, wandb_project="p").__exit__(None, None, None)
+        RunLogger(tmp_path / name, steps=10, start=0, wandb_project="p").__exit__(None, None, None)
     one, again, two = (settings["id"] for settings in wandb.called("init"))
     assert one == again != two
     assert len(one) == 8
@@ -222,7 +222,7 @@ def test_a_resumed_run_goes_on_there_and_another_one_does_not(tmp_path, wandb):
 def test_a_run_that_fails_is_failed_there(tmp_path, wandb):
     with (
         pytest.raises(InputError),
-        Journal(tmp_path, steps=10, start=0, wandb_project="segret"),
+        RunLogger(tmp_path, steps=10, start=0, wandb_project="segret"),
     ):
         raise InputError("not finite")
     assert wandb.called("finish") == [1]
@@ -231,10 +231,10 @@ def test_a_run_that_fails_is_failed_there(tmp_path, wandb):
 @pytest.mark.parametrize("broken", ["init", "log", "finish"])
 def test_what_fails_there_is_said_once_and_ends_nothing(tmp_path, capfd, wandb, broken):
     wandb.broken = {broken}
-    with Journal(tmp_path, steps=10, start=0, wandb_project="segret") as journal:
+    with RunLogger(tmp_path, steps=10, start=0, wandb_project="segret") as logger:
         for step in (1, 2):
-            journal.train(step, VALUES)
-            journal.picture(step, tmp_path / "picture.png")
+            logger.record_training(step, VALUES)
+            logger.picture(step, tmp_path / "picture.png")
     out = capfd.readouterr().out
     assert out == f"W&B: {broken}: no network; training goes on without it\n"
     assert len(records(tmp_path)) == 2
@@ -244,7 +244,7 @@ def test_what_fails_there_is_said_once_and_ends_nothing(tmp_path, capfd, wandb, 
 def test_a_missing_package_is_refused_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match=r"'segret'.*pip install wandb$") as error:
-        Journal(tmp_path, steps=10, start=0, wandb_project="segret")
+        RunLogger(tmp_path, steps=10, start=0, wandb_project="segret")
     assert len(str(error.value).splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -254,5 +254,5 @@ def test_a_folder_that_wandb_left_is_not_the_package(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(InputError, match=r"pip install wandb$"):
-        Journal(tmp_path, steps=10, start=0, wandb_project="segret")
+        RunLogger(tmp_path, steps=10, start=0, wandb_project="segret")
     sys.modules.pop("wandb", None)

@@ -17,12 +17,12 @@ PROGRAM = f"""
 import os, sys, time
 from pathlib import Path
 from segret_jax.run import streams
-from segret_jax.run.logger import Journal
+from segret_jax.run.logger import RunLogger
 streams.make_safe()
 def write(text):
     os.write(2, text.encode())
     time.sleep(0.05)
-with Journal(Path(sys.argv[1]), steps=3, start=0) as journal, journal.compiling("a while"):
+with RunLogger(Path(sys.argv[1]), steps=3, start=0) as logger, logger.compiling("a while"):
     write("E1128 real error\\n")
     write({f"{FILE}:73] {ALARM}"!r})
     write({f"{FILE}:140] The operation took 2m31.5s{chr(10)}{ALARM}"!r} + "without an end")

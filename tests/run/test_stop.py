@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 NATIVE = """
 import ctypes, multiprocessing, sys, time
 from pathlib import Path
-from segret_jax.run.interrupts import raised_once
+from segret_jax.run.interrupts import interrupt_once
 from segret_jax.parallel.mesh import data_mesh
 from segret_jax.run.stop import StopRequest
 
@@ -44,7 +44,7 @@ if __name__ == "__main__":
 def last_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is said instead of ending this process."""
     said: list[str] = []
-    monkeypatch.setattr(stopping, "say_below_bar", said.append)
+    monkeypatch.setattr(stopping, "print_below_bar", said.append)
     monkeypatch.setattr(stopping, "quit_at_once", lambda say: say())
     return said
 
@@ -62,7 +62,7 @@ def time_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def send(number: int) -> None:
-    """Send a signal to this process and wait until it is answered."""
+    """Send a signal to this process and wait until it is signal_listener."""
     os.kill(os.getpid(), number)
     time.sleep(0.3)
 
@@ -132,7 +132,7 @@ def ends(process: psutil.Process) -> bool:
     [
         ("StopRequest(data_mesh(), Path('none'))", FIRST,
          "stopped at once; there is no checkpoint yet: the same command starts anew"),
-        ("raised_once()", "\ninterrupting after this operation; press Ctrl-C again to quit at once",
+        ("interrupt_once()", "\ninterrupting after this operation; press Ctrl-C again to quit at once",
          "interrupted"),
     ],
     ids=["training", "others"],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -56,19 +57,20 @@ def test_state_and_batch_come_back(captured):
 def test_what_is_missing_or_damaged_is_named(captured):
     kept_state = captured.parent / "kept"
     shutil.copytree(captured, kept_state)
-    saved = json.loads((kept_state / "sums.json").read_text())
-    (kept_state / "sums.json").write_text(json.dumps(saved | {"sums": saved["sums"] | {"step": 8}}))
+    sums = kept_state / "state" / "sums" / "metadata"
+    saved = json.loads(sums.read_text())
+    sums.write_text(json.dumps(saved | {"training": saved["training"] | {"step": 8}}))
     with pytest.raises(InputError, match=r"state cannot be read \(step is not what was saved"):
         capture.load(kept_state)
-    (kept_state / "sums.json").write_text(json.dumps(saved | {"format": 99}))
-    with pytest.raises(InputError, match="was written by a newer version: update segret_jax"):
+    version = kept_state / "state" / "format" / "metadata"
+    version.write_text('{"format": 99}')
+    with pytest.raises(InputError, match=r"newer version of segret_jax .*: update segret_jax"):
         capture.load(kept_state)
-    (kept_state / "sums.json").write_text(json.dumps(saved))
-    settings = (kept_state / "config.json").read_text()
-    (kept_state / "config.json").write_text(
-        settings.replace('"ema_decay": 0.0', '"ema_decay": 0.5')
-    )
-    with pytest.raises(InputError, match=r"state is not of this .*config\.json: 163 arrays differ"):
+    version.write_text('{"format": 2}')
+    settings = kept_state / "state" / "config" / "metadata"
+    content = settings.read_text()
+    settings.write_text(re.sub(r'"ema_decay": 0\.0', '"ema_decay": 0.5', content))
+    with pytest.raises(InputError, match=r"another training state .* of this config: 163 arrays"):
         capture.load(kept_state)
     share = captured / "batch_1-of-2.npz"
     kept = share.read_bytes()
@@ -79,10 +81,10 @@ def test_what_is_missing_or_damaged_is_named(captured):
     with pytest.raises(InputError, match="should hold the batch's shares of all processes"):
         capture.load(captured)
     share.write_bytes(kept)
-    shutil.rmtree(captured / "state")
+    shutil.rmtree(captured / "state" / "training")
     with pytest.raises(InputError, match=r"state cannot be read \(.* is missing"):
         capture.load(captured)
-    (captured / "config.json").unlink()
+    shutil.rmtree(captured / "state")
     with pytest.raises(InputError, match="no config at"):
         capture.load(captured)
 

@@ -14,11 +14,11 @@ from segret_jax.config import Config, load
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
 from segret_jax.models.kernels import ANY_PLATFORM
-from segret_jax.run.workdir import claimed
+from segret_jax.run.workdir import claim_workdir
 from segret_jax.training import loop
+from segret_jax.training.evaluator import Evaluator
 from segret_jax.training.initialization import initialize
 from segret_jax.training.optimizer import learning_rate_schedule
-from segret_jax.training.scoring import Scorer
 from tests.runs import records
 from tests.training.test_resume import config_of
 
@@ -41,7 +41,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
         return jax.jit(step)
 
     monkeypatch.setattr(loop, "make_train_step", make_train_step)
-    monkeypatch.setattr(Scorer, "score", lambda *args, **kwargs: None)
+    monkeypatch.setattr(Evaluator, "score", lambda *args, **kwargs: None)
 
 
 def of(steps: int, **optim: Any) -> Config:
@@ -71,7 +71,7 @@ def test_a_run_goes_on_with_more_steps_and_says_which_schedule_it_follows(
 @pytest.fixture
 def three_of_six(tmp_path: Path) -> Path:
     """The folder of a run that was stopped."""
-    with claimed(tmp_path, of(6)) as mark:
+    with claim_workdir(tmp_path, of(6)) as mark:
         (tmp_path / "checkpoints" / "3").mkdir(parents=True)
         mark("stopped")
     return tmp_path
@@ -79,7 +79,7 @@ def three_of_six(tmp_path: Path) -> Path:
 
 def refused(workdir: Path, config: Config) -> str:
     before = (workdir / "config.json").read_text()
-    with pytest.raises(InputError) as error, claimed(workdir, config):
+    with pytest.raises(InputError) as error, claim_workdir(workdir, config):
         pass
     assert (workdir / "config.json").read_text() == before
     message = str(error.value)
@@ -116,7 +116,7 @@ def test_other_settings_are_refused_with_the_way_to_keep_the_weights(
 
 
 def test_a_run_that_saved_nothing_has_no_weights_to_start_from(tmp_path):
-    with claimed(tmp_path, of(6)):
+    with claim_workdir(tmp_path, of(6)):
         pass
     assert "init_from" not in refused(tmp_path, of(6, poly_power=1.0))
 

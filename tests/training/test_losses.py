@@ -11,7 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from segret_jax.config import TrainConfig
 from segret_jax.errors import InputError
 from segret_jax.parallel.mesh import data_mesh
-from segret_jax.training.losses import check_class_weights, cross_entropy, divisor, hard_pixels
+from segret_jax.training.losses import (
+    check_class_weights,
+    cross_entropy,
+    hard_pixels,
+    loss_normalizer,
+)
 from tests.models.test_layers import bilinear, noise
 
 NORMALIZERS = ["all_pixels", "valid_pixels"]
@@ -34,7 +39,7 @@ OPTIONS = ("normalizer", "class_weights", "ohem_threshold", "ohem_min_kept")
 def run(logits, label, normalizer="all_pixels", **options):
     """Loss, accuracy and the gradient in the logits."""
     f = functools.partial(cross_entropy, **options)
-    pixels = divisor(label, normalizer)
+    pixels = loss_normalizer(label, normalizer)
     (loss, accuracy), grad = jax.value_and_grad(f, has_aux=True)(logits, label, pixels)
     return loss, accuracy, grad
 

@@ -17,13 +17,13 @@ from segret_jax.data.pipeline import class_table, open_source
 from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import evaluate
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.run.logger import Journal
+from segret_jax.run.logger import RunLogger
 from segret_jax.run.profiler import Steps
 from segret_jax.run.watchdog import Watchdog
-from segret_jax.run.workdir import claimed
+from segret_jax.run.workdir import claim_workdir
 from segret_jax.training import capture, loop
+from segret_jax.training.evaluator import Evaluator
 from segret_jax.training.loop import train
-from segret_jax.training.scoring import Scorer
 from tests.runs import leaves, records
 
 
@@ -54,15 +54,15 @@ def when_step(monkeypatch: pytest.MonkeyPatch) -> Callable:
     """Call something after the given number of steps of this process."""
 
     def install(number: int, action: Callable[[], None]) -> None:
-        original, calls = Journal.tick, []
+        original, calls = RunLogger.advance, []
 
-        def tick(journal: Journal) -> None:
-            original(journal)
+        def tick(logger: RunLogger) -> None:
+            original(logger)
             calls.append(1)
             if len(calls) == number:
                 action()
 
-        monkeypatch.setattr(Journal, "tick", tick)
+        monkeypatch.setattr(RunLogger, "tick", tick)
 
     return install
 
@@ -124,7 +124,7 @@ def test_averaged_weights_are_what_is_evaluated_and_loaded(tmp_path):
 
 
 def test_the_folder_of_another_config_is_refused(tmp_path):
-    with claimed(tmp_path, config_of()):
+    with claim_workdir(tmp_path, config_of()):
         pass
     other = config_of(poly_power=1.0)
     with pytest.raises(InputError, match=r"optim\.poly_power \(0\.9 there, 1\.0 here\)") as error:
@@ -136,16 +136,16 @@ def test_the_folder_of_another_config_is_refused(tmp_path):
 
 
 def test_what_does_not_change_the_result_may_differ(tmp_path):
-    with claimed(tmp_path, config_of()):
+    with claim_workdir(tmp_path, config_of()):
         pass
     other = config_of()
     other.train.eval_every, other.data.workers, other.model.settings.max_scores = 7, 3, 2**20
-    with claimed(tmp_path, other):
+    with claim_workdir(tmp_path, other):
         pass
 
 
 def test_a_folder_where_a_run_is_at_work_is_refused(tmp_path):
-    with claimed(tmp_path, config_of()):
+    with claim_workdir(tmp_path, config_of()):
         with pytest.raises(InputError, match=f"at work .process {os.getpid()} on ") as error:
             train(config_of(), tmp_path)
         assert str(tmp_path) in str(error.value)
@@ -156,14 +156,14 @@ def test_a_folder_where_a_run_is_at_work_is_refused(tmp_path):
 def test_an_evaluation_that_was_cut_off_is_made_up(tmp_path, when_step, monkeypatch):
     config = config_of()
     config.train.eval_every = 2
-    original = Scorer.score
+    original = Evaluator.score
 
-    def interrupted(scorer: Scorer, *args: Any, **options: Any) -> Any:
+    def interrupted(evaluator: Evaluator, *args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(scorer, *args, **options)
+        return original(evaluator, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "score", interrupted)
+        patch.setattr(Evaluator, "score", interrupted)
         assert train(config, tmp_path) is None
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
     assert saved_mean_iou(tmp_path / "checkpoints" / "2") == -1

@@ -11,7 +11,7 @@ from segret_jax.checkpoint.state import TrainState
 from segret_jax.config import Config
 from segret_jax.run.watchdog import Watchdog
 from segret_jax.training.step_log import StepLog
-from tests.training.test_step_log import FakeJournal
+from tests.training.test_step_log import FakeLogger
 
 SECONDS = 35.0  # of one step on the device
 STATE = TrainState(**{field.name: 0 for field in fields(TrainState)})
@@ -63,7 +63,7 @@ def train(device: Device, log: StepLog, steps: range, log_every: int, last: floa
 @pytest.fixture
 def log(device: Device) -> StepLog:
     return StepLog(
-        Config(), FakeJournal(), lambda state, batch: None, device.watchdog.steps_completed
+        Config(), FakeLogger(), lambda state, batch: None, device.watchdog.steps_completed
     )
 
 

@@ -17,7 +17,7 @@ from segret_jax.models.factory import build
 from segret_jax.models.segret import FAMILY
 from segret_jax.parallel.mesh import make_mesh
 from segret_jax.training.optimizer import make_optimizer
-from segret_jax.training.step import _advance_if, compile_ahead, make_train_step
+from segret_jax.training.step import _advance_if_finite, compile_ahead, make_train_step
 
 CLASSES = 4
 # Adam's ε is large so that the true gradient of zero of some biases stays rounding noise.
@@ -188,7 +188,7 @@ def test_bad_steps_are_skipped_up_to_their_limit_and_then_nothing_changes(limit)
     now = state(0, 1.0)
     for finite in (True, False, False, False, True):
         updated = state(int(now.step) + 1, float(now.params["w"]) + 1, int(now.num_bad))
-        now = _advance_if(jnp.bool_(finite), now, updated, max_bad_steps=limit)
+        now = _advance_if_finite(jnp.bool_(finite), now, updated, max_bad_steps=limit)
     assert int(now.num_bad) == limit
     assert int(now.step) == 1 + limit
     assert int(now.bad_step) == 1 + limit  # the third bad one at most ends it

@@ -10,30 +10,30 @@ import pytest
 
 from segret_jax.config import Config
 from segret_jax.errors import InputError
-from segret_jax.run.logger import Journal
+from segret_jax.run.logger import RunLogger
 from segret_jax.training.step_log import StepLog
 from tests.checkpoint.test_checkpoint import state_of
 
 
-class FakeJournal(Journal):
+class FakeLogger(RunLogger):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
         self.records: list[dict[str, Any]] = []
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         self.said.append(message)
 
-    def tick(self) -> None: ...
+    def advance(self) -> None: ...
 
-    def train(self, step: int, values: dict[str, float]) -> None:
+    def record_training(self, step: int, values: dict[str, float]) -> None:
         self.records.append({"step": step, **values})
 
 
 @pytest.fixture
 def log(mini) -> StepLog:
-    return StepLog(Config(), FakeJournal(), jax.jit(lambda batch: batch["image"].sum()))
+    return StepLog(Config(), FakeLogger(), jax.jit(lambda batch: batch["image"].sum()))
 
 
 def test_a_step_that_is_compiled_anew_is_reported_with_its_shapes(log):
@@ -41,7 +41,7 @@ def test_a_step_that_is_compiled_anew_is_reported_with_its_shapes(log):
         batch = {"image": jnp.zeros((2, size, size, 3))}
         log._train_step(batch)
         log.report_compilation(step, batch)
-    assert log.journal.said == [
+    assert log.logger.said == [
         "step 4 was compiled anew (2 times by now), for image float32[2, 5, 5, 3]"
     ]
 
@@ -51,11 +51,11 @@ def test_means_leave_out_what_was_not_finite_and_say_how_often(log):
         log.add({"loss": jnp.float32(loss), "accuracy": jnp.float32(10 * loss)})
     log.count_skipped(np.array([1, 0, 1]))
     log.write(3, replace(state_of(3), num_bad=np.int32(1)))
-    (record,) = log.journal.records
+    (record,) = log.logger.records
     assert record["loss"] == 2.0
     assert record["accuracy"] == 20.0
     assert record["skipped_samples"] == 2
-    assert log.journal.said == ["loss or gradient is not finite: skipped step 2"]
+    assert log.logger.said == ["loss or gradient is not finite: skipped step 2"]
     assert record["learning_rate"] == float(log.schedule(1)) != float(log.schedule(2))
 
 

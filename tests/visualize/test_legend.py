@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segret_jax.data.class_table import ClassTable, load_class_table
-from segret_jax.visualize.legend import SMALLEST_FONT, legend, with_legend
+from segret_jax.visualize.legend import SMALLEST_FONT, add_legend, legend
 from segret_jax.visualize.text import BACKGROUND, FONT_SIZE
 from tests.visualize.swatches import swatches
 
@@ -80,7 +80,7 @@ def test_a_name_that_cannot_be_drawn_is_the_number_of_the_class():
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (20, 9), (32, 32)])
 def test_a_tiny_picture_gets_swatches_that_are_inside(size):
-    picture = with_legend(np.zeros((*size, 3), np.uint8), CITY, [labels(0, 1, 2)])
+    picture = add_legend(np.zeros((*size, 3), np.uint8), CITY, [labels(0, 1, 2)])
     assert picture.shape[1] == size[1]
     key = picture[size[0] :]
     if size[1] > 2:
@@ -90,7 +90,7 @@ def test_a_tiny_picture_gets_swatches_that_are_inside(size):
 
 def test_it_is_put_below_an_unchanged_picture():
     image = np.random.default_rng(0).integers(0, 256, (30, 200, 3)).astype(np.uint8)
-    picture = with_legend(image, CITY, [labels(3)])
+    picture = add_legend(image, CITY, [labels(3)])
     np.testing.assert_array_equal(picture[:30], image)
     assert swatches(picture[30:], CITY, SMALLEST_FONT) == [3]
 
@@ -98,7 +98,7 @@ def test_it_is_put_below_an_unchanged_picture():
 def test_it_grows_with_the_picture():
     heights = []
     for width in (200, 1000, 4000):
-        picture = with_legend(np.zeros((width // 2, width, 3), np.uint8), CITY, [labels(3)])
+        picture = add_legend(np.zeros((width // 2, width, 3), np.uint8), CITY, [labels(3)])
         swatch = (picture == CITY.colors[3]).all(-1).any(1)
         heights.append(int(swatch.sum()) / width)
     assert heights[2] == pytest.approx(heights[1], rel=0.15)  # the same share of the picture

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from segret_jax.data.ahead import work_ahead
+from segret_jax.data.prefetch import prefetch
 from segret_jax.data.shards.manifest import VERSION
 from segret_jax.data.sources import Record, RecordSource
 
@@ -98,7 +98,7 @@ def checked(source: RecordSource, split: str) -> Iterator[tuple[Record, tuple[in
         return record, (height, width)
 
     workers = os.cpu_count() or 1
-    results = work_ahead(read, range(len(source)), workers=workers, ahead=4 * workers)
+    results = prefetch(read, range(len(source)), workers=workers, ahead=4 * workers)
     yield from tqdm(results, split, len(source), unit="pair", dynamic_ncols=True)
 
 

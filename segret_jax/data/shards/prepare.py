@@ -32,7 +32,7 @@ from segret_jax.data.shards.manifest import (
 )
 from segret_jax.data.sources import FolderSource
 from segret_jax.errors import InputError
-from segret_jax.files import write_whole
+from segret_jax.files import atomic_write
 
 _SPARE = 1.1  # disk needed, as a multiple of the source's size
 
@@ -104,9 +104,9 @@ def _prepare_local(
     _check_disk(sources, folder)
     digests = _digests(sources)  # before the writing: a file changed during it differs afterwards
     index = _write_shards(spec, sources, folder, shards)
-    write_whole(folder / INDEX, json.dumps(index))
+    atomic_write(folder / INDEX, json.dumps(index))
     manifest = _describe(spec, sources, digests, folder)
-    write_whole(folder / MANIFEST, manifest.to_json())
+    atomic_write(folder / MANIFEST, manifest.to_json())
     return manifest
 
 

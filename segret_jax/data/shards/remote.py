@@ -23,7 +23,7 @@ from segret_jax.data.shards.manifest import (
     stored_file,
 )
 from segret_jax.errors import InputError
-from segret_jax.files import write_whole
+from segret_jax.files import atomic_write
 
 _BACKENDS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}
 _CHUNK = 1 << 20
@@ -59,7 +59,7 @@ def fetch(url: str, places: tuple[str, ...]) -> tuple[Path, str]:
     wanted = {name: f for name, f in manifest.files.items() if not (native and name in shards)}
     if not _is_copied(folder, content):
         _download(store, top, folder, wanted)
-        write_whole(folder / MANIFEST, content.decode())
+        atomic_write(folder / MANIFEST, content.decode())
     return folder, top if native else str(folder)
 
 

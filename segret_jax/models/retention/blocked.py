@@ -30,7 +30,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from segret_jax.models.layers import accumulator
+from segret_jax.models.layers import accum_dtype
 from segret_jax.models.retention import gpu as retention_gpu
 from segret_jax.models.retention.decay import Decay, LogDecay
 from segret_jax.models.retention.tpu import Arrays, by_kernel, fits
@@ -65,14 +65,14 @@ def blocked_retention(
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
     def attend(along: str, v: Array) -> Array:
-        lines = _Lines(along, q.shape, log_decay, decay, max_scores, capability, precision)
+        lines = AxialSequences(along, q.shape, log_decay, decay, max_scores, capability, precision)
         return _attend(q, k, v, lines)
 
     return attend("h", attend("w", v)) if decomposed else attend("hw", v)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Lines:
+class AxialSequences:
     """How an image is divided: into lines along w (rows), h (columns) or hw (all of it)."""
 
     along: str
@@ -92,7 +92,7 @@ class _Lines:
         size = dict(zip("bhwnd", self.shape, strict=True))
         return tuple(size[axis] for axis in axes)
 
-    def of_image(self, x: Float[Array, "b h w n d"]) -> Float[Array, "g b l d"]:
+    def to_sequences(self, x: Float[Array, "b h w n d"]) -> Float[Array, "g b l d"]:
         b, d = self.sizes("bd")
         x = jnp.einsum(f"bhwnd->{self.order}", x)
         return x.reshape(-1, b, math.prod(self.sizes(self.along)), d)
@@ -103,7 +103,7 @@ class _Lines:
     def log_decays(self, num_lines: int) -> Float[Array, " g"]:
         return jnp.tile(jnp.asarray(self.log_decay), num_lines // len(self.log_decay))
 
-    def exact(self, dtype: jnp.dtype) -> bool:
+    def full_precision(self, dtype: jnp.dtype) -> bool:
         """Tell whether a kernel's products are to be of full precision.
 
         Kernels have no "high", and for bfloat16, whose products are exact, no "highest" either.
@@ -112,7 +112,7 @@ class _Lines:
         return self.precision in names and dtype == jnp.float32
 
     def product(self, letters: str, x: Array, y: Array) -> Array:
-        dtype = accumulator(x.dtype)
+        dtype = accum_dtype(x.dtype)
         return jnp.einsum(letters, x, y, precision=self.precision, preferred_element_type=dtype)
 
     def scores(
@@ -134,13 +134,13 @@ class _Lines:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(q: Array, k: Array, v: Array, lines: _Lines) -> Array:
+def _attend(q: Array, k: Array, v: Array, lines: AxialSequences) -> Array:
     return _forward(q, k, v, lines)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, lines: _Lines) -> tuple[Array, Any]:
+def _forward(q: Array, k: Array, v: Array, lines: AxialSequences) -> tuple[Array, Any]:
     def by_blocks(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        q, k, v = (lines.of_image(t) for t in (q, k, v))
+        q, k, v = (lines.to_sequences(t) for t in (q, k, v))
         (out, log_total), _ = _by_blocks(_forward_of_block, lines, (q,), (k, v))
         return lines.to_image(out), log_total
 
@@ -154,10 +154,15 @@ def _forward(q: Array, k: Array, v: Array, lines: _Lines) -> tuple[Array, Any]:
 
 # As _by_blocks, below.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _forward_on_gpu(lines: _Lines, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+def _forward_on_gpu(lines: AxialSequences, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     def forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         out, log_total = retention_gpu.forward(
-            q, k, v, lines.log_decay, along=lines.along, exact=lines.exact(q.dtype)
+            q,
+            k,
+            v,
+            lines.log_decay,
+            along=lines.along,
+            full_precision=lines.full_precision(q.dtype),
         )
         return out, log_total.reshape(-1, *log_total.shape[-2:], 1)
 
@@ -166,7 +171,7 @@ def _forward_on_gpu(lines: _Lines, q: Array, k: Array, v: Array) -> tuple[Array,
 
 
 def _forward_of_block(
-    lines: _Lines, queries: Arrays, keys: Arrays, log_decay: Array, start: Any
+    lines: AxialSequences, queries: Arrays, keys: Arrays, log_decay: Array, start: Any
 ) -> tuple[Arrays, Arrays]:
     (q,), (k, v) = queries, keys
     scores, bias = lines.scores(q, k, log_decay, start)
@@ -179,13 +184,13 @@ def _forward_of_block(
     return (out.astype(v.dtype), highest + jnp.log(total)), ()
 
 
-def _backward(lines: _Lines, saved: Any, out_grad: Array) -> tuple[Array, Array, Array]:
+def _backward(lines: AxialSequences, saved: Any, out_grad: Array) -> tuple[Array, Array, Array]:
     # The barrier keeps XLA from saving the forward pass's lines instead of making them again.
     saved = lax.optimization_barrier(saved)
 
     def by_blocks(*saved: Array) -> tuple[Array, Array, Array]:
         *images, log_total, out_grad = saved
-        q, k, v, out, out_grad = (lines.of_image(t) for t in (*images, out_grad))
+        q, k, v, out, out_grad = (lines.to_sequences(t) for t in (*images, out_grad))
         queries = (q, out, out_grad, log_total)
         (q_grad,), (k_grad, v_grad) = _by_blocks(_backward_of_block, lines, queries, (k, v))
         return (
@@ -202,13 +207,13 @@ def _backward(lines: _Lines, saved: Any, out_grad: Array) -> tuple[Array, Array,
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _backward_on_gpu(lines: _Lines, *saved: Array) -> tuple[Array, Array, Array]:
+def _backward_on_gpu(lines: AxialSequences, *saved: Array) -> tuple[Array, Array, Array]:
     def backward(*saved: Array) -> tuple[Array, Array, Array]:
         q, k, v, out, log_total, out_grad = saved
         _, b, length, _ = log_total.shape
         return retention_gpu.backward(
             q, k, v, out, log_total.reshape(-1, q.shape[3], b, length), out_grad,
-            lines.log_decay, along=lines.along, exact=lines.exact(q.dtype),
+            lines.log_decay, along=lines.along, full_precision=lines.full_precision(q.dtype),
         )  # fmt: skip
 
     image, line = _by_image(0), _by_image(1)
@@ -216,7 +221,7 @@ def _backward_on_gpu(lines: _Lines, *saved: Array) -> tuple[Array, Array, Array]
 
 
 def _backward_of_block(
-    lines: _Lines, queries: Arrays, keys: Arrays, log_decay: Array, start: Any
+    lines: AxialSequences, queries: Arrays, keys: Arrays, log_decay: Array, start: Any
 ) -> tuple[Arrays, Arrays]:
     (q, out, out_grad, log_total), (k, v) = queries, keys
     scores, bias = lines.scores(q, k, log_decay, start)
@@ -237,7 +242,7 @@ _attend.defvjp(_forward, _backward)
 # Compiled in one with its caller; traced once for all layers of one shape.
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _by_blocks(
-    of_block: Callable, lines: _Lines, queries: Arrays, keys: Arrays
+    of_block: Callable, lines: AxialSequences, queries: Arrays, keys: Arrays
 ) -> tuple[Arrays, Arrays]:
     """Apply `of_block(lines, queries, keys, log_decay, start)` to all queries, some at a time.
 
@@ -245,7 +250,7 @@ def _by_blocks(
     keys: parts of a sum over blocks.
     """
     num_lines, b, length, _ = queries[0].shape
-    log_decay = lines.log_decays(num_lines).astype(accumulator(queries[0].dtype))
+    log_decay = lines.log_decays(num_lines).astype(accum_dtype(queries[0].dtype))
 
     def at_most(scores: int, queries: Arrays, keys: Arrays) -> Any:
         def of_line(line: tuple[Any, Any, Array]) -> Any:
@@ -253,13 +258,13 @@ def _by_blocks(
             most = max(1, scores // length)
             return _by_queries(functools.partial(of_block, lines), queries, keys, log_decay, most)
 
-        lines_at_once = scores // length**2
-        if lines_at_once >= num_lines:
+        lines_per_block = scores // length**2
+        if lines_per_block >= num_lines:
             return jax.vmap(of_line)((queries, keys, log_decay))
-        return lax.map(of_line, (queries, keys, log_decay), batch_size=max(1, lines_at_once))
+        return lax.map(of_line, (queries, keys, log_decay), batch_size=max(1, lines_per_block))
 
     def on_tpu(queries: Arrays, keys: Arrays) -> Any:
-        precision = "highest" if lines.exact(queries[0].dtype) else "default"
+        precision = "highest" if lines.full_precision(queries[0].dtype) else "default"
         known = dataclasses.replace(lines, precision=precision)
         kernel = functools.partial(by_kernel, functools.partial(of_block, known))
         line = _by_image(1)
@@ -289,11 +294,13 @@ def _split_axes() -> tuple[str, ...]:
     return mesh.axis_names if mesh.are_all_axes_auto and not mesh.empty else ()
 
 
-def _by_queries(of_block: Callable, queries: Any, keys: Any, log_decay: Array, at_once: int) -> Any:
+def _by_queries(
+    of_block: Callable, queries: Any, keys: Any, log_decay: Array, block_size: int
+) -> Any:
     b, length, _ = queries[0].shape
-    if at_once >= length:
+    if block_size >= length:
         return of_block(queries, keys, log_decay, 0)
-    num_blocks = -(-length // at_once)
+    num_blocks = -(-length // block_size)
     size = -(-length // num_blocks)
 
     def divided(t: Array) -> Array:

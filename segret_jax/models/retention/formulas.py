@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from segret_jax.models.layers import accumulator
+from segret_jax.models.layers import accum_dtype
 from segret_jax.models.retention.decay import Decay, LogDecay
 
 
@@ -78,7 +78,7 @@ def attend(
     Scores and softmax are float32 (float64 for float64), whatever the dtype of q, k and v. With
     `Decay.POST_SOFTMAX` it is (softmax(Q Kᵀ) ⊙ exp(d·distance)) V.
     """
-    dtype = accumulator(q.dtype)
+    dtype = accum_dtype(q.dtype)
     log_d = jnp.asarray(log_decay)[:, None, None] * distance  # [n, q, k]
     scores = jnp.einsum("...qnd,...knd->...nqk", q, k, preferred_element_type=dtype)
     if decay is Decay.ADDITIVE:

@@ -25,7 +25,7 @@ from segret_jax.models.kernels import TRITON_CAPABILITY
 from segret_jax.models.retention.decay import Decay, LogDecay
 
 LOG2_E = math.log2(math.e)
-LONGEST_AT_ONCE = 128  # keys of a line that fit into one block
+LONGEST_IN_ONE_BLOCK = 128  # keys of a line that fit into one block
 WIDTHS = (16, 32)  # of heads: those of all variants; a product needs a power of 2 from 16 on
 
 
@@ -58,18 +58,18 @@ def forward(
     log_decay: LogDecay,
     *,
     along: str,
-    exact: bool,
+    full_precision: bool,
     interpret: bool = False,
 ) -> tuple[Float[Array, "b h w n d"], Float[Array, "a n b l"]]:
     """Return the output and L, the logarithm of the softmax's denominator.
 
-    Lines are along w, h or hw. Products of float32 are TF32, or `exact`: three of them, which
-    is right to 1e-6. `interpret` runs the kernels anywhere, slowly.
+    Lines are along w, h or hw. Products of float32 are TF32, or with
+    `full_precision` three of them, which is right to 1e-6. `interpret` runs the kernels anywhere, slowly.
     """
-    run = _Run(along, q.shape, log_decay, exact, interpret)
+    run = _Run(along, q.shape, log_decay, full_precision, interpret)
     size = _power_of_2(run.length)
     blocks = _Blocks(64, 64, warps=4)
-    if run.length <= LONGEST_AT_ONCE:
+    if run.length <= LONGEST_IN_ONE_BLOCK:
         blocks = _Blocks(min(size, 64), size, warps=4 if size > 32 else 2)
     like = jax.ShapeDtypeStruct(run.view(q).shape, q.dtype)
     log_total = jax.ShapeDtypeStruct((run.lines, run.heads, run.images, run.length), jnp.float32)
@@ -88,14 +88,14 @@ def backward(
     log_decay: LogDecay,
     *,
     along: str,
-    exact: bool,
+    full_precision: bool,
     interpret: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Return the gradients of q, k and v; see `forward`."""
-    run = _Run(along, q.shape, log_decay, exact, interpret)
+    run = _Run(along, q.shape, log_decay, full_precision, interpret)
     images = (q, k, v, out, out_grad)
     like = jax.ShapeDtypeStruct(run.view(q).shape, q.dtype)
-    if run.length <= LONGEST_AT_ONCE:
+    if run.length <= LONGEST_IN_ONE_BLOCK:
         size = _power_of_2(run.length)
         blocks = _Blocks(min(size, 64), size, warps=2)
         grads = run(_gradients_of_keys, blocks, 1, images, (log_total,), (like,) * 3)
@@ -122,7 +122,7 @@ class _Run:
     along: str  # w, h or hw
     shape: tuple[int, ...]  # [b h w n d]
     log_decay: LogDecay
-    exact: bool
+    full_precision: bool
     interpret: bool
 
     @property
@@ -216,7 +216,7 @@ class _Line:
 
     def product(self, a: Array, b: Array, **transposed: bool) -> Array:
         precision: Any = lax.Precision.DEFAULT  # not that of a context, which may have ended
-        if self.run.exact and not self.run.interpret:  # on CPU they are exact anyway
+        if self.run.full_precision and not self.run.interpret:  # on CPU it is so anyway
             precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
         return triton.dot(a, b, precision=precision, **transposed)
 

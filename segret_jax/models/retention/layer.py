@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segret_jax.models.kernels import Kernels
-from segret_jax.models.layers import DepthwiseConv, normal_init, weights
+from segret_jax.models.layers import DepthwiseConv, kernel_and_bias, normal_init
 from segret_jax.models.retention.blocked import blocked_retention
 from segret_jax.models.retention.decay import Decay, LogDecay
 from segret_jax.models.retention.formulas import decomposed_retention, rotate, whole_retention
@@ -67,6 +67,6 @@ class Retention(nnx.Module):
 
     def _project(self, x: Float[Array, "b h w c"]) -> list[Float[Array, "b h w c"]]:
         """Return q, k and v, by one product."""
-        kernels, biases = zip(*map(weights, (self.q, self.k, self.v)), strict=True)
+        kernels, biases = zip(*map(kernel_and_bias, (self.q, self.k, self.v)), strict=True)
         kernel, bias = jnp.concatenate(kernels, 1), jnp.concatenate(biases)
         return jnp.split(x @ kernel.astype(x.dtype) + bias.astype(x.dtype), 3, axis=-1)

@@ -50,10 +50,8 @@ def by_kernel(
     the kernel anywhere, slowly.
     """
     num_lines, b, length, _ = queries[0].shape
-    size = min(length, max(LANES, MAX_SCORES // length // LANES * LANES))  # queries of a block
+    size, images = _block_shape(length, b)
     num_blocks = -(-length // size)
-    at_once = min(b, max(1, MAX_SCORES // (_filled(size) * _filled(length))))
-    images = next(n for n in range(at_once, 0, -1) if b % n == 0)
     grid = (num_lines, b // images, num_blocks)
 
     def shapes(arrays: Arrays, *leading: int) -> Any:
@@ -101,6 +99,13 @@ def by_kernel(
         tuple(jnp.swapaxes(t, 2, 3)[:, :, :length] for t in for_queries),
         tuple(jnp.swapaxes(t, 2, 3) for t in for_keys),
     )
+
+
+def _block_shape(length: int, num_images: int) -> tuple[int, int]:
+    """Return the queries and the images of a block."""
+    size = min(length, max(LANES, MAX_SCORES // length // LANES * LANES))
+    most = min(num_images, max(1, MAX_SCORES // (_filled(size) * _filled(length))))
+    return size, next(n for n in range(most, 0, -1) if num_images % n == 0)
 
 
 def _kernel(of_block: Callable, size: int, log_decay: Any, *refs: Any) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.models.layers import (
     BatchNorm,
-    accumulator,
+    accum_dtype,
     normal_init,
 )
 from segret_jax.models.segret.encoder import Encoder, EncoderOptions
@@ -54,7 +54,7 @@ class Classifier(nnx.Module):
     def classify(self, tokens: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         """Return the logits of stage 4's tokens."""
         features = jax.nn.silu(self.norm(self.proj(tokens)))
-        pooled = jnp.mean(features, (1, 2), dtype=accumulator(features.dtype))
+        pooled = jnp.mean(features, (1, 2), dtype=accum_dtype(features.dtype))
         logits = self.head(pooled)
         if self.has_token_head:
             logits = logits + 0.5 * jnp.max(self.aux_head(tokens), axis=(1, 2))

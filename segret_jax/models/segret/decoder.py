@@ -23,13 +23,13 @@ from segret_jax.models.kernels import Kernels
 from segret_jax.models.layers import (
     BatchNorm,
     SampleKeys,
-    accumulator,
+    accum_dtype,
     channel_dropout,
+    kernel_and_bias,
     normal_init,
     resize_bilinear,
     resize_by_products,
     uniform_init,
-    weights,
 )
 
 
@@ -52,7 +52,10 @@ class Projection(nnx.Module):
         if train:
             return jax.nn.relu(self.linear(x) + self.zero_norm(self.zero_conv(x), train=True))
         # In evaluation both branches are one product.
-        branches = weights(self.linear), self.zero_norm.fold(*weights(self.zero_conv))
+        branches = (
+            kernel_and_bias(self.linear),
+            self.zero_norm.fold(*kernel_and_bias(self.zero_conv)),
+        )
         kernel, bias = (jnp.add(*pair).astype(self.dtype) for pair in zip(*branches, strict=True))
         return jax.nn.relu(x.astype(self.dtype) @ kernel + bias)
 
@@ -104,7 +107,7 @@ class Decoder(nnx.Module):
             x = channel_dropout(x, self.dropout, keys=keys)
         with jax.named_scope("classify"):
             logits = self.classify(x)
-        return logits.astype(accumulator(logits.dtype))
+        return logits.astype(accum_dtype(logits.dtype))
 
     def _fuse(
         self, maps: Sequence[Float[Array, "b _h _w _c"]], *, train: bool

@@ -18,12 +18,12 @@ from segret_jax.evaluation.evaluate import Result, evaluate
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle
 from segret_jax.parallel import processes
-from segret_jax.parallel.sharding import whole_here
-from segret_jax.run.logger import Journal
+from segret_jax.parallel.sharding import gather_replicated
+from segret_jax.run.logger import RunLogger
 from segret_jax.visualize.pictures import grid, save_png
 
 
-class Scorer:
+class Evaluator:
     """Scores the state of a run on the validation images."""
 
     def __init__(
@@ -35,11 +35,11 @@ class Scorer:
         table: ClassTable,
         graph: nnx.GraphDef[Any],
         mesh: Mesh,
-        journal: Journal,
+        logger: RunLogger,
     ):
         self.config, self.workdir = config, workdir
         self.validation, self.table = validation, table
-        self.graph, self.mesh, self.journal = graph, mesh, journal
+        self.graph, self.mesh, self.logger = graph, mesh, logger
 
     def score(
         self, state: TrainState, *, again: bool, cancelled: Callable[[], bool]
@@ -48,7 +48,7 @@ class Scorer:
 
         What is scored `again` is not recorded a second time.
         """
-        model = whole_here(state.model, self.mesh)
+        model = gather_replicated(state.model, self.mesh)
         bundle = ModelBundle(self.graph, **model)
         predictor = Predictor(bundle, self.config.eval)
         result = evaluate(
@@ -64,12 +64,12 @@ class Scorer:
         metrics, step = result.metrics, int(state.step)
         scores = {"mIoU": metrics.mean_iou, "mAcc": metrics.mean_acc, "aAcc": metrics.all_acc}
         if not again:
-            self.journal.evaluation(step, scores, result.summary())
+            self.logger.record_evaluation(step, scores, result.summary())
         try:
-            if processes.is_first():
+            if processes.is_primary():
                 self._write(predictor, result, step)
         except InputError as error:  # the checkpoint is what matters
-            self.journal.say(f"{error}; training goes on")
+            self.logger.info(f"{error}; training goes on")
         return result
 
     def _write(self, predictor: Predictor, result: Result, step: int) -> None:
@@ -87,4 +87,4 @@ class Scorer:
             title = f"step {step}, mIoU {100 * result.metrics.mean_iou:.1f} %"
             file = self.workdir / "pictures" / f"step_{step:06d}.png"
             save_png(grid(result.pictures, self.table, title=title), file)
-            self.journal.picture(step, file)
+            self.logger.picture(step, file)

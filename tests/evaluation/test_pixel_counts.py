@@ -1,18 +1,18 @@
-"""Areas and the bootstrap against loops, and against what an interval must cover."""
+"""PixelCounts and the bootstrap against loops, and against what an interval must cover."""
 
 import numpy as np
 import pytest
 
-from segret_jax.evaluation.areas import RESAMPLES, Areas, interval, resampled_mean_iou
+from segret_jax.evaluation.pixel_counts import RESAMPLES, PixelCounts, interval, resampled_mean_iou
 
 
-def random_images(num_images: int, num_classes: int, seed: int = 0) -> Areas:
+def random_images(num_images: int, num_classes: int, seed: int = 0) -> PixelCounts:
     rng = np.random.default_rng(seed)
     intersection, rest, false = rng.integers(0, 1000, (3, num_images, num_classes))
-    return Areas(intersection, intersection + rest, intersection + false)
+    return PixelCounts(intersection, intersection + rest, intersection + false)
 
 
-def mean_iou(images: Areas, chosen: np.ndarray) -> float:
+def mean_iou(images: PixelCounts, chosen: np.ndarray) -> float:
     """mIoU of the chosen images, class by class."""
     scores = []
     for k in range(images.label.shape[1]):
@@ -47,7 +47,7 @@ def test_the_seed_alone_decides_so_that_two_predictions_are_scored_on_the_same_d
 
 def test_sums_of_large_areas_stay_exact():
     huge = 2**45 + 1
-    images = Areas(*(np.full((3, 1), x, np.int64) for x in (huge, huge + 2, huge)))
+    images = PixelCounts(*(np.full((3, 1), x, np.int64) for x in (huge, huge + 2, huge)))
     expected = 3 * huge / (3 * huge + 6)
     assert set(resampled_mean_iou(images)) == {expected}
 
@@ -60,7 +60,7 @@ def test_the_interval_is_the_middle_of_the_samples_without_nan():
 
 
 def test_of_images_all_alike_the_interval_is_a_point_and_of_none_it_is_nan():
-    alike = Areas(*(np.full((5, 2), x, np.int64) for x in (6, 8, 7)))
+    alike = PixelCounts(*(np.full((5, 2), x, np.int64) for x in (6, 8, 7)))
     assert interval(resampled_mean_iou(alike)) == (6 / 9, 6 / 9)
     assert np.isnan(interval(resampled_mean_iou(random_images(0, 2)))).all()
 
@@ -77,6 +77,6 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 
 def test_iou_is_nan_where_the_union_is_empty_and_the_mean_skips_it():
-    areas = Areas(*(np.array([row]) for row in ([2, 0, 0], [4, 0, 3], [3, 0, 0])))
+    areas = PixelCounts(*(np.array([row]) for row in ([2, 0, 0], [4, 0, 3], [3, 0, 0])))
     np.testing.assert_array_equal(areas.iou, [[2 / 5, np.nan, 0]])
     np.testing.assert_array_equal(areas.mean_iou, [1 / 5])

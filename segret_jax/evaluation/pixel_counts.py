@@ -1,4 +1,4 @@
-"""Areas in pixels, the integers that every score is made of, and the bootstrap over images."""
+"""PixelCounts in pixels, the integers that every score is made of, and the bootstrap over images."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ CHUNK = 100  # resamples drawn at once: bounds memory
 
 
 @dataclass(frozen=True)
-class Areas:
+class PixelCounts:
     """Pixels of each class: in label and prediction at once, in the label, in the prediction."""
 
     intersection: Int64[np.ndarray, "*sets k"]
@@ -32,12 +32,14 @@ class Areas:
         """Mean of IoU over the classes whose union is not empty; nan where none is."""
         return mean(self.iou)
 
-    def total(self) -> "Areas":
+    def total(self) -> "PixelCounts":
         """Return the sums over the first axis, the images."""
-        return Areas(self.intersection.sum(0), self.label.sum(0), self.pred.sum(0))
+        return PixelCounts(self.intersection.sum(0), self.label.sum(0), self.pred.sum(0))
 
-    def __getitem__(self, images: Int64[np.ndarray, " m"] | Bool[np.ndarray, " n"]) -> "Areas":
-        return Areas(self.intersection[images], self.label[images], self.pred[images])
+    def __getitem__(
+        self, images: Int64[np.ndarray, " m"] | Bool[np.ndarray, " n"]
+    ) -> "PixelCounts":
+        return PixelCounts(self.intersection[images], self.label[images], self.pred[images])
 
 
 def ratio(part: np.ndarray | np.number, whole: np.ndarray | np.number) -> np.ndarray:
@@ -51,7 +53,7 @@ def mean(scores: np.ndarray) -> np.ndarray:
     return ratio(np.where(known, scores, 0).sum(-1), known.sum(-1))
 
 
-def resampled_mean_iou(images: Areas, *, seed: int = 0) -> Float64[np.ndarray, " resamples"]:
+def resampled_mean_iou(images: PixelCounts, *, seed: int = 0) -> Float64[np.ndarray, " resamples"]:
     """Return mIoU of sets of n images, drawn from these n with replacement.
 
     Equal n and seed draw equal sets, so that two predictions of the same images can be compared
@@ -63,7 +65,7 @@ def resampled_mean_iou(images: Areas, *, seed: int = 0) -> Float64[np.ndarray, "
     for _ in range(RESAMPLES // CHUNK if num_images else 0):
         drawn = rng.integers(num_images, size=(CHUNK, num_images))
         times = np.stack([np.bincount(row, minlength=num_images) for row in drawn]).astype(float)
-        scores.append(Areas(*((times @ x).astype(np.int64) for x in counts)).mean_iou)
+        scores.append(PixelCounts(*((times @ x).astype(np.int64) for x in counts)).mean_iou)
     return np.concatenate(scores) if scores else np.zeros(0)
 
 

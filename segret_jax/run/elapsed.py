@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def moving_clock(show: Callable[[str], None], *, interval: float = 1.0) -> Iterator[None]:
+def show_elapsed(show: Callable[[str], None], *, interval: float = 1.0) -> Iterator[None]:
     """Call `show` with the time so far, such as "1:05", at once and every `interval` seconds."""
     begun, over = time.monotonic(), threading.Event()
 

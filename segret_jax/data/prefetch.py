@@ -9,7 +9,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def work_ahead(
+def prefetch(
     function: Callable[[A], B], items: Iterable[A], *, workers: int, ahead: int
 ) -> Generator[B, None, None]:
     """Yield function(item) in order; threads work up to `ahead` items ahead.

@@ -23,13 +23,13 @@ def check_space(folder: Path, tree: Any) -> None:
         raise OSError(errno.ENOSPC, f"it takes {needed:,.1f} MB, {free:,.1f} MB are free")
 
 
-def raise_unless_disk(error: OSError | ValueError) -> None:
+def reraise_unless_disk_error(error: OSError | ValueError) -> None:
     """Raise what is not the disk's refusal: TensorStore reports a full one as a ValueError."""
     if isinstance(error, ValueError) and "os_error_code" not in str(error):
         raise error
 
 
-def remove_partial(folder: Path) -> None:
+def remove_partial_checkpoint(folder: Path) -> None:
     """Delete what was written of a checkpoint: its space may be all there is.
 
     Orbax's other writers do not stop with the one that failed: wait until they have been quiet.
