@@ -5,18 +5,13 @@ from collections.abc import Collection, Mapping, Sequence
 
 from segret_jax.errors import InputError
 
-ALLOWED = "accepted by --allow {!r}"
-
 
 def compile_patterns(allow: Sequence[str]) -> dict[str, re.Pattern]:
     """Return each regular expression by its text; InputError for what is none."""
-    patterns = {}
-    for text in allow:
-        try:
-            patterns[text] = re.compile(text)
-        except re.error as error:
-            raise InputError(f"--allow {text!r} is no regular expression: {error}") from None
-    return patterns
+    try:
+        return {text: re.compile(text) for text in allow}
+    except re.error as error:
+        raise InputError(f"--allow {error.pattern!r} is no regular expression: {error}") from None
 
 
 def allowed_reasons(
@@ -33,5 +28,5 @@ def allowed_reasons(
             raise InputError(
                 f"--allow {text!r} fits none of {len(names)} differences; leave it out"
             )
-        allowed |= dict.fromkeys(matched, ALLOWED.format(text))
+        allowed |= dict.fromkeys(matched, f"accepted by --allow {text!r}")
     return allowed

@@ -32,7 +32,7 @@ def choose_classes(
         if is_classifier:
             return dataset, _generic("imagenet", count, label_ids=False)
         if named:
-            return _known(named, count) or (dataset, _own(named, count))
+            return _named(named, count, dataset)
         if count not in BY_COUNT:
             return dataset, _generic(UNNAMED, count, label_ids=True)
         dataset = BY_COUNT[count]
@@ -80,31 +80,24 @@ def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.casefold()))
 
 
-def _known(named: FileClasses, count: int) -> tuple[str, ClassTable] | None:
-    """Return the dataset with these classes in this order."""
-    names = list(map(_plain, named.names))
-    for spec in DATASETS.values():
-        table = spec.class_table
-        if count == table.num_classes and names == list(map(_plain, table.class_names)):
-            return spec.name, table
-    return None
+def _named(named: FileClasses, count: int, dataset: str) -> tuple[str, ClassTable]:
+    """Return the dataset with these classes in this order, or `dataset` with the file's own.
 
-
-def _own(named: FileClasses, count: int) -> ClassTable:
-    """Return a table of the file's own classes; InputError if they cannot be the model's."""
+    Raises InputError if they cannot be those of the model's `count` outputs.
+    """
     if named.count != count:
         raise InputError(
             f"names {named.count} classes ({named.source}), but its model has {count} outputs; "
             f"{REMEDY}"
         )
+    names = list(map(_plain, named.names))
+    for spec in DATASETS.values():
+        if names == list(map(_plain, spec.class_table.class_names)):
+            return spec.name, spec.class_table
     if twice := next((name for name in named.names if named.names.count(name) > 1), None):
         raise InputError(f"names class {twice!r} twice ({named.source}); {REMEDY}")
-    generic = _generic("own", count, label_ids=True)
-    return replace(
-        generic,
-        class_names=named.names,
-        colors=generic.colors if named.colors is None else named.colors,
-    )
+    own = replace(_generic("own", count, label_ids=True), class_names=named.names)
+    return dataset, own if named.colors is None else replace(own, colors=named.colors)
 
 
 def _generic(name: str, count: int, *, label_ids: bool) -> ClassTable:

@@ -1,8 +1,7 @@
 """The classes that a file names: of mmsegmentation, of Hugging Face, or beside the weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -31,49 +30,41 @@ class FileClasses:
 
 def find_classes(content: dict[Any, Any]) -> FileClasses | None:
     """Return the classes that the dicts of a checkpoint name; None if they name none."""
-    for where, found in _places(content):
-        for key in NAMES:
+    meta = content.get("meta")  # of mmcv, and in it that of mmengine
+    inner = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    places: dict[str, Any] = {"meta.dataset_meta.": inner, "meta.": meta, "": content}
+    for where, found in places.items():
+        for key in NAMES if isinstance(found, dict) else ():
             if names := _names(found.get(key)):
                 palette = next((found[k] for k in COLORS if k in found), None)
-                return FileClasses(
-                    names=tuple(shorten(name) for name in islice(names, STRAY)),
-                    count=len(names),
-                    colors=_colors(palette, len(names)),
-                    source=f"{where}{key}",
-                )
+                return _classes(names, f"{where}{key}", palette)
     return None
 
 
 def find_labels(config: Mapping[str, Any]) -> FileClasses | None:
     """Return the classes of `id2label` in Hugging Face's config.json; None without real names."""
     labels = config.get("id2label")
-    if not isinstance(labels, dict) or not 0 < len(labels) <= STRAY:
+    if not isinstance(labels, dict) or len(labels) > STRAY:
         return None
-    names = [labels.get(str(i)) for i in range(len(labels))]
-    if not _names(names) or names == [DEFAULT_LABEL.format(i) for i in range(len(names))]:
+    names = _names([labels.get(str(i)) for i in range(len(labels))])
+    if names == [DEFAULT_LABEL.format(i) for i in range(len(names))]:  # or there is none
         return None
-    return FileClasses(
-        names=tuple(shorten(str(name)) for name in names),
-        count=len(names),
-        colors=None,
-        source="id2label of config.json",
-    )
-
-
-def _places(content: dict[Any, Any]) -> Iterator[tuple[str, dict]]:
-    """Yield where classes may stand: mmengine's, mmcv's, and beside the state dict."""
-    meta = content.get("meta")
-    if isinstance(meta, dict):
-        if isinstance(meta.get("dataset_meta"), dict):
-            yield "meta.dataset_meta.", meta["dataset_meta"]
-        yield "meta.", meta
-    yield "", content
+    return _classes(names, "id2label of config.json")
 
 
 def _names(value: Any) -> list[str] | tuple[str, ...]:
     """Return `value` if it is a list of names, else an empty one."""
     is_names = isinstance(value, list | tuple) and all(isinstance(v, str) and v for v in value)
-    return value if is_names else ()
+    return value if is_names else []
+
+
+def _classes(names: list[str] | tuple[str, ...], source: str, palette: Any = None) -> FileClasses:
+    return FileClasses(
+        names=tuple(map(shorten, names[:STRAY])),
+        count=len(names),
+        colors=_colors(palette, len(names)),
+        source=source,
+    )
 
 
 def _colors(palette: Any, count: int) -> np.ndarray | None:

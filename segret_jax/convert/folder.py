@@ -9,15 +9,14 @@ files bear it out, and names no file elsewhere.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from segret_jax.convert.file_classes import find_labels
 from segret_jax.convert.metadata import plain_metadata, shorten
-from segret_jax.convert.prefixes import cut_prefixes
-from segret_jax.convert.tensors import TensorFile, read_as_named, read_tensors
+from segret_jax.convert.tensors import TensorFile, read_as_named, read_tensors, unprefixed
 from segret_jax.errors import InputError
 
 INDEX = ".index.json"
@@ -40,23 +39,16 @@ def read_source(path: Path, *, wrapper: str = "") -> TensorFile:
     Raises InputError as `read_tensors` does, and for a folder whose files do not add up.
     """
     if not path.is_dir():
-        is_index = path.name.endswith(INDEX)
-        return _read_shards(path) if is_index else read_tensors(path, wrapper=wrapper)
+        return _read_weights(path, wrapper)
     name = find_weights(path)
     if not name:
         raise InputError(f"{path} has none of {', '.join(WEIGHTS)}: give the file of the weights")
-    file = _locate(path, name)
-    if name.endswith(INDEX) and wrapper:
-        raise InputError(f"{path} has shards, which hold one state dict: leave --wrapper out")
-    found = _read_shards(file) if name.endswith(INDEX) else read_tensors(file, wrapper=wrapper)
+    found = _read_weights(_locate(path, name), wrapper)
     if not (path / "config.json").exists():
         return found
     config = _read_json(_locate(path, "config.json"))
-    return replace(
-        found,
-        metadata=found.metadata | {"config": plain_metadata(config)},
-        classes=found.classes or find_labels(config),
-    )
+    metadata = found.metadata | {"config": plain_metadata(config)}
+    return replace(found, metadata=metadata, classes=found.classes or find_labels(config))
 
 
 def _locate(folder: Path, name: str) -> Path:
@@ -65,8 +57,7 @@ def _locate(folder: Path, name: str) -> Path:
     A link may lead to another file of the folder, or to Hugging Face's cache, whose folders
     `snapshots/REVISION` are of links to `blobs`.
     """
-    plain = name.isprintable() and len(name) <= 200 and not set(name) & set("/\\:")
-    if not plain or name in ("", ".", ".."):
+    if not re.fullmatch(r"(?!\.+$)[^/\\:]{1,200}", name) or not name.isprintable():
         raise InputError(
             f"{folder}: {shorten(name)!r} is no name of a file beside the index; {AGAIN}"
         )
@@ -82,48 +73,45 @@ def _locate(folder: Path, name: str) -> Path:
     return file
 
 
-def _read_shards(index: Path) -> TensorFile:
-    """Read the shards of an index; each tensor must lie where the index says, and nowhere else."""
-    content = _read_json(index)
-    places = content.get("weight_map")
+def _read_weights(file: Path, wrapper: str) -> TensorFile:
+    """Read one file, or the shards of an index: each tensor where that says, and nowhere else."""
+    if not file.name.endswith(INDEX):
+        return read_tensors(file, wrapper=wrapper)
+    if wrapper:
+        raise InputError(f"{file} is of shards, which hold one state dict: leave --wrapper out")
+    places = _read_json(file).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise InputError(f"{index} is no index of shards: it has no 'weight_map'; {AGAIN}")
-    names = sorted({str(name) for name in places.values()})
+        raise InputError(f"{file} is no index of shards: it has no 'weight_map'; {AGAIN}")
+    places = {tensor: str(name) for tensor, name in places.items()}
+    names = sorted(set(places.values()))
     if len(names) > MAX_SHARDS:
-        raise InputError(f"{index} names {len(names)} files; at most {MAX_SHARDS} are read")
-    shards = {name: _locate(index.parent, name) for name in names}
-    files = {name: read_as_named(file) for name, file in shards.items()}
-    _check_places(index, places, files)
-    first = files[names[0]]
-    sums = "".join(f"{file.sha256}  {name}\n" for name, file in files.items())
-    tensors = {n: tensor for file in files.values() for n, tensor in file.tensors.items()}
-    try:
-        tensors, prefix = cut_prefixes(tensors)
-    except InputError as error:
-        raise InputError(f"{index}: {error}") from None
-    return replace(
+        raise InputError(f"{file} names {len(names)} files; at most {MAX_SHARDS} are read")
+    located = {name: _locate(file.parent, name) for name in names}
+    shards = {name: read_as_named(shard) for name, shard in located.items()}
+    _check_places(file, places, shards)
+    sums = "".join(f"{shard.sha256}  {name}\n" for name, shard in shards.items())
+    first = shards[names[0]]
+    whole = replace(
         first,
-        tensors=tensors,
-        prefix=prefix,
-        format=f"{first.format} in {len(files)} files",
+        tensors={name: t for shard in shards.values() for name, t in shard.tensors.items()},
+        format=f"{first.format} in {len(shards)} files",
         sha256=hashlib.sha256(sums.encode()).hexdigest(),  # of what sha256sum prints for them
     )
+    return unprefixed(file, whole)
 
 
-def _check_places(index: Path, places: Mapping[str, Any], files: Mapping[str, TensorFile]) -> None:
+def _check_places(index: Path, places: dict[str, str], shards: dict[str, TensorFile]) -> None:
     """Raise InputError unless each shard holds just the tensors that the index maps to it."""
-    for name, file in files.items():
-        expected = {tensor for tensor, place in places.items() if place == name}
-        if more := sorted(file.tensors.keys() - expected):
-            other = places.get(more[0])
-            where = f"to {shorten(str(other))!r}" if other else "nowhere"
-            raise InputError(
-                f"{index} maps tensor {shorten(more[0])!r} {where}, but {name} holds it; {AGAIN}"
-            )
-        if less := sorted(expected - file.tensors.keys()):
-            raise InputError(
-                f"{index} maps tensor {shorten(less[0])!r} to {name}, which lacks it; {AGAIN}"
-            )
+    held = {(tensor, name) for name, shard in shards.items() for tensor in shard.tensors}
+    for tensor, name in sorted(held - places.items()):
+        where = f"to {shorten(places[tensor])!r}" if tensor in places else "nowhere"
+        raise InputError(
+            f"{index} maps tensor {shorten(tensor)!r} {where}, but {name} holds it; {AGAIN}"
+        )
+    for tensor, name in sorted(places.items() - held):
+        raise InputError(
+            f"{index} maps tensor {shorten(tensor)!r} to {name}, which lacks it; {AGAIN}"
+        )
 
 
 def _read_json(file: Path) -> dict[str, Any]:

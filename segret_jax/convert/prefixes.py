@@ -1,7 +1,7 @@
 """Prefixes that wrappers put before the names of a state dict: they are not of the model."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 from segret_jax.errors import InputError
@@ -37,23 +37,17 @@ def cut_prefixes(tensors: Mapping[str, Value]) -> tuple[dict[str, Value], str]:
     Raises InputError if two tensors get one name: they are of two models.
     """
     names = {name: without_wrappers(name) for name in tensors}
-    owner = _owner(names.values())
-    short: dict[str, Value] = {}
+    owners = {match[1] for match in map(ENCODER.match, names.values()) if match}
+    owner = owners.pop() if len(owners) == 1 else ""
     taken: dict[str, str] = {}
-    for name, tensor in tensors.items():
+    for name in tensors:
         cut = names[name].removeprefix(owner)
-        if cut in short:
+        if cut in taken:
             raise InputError(
                 f"holds {taken[cut]!r} and {name!r}, which are two models in one state dict; "
                 "save the state dict of one of them"
             )
-        short[cut], taken[cut] = tensor, name
+        taken[cut] = name
     changed = ((cut, name) for cut, name in taken.items() if cut != name and name.endswith(cut))
     cut, name = next(changed, ("", ""))
-    return short, name.removesuffix(cut)
-
-
-def _owner(names: Iterable[str]) -> str:
-    """Return what all names of encoder blocks begin with; "" if they differ in that."""
-    found = {match[1] for match in map(ENCODER.match, names) if match}
-    return found.pop() if len(found) == 1 else ""
+    return {short: tensors[name] for short, name in taken.items()}, name.removesuffix(cut)

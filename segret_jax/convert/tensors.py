@@ -44,11 +44,11 @@ class TensorFile:
 
     tensors: dict[str, np.ndarray]
     format: str  # torch zip [without checksums] | torch legacy | safetensors | npz
-    wrapper: str
-    other_wrappers: tuple[str, ...]
-    prefix: str
-    sha256: str
     metadata: dict[str, Any]
+    wrapper: str = ""
+    other_wrappers: tuple[str, ...] = ()
+    prefix: str = ""
+    sha256: str = ""
     beside: tuple[str, ...] = ()
     classes: FileClasses | None = None
 
@@ -60,7 +60,11 @@ def read_tensors(path: str | Path, *, wrapper: str = "") -> TensorFile:
     first of `WRAPPERS`. Raises InputError for a file that is missing, damaged, of another format,
     or that holds more than tensors and plain data.
     """
-    file = read_as_named(path, wrapper=wrapper)
+    return unprefixed(path, read_as_named(path, wrapper=wrapper))
+
+
+def unprefixed(path: str | Path, file: TensorFile) -> TensorFile:
+    """Return what was read of `path` with the names that the model itself has."""
     try:
         tensors, prefix = cut_prefixes(file.tensors)
     except InputError as error:
@@ -75,10 +79,16 @@ def read_as_named(path: str | Path, *, wrapper: str = "") -> TensorFile:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            result = _read(file, size, wrapper, digest)
-        if wrapper and result.wrapper != wrapper:
+            found = _read(file, size, wrapper)
+        if not found.tensors:
+            raise InputError("holds no tensors; save model.state_dict() again")
+        if bad := [name for name in found.tensors if not _is_name(name)]:
+            raise InputError(
+                f"has a tensor named '{shorten(str(bad[0]))}'; save model.state_dict() again"
+            )
+        if wrapper and found.wrapper != wrapper:
             raise InputError(f"has no {wrapper!r}; its tensors lie at the top, choose nothing")
-        return result
+        return replace(found, sha256=digest)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # a damaged or hostile file meets the readers anywhere
@@ -90,7 +100,7 @@ def read_as_named(path: str | Path, *, wrapper: str = "") -> TensorFile:
         ) from error
 
 
-def _read(file: BufferedReader, size: int, wrapper: str, sha256: str) -> TensorFile:
+def _read(file: BufferedReader, size: int, wrapper: str) -> TensorFile:
     """Tell the format by content, and read it."""
     start = file.read(len(LEGACY_START))
     file.seek(0)
@@ -98,14 +108,16 @@ def _read(file: BufferedReader, size: int, wrapper: str, sha256: str) -> TensorF
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             if any(name.endswith("/data.pkl") for name in names):
-                return _unwrap(open_zip(archive, size), wrapper, sha256)
+                return _unwrap(open_zip(archive, size), wrapper)
             if all(name.endswith(".npy") for name in names):
-                return _result(_read_npz(archive, file), {}, "npz", sha256)
+                return TensorFile(tensors=_read_npz(archive, file), format="npz", metadata={})
         raise InputError("is a zip archive, but neither of PyTorch nor of NumPy; unpack it first")
     if start == LEGACY_START:
-        return _unwrap(open_legacy(file, size), wrapper, sha256)
+        return _unwrap(open_legacy(file, size), wrapper)
     if start[8:9] == b"{":
-        return _result(*read_safetensors(file, size), "safetensors", sha256)
+        tensors, metadata = read_safetensors(file, size)
+        plain = plain_metadata(metadata)
+        return TensorFile(tensors=tensors, format="safetensors", metadata=plain)
     raise InputError(
         "is no file of torch.save, .safetensors or .npz, or its beginning is damaged; "
         "download it again, or save it as one of these"
@@ -128,45 +140,45 @@ def _read_npz(archive: zipfile.ZipFile, file: BufferedReader) -> dict[str, np.nd
     return tensors
 
 
-def _unwrap(file: TorchFile, wrapper: str, sha256: str) -> TensorFile:
+def _unwrap(file: TorchFile, wrapper: str) -> TensorFile:
     """Choose a state dict in what was saved, and read its tensors."""
     content = file.content if isinstance(file.content, dict) else {}
     # Each value is searched once, as a pickle can put one long dict under a million keys.
     values = {id(value): value for value in content.values()}
     holders = {place for place, value in values.items() if _has_tensors(value)}
-    found = [key for key, value in content.items() if _is_name(key) and id(value) in holders]
+    found = {k: value for k, value in content.items() if id(value) in holders and _is_name(k)}
     if wrapper and found and wrapper not in found:
         raise InputError(shorten(str(unknown_name("state dict", wrapper, found))))
     chosen = wrapper if wrapper in found else _first(found, content)
-    if not chosen and not _has_tensors(content):
-        remedy = (
-            f"give --wrapper NAME, one of {', '.join(found)}"
-            if found
-            else "save model.state_dict() again"
-        )
+    state = found[chosen] if chosen else content
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        remedy = "save model.state_dict() again"
+        if found:
+            remedy = f"give --wrapper NAME, one of {', '.join(found)}"
         where = ", ".join(WRAPPERS)
         raise InputError(f"has no tensors at its top or under {where}; {shorten(remedy)}")
-    state = content[chosen] if chosen else content
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    others = tuple(key for key in found if key != chosen)
-    metadata = {k: v for k, v in content.items() if k not in found} if chosen else {}
-    metadata |= {key: value for key, value in state.items() if key not in tensors}
-    beside = [shorten(str(key)) for key, value in metadata.items() if isinstance(value, Tensor)]
-    metadata = {key: value for key, value in metadata.items() if not isinstance(value, Tensor)}
-    return _result(
-        _arrays(tensors, file.read), metadata, file.format, sha256,
-        wrapper=chosen, others=others, beside=tuple(beside[:MAX_ITEMS]),
+    rest = {k: value for k, value in content.items() if k not in found} if chosen else {}
+    rest |= {key: value for key, value in state.items() if key not in tensors}
+    beside = [shorten(str(key)) for key, value in rest.items() if isinstance(value, Tensor)]
+    return TensorFile(
+        tensors=_arrays(tensors, file.read),
+        format=file.format,
+        metadata=plain_metadata({k: v for k, v in rest.items() if not isinstance(v, Tensor)}),
+        wrapper=chosen,
+        other_wrappers=tuple(key for key in found if key != chosen),
+        beside=tuple(beside[:MAX_ITEMS]),
         classes=find_classes(content),
-    )  # fmt: skip
+    )
 
 
-def _first(found: list[str], content: dict[Any, Any]) -> str:
+def _first(found: dict[str, Any], content: dict[Any, Any]) -> str:
     """Return the state dict to read by default; "" for the tensors at the top, if there are any."""
     if known := next((key for key in WRAPPERS if key in found), ""):
         return known
     top = (value for value in content.values() if isinstance(value, Tensor))
     only_counters = all(math.prod(tensor.shape) == 1 for tensor in top)
-    return found[0] if len(found) == 1 and only_counters else ""
+    return next(iter(found)) if len(found) == 1 and only_counters else ""
 
 
 def _has_tensors(value: Any) -> bool:
@@ -180,44 +192,11 @@ def _is_name(key: Any) -> bool:
 
 def _arrays(tensors: dict[str, Tensor], read: Callable[[Storage], bytes]) -> dict[str, np.ndarray]:
     """Read each storage once, as tied weights share theirs."""
-    data: dict[str, bytes] = {}
-    for tensor in tensors.values():
-        storage = tensor.storage
-        if storage.key not in data:
-            data[storage.key] = read(storage)
-        if len(data[storage.key]) < storage.nbytes:
-            raise ValueError("a storage is shorter than its tensors say")
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+    data = {key: read(storage) for key, storage in storages.items()}
+    if any(len(data[t.storage.key]) < t.storage.nbytes for t in tensors.values()):
+        raise ValueError("a storage is shorter than its tensors say")
     claim_workdir = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
     if claim_workdir > MAX_SHARING * sum(map(len, data.values())):
         raise InputError(f"has many tensors that share one memory; {RESAVE}")
     return {name: tensor.array(data[tensor.storage.key]) for name, tensor in tensors.items()}
-
-
-def _result(
-    tensors: dict[str, np.ndarray],
-    metadata: dict[Any, Any],
-    kind: str,
-    sha256: str,
-    *,
-    wrapper: str = "",
-    others: tuple[str, ...] = (),
-    beside: tuple[str, ...] = (),
-    classes: FileClasses | None = None,
-) -> TensorFile:
-    if not tensors:
-        raise InputError("holds no tensors; save model.state_dict() again")
-    if bad := [name for name in tensors if not _is_name(name)]:
-        raise InputError(
-            f"has a tensor named '{shorten(str(bad[0]))}'; save model.state_dict() again"
-        )
-    return TensorFile(
-        tensors=tensors,
-        format=kind,
-        wrapper=wrapper,
-        other_wrappers=others,
-        prefix="",
-        sha256=sha256,
-        metadata=plain_metadata(metadata),
-        beside=beside,
-        classes=classes,
-    )

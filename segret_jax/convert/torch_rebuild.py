@@ -1,42 +1,41 @@
 """What the names in a PyTorch file's pickle stand for, by a closed list.
 
-`REBUILD` holds the few functions and classes that the tensors and the usual metadata of a
-checkpoint need, each with a function in its place that makes plain data. Objects of other packages
-become inert records (`records`). Any other name is refused: of Python, PyTorch or this package.
+`MAKERS` holds the few functions and classes that the tensors and the usual metadata of a
+checkpoint need, each with a function in its place that makes plain data. Objects of packages
+outside Python and PyTorch (mmengine's `HistoryBuffer`, a user's own config class) become records,
+whatever they are. Of Python's own names only plain data's do: others are how attacks begin.
 """
 
 import math
+import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401  which tells NumPy of bfloat16
 import numpy as np
 
-from segret_jax.convert.records import RECORDS, TYPES, Name, Record, canonical, is_foreign
+from segret_jax.convert.records import Name, Record, read_numbers, set_items
 from segret_jax.errors import InputError
 
 RESAVE = (
     "if you trust the file, load it in PyTorch and save model.state_dict() alone, or save its "
     "tensors as .safetensors"
 )
-DTYPES = {
-    "torch.float64": np.dtype("<f8"), "torch.float32": np.dtype("<f4"),
-    "torch.float16": np.dtype("<f2"), "torch.bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "torch.int64": np.dtype("<i8"), "torch.int32": np.dtype("<i4"),
-    "torch.int16": np.dtype("<i2"), "torch.int8": np.dtype("i1"),
-    "torch.uint64": np.dtype("<u8"), "torch.uint32": np.dtype("<u4"),
-    "torch.uint16": np.dtype("<u2"), "torch.uint8": np.dtype("u1"), "torch.bool": np.dtype("?"),
-}  # fmt: skip
 MAX_AXES = 64  # NumPy's; PyTorch has as many
-STORAGES = {
-    "torch.DoubleStorage": "torch.float64", "torch.FloatStorage": "torch.float32",
-    "torch.HalfStorage": "torch.float16", "torch.BFloat16Storage": "torch.bfloat16",
-    "torch.LongStorage": "torch.int64", "torch.IntStorage": "torch.int32",
-    "torch.ShortStorage": "torch.int16", "torch.CharStorage": "torch.int8",
-    "torch.ByteStorage": "torch.uint8", "torch.BoolStorage": "torch.bool",
-    "torch.storage.UntypedStorage": "torch.uint8",
+MAX_NAME = 200  # characters of "module.attribute"
+PRIVILEGED = {*sys.stdlib_module_names, "torch", "functorch", "segret_jax"}
+NAMES = {  # of PyTorch's types in those of storages, in Python and in NumPy
+    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16",
+    "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8",
+    "Bool": "bool",
 }  # fmt: skip
+DTYPES = {
+    "torch.storage.UntypedStorage": np.dtype("uint8"),
+    **{f"torch.{kind}Storage": np.dtype(name) for kind, name in NAMES.items()},
+    **{f"torch.{name}": np.dtype(name) for name in (*NAMES.values(), "uint16", "uint32", "uint64")},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,40 +66,67 @@ class Tensor:
         if 0 in self.shape:
             return np.zeros(self.shape, dtype)
         # The stride of an axis of length 1 is arbitrary in PyTorch, and may overflow in bytes.
-        strides = [
-            s * dtype.itemsize if n > 1 else 0
-            for n, s in zip(self.shape, self.strides, strict=True)
-        ]
+        axes = zip(self.shape, self.strides, strict=True)
+        strides = [stride * dtype.itemsize if n > 1 else 0 for n, stride in axes]
         return np.ndarray(self.shape, dtype, data, self.offset * dtype.itemsize, strides)
 
 
-def _is_size(number: Any) -> bool:
+def resolve(module: str, attribute: str) -> Name:
+    """Return a name in the spelling of Python 3 and NumPy 1; InputError if it is refused."""
+    module, attribute = NAME_MAPPING.get((module, attribute), (module, attribute))
+    module = IMPORT_MAPPING.get(module, module).replace("numpy._core", "numpy.core")
+    name = f"{module}.{attribute}"
+    if name not in MAKERS and name not in MENTIONED and not _is_inert(name):
+        raise _refusal(name)
+    return Name(name)
+
+
+def rebuild(callee: Name | Record, args: tuple) -> Any:
+    """Return what stands for a call of `callee`: the rebuilt value, or an inert record."""
+    if callee.name in MENTIONED:
+        raise TypeError(f"a call of {callee.name}")
+    make = MAKERS.get(callee.name)
+    return make(*args) if make else Record(callee.name, args)
+
+
+def _refusal(name: str) -> InputError:
+    return InputError(
+        f"asks for {name[:100]!r}, which is not needed to rebuild tensors; it was not run, and "
+        f"nothing was read. {RESAVE[0].upper()}{RESAVE[1:]}"
+    )
+
+
+def _is_inert(name: str) -> bool:
+    """Return whether a name is of a package beside Python, PyTorch and this one, or of `PLAIN`."""
+    parts = name.split(".") if len(name) <= MAX_NAME else []
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        return False
+    return parts[0] not in PRIVILEGED or name in PLAIN or name.rpartition(".")[0] in PLAIN
+
+
+def is_size(number: Any) -> bool:
     return type(number) is int and 0 <= number < 2**63
-
-
-def _brief(sizes: tuple[int, ...]) -> str:
-    return str(sizes) if len(sizes) <= 6 else f"({len(sizes)} axes)"
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
     """torch._utils._rebuild_tensor_v2; rest: requires_grad, hooks, conjugate and negative bits."""
-    if not (isinstance(storage, Storage) and type(shape) is type(strides) is tuple):
-        raise InputError("holds a tensor with arguments of wrong types; download the file again")
-    if not len(shape) == len(strides) <= MAX_AXES or not all(
-        map(_is_size, (offset, *shape, *strides))
-    ):
-        raise InputError("holds a tensor with impossible sizes; download the file again")
+    possible = isinstance(storage, Storage) and type(shape) is type(strides) is tuple
+    possible = possible and len(shape) == len(strides) <= MAX_AXES
+    if not possible or not all(map(is_size, (offset, *shape, *strides))):
+        raise InputError(
+            "holds a tensor with arguments of wrong types or impossible sizes; download it again"
+        )
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    view = f"tensor of shape {str(shape)[:100]}"
     if 0 not in shape and last >= storage.numel:
         raise InputError(
-            f"holds a tensor of shape {_brief(shape)}, strides {_brief(strides)} and offset "
-            f"{offset} that leaves its storage of {storage.numel} elements; the file is damaged, "
-            "download it again"
+            f"holds a {view} that leaves its storage of {storage.numel} elements; the file is "
+            "damaged, download it again"
         )
     if math.prod(shape) > storage.numel:
         raise InputError(
-            f"holds an expanded tensor of shape {_brief(shape)} in a storage of {storage.numel} "
-            "elements; save a .contiguous() copy of it"
+            f"holds an expanded {view} in a storage of {storage.numel} elements; "
+            "save a .contiguous() copy of it"
         )
     if len(rest) > 2 and rest[2]:
         raise InputError(f"holds a tensor that is stored conjugate or negated; {RESAVE}")
@@ -109,75 +135,84 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
 
 def _tensor_v3(storage: Storage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
     """torch._utils._rebuild_tensor_v3: its storage is bytes; rest[2] names the dtype."""
-    dtype = DTYPES[rest[2].full]
+    dtype = DTYPES[rest[2].name]
     typed = replace(storage, dtype=dtype, numel=storage.numel // dtype.itemsize)
     return _tensor(typed, offset, shape, strides, *rest[:2], *rest[3:])
 
 
-def _parameter(tensor: Tensor, *_: Any) -> Tensor:
-    return tensor
+def _first(value: Any = (), *_: Any) -> Any:
+    return value
 
 
 def _device(kind: Any, index: Any = 0) -> str:
-    if type(kind) is not str or len(kind) > 20 or not _is_size(index):
+    if type(kind) is not str or len(kind) > 20 or not is_size(index):
         raise TypeError("a device of wrong types")
     return f"{kind}:{index}"
 
 
-def _attribute(target: Any, attribute: Any) -> Record:
+def _attribute(target: Name | Record, _attribute: Any) -> Name:
     """builtins.getattr, with which protocol 2 names a class's method, as of mmengine's history."""
-    owner = target.full if isinstance(target, Name) else getattr(target, "name", "")
-    if not is_foreign(owner) or type(attribute) is not str or not attribute.isidentifier():
+    if not _is_inert(target.name):
         raise _refusal("builtins.getattr")
-    return Record(owner, (attribute,))
+    return Name(target.name)
 
 
-REBUILD: dict[str, Callable[..., Any]] = {
+def _mapping(pairs: Any = ()) -> dict:
+    if type(pairs) is dict:
+        return pairs
+    mapping: dict = {}
+    set_items(mapping, pairs)
+    if pairs:
+        pairs.clear()  # they moved, so that the next dict of the same list is no copy
+    return mapping
+
+
+def _deque(items: Any = (), *_: Any) -> list:
+    if items not in ((), []):  # its items follow, by APPENDS
+        raise TypeError("a deque with items")
+    return []
+
+
+def _encode(text: Any, encoding: Any) -> Record:
+    """_codecs.encode, which is how protocol 2 writes bytes."""
+    if type(text) is not str or encoding != "latin1":
+        raise ValueError("bytes in another encoding than latin1")
+    return Record("bytes", (text,))
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    """numpy's scalar, such as the best accuracy so far, as a plain number; text as a record."""
+    numbers = read_numbers(dtype, data, 1)
+    return Record("numpy.generic", (dtype, data)) if numbers is None else numbers[0].item()
+
+
+MAKERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch.Size": lambda size=(): size,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch.Size": _first,
     "torch.device": _device,
     "torch.torch_version.TorchVersion": lambda text: Record("torch.__version__", (text,)),
     "builtins.getattr": _attribute,
-    **RECORDS,
+    "builtins.set": _first,
+    "builtins.frozenset": _first,
+    "builtins.bytes": lambda: Record("bytes", ("",)),
+    "_codecs.encode": _encode,
+    "collections.OrderedDict": _mapping,
+    "collections.Counter": _mapping,  # milestones of a learning-rate schedule
+    "collections.defaultdict": lambda _factory=None: {},
+    "collections.deque": _deque,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.multiarray._reconstruct": lambda *args: Record("numpy.ndarray", args),
 }
-MENTIONED = {*DTYPES, *STORAGES, *TYPES, "numpy.ndarray"}  # harmless names, never called
-
-
-def resolve(full: str) -> Name:
-    """Return the name "module.attribute"; raise InputError if it is refused."""
-    full = canonical(full)
-    if full not in REBUILD and full not in MENTIONED and not is_foreign(full):
-        raise _refusal(full)
-    return Name(full)
-
-
-def rebuild(callee: Any, args: tuple) -> Any:
-    """Return what stands for a call of `callee`: the rebuilt value, or an inert record."""
-    if isinstance(callee, Record) and is_foreign(callee.name):  # a class inside another
-        return Record(callee.name, args)
-    if callee.full in REBUILD:
-        return REBUILD[callee.full](*args)
-    if callee.full in MENTIONED or not is_foreign(callee.full):
-        raise TypeError(f"a call of {callee.full}")
-    return Record(callee.full, args)
-
-
-def _refusal(full: str) -> InputError:
-    return InputError(
-        f"asks for {full[:100]!r}, which is not needed to rebuild tensors; it was not run, and "
-        f"nothing was read. {RESAVE[0].upper()}{RESAVE[1:]}"
-    )
-
-
-def refer(saved: tuple) -> Storage:
-    """Read what PyTorch leaves in the pickle where a storage was: its type, key and length."""
-    kind, storage_type, key, _location, numel, *view = saved[:6]
-    if kind != "storage" or any(view):
-        raise InputError(f"refers to its tensors in a form that is not read; {RESAVE}")
-    if type(key) is not str or not _is_size(numel):
-        raise TypeError("a storage with a key or a length of wrong type")
-    return Storage(key, DTYPES[STORAGES[storage_type.full]], numel)
+PLAIN = {  # names and whole modules of Python that become records, too
+    "argparse", "datetime", "decimal", "fractions", "pathlib", "pathlib._local", "uuid",
+    "types.SimpleNamespace", "re._compile", "builtins.complex", "builtins.slice", "builtins.range",
+    "builtins.bytearray",
+}  # fmt: skip
+MENTIONED = {*DTYPES} | {  # never called, such as the factory of a defaultdict
+    f"builtins.{name}"
+    for name in ("bool", "dict", "float", "int", "list", "object", "str", "tuple")
+}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segret_jax.convert import safetensors, tensors, torch_pickle
+from segret_jax.convert import safetensors, tensors, torch_file
 from segret_jax.convert.metadata import plain_metadata
 from segret_jax.convert.tensors import read_tensors
 from segret_jax.errors import InputError
@@ -61,7 +61,7 @@ def test_a_small_file_takes_little_memory(tmp_path: Path, case: str) -> None:
 def test_millions_of_values_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_zip(tmp_path / "a", state(w=tensor(), x=b"(" + b"N" * 500 + b"t"))
     read_tensors(path)
-    monkeypatch.setattr(torch_pickle, "MAX_OPCODES", 500)
+    monkeypatch.setattr(torch_file, "MAX_OPCODES", 500)
     assert "holds millions of values beside its tensors" in fault(path)
 
 

@@ -153,6 +153,8 @@ WRONG = {
         b"(" + storage()[1:-2] + value(("0", 0, 4)) + b"tQ", "form that is not read"
     ),
     "attributes for a name": (name("torch.Size") + value({"x": 1}) + b"b", "a state for a Name"),
+    "attributes for a storage": (storage() + value({"numel": 9}) + b"b", "a state for a Storage"),
+    "attributes for a tensor": (tensor() + value({"offset": 9}) + b"b", "a state for a Tensor"),
     "a call of data": (value("os.system") + b"(tR", "is damaged"),
     "a call of a dtype": (name("torch.float32") + b"(tR", "is damaged"),
     "an empty stack": (b"0000000", "is damaged"),
@@ -176,10 +178,18 @@ def test_an_impossible_pickle_is_refused(tmp_path: Path, case: str) -> None:
     )
 
 
-def test_deep_data_does_no_harm(tmp_path: Path) -> None:
-    deep = b"(" * 5_000 + b"t" * 5_000
-    found = read_tensors(write_zip(tmp_path / "a", state(w=tensor(), x=deep)))
-    assert found.metadata == {"x": [["tuple of 1"]]}
+@pytest.mark.parametrize("start", [b"(", b"\x8f("], ids=["frozenset", "set"])
+def test_deep_data_does_no_harm(tmp_path: Path, start: bytes) -> None:
+    deep = b"(" * 100_000 + b"t" * 100_000  # its hash would overflow Python's own stack
+    end = b"\x90" if start != b"(" else b"\x91"
+    found = read_tensors(write_zip(tmp_path / "a", state(w=tensor(), x=deep, y=start + deep + end)))
+    assert found.metadata == {"x": [["tuple of 1"]], "y": [["tuple of 1"]]}
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_a_frame_of_any_length_takes_no_memory(tmp_path: Path, write: Callable[..., Path]) -> None:
+    frame = b"\x95" + struct.pack("<Q", 2**64 - 1)
+    assert read_tensors(write(tmp_path / "a", frame + state(w=tensor()))).metadata == {}
 
 
 def test_attributes_are_data(tmp_path: Path) -> None:
