@@ -162,9 +162,7 @@ def test_missing_folders_say_what_is_needed_and_where_to_get_it(
     remedy = (
         "ade20k needs images/training/**/*.jpg with annotations/training/**/*.png "
         "in the folder given by --config.data.root=DIR; "
-        "get it by `segret data prepare ade20k --download --source DOWNLOADS --data_dir DIR`, or "
-        "ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu; "
-        "`segret demo` needs no data"
+        f"get {ADE.download_hint}; `segret demo` needs no data"
     )
     assert folder_error(Path("absent")) == f"there is no folder {tmp_path}/absent; {remedy}"
     (tmp_path / "images" / "training").mkdir(parents=True)
