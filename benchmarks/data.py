@@ -65,7 +65,7 @@ STAGES = {
     "crop": (transforms, "random_crop"),
     "flip": (transforms, "random_flip"),
     "photometric": (transforms, "photometric_distortion"),
-    "normalise": (transforms, "normalise"),
+    "normalize": (transforms, "normalize"),
     "pad": (transforms, "pad_to"),
 }
 REST = "order, random numbers, batch"

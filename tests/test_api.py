@@ -19,11 +19,11 @@ from segret_jax import api
 from segret_jax.checkpoint.model import save_model
 from segret_jax.config import Config, EvalConfig, ModelConfig
 from segret_jax.data.decode import decode_image
-from segret_jax.data.transforms import normalise
+from segret_jax.data.transforms import normalize
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle
-from tests.weights import plan_outputs, random_model, saved_model, table_of
+from tests.weights import outputs_of, random_model, saved_model, table_of
 
 NUM_CLASSES = 5
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def test_logits_are_those_of_the_normalised_images(tmp_path):
     images = photograph(2, 40, 56, 3)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     normalised = ((images - mean) / std).astype(np.float32)
-    expected = plan_outputs(parts, normalised)
+    expected = outputs_of(parts, normalised)
     assert model.classes.class_names == table_of(NUM_CLASSES).class_names
     assert model.config == Config(model=ModelConfig())
     for given in (images, normalised):
@@ -166,7 +166,7 @@ def test_a_classifier_has_logits_alone(tmp_path):
     parts = saved_model(tmp_path / "rmt", ModelConfig(task="classification"), 7)
     model = segret_jax.load(tmp_path / "rmt")
     image = photograph(32, 64, 3)
-    expected = plan_outputs(parts, normalise(image)[None])
+    expected = outputs_of(parts, normalize(image)[None])
     np.testing.assert_allclose(model.logits(image[None]), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(InputError, match="the classifier rmt_tiny, which does not segment"):
         model.predict(image)
@@ -185,7 +185,7 @@ def test_images_of_another_form_are_refused(tmp_path):
     with pytest.raises(InputError, match="no checkpoint in"):
         segret_jax.load(tmp_path)
     (tmp_path / "released.pth").touch()
-    with pytest.raises(InputError, match=r"segret convert .*\.pth .*/released$"):
+    with pytest.raises(InputError, match=r"python -m segret_jax\.convert .*\.pth .*/released$"):
         segret_jax.load(tmp_path / "released.pth")
 
 

@@ -1,4 +1,4 @@
-"""Class tables: names, colours and original ids of a dataset's classes, and their lookup tables."""
+"""Class tables: names, colors and original ids of a dataset's classes, and their lookup tables."""
 
 import json
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ TABLE_KEYS = ("name", "description", "ignore_label", "classes")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ClassTable:
-    """Names and RGB colours of the classes, in the order of their ids.
+    """Names and RGB colors of the classes, in the order of their ids.
 
     `raw_ids` are, for each class, its ids in the dataset's original label list (several where
     they are merged into one class), equal to the class id where that list does not differ.

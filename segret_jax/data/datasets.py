@@ -77,7 +77,7 @@ def _cityscapes() -> DatasetSpec:
         lookup=_ids_from_zero(19),
         void=(255,),
     )
-    # The label list has the ids 0 to 33; -1, a licence plate, is stored as 255.
+    # The label list has the ids 0 to 33; -1, a license plate, is stored as 255.
     ids = dataclasses.replace(
         train_ids,
         name="labelIds",

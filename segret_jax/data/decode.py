@@ -1,6 +1,6 @@
 """Decoding of image and label files, with every fault reported where it arises.
 
-Pillow decodes, never OpenCV: OpenCV turns a palette PNG into colours where the label ids are
+Pillow decodes, never OpenCV: OpenCV turns a palette PNG into colors where the label ids are
 wanted, and says nothing; nor does it of a truncated file.
 """
 
@@ -25,7 +25,7 @@ LOSSLESS_FORMATS = ("PNG", "BMP", "DIB", "GIF", "PPM", "PCX", "TGA", "SGI", "SUN
 LOSSLESS_TIFF = (
     "raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "lzma", "zstd",
 )  # fmt: skip
-_LABEL_FORM = "a label must be an 8-bit grey or palette PNG whose pixel values are label ids"
+_LABEL_FORM = "a label must be an 8-bit gray or palette PNG whose pixel values are label ids"
 
 
 def decode_image(
@@ -33,7 +33,7 @@ def decode_image(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file, or its bytes that lie at `where`, as RGB, 0 to 255.
 
-    Grey, palette and CMYK become RGB, an alpha channel is dropped. The image is turned as its EXIF
+    Gray, palette and CMYK become RGB, an alpha channel is dropped. The image is turned as its EXIF
     orientation says, unless `upright` is False. Raises InputError for a file that is missing,
     broken, or has 16 or more bits per channel.
     """
@@ -73,10 +73,10 @@ def image_size(file: str | Path | bytes, *, where: str = "") -> tuple[int, int]:
 def decode_label(file: str | Path | bytes, *, where: str = "") -> UInt8[np.ndarray, "h w"]:
     """Read a label file, or its bytes that lie at `where`, as the ids stored, unmapped: 0 to 255.
 
-    Grey values and palette indices are ids, and so is the array S of a .mat file (COCO-Stuff10k).
+    Gray values and palette indices are ids, and so is the array S of a .mat file (COCO-Stuff10k).
     A label with an EXIF orientation of its own is turned by it. Raises InputError for a file that
-    is missing or broken, or in whose form ids do not survive: colour, 16-bit, 1-bit, 2- and 4-bit
-    grey (which Pillow stretches to 0..255), lossy compression, several frames.
+    is missing or broken, or in whose form ids do not survive: color, 16-bit, 1-bit, 2- and 4-bit
+    gray (which Pillow stretches to 0..255), lossy compression, several frames.
     """
     where = _place(file, where)
     if where.lower().endswith(".mat"):

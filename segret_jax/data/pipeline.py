@@ -110,7 +110,7 @@ def training_dataset(
 ) -> grain.MapDataset:
     """Return the lazy, endless sequence whose element k is batch k.
 
-    Each batch holds "image" float32 [b, h, w, 3] (normalised), "label" uint8 [b, h, w], "index"
+    Each batch holds "image" float32 [b, h, w, 3] (normalized), "label" uint8 [b, h, w], "index"
     int32 [b], each sample's place in the global batch, and "skipped" int32 [b]. Here b =
     batch_size / process_count: host i takes every n-th sample of the one global order, after
     augmentation was fixed.

@@ -1,7 +1,7 @@
 """Signs that label files do not hold what the class table says: above all, ids shifted by one.
 
 A zero that was reduced twice, or not at all, leaves ids that are all valid: every class is trained
-as its neighbour, and nothing fails. What gives it away is which stored values occur at all.
+as its neighbor, and nothing fails. What gives it away is which stored values occur at all.
 """
 
 from contextlib import suppress
@@ -22,7 +22,7 @@ REMEDY = (
     "table of your own (.json)"
 )
 MUCH_IGNORED = 0.25  # of the pixels; CamVid: 0.04
-FEW_IGNORED = 0.01  # less is no void: Cityscapes' raw ids hold 255 for licence plates alone
+FEW_IGNORED = 0.01  # less is no void: Cityscapes' raw ids hold 255 for license plates alone
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Augmentation of spec section 6, as pure functions of (image, label, rng) on numpy arrays.
 
-Images are 8-bit RGB and stay 8-bit until `normalise`; colour work follows OpenCV's 8-bit
+Images are 8-bit RGB and stay 8-bit until `normalize`; color work follows OpenCV's 8-bit
 arithmetic, as the released configurations ran it. Labels hold class ids and 255. No function
 changes its arguments, but one that has nothing to do may return them. Sizes are (height, width).
 
@@ -26,7 +26,7 @@ HUE_DELTA = 18
 # What is done to each pixel alone is looked up in a table of the 256 levels: the same bits, and
 # several times as fast.
 _LEVELS = np.arange(256, dtype=np.float32)
-_NORMALISED = (_LEVELS[:, None, None] - MEAN) / STD
+_NORMALIZED = (_LEVELS[:, None, None] - MEAN) / STD
 
 
 def keep_ratio_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
@@ -49,14 +49,14 @@ def aligned_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
 def resize_image(
     image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "new_h new_w 3"]:
-    """Resize bilinearly with half-pixel centres, without antialiasing, rounded to 8 bits."""
+    """Resize bilinearly with half-pixel centers, without antialiasing, rounded to 8 bits."""
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def resize_label(
     label: UInt8[np.ndarray, "h w"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "new_h new_w"]:
-    """Resize by OpenCV's nearest neighbour, which takes the source pixel floor(i / scale)."""
+    """Resize by OpenCV's nearest neighbor, which takes the source pixel floor(i / scale)."""
     return cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
@@ -101,7 +101,7 @@ def random_crop(
     """Cut out a window of at most `size`, never padded, at an offset uniform among all.
 
     An offset is redrawn while the window has fewer than two classes, or one that covers
-    `max_class_share` or more of its labelled pixels; the tenth redraw is taken unseen.
+    `max_class_share` or more of its labeled pixels; the tenth redraw is taken unseen.
     """
     for redraws_left in reversed(range(CROP_REDRAWS + 1)):
         top, left = (
@@ -189,15 +189,15 @@ def _scaled_and_shifted(scale: float, shift: float) -> UInt8[np.ndarray, "256"]:
     return np.clip(levels, 0, 255).astype(np.uint8)
 
 
-def normalise(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
+def normalize(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
     """Subtract `MEAN` and divide by `STD`, in float32."""
-    return cv2.LUT(image, _NORMALISED)
+    return cv2.LUT(image, _NORMALIZED)
 
 
 def pad_to(
     image: Float32[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], size: tuple[int, int]
 ) -> tuple[Float32[np.ndarray, "new_h new_w 3"], UInt8[np.ndarray, "new_h new_w"]]:
-    """Pad a normalised image with 0 and its label with 255, below and on the right, to `size`.
+    """Pad a normalized image with 0 and its label with 255, below and on the right, to `size`.
 
     Raises ValueError where the image exceeds `size`.
     """
@@ -229,4 +229,4 @@ def train_transform(
     image, label = random_crop(image, label, rng, size=crop)
     image, label = random_flip(image, label, rng)
     image = photometric_distortion(image, rng)
-    return pad_to(normalise(image), label, crop)
+    return pad_to(normalize(image), label, crop)

@@ -213,10 +213,10 @@ def _id_faults(
 
 
 def difference_hash(image: UInt8[np.ndarray, "h w 3"]) -> int:
-    """Return 64 bits that tell, on a grid of 8x9 mean greys, where it gets brighter to the right.
+    """Return 64 bits that tell, on a grid of 8x9 mean grays, where it gets brighter to the right.
 
     The bits hardly change when an image is scaled or compressed again (dHash, N. Krawetz 2013).
     """
     small = Image.fromarray(image).resize((9, 8), Image.Resampling.BOX)
-    grey = np.asarray(small.convert("L"))
-    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
+    gray = np.asarray(small.convert("L"))
+    return int.from_bytes(np.packbits(gray[:, 1:] > gray[:, :-1]).tobytes(), "big")

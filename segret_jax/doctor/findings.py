@@ -35,7 +35,7 @@ KINDS = {
     "label_unreadable": Kind(
         ERROR,
         "{n} labels cannot be used as such ({form})",
-        "a label is an 8-bit grey or palette PNG of label ids: convert or download them again",
+        "a label is an 8-bit gray or palette PNG of label ids: convert or download them again",
     ),
     "sizes": Kind(
         ERROR,
@@ -72,7 +72,7 @@ KINDS = {
     ),
     "image_form": Kind(NOTE, "{n} images are stored as {form}", "they are read as RGB"),
     "palette": Kind(
-        NOTE, "{n} labels are palette PNGs", "their indices are read as ids, never their colours"
+        NOTE, "{n} labels are palette PNGs", "their indices are read as ids, never their colors"
     ),
 }
 
@@ -232,7 +232,7 @@ def _between(training: SplitScan, validation: SplitScan) -> Iterator[Finding]:
         yield Finding(
             severity=WARNING,
             message=f"{len(dict(alike))} validation images look almost like a training image "
-            f"(difference hash within {NEAR} of 64 bits): the same photograph, or neighbours in a "
+            f"(difference hash within {NEAR} of 64 bits): the same photograph, or neighbors in a "
             "video; the score may be too good",
             places=_pairs(alike),
         )
@@ -243,7 +243,7 @@ def _pairs(names: list[tuple[str, str]]) -> tuple[str, ...]:
 
 
 def class_weights(pixels: Int64[np.ndarray, "k"]) -> Float64[np.ndarray, "k"]:
-    """Return loss weights 1 / ln(1.02 + p) of classes whose share of the labelled pixels is p.
+    """Return loss weights 1 / ln(1.02 + p) of classes whose share of the labeled pixels is p.
 
     Rare classes weigh more, none more than 36 times as much as another. Scaled to mean 1 over the
     classes that occur; 1 for those that do not. From ENet (Paszke et al., 2016).

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 from tqdm import tqdm
 
 from segret_jax.config import EvalConfig
-from segret_jax.data.transforms import normalise, resize_for_evaluation
+from segret_jax.data.transforms import normalize, resize_for_evaluation
 from segret_jax.errors import InputError
 from segret_jax.evaluation.plan import Plan, Size, Tiling, logits_size, scaled_target, tilings
 from segret_jax.evaluation.rescale import (
@@ -118,7 +118,7 @@ class Predictor:
         self, image: UInt8[np.ndarray, "h w 3"]
     ) -> Float32[np.ndarray, "new_h new_w 3"]:
         """Return the resized and normalised image that the network sees at scale 1."""
-        return normalise(self._resized(image, 1.0))
+        return normalize(self._resized(image, 1.0))
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
         """Resize an image for `predict`: work for the host, which threads can do ahead."""

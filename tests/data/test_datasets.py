@@ -124,7 +124,7 @@ def test_label_ids_of_cityscapes_give_the_train_ids() -> None:
     lookup = lookup_of("cityscapes", "labelIds")
     assert lookup[:34] == [CITYSCAPES_TRAIN_IDS.get(i, 255) for i in range(34)]
     assert set(lookup[34:255]) == {STRAY}
-    assert lookup[255] == 255  # the licence plate, -1
+    assert lookup[255] == 255  # the license plate, -1
 
 
 def test_all_three_forms_of_coco_stuff_give_the_same_classes() -> None:
@@ -148,7 +148,7 @@ def test_void_values_are_ignored_in_every_layout(name: str) -> None:
         assert set(layout.lookup[list(layout.void)].tolist()) == {IGNORE}
 
 
-def test_class_table_holds_names_colours_and_raw_ids() -> None:
+def test_class_table_holds_names_colors_and_raw_ids() -> None:
     ade = load_class_table("ade20k")
     assert ade.class_names[:3] == ("wall", "building", "sky")
     assert ade.colors.shape == (150, 3)

@@ -54,14 +54,14 @@ def test_image_is_rgb_in_that_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode_image(tmp_path / "a.png"), image)
 
 
-def test_grey_alpha_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
+def test_gray_alpha_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
     image = pixels(5, 7, 4)
     Image.fromarray(image).save(tmp_path / "rgba.png")
     np.testing.assert_array_equal(decode_image(tmp_path / "rgba.png"), image[..., :3])
 
-    Image.fromarray(image[..., 0]).save(tmp_path / "grey.png")
-    grey = decode_image(tmp_path / "grey.png")
-    np.testing.assert_array_equal(grey, np.repeat(image[..., :1], 3, axis=2))
+    Image.fromarray(image[..., 0]).save(tmp_path / "gray.png")
+    gray = decode_image(tmp_path / "gray.png")
+    np.testing.assert_array_equal(gray, np.repeat(image[..., :1], 3, axis=2))
 
     palette = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8))
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
@@ -76,8 +76,8 @@ def test_grey_alpha_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
 
 
 def test_16_bit_images_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((2, 2), np.uint16)).save(tmp_path / "grey.png")
-    refuses(tmp_path / "grey.png", "image has more than 8 bits", "I;16", "8-bit RGB")
+    Image.fromarray(np.zeros((2, 2), np.uint16)).save(tmp_path / "gray.png")
+    refuses(tmp_path / "gray.png", "image has more than 8 bits", "I;16", "8-bit RGB")
     Image.new("F", (2, 2)).save(tmp_path / "float.tiff")
     refuses(tmp_path / "float.tiff", "image has more than 8 bits", "F;32F", "8-bit RGB")
     rgb = write_raw_png(tmp_path / "rgb.png", depth=16, color_type=2, rows=bytes(2 * 13))
@@ -114,10 +114,10 @@ def test_files_that_are_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # Labels
 
 
-def test_grey_and_palette_labels_hold_ids(tmp_path: Path) -> None:
+def test_gray_and_palette_labels_hold_ids(tmp_path: Path) -> None:
     ids = np.array([[0, 1, 150], [255, 18, 3]], np.uint8)
-    Image.fromarray(ids).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(decode_label(tmp_path / "grey.png"), ids)
+    Image.fromarray(ids).save(tmp_path / "gray.png")
+    np.testing.assert_array_equal(decode_label(tmp_path / "gray.png"), ids)
 
     palette = Image.fromarray(ids)
     palette.putpalette(list(range(255, -1, -1)) * 3)
@@ -128,15 +128,15 @@ def test_grey_and_palette_labels_hold_ids(tmp_path: Path) -> None:
 
     few = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8))
     few.putpalette([9] * 12)
-    few.save(tmp_path / "four_colours.png", bits=2)
-    assert decode_label(tmp_path / "four_colours.png").tolist() == [[0, 1], [2, 3]]
+    few.save(tmp_path / "four_colors.png", bits=2)
+    assert decode_label(tmp_path / "four_colors.png").tolist() == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1", "I;16"])
 def test_labels_of_other_modes_are_refused(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "label.png"
     Image.new(mode, (3, 2)).save(path)
-    refuses(path, f"label is a PNG of mode {mode} ", "8-bit grey or palette PNG", label=True)
+    refuses(path, f"label is a PNG of mode {mode} ", "8-bit gray or palette PNG", label=True)
 
 
 def test_labels_whose_ids_do_not_survive_are_refused(tmp_path: Path) -> None:
@@ -146,11 +146,11 @@ def test_labels_whose_ids_do_not_survive_are_refused(tmp_path: Path) -> None:
     refuses(
         four_bit,
         "label is a PNG of mode L (stored as L;4)",
-        "8-bit grey or palette PNG",
+        "8-bit gray or palette PNG",
         label=True,
     )
     Image.new("L", (3, 2)).save(tmp_path / "label.jpg")
-    refuses(tmp_path / "label.jpg", "label is a JPEG", "8-bit grey or palette PNG", label=True)
+    refuses(tmp_path / "label.jpg", "label is a JPEG", "8-bit gray or palette PNG", label=True)
 
 
 def test_broken_labels_are_refused(tmp_path: Path) -> None:

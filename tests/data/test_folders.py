@@ -23,7 +23,7 @@ CLASSES = [{"id": i, "name": f"c{i}", "color": "#010203"} for i in range(2)]
 
 
 def write(*paths: Path) -> None:
-    """Write a picture of 4x6 at each path: grey under `annotations` and for masks, else RGB."""
+    """Write a picture of 4x6 at each path: gray under `annotations` and for masks, else RGB."""
     for i, path in enumerate(paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_label = "annotations" in path.parts or "mask" in path.name or "label" in path.name

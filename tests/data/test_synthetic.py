@@ -95,7 +95,7 @@ def test_edges_of_the_label_are_edges_of_the_image(scenes):
     assert step[edge].mean() > 1.5 * step[moved & ~edge].mean()
 
 
-def test_colour_alone_does_not_decide(scenes):
+def test_color_alone_does_not_decide(scenes):
     images, labels = scenes
     means = np.stack([images[:40][labels[:40] == label].mean(axis=0) for label in Label])
     distance = np.stack([((images[40:] - mean) ** 2).sum(axis=-1) for mean in means])

@@ -13,7 +13,7 @@ from segret_jax.data.transforms import (
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
-    normalise,
+    normalize,
     pad_to,
     photometric_distortion,
     random_crop,
@@ -29,7 +29,7 @@ MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57
 SCENES = list(map(SyntheticSource(seed=5, num_images=4, size=(80, 110)).__getitem__, range(4)))
 
 
-# The steps of spec section 6 in plain NumPy. Only the resize and the two conversions of colour
+# The steps of spec section 6 in plain NumPy. Only the resize and the two conversions of color
 # are OpenCV's.
 
 
@@ -109,10 +109,10 @@ def test_fixed_draws_give_the_pixels_of_the_plain_formulas(crop, base):
         assert rng.random() == plain_rng.random()  # the same count of draws
 
 
-def test_every_level_and_amount_of_the_colour_steps_equals_its_formula():
+def test_every_level_and_amount_of_the_color_steps_equals_its_formula():
     levels = np.arange(256, dtype=np.uint8)
     image = np.stack([levels, levels[::-1], (7 * levels).astype(np.uint8)], -1)[None]
-    np.testing.assert_array_equal(normalise(image), (image.astype(np.float32) - MEAN) / STD)
+    np.testing.assert_array_equal(normalize(image), (image.astype(np.float32) - MEAN) / STD)
     rng = np.random.default_rng(0)
     for delta in (*rng.uniform(-32, 32, 200), -32.0, 0.0, 32.0, -0.5):
         np.testing.assert_array_equal(
@@ -170,7 +170,7 @@ def test_train_transform_composes_the_steps_in_order() -> None:
         out, out_label = random_resize(image, label, rng, base=BASE, ratio_range=RATIOS)
         out, out_label = random_crop(out, out_label, rng, size=CROP)
         out, out_label = random_flip(out, out_label, rng)
-        expected = pad_to(normalise(photometric_distortion(out, rng)), out_label, CROP)
+        expected = pad_to(normalize(photometric_distortion(out, rng)), out_label, CROP)
         result = transform(image, label, np.random.default_rng(seed))
         for got, wanted in zip(result, expected, strict=True):
             np.testing.assert_array_equal(got, wanted)
@@ -205,12 +205,12 @@ def test_train_transform_takes_a_label_that_is_all_ignored() -> None:
     assert np.count_nonzero(out) > 0
 
 
-def test_padding_is_zero_after_normalisation() -> None:
+def test_padding_is_zero_after_normalization() -> None:
     image, label = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8)
     double = partial(train_transform, crop=(4, 4), base=(2, 2), ratio_range=(1.0, 1.0))
     for seed in range(5):
         out, out_label = double(image, label, np.random.default_rng(seed))
-        assert (out[:2, :2] < -1).all()  # black, normalised, brightened by 32 at most
+        assert (out[:2, :2] < -1).all()  # black, normalized, brightened by 32 at most
         assert not out[2:].any()
         assert not out[:, 2:].any()
         assert (out_label[:2, :2] == 0).all()

@@ -18,7 +18,7 @@ from segret_jax.data.transforms import (
     adjust_saturation,
     aligned_size,
     keep_ratio_size,
-    normalise,
+    normalize,
     pad_to,
     photometric_distortion,
     random_crop,
@@ -77,7 +77,7 @@ def test_resize_equals_the_released_code(case: int) -> None:
     np.testing.assert_array_equal(aligned_label, golden[f"{case}/aligned/label"])
 
 
-def test_colour_steps_equal_the_released_code() -> None:
+def test_color_steps_equal_the_released_code() -> None:
     golden = np.load(GOLDENS / "photometric.npz")
     image = golden["image"]
     image.setflags(write=False)
@@ -115,7 +115,7 @@ def test_aligned_size_rounds_up() -> None:
     assert aligned_size((5, 7), 1) == (5, 7)
 
 
-def test_resize_has_half_pixel_centres_and_no_antialiasing() -> None:
+def test_resize_has_half_pixel_centers_and_no_antialiasing() -> None:
     row = np.array([[0, 100, 200, 40]], np.uint8)
     image = np.repeat(row[..., None], 3, axis=2)
     np.testing.assert_array_equal(resize_image(image, (1, 2))[..., 0], [[50, 120]])
@@ -231,12 +231,12 @@ def test_flip_mirrors_image_and_label_half_the_time() -> None:
     assert_rates([num_flipped, 10_000 - num_flipped], [1 / 2] * 2)
 
 
-# Colour
+# Color
 
 
 @pytest.fixture
-def colour_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
-    """Replace the four colour steps by ones that only note their name and amount."""
+def color_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """Replace the four color steps by ones that only note their name and amount."""
     calls: list[tuple[str, float]] = []
 
     def replace(name: str) -> None:
@@ -252,18 +252,18 @@ def colour_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     return calls
 
 
-def test_each_colour_step_comes_half_the_time_in_its_order(
-    colour_calls: list[tuple[str, float]],
+def test_each_color_step_comes_half_the_time_in_its_order(
+    color_calls: list[tuple[str, float]],
 ) -> None:
     image, _ = sample(1, 1)
     rng = np.random.default_rng(0)
     orders: Counter[tuple[str, ...]] = Counter()
     amounts: dict[str, list[float]] = {}
     for _ in range(10_000):
-        colour_calls.clear()
+        color_calls.clear()
         photometric_distortion(image, rng)
-        orders[tuple(name for name, _ in colour_calls)] += 1
-        for name, amount in colour_calls:
+        orders[tuple(name for name, _ in color_calls)] += 1
+        for name, amount in color_calls:
             amounts.setdefault(name, []).append(amount)
 
     # 16 choices of steps are equally likely; where contrast is among others that come after
@@ -287,7 +287,7 @@ def test_each_colour_step_comes_half_the_time_in_its_order(
     assert not amounts
 
 
-def test_colour_steps_clip_and_truncate() -> None:
+def test_color_steps_clip_and_truncate() -> None:
     image = np.array([[[0, 10, 250]]], np.uint8)
     assert adjust_brightness(image, 9.9).tolist() == [[[9, 19, 255]]]
     assert adjust_brightness(image, -9.9).tolist() == [[[0, 0, 240]]]
@@ -301,23 +301,23 @@ def test_hue_and_saturation_work_on_rgb() -> None:
     assert adjust_saturation(red, 0.0).tolist() == [[[255, 255, 255]]]
 
 
-# Normalise, pad
+# Normalize, pad
 
 
-def test_normalise_is_per_rgb_channel() -> None:
+def test_normalize_is_per_rgb_channel() -> None:
     image, _ = sample(3, 4)
     expected = (image - np.array([123.675, 116.28, 103.53])) / np.array([58.395, 57.12, 57.375])
-    out = normalise(image)
+    out = normalize(image)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6)
 
 
 def test_pad_fills_below_and_right() -> None:
     image, label = sample(2, 3)
-    out, out_label = pad_to(normalise(image), label, (4, 7))
+    out, out_label = pad_to(normalize(image), label, (4, 7))
     expected, expected_label = np.zeros((4, 7, 3), np.float32), np.full((4, 7), 255)
-    expected[:2, :3], expected_label[:2, :3] = normalise(image), label
+    expected[:2, :3], expected_label[:2, :3] = normalize(image), label
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_array_equal(out_label, expected_label)
     with pytest.raises(ValueError, match=r"\(2, 3\) exceeds the padded size \(4, 2\)"):
-        pad_to(normalise(image), label, (4, 2))
+        pad_to(normalize(image), label, (4, 2))

@@ -23,7 +23,7 @@ SIZE = (36, 48)
 
 
 def photograph(seed: int) -> np.ndarray:
-    """Blocks of random colours: no two look alike."""
+    """Blocks of random colors: no two look alike."""
     blocks = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), np.uint8)
     return blocks.repeat(4, axis=0).repeat(4, axis=1)
 
@@ -305,8 +305,8 @@ def test_plain_images_are_not_called_alike(folder):
 def test_difference_hash_against_a_double_loop():
     image = np.random.default_rng(1).integers(0, 256, (16, 18, 3)).astype(np.uint8)
     cells = image.astype(float).reshape(8, 2, 9, 2, 3).mean(axis=(1, 3))
-    grey = cells @ [0.299, 0.587, 0.114]
-    bits = "".join(str(int(grey[y, x + 1] > grey[y, x])) for y in range(8) for x in range(8))
+    gray = cells @ [0.299, 0.587, 0.114]
+    bits = "".join(str(int(gray[y, x + 1] > gray[y, x])) for y in range(8) for x in range(8))
     assert difference_hash(image) == int(bits, 2)
 
 

@@ -138,7 +138,7 @@ def test_picture_shows_classes_ignored_and_stray_pixels(diagnosis):
     assert picture.shape == (WIDTH // 2, 2 * WIDTH, 3)
     assert (picture[:, :WIDTH] == 200).all()
     drawn = picture[:, WIDTH:]
-    assert drawn[10, 10].tolist() == [90, 90, 230]  # 0.45 of 200, 0.55 of the class's colour
+    assert drawn[10, 10].tolist() == [90, 90, 230]  # 0.45 of 200, 0.55 of the class's color
     assert drawn[-10, 10].tolist() == [90, 230, 90]
     assert drawn[10, -10].tolist() == [90, 90, 90]
     marked = (drawn == HIGHLIGHT).all(axis=2)

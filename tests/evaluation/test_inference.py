@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 from segret_jax.config import EvalConfig, ModelConfig
-from segret_jax.data.transforms import normalise, resize_image
+from segret_jax.data.transforms import normalize, resize_image
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.plan import make_plan
@@ -94,9 +94,9 @@ def test_the_goldens_tell_one_resize_of_the_image_from_two():
     twice = predictor.network_input(image)
     assert twice.shape == (128, 224, 3)
     np.testing.assert_array_equal(
-        twice, normalise(resize_image(resize_image(image, (128, 213)), (128, 224)))
+        twice, normalize(resize_image(resize_image(image, (128, 213)), (128, 224)))
     )
-    assert not np.array_equal(twice, normalise(resize_image(image, (128, 224))))
+    assert not np.array_equal(twice, normalize(resize_image(image, (128, 224))))
 
 
 SMALL = EvalConfig(resize_target=(64, 32))

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from segret_jax.config import EvalConfig
-from segret_jax.data.transforms import normalise
+from segret_jax.data.transforms import normalize
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.plan import Tiling, make_plan, window_starts
 from segret_jax.evaluation.rescale import (
@@ -64,7 +64,7 @@ def test_logits_at_any_stride_are_resized_as_the_loops_do(stride, config):
     image, model = picture((47, 85)), Strided(stride)
     predictor = predictor_of(model, config)
     (pixels, tiling), (h, w) = predictor.prepare(image).scales[0], (47, 85)
-    network = normalise(pixels)
+    network = normalize(pixels)
     tiles = []
     for number in range(tiling.num_tiles):
         top, left = tiling.corner(number)

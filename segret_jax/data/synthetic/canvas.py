@@ -1,4 +1,4 @@
-"""The camera and the canvas: shapes in metres, painted into image and label by the same call."""
+"""The camera and the canvas: shapes in meters, painted into image and label by the same call."""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ import numpy as np
 
 from segret_jax.data.synthetic.colors import MOODS
 
-Metres = int | float  # the run-time type check takes no int for a float
-FAR = 75.0  # where the street ends, in metres
+Meters = int | float  # the run-time type check takes no int for a float
+FAR = 75.0  # where the street ends, in meters
 FOCAL = 0.75  # focal length over the square root of the image's area
 _SUBPIXEL_BITS = 3  # cv2 takes fixed-point coordinates
 
@@ -31,18 +31,18 @@ class Label(IntEnum):
 
 @dataclass(frozen=True)
 class Plane:
-    """An upright plane through (x, 0, z): u metres along (dx, dz), v metres above the ground."""
+    """An upright plane through (x, 0, z): u meters along (dx, dz), v meters above the ground."""
 
-    x: Metres
-    z: Metres
+    x: Meters
+    z: Meters
     dx: int = 1
     dz: int = 0
 
-    def polygon(self, *corners: Sequence[Metres]) -> np.ndarray:
+    def polygon(self, *corners: Sequence[Meters]) -> np.ndarray:
         """One polygon [1, corners, 3] from its (u, v)."""
         return np.array([[(self.x + u * self.dx, v, self.z + u * self.dz) for u, v in corners]])
 
-    def box(self, u0: Metres, v0: Metres, u1: Metres, v1: Metres) -> np.ndarray:
+    def box(self, u0: Meters, v0: Meters, u1: Meters, v1: Meters) -> np.ndarray:
         """One rectangle [1, 4, 3]."""
         return self.polygon((u0, v0), (u1, v0), (u1, v1), (u0, v1))
 
@@ -52,12 +52,12 @@ class Plane:
         return np.stack([self.x + u * self.dx, v, self.z + u * self.dz], axis=-1)
 
 
-def street_plane(x: Metres, z: Metres) -> Plane:
+def street_plane(x: Meters, z: Meters) -> Plane:
     """The plane from (x, 0, z) along the street, away from the viewer."""
     return Plane(x, z, dx=0, dz=1)
 
 
-def ground_box(x0: Metres, x1: Metres, z0: Metres, z1: Metres) -> np.ndarray:
+def ground_box(x0: Meters, x1: Meters, z0: Meters, z1: Meters) -> np.ndarray:
     """A rectangle on the ground, [1, 4, 3]."""
     return np.array([[(x0, 0.0, z0), (x1, 0.0, z0), (x1, 0.0, z1), (x0, 0.0, z1)]])
 
@@ -78,14 +78,14 @@ class Canvas:
         self._origin = (self.vanishing_point - 0.5) * 2**_SUBPIXEL_BITS
 
     def fill(self, label: Label, color: np.ndarray, polygons: np.ndarray) -> None:
-        """Paint polygons [n, corners, 3], all in one colour."""
+        """Paint polygons [n, corners, 3], all in one color."""
         ink = (*self._hazy(color, polygons[0, 0, 2]).tolist(), label)
         cv2.fillPoly(self.pixels, list(self._project(polygons)), ink, cv2.LINE_8, _SUBPIXEL_BITS)
 
     def discs(
         self, label: Label, colors: np.ndarray, centers: np.ndarray, radii: np.ndarray
     ) -> None:
-        """Paint discs that face the viewer, all at one depth: colours and centres are [n, 3]."""
+        """Paint discs that face the viewer, all at one depth: colors and centers are [n, 3]."""
         depth = centers[0, 2]
         inks, points = self._hazy(colors, depth).tolist(), self._project(centers).tolist()
         for ink, point, radius in zip(inks, points, radii, strict=True):
@@ -100,21 +100,21 @@ class Canvas:
         self.pixels[..., :3] = self.pixels[..., :3] * (light / np.float32(255))
 
     def sunlit(self, color: np.ndarray, facing: int) -> np.ndarray:
-        """The colour of a wall that faces the given side (-1 left, 0 viewer, 1 right)."""
+        """The color of a wall that faces the given side (-1 left, 0 viewer, 1 right)."""
         return color * (0.86 + 0.16 * self.sun * facing)
 
     def pick(self, palette: np.ndarray, jitter: float = 10.0) -> np.ndarray:
-        """A palette colour, a little lighter or darker and a little off in hue."""
+        """A palette color, a little lighter or darker and a little off in hue."""
         chosen, lightness, *hue = self.rng.random(5)
         color = palette[int(chosen * len(palette))]
         return color + jitter * (2 * lightness - 1) + jitter * (np.array(hue, np.float32) - 0.5)
 
     def _project(self, points: np.ndarray) -> np.ndarray:
-        """Points [..., 3] in metres to fixed-point pixel coordinates [..., 2]."""
+        """Points [..., 3] in meters to fixed-point pixel coordinates [..., 2]."""
         offset = (points[..., :2] - self.eye) * (self._zoom / points[..., 2:])
         return (offset + self._origin).astype(np.int32, order="C")
 
     def _hazy(self, colors: np.ndarray, depth: float) -> np.ndarray:
-        """Colours [..., 3] as seen through that many metres of air: nearer to the horizon's."""
+        """Colors [..., 3] as seen through that many meters of air: nearer to the horizon's."""
         horizon = self.mood.sky[1]
         return colors + (1.0 - math.exp(-depth / 150.0)) * (horizon - colors)

@@ -1,4 +1,4 @@
-"""The colours of things and the light of scenes: RGB as floats from 0 to 255."""
+"""The colors of things and the light of scenes: RGB as floats from 0 to 255."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def _palette(colors: str) -> np.ndarray:
-    """Hex colours, parted by blanks, as float rows [n, 3]."""
+    """Hex colors, parted by blanks, as float rows [n, 3]."""
     return np.array([tuple(bytes.fromhex(color)) for color in colors.split()], np.float32)
 
 
@@ -29,7 +29,7 @@ HEADLAMP, REAR_LAMP, PLATE, MARKING = _palette("fff3c4 e02b20 e0e1e4 d0d0cc")
 class Mood:
     """The light of a scene."""
 
-    sky: np.ndarray  # colours of zenith, horizon and clouds [3, 3]
+    sky: np.ndarray  # colors of zenith, horizon and clouds [3, 3]
     tint: tuple[float, float, float]
     lit: float  # share of the windows
 

@@ -48,11 +48,11 @@ def _paint_house(canvas: Canvas, side: int, x: float, z0: float, z1: float) -> N
 
 
 def _paint_windows(canvas: Canvas, plane: Plane, width: float, height: float) -> None:
-    """Storeys of framed windows above the ground floor, some of them lit."""
-    columns, storeys = max(int(width / 2.2), 1), int((height - 3.4) / 3.0)
+    """Floors of framed windows above the ground floor, some of them lit."""
+    columns, floors = max(int(width / 2.2), 1), int((height - 3.4) / 3.0)
     pitch = width / columns
-    u = np.tile((np.arange(columns) + 0.5) * pitch, storeys)
-    v = np.repeat(4.1 + 3.0 * np.arange(storeys), columns)
+    u = np.tile((np.arange(columns) + 0.5) * pitch, floors)
+    v = np.repeat(4.1 + 3.0 * np.arange(floors), columns)
     panes = np.stack([u - 0.28 * pitch, v, u + 0.28 * pitch, v + 1.6], axis=1)
     if plane.z < 40:  # further off, frames would be narrower than a pixel
         frames = panes + np.array([-0.12, -0.25, 0.12, 0.12])

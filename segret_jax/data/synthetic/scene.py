@@ -24,7 +24,7 @@ from segret_jax.data.synthetic.scenery import (
 from segret_jax.data.synthetic.traffic import MODELS, paint_person, paint_vehicle
 
 _MIN_SIDE = 32
-# How strongly the surface of each class is speckled, in grey levels, by `Label`.
+# How strongly the surface of each class is speckled, in gray levels, by `Label`.
 _GRAIN = np.array([1.0, 4.0, 5.0, 6.0, 1.5, 2.0, 1.5, 8.0], np.float32)
 
 
@@ -42,13 +42,13 @@ class _Thing:
         return bool(left - 0.4 < x < right + 0.4 and near - 0.3 < z < far + 0.3)
 
 
-def _vehicles(canvas: Canvas, kerb: float) -> Iterator[_Thing]:
+def _vehicles(canvas: Canvas, curb: float) -> Iterator[_Thing]:
     """Vehicles one behind the other in both directions."""
     for side in (-1, 1):
         z = canvas.rng.uniform(6.5, 10.0)
         while z < 28.0:
             model = MODELS[canvas.rng.choice(len(MODELS), p=[model.share for model in MODELS])]
-            x = side * (kerb - 0.3 - model.width / 2) * canvas.rng.uniform(0.7, 0.97)
+            x = side * (curb - 0.3 - model.width / 2) * canvas.rng.uniform(0.7, 0.97)
             z += 3.0 * (model.height > 2.5)  # a bus close by would hide the street
             if canvas.rng.random() < 0.85:
                 half = model.width / 2 + 0.1
@@ -57,12 +57,12 @@ def _vehicles(canvas: Canvas, kerb: float) -> Iterator[_Thing]:
             z += model.length + canvas.rng.uniform(1.5, 7.0)
 
 
-def _furniture(canvas: Canvas, kerb: float) -> Iterator[_Thing]:
-    """Poles, trees and bushes along both kerbs."""
+def _furniture(canvas: Canvas, curb: float) -> Iterator[_Thing]:
+    """Poles, trees and bushes along both curbs."""
     for side in (-1, 1):
         z = canvas.rng.uniform(6.5, 10.0)
         while z < 30.0:
-            x, chance = side * (kerb + 0.7), canvas.rng.random()
+            x, chance = side * (curb + 0.7), canvas.rng.random()
             paint = paint_pole if chance < 0.5 else paint_tree if chance < 0.85 else paint_bush
             if paint is not paint_pole or z < 17.0:
                 shadow = ground_box(x - 0.4, x + 0.4, z - 0.2, z + 0.3)
@@ -70,13 +70,13 @@ def _furniture(canvas: Canvas, kerb: float) -> Iterator[_Thing]:
             z += canvas.rng.uniform(3.0, 6.5)
 
 
-def _people(canvas: Canvas, kerb: float, facade: float, vehicles: list[_Thing]) -> Iterator[_Thing]:
+def _people(canvas: Canvas, curb: float, facade: float, vehicles: list[_Thing]) -> Iterator[_Thing]:
     """Most walk on the pavement, some cross the road; none so far that a person is a speck."""
     for _ in range(canvas.rng.integers(4, 8)):
         z, crosses = canvas.rng.uniform(6.5, 11.0), canvas.rng.random() < 0.25
-        x = canvas.rng.choice((-1, 1)) * canvas.rng.uniform(kerb + 1.2, facade - 0.7)
+        x = canvas.rng.choice((-1, 1)) * canvas.rng.uniform(curb + 1.2, facade - 0.7)
         if crosses:
-            x = canvas.rng.uniform(-kerb, kerb)
+            x = canvas.rng.uniform(-curb, curb)
         if not any(vehicle.stands_on(x, z) for vehicle in vehicles):
             shadow = ground_box(x - 0.4, x + 0.4, z - 0.15, z + 0.25)
             yield _Thing(z, shadow, partial(paint_person, canvas, x, z))
@@ -118,15 +118,15 @@ def render_scene(
     _check_size(size)
     rng = np.random.default_rng([seed, index])
     canvas = Canvas(size, rng)
-    kerb, footway = rng.uniform(3.4, 4.4), rng.uniform(3.6, 5.0)
-    facade = kerb + footway
+    curb, sidewalk = rng.uniform(3.4, 4.4), rng.uniform(3.6, 5.0)
+    facade = curb + sidewalk
     paint_sky(canvas)
-    paint_ground(canvas, kerb)
+    paint_ground(canvas, curb)
     paint_skyline(canvas)
     for side in (-1, 1):
         paint_row(canvas, side, side * facade)
-    vehicles = list(_vehicles(canvas, kerb))
-    things = [*vehicles, *_furniture(canvas, kerb), *_people(canvas, kerb, facade, vehicles)]
+    vehicles = list(_vehicles(canvas, curb))
+    things = [*vehicles, *_furniture(canvas, curb), *_people(canvas, curb, facade, vehicles)]
     canvas.shade(np.concatenate([thing.shadow for thing in things]))
     for thing in sorted(things, key=lambda thing: -thing.z):
         thing.paint()

@@ -50,33 +50,33 @@ def paint_sky(canvas: Canvas) -> None:
     canvas.pixels[..., 3] = Label.SKY
 
 
-def paint_ground(canvas: Canvas, kerb: float) -> None:
-    """Paving with its joints and kerbstones, and on it the road, which ends at -kerb and kerb."""
+def paint_ground(canvas: Canvas, curb: float) -> None:
+    """Paving with its joints and curbstones, and on it the road, which ends at -curb and curb."""
     paving, asphalt = canvas.pick(PAVINGS), canvas.pick(ROADS)
     canvas.fill(Label.PAVEMENT, paving, ground_box(-200, 200, 1, FAR))
     joints = [ground_box(-14, 14, z, z + 0.02 * z**0.5) for z in np.arange(3, 24, 1.5)]
     canvas.fill(Label.PAVEMENT, paving * 0.86, np.concatenate(joints))
     for side in (-1, 1):
-        stones = ground_box(side * kerb, side * (kerb + 0.3), 1, 60)
+        stones = ground_box(side * curb, side * (curb + 0.3), 1, 60)
         canvas.fill(Label.PAVEMENT, paving * 1.18, stones)
-    canvas.fill(Label.ROAD, asphalt, ground_box(-kerb, kerb, 1, FAR))
-    for x, z in canvas.rng.uniform((-kerb, 4.0), (kerb - 2.0, 20.0), (2, 2)):  # mended patches
+    canvas.fill(Label.ROAD, asphalt, ground_box(-curb, curb, 1, FAR))
+    for x, z in canvas.rng.uniform((-curb, 4.0), (curb - 2.0, 20.0), (2, 2)):  # mended patches
         tone = canvas.rng.uniform(0.9, 1.08)
         canvas.fill(Label.ROAD, asphalt * tone, ground_box(x, x + 1.8, z, z + 4.0))
-    _paint_markings(canvas, kerb)
+    _paint_markings(canvas, curb)
 
 
-def _paint_markings(canvas: Canvas, kerb: float) -> None:
-    """A dashed middle line, a line along each kerb and, at times, a zebra crossing."""
+def _paint_markings(canvas: Canvas, curb: float) -> None:
+    """A dashed middle line, a line along each curb and, at times, a zebra crossing."""
     white = MARKING * canvas.rng.uniform(0.9, 1.1)
     start = canvas.rng.uniform(1.0, 5.0)
     dashes = [ground_box(-0.09, 0.09, z, z + 2.0) for z in np.arange(start, 60, 5.0)]
     canvas.fill(Label.ROAD, white, np.concatenate(dashes))
     for side in (-1, 1):
-        canvas.fill(Label.ROAD, white, ground_box(side * (kerb - 0.45), side * (kerb - 0.3), 1, 60))
+        canvas.fill(Label.ROAD, white, ground_box(side * (curb - 0.45), side * (curb - 0.3), 1, 60))
     if canvas.rng.random() < 0.4:
         z = canvas.rng.uniform(7.0, 12.0)
-        stripes = [ground_box(x, x + 0.5, z, z + 2.5) for x in np.arange(0.7 - kerb, kerb - 1, 1.0)]
+        stripes = [ground_box(x, x + 0.5, z, z + 2.5) for x in np.arange(0.7 - curb, curb - 1, 1.0)]
         canvas.fill(Label.ROAD, white, np.concatenate(stripes))
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from segret_jax.data.synthetic.canvas import Canvas, Label, Metres, Plane, street_plane
+from segret_jax.data.synthetic.canvas import Canvas, Label, Meters, Plane, street_plane
 from segret_jax.data.synthetic.colors import (
     BLACK,
     CLOTHES,
@@ -27,7 +27,7 @@ def paint_person(canvas: Canvas, x: float, z: float) -> None:
     girth, skin = canvas.rng.uniform(0.15, 0.18), canvas.pick(SKINS, 4.0)
     coat, trousers = canvas.pick(CLOTHES), canvas.pick(CLOTHES) * 0.6
 
-    def part(color: np.ndarray, *corners: Sequence[Metres]) -> None:
+    def part(color: np.ndarray, *corners: Sequence[Meters]) -> None:
         polygon = Plane(x, z).polygon(*((u * tall, v * tall) for u, v in corners))
         canvas.fill(Label.PERSON, color, polygon)
 
@@ -43,7 +43,7 @@ def paint_person(canvas: Canvas, x: float, z: float) -> None:
 
 @dataclass(frozen=True)
 class Model:
-    """A make of vehicle: metres, and fractions of its length (from the rear) and height."""
+    """A make of vehicle: meters, and fractions of its length (from the rear) and height."""
 
     share: float  # of the vehicles in the street
     width: float
@@ -53,14 +53,14 @@ class Model:
     outline: np.ndarray  # seen from the side, rows (along, up)
 
 
-_BONNET = [(0.6, 1), (0.76, 0.62), (1, 0.55), (1, 0.2)]
-_HATCHBACK = np.array([(0, 0.2), (0, 0.6), (0.12, 1), *_BONNET])
-_SALOON = np.array([(0, 0.2), (0, 0.6), (0.15, 0.64), (0.28, 1), *_BONNET])
+_HOOD = [(0.6, 1), (0.76, 0.62), (1, 0.55), (1, 0.2)]
+_HATCHBACK = np.array([(0, 0.2), (0, 0.6), (0.12, 1), *_HOOD])
+_SEDAN = np.array([(0, 0.2), (0, 0.6), (0.15, 0.64), (0.28, 1), *_HOOD])
 _VAN = np.array([(0, 0.14), (0, 0.55), (0.02, 1), (0.8, 1), (0.92, 0.55), (1, 0.45), (1, 0.14)])
 _BUS = np.array([(0, 0.12), (0, 0.5), (0.01, 1), (0.99, 1), (1, 0.5), (1, 0.12)])
 MODELS = (
     Model(0.40, 1.8, 1.50, 4.2, windows=(0.13, 0.66, 2), outline=_HATCHBACK),
-    Model(0.25, 1.8, 1.45, 4.6, windows=(0.27, 0.66, 2), outline=_SALOON),
+    Model(0.25, 1.8, 1.45, 4.6, windows=(0.27, 0.66, 2), outline=_SEDAN),
     Model(0.20, 2.0, 2.20, 5.0, windows=(0.66, 0.83, 1), outline=_VAN),
     Model(0.15, 2.5, 3.00, 9.0, windows=(0.04, 0.96, 5), outline=_BUS),
 )
@@ -91,7 +91,7 @@ def paint_vehicle(canvas: Canvas, model: Model, x: float, z: float) -> None:
 
 
 def _paint_hull(canvas: Canvas, model: Model, paint: np.ndarray, x: float, z: float) -> None:
-    """Roof, windscreens and the end that faces the viewer: the outline drawn out to its width."""
+    """Roof, windshields and the end that faces the viewer: the outline drawn out to its width."""
     along, up = model.outline.T
     half = 0.5 * model.width * np.where(up > 0.7, 0.86, 1.0)  # the cabin is narrower
     y, depth = up * model.height, z + along * model.length
