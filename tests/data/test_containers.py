@@ -19,7 +19,6 @@ from segret_jax.data.shards.verify import verify
 from segret_jax.data.sources import FolderSource
 from segret_jax.doctor import check as doctor
 from segret_jax.errors import InputError
-from tests.data.test_prepared import write_with_tfds
 
 CAMVID = get_dataset("camvid")
 IDS = np.random.default_rng(0).integers(0, 11, (16, 24), np.uint8)
@@ -136,17 +135,6 @@ def test_pointers_among_shards_are_recognized(tmp_path: Path, which: str) -> Non
             verify(folder)
     else:
         assert re.match(message, verify(folder)[0])
-
-
-@pytest.mark.parametrize("which", ["dataset_info.json", "shard"])
-def test_pointers_among_what_tfds_wrote_are_recognized(tmp_path: Path, which: str) -> None:
-    ade = get_dataset("ade20k")
-    folder, _ = write_with_tfds(tmp_path, ade, np.zeros((4, 5), np.uint8))
-    (shard,) = folder.glob("*train*")
-    path = shard if which == "shard" else folder / which
-    path.write_bytes(POINTER)
-    with pytest.raises(InputError, match=re.escape(f"{path} {IS_POINTER}")):
-        open_files(ade, tmp_path / "tfds", "training")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 64, b"version 2 of my notes"])

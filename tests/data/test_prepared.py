@@ -5,22 +5,18 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from segret_jax.config import DataConfig
-from segret_jax.data.datasets import DatasetSpec, get_dataset, load_dataset
+from segret_jax.data.datasets import get_dataset, load_dataset
 from segret_jax.data.pipeline import open_source, training_dataset
-from segret_jax.data.shards import builders, tfds_sets
+from segret_jax.data.shards import builders
 from segret_jax.data.shards.manifest import INDEX, MANIFEST, read_manifest, stored_file
 from segret_jax.data.shards.prepare import prepare
 from segret_jax.data.shards.prepared import PreparedSource, open_files
-from segret_jax.data.shards.tfds_sets import TFDS_SETS, TfdsSource
 from segret_jax.data.sources import FolderSource, RecordSource
 from segret_jax.errors import InputError
 from tests.data.pairs import flip, write_dataset
@@ -260,124 +256,16 @@ def test_a_split_that_was_not_prepared_is_named(tmp_path: Path) -> None:
 # What TFDS itself wrote
 
 
-def write_with_tfds(root: Path, spec: DatasetSpec, raw: np.ndarray) -> tuple[Path, bytes]:
-    """Write two equal pairs in each split as TFDS stores the dataset; return folder and label."""
-    tfds: Any = builders.tfds
-    form = TFDS_SETS[spec.name]
-    Image.new("RGB", (5, 4)).save(root / "image.png")
-    Image.fromarray(raw).save(root / "label.png")
-    name, _, config = form.folder.partition("/")
-
-    class Miniature(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
-        code_path = None
-
-        def _info(self) -> Any:
-            features = {
-                "image_id": tfds.features.Text(),
-                form.image: tfds.features.Image(encoding_format="png"),
-                form.label: tfds.features.Image(encoding_format="png"),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-            return {split: self._generate_examples() for split in form.splits.values()}
-
-        def _generate_examples(self) -> Iterator:
-            for key in ("a", "b"):
-                files = {form.image: root / "image.png", form.label: root / "label.png"}
-                yield key, {"image_id": key, **files}
-
-    Miniature.name = name
-    builder = Miniature(data_dir=root / "tfds", file_format="array_record")
-    builder.download_and_prepare()
-    return Path(builder.data_dir), (root / "label.png").read_bytes()
+@pytest.mark.parametrize("below", ["", "scene_parse150/1.0.0", "cityscapes/fine/1.0.0"])
+def test_what_tfds_itself_wrote_is_refused_with_the_remedy(below: str, tmp_path: Path) -> None:
+    info = tmp_path / below / "dataset_info.json"
+    info.parent.mkdir(parents=True, exist_ok=True)
+    info.write_text('{"moduleName": "tensorflow_datasets.scene_parse150"}')
+    message = f"{info.parent} is in the form of TensorFlow Datasets, .*run segret data prepare"
+    with pytest.raises(InputError, match=message):
+        open_files(get_dataset("ade20k"), tmp_path, "training")
 
 
-@pytest.mark.parametrize(
-    ("name", "stored", "expected"), [("ade20k", [0, 1, 150], [255, 0, 149]),
-                                     ("cityscapes", [7, 33, 1], [0, 18, 255])]
-)  # fmt: skip
-def test_what_tfds_prepared_is_read(
-    name: str, stored: list[int], expected: list[int], tmp_path: Path
-) -> None:
-    spec = get_dataset(name)
-    raw = np.resize(np.array(stored, np.uint8), (4, 5))
-    folder, label = write_with_tfds(tmp_path, spec, raw)
-    for root in (tmp_path / "tfds", folder):
-        source = open_files(spec, root, "validation")
-        assert isinstance(source, TfdsSource)
-        assert len(source) == 2
-        assert source.record(1).label == label
-    sample = pickle.loads(pickle.dumps(source))[1]
-    assert sample["label"][0, :3].tolist() == expected
-    assert sample["name"] == source.name(1) == f"{TFDS_SETS[name].splits['validation']}/000001"
-    assert source.size(0) == (4, 5)
-
-
-def test_the_instance_labels_of_scene_parse150_are_refused(tmp_path: Path) -> None:
-    ade = get_dataset("ade20k")
-    write_with_tfds(tmp_path, ade, np.zeros((4, 5, 3), np.uint8))
-    with pytest.raises(InputError) as caught:
-        open_files(ade, tmp_path / "tfds", "training")
-    message = str(caught.value)
-    assert "label is a PNG of mode RGB" in message
-    assert "annotations_instance.tar" in message
-    command = "segret data prepare ade20k --source DIR --data_dir"
-    assert message.endswith(f"{command} {tmp_path}/tfds")
-
-
-@pytest.mark.parametrize("described", ["tfrecord", ""])
-def test_a_tfrecord_folder_says_how_to_prepare_it_again(described: str, tmp_path: Path) -> None:
-    folder = tmp_path / "cityscapes/semantic_segmentation/1.0.0"
-    folder.mkdir(parents=True)
-    info = {"name": "cityscapes", "configName": "semantic_segmentation", "splits": []}
-    info |= {"fileFormat": described} if described else {}  # old ones do not say
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(InputError) as caught:
-        open_files(get_dataset("cityscapes"), tmp_path, "training")
-    message = str(caught.value)
-    assert message.startswith(f"{folder} is stored as tfrecord, which needs TensorFlow; ")
-    assert f"prepare cityscapes --source DIR --data_dir {tmp_path}, or" in message
-    line = 'builder("cityscapes/semantic_segmentation", file_format="array_record")'
-    assert line in message
-
-
-CITYSCAPES = get_dataset("cityscapes")
-
-
-def write_info(folder: Path, content: object) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text(json.dumps(content))
-    return folder
-
-
-def test_the_newest_version_that_tfds_wrote_is_found(tmp_path: Path) -> None:
-    top = tmp_path / "cityscapes/semantic_segmentation"
-    for version in ("9.0.0", "10.0.0", "10.0.0.incompleteABC"):
-        write_info(top / version, {})
-    assert tfds_sets.find(CITYSCAPES, tmp_path) == top / "10.0.0"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"splits": [{"name": "train"}]}, "the split train of .*1.0.0 is empty; prepare it again"),
-        ({"splits": []}, "unknown split of .*1.0.0 'train'"),
-        ({"splits": [{}]}, r"dataset_info\.json is damaged \(KeyError\('name'\)\); prepare"),
-        ({"splits": None}, r"dataset_info\.json is damaged \(TypeError"),
-        (None, r"dataset_info\.json is damaged \(AttributeError"),
-    ],
-)
-def test_what_tfds_described_badly_is_named(
-    change: dict | None, message: str, tmp_path: Path
-) -> None:
-    info = {"name": "cityscapes", "configName": "semantic_segmentation"}
-    content = change and info | {"fileFormat": "array_record"} | change
-    folder = write_info(tmp_path / "cityscapes/semantic_segmentation/1.0.0", content)
-    for root in (tmp_path, folder):
-        with pytest.raises(InputError, match=message):
-            open_files(CITYSCAPES, root, "training")
+def test_what_was_prepared_of_another_dataset_is_not_taken_for_it(data: Path) -> None:
+    with pytest.raises(InputError, match="there is no folder"):
+        open_files(get_dataset("ade20k"), data, "training")

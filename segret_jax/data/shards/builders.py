@@ -8,7 +8,7 @@ import contextlib
 import os
 import tempfile
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import islice, pairwise
 from typing import Any
 
@@ -125,12 +125,11 @@ def build(builder: PairBuilder, *, shards: int) -> None:
         builder.download_and_prepare(download_dir=unused, download_config=config)
 
 
-def open_records(folder: str, split: str, *, data_dir: str, images: Iterable[str] = ()) -> Any:
-    """Return the random-access records of a split, each a dict, with `images` left undecoded.
+def open_records(folder: str, split: str, *, data_dir: str) -> Any:
+    """Return the random-access records of a split, each a dict.
 
     `folder` holds the descriptions (dataset_info.json), `data_dir` the shards.
     """
     builder = tfds.builder_from_directory(folder)
     builder.info.update_data_dir(data_dir)
-    skip = {name: tfds.decode.SkipDecoding() for name in images}
-    return builder.as_data_source(split=split, decoders=skip or None)
+    return builder.as_data_source(split=split)

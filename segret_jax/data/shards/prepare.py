@@ -26,6 +26,7 @@ from segret_jax.data.shards.manifest import (
     Manifest,
     Split,
     folder_name,
+    is_ours,
     label_table_hash,
     read_manifest,
     stored_file,
@@ -155,10 +156,7 @@ def _remove_leftovers(folder: Path) -> None:
     """
     leftovers = list(folder.parent.glob(f"incomplete.*_{VERSION}"))
     if folder.is_dir():
-        info = folder / "dataset_info.json"
-        if not info.is_file() or '"segret_jax.data.shards.builders"' not in info.read_text(
-            encoding="utf-8"
-        ):
+        if not is_ours(folder):
             raise InputError(f"{folder} is not from {PREPARE}; choose another --data_dir")
         leftovers.append(folder)
     for leftover in leftovers:

@@ -1,4 +1,4 @@
-"""Reading datasets that were prepared as ArrayRecord shards, by `prepare` or by TFDS itself."""
+"""Reading datasets that `prepare` wrote as ArrayRecord shards."""
 
 import operator
 from functools import cached_property
@@ -7,7 +7,6 @@ from typing import Any, SupportsIndex
 
 from segret_jax.data.layouts import DatasetSpec
 from segret_jax.data.lfs import refuse_pointer
-from segret_jax.data.shards import tfds_sets
 from segret_jax.data.shards.manifest import (
     INDEX,
     MANIFEST,
@@ -16,6 +15,7 @@ from segret_jax.data.shards.manifest import (
     VERSION,
     folder_name,
     incomplete,
+    is_ours,
     label_table_hash,
     places,
     read_index,
@@ -28,9 +28,9 @@ from segret_jax.errors import InputError, unknown_name
 def open_files(spec: DatasetSpec, root: str | Path, split: str) -> RecordSource:
     """Open a split below `root`, prepared or as a folder; InputError says what is wrong.
 
-    Where a root holds both, shards are taken before the folder, and those of `prepare` first. A
-    remote root (gs://, s3://, any URL of fsspec) holds a prepared dataset; what cannot be read
-    there is copied to the local disk first.
+    Where a root holds both, shards are taken before the folder. A remote root (gs://, s3://, any
+    URL of fsspec) holds a prepared dataset; what cannot be read there is copied to the local disk
+    first.
     """
     spec.split_names(split)
     if "://" in str(root):
@@ -42,13 +42,20 @@ def open_files(spec: DatasetSpec, root: str | Path, split: str) -> RecordSource:
     for place in places(spec):
         if (top / place / MANIFEST).is_file():
             return PreparedSource(spec, top / place, split)
-    by_tfds = tfds_sets.find(spec, top)
-    if by_tfds is not None:
-        return tfds_sets.TfdsSource(spec, by_tfds, split)
     unfinished = top / folder_name(spec) / VERSION
     if unfinished.is_dir() or any(unfinished.parent.glob("incomplete.*")):
         raise incomplete(unfinished)
-    return FolderSource(spec, root, split)
+    try:
+        return FolderSource(spec, root, split)
+    except InputError:
+        for levels in ("", "*/*/", "*/*/*/"):  # the version's folder, or the one TFDS is given
+            for info in top.glob(f"{levels}dataset_info.json"):
+                if not is_ours(info.parent):
+                    raise InputError(
+                        f"{info.parent} is in the form of TensorFlow Datasets, which is not read; "
+                        f"run {PREPARE} {spec.name} on the official files"
+                    ) from None
+        raise
 
 
 class StoredRecords:
