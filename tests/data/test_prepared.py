@@ -205,7 +205,7 @@ def test_another_class_table_is_refused(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        (rb".*", b"null", "'NoneType' object is not"),
+        (rb".*", b"null", "it is NoneType, not dict"),
         (rb".*", b"\xff\xfe", "UnicodeDecodeError"),
         (rb".$", b"", "JSONDecodeError"),
         (rb'"version": "1.0.0",', b"", "KeyError('version')"),

@@ -4,14 +4,13 @@ It is written last, so a folder without it is incomplete. Beside it lie the shar
 descriptions and `index.json`, which holds the names and image sizes of all records.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from segret_jax.data.layouts import DatasetSpec
 from segret_jax.data.lfs import refuse_pointer
@@ -75,45 +74,30 @@ class Manifest:
             "records": {name: split.num_records for name, split in self.splits.items()},
             "bytes": self.num_bytes,
         }
-        return json.dumps(dataclasses.asdict(self) | {"totals": totals}, indent=1) + "\n"
+        return json.dumps(asdict(self) | {"totals": totals}, indent=1) + "\n"
 
 
 def parse_manifest(stored: bytes, where: str) -> Manifest:
     """Read the content of manifest.json; InputError if it is none."""
     refuse_pointer(stored, where)
     try:
-        content = json.loads(stored.decode())
-        texts = ("dataset", "version", "source", "label_table")
-        splits, files = (_typed(content, key, dict) for key in ("splits", "files"))
-        return Manifest(
-            **{key: _typed(content, key, str) for key in texts},
-            splits={name: _parse_split(split) for name, split in splits.items()},
-            files={
-                name: StoredFile(
-                    bytes=_typed(file, "bytes", int), sha256=_typed(file, "sha256", str)
-                )
-                for name, file in files.items()
-            },
-        )
+        return _parse(Manifest, json.loads(stored.decode()), "it")
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{where} is damaged ({error!r}); delete its folder and prepare the dataset again"
         ) from error
 
 
-def _parse_split(content: Any) -> Split:
-    shards = _typed(content, "shards", dict)
-    return Split(
-        layout=_typed(content, "layout", str),
-        source_digest=_typed(content, "source_digest", str),
-        shards={shard: _typed(shards, shard, int) for shard in shards},
-    )
-
-
-def _typed(content: Any, key: str, kind: type) -> Any:
-    value = content[key]
-    if not isinstance(value, kind):
-        raise TypeError(f"{key} is {type(value).__name__}, not {kind.__name__}")
+def _parse(kind: Any, value: Any, name: str) -> Any:
+    """Return a JSON value as a dataclass, a dict[str, ...], str or int; TypeError if it is none."""
+    json_kind = dict if is_dataclass(kind) else get_origin(kind) or kind
+    if not isinstance(value, json_kind):
+        raise TypeError(f"{name} is {type(value).__name__}, not {json_kind.__name__}")
+    if args := get_args(kind):
+        return {key: _parse(args[1], each, key) for key, each in value.items()}
+    if json_kind is dict:
+        kinds = get_type_hints(kind)
+        return kind(**{key: _parse(kinds[key], value[key], key) for key in kinds})
     return value
 
 
@@ -189,14 +173,9 @@ def stored_file(
 ) -> StoredFile:
     """Return size and SHA-256 of a file; `read` is told the bytes of each part that was read."""
     digest, size = hashlib.sha256(), 0
-    for part in _parts(path):
-        digest.update(part)
-        size += len(part)
-        read(len(part))
-    return StoredFile(bytes=size, sha256=digest.hexdigest())
-
-
-def _parts(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while part := file.read(_CHUNK):
-            yield part
+            digest.update(part)
+            size += len(part)
+            read(len(part))
+    return StoredFile(bytes=size, sha256=digest.hexdigest())

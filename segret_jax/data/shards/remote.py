@@ -6,13 +6,13 @@ all files are. A copy counts once its manifest is there, which comes last in bot
 
 import hashlib
 import logging
-import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pooch
-from tqdm import tqdm
+from fsspec.callbacks import TqdmCallback
 
 from segret_jax.data.shards.manifest import (
     MANIFEST,
@@ -23,10 +23,10 @@ from segret_jax.data.shards.manifest import (
     stored_file,
 )
 from segret_jax.errors import InputError
-from segret_jax.files import atomic_write
+from segret_jax.files import write_whole
 
 _BACKENDS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}
-_CHUNK = 1 << 20
+_BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
 
 def cache_folder(url: str) -> Path:
@@ -42,30 +42,25 @@ def fetch(url: str, places: tuple[str, ...]) -> tuple[Path, str]:
     again. Raises InputError where there is none, or a file does not fit the manifest.
     """
     store = _store(url)
-    for place in places:
-        top = f"{url.rstrip('/')}/{place}" if place != "." else url.rstrip("/")
-        if _exists(store, f"{top}/{MANIFEST}"):
-            break
-    else:
+    tops = [f"{url.rstrip('/')}/{place}".removesuffix("/.") for place in places]
+    top = next((top for top in tops if _exists(store, f"{top}/{MANIFEST}")), None)
+    if top is None:
         raise InputError(
             f"there is no prepared dataset at {url} (no {places[0]}/{MANIFEST}); write it there "
             f"with {PREPARE} NAME --source DIR --data_dir {url}"
         )
     content = store.cat_file(f"{top}/{MANIFEST}")
     manifest = parse_manifest(content, f"{top}/{MANIFEST}")
-    folder = cache_folder(top)
-    shards = {shard for split in manifest.splits.values() for shard in split.shards}
+    folder, wanted = cache_folder(top), manifest.files
     native = url.startswith("gs://")
-    wanted = {name: f for name, f in manifest.files.items() if not (native and name in shards)}
-    if not _is_copied(folder, content):
+    if native:
+        shards = {shard for split in manifest.splits.values() for shard in split.shards}
+        wanted = {name: file for name, file in wanted.items() if name not in shards}
+    copied = folder / MANIFEST
+    if not copied.is_file() or copied.read_bytes() != content:
         _download(store, top, folder, wanted)
-        atomic_write(folder / MANIFEST, content.decode())
+        write_whole(copied, content)
     return folder, top if native else str(folder)
-
-
-def _is_copied(folder: Path, manifest: bytes) -> bool:
-    path = folder / MANIFEST
-    return path.is_file() and path.read_bytes() == manifest
 
 
 def _download(store: Any, top: str, folder: Path, files: dict[str, StoredFile]) -> None:
@@ -74,21 +69,16 @@ def _download(store: Any, top: str, folder: Path, files: dict[str, StoredFile]) 
     lacking = {name: file for name, file in files.items() if not _is_here(folder / name, file)}
     size = sum(file.bytes for file in lacking.values())
     logging.warning("copying %s to %s first (%.1f MB)", top, folder, size / 1e6)
-    with tqdm(total=size, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for name, file in lacking.items():
-            partial = folder / f"{name}.{os.getpid()}.partial"
-            try:
-                with store.open(f"{top}/{name}", "rb") as source, partial.open("wb") as target:
-                    while part := source.read(_CHUNK):
-                        target.write(part)
-                        bar.update(len(part))
-                if stored_file(partial) != file:
-                    raise InputError(
-                        f"{top}/{name} does not fit its {MANIFEST}; write the dataset there again"
-                    )
-                partial.replace(folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
+            partial = Path(scratch, name)
+            with TqdmCallback(tqdm_kwargs=_BAR | {"desc": name}) as progress:
+                store.get_file(f"{top}/{name}", str(partial), callback=progress)
+            if stored_file(partial) != file:
+                raise InputError(
+                    f"{top}/{name} does not fit its {MANIFEST}; write the dataset there again"
+                )
+            partial.replace(folder / name)
 
 
 def _is_here(path: Path, file: StoredFile) -> bool:
@@ -113,12 +103,11 @@ def upload(folder: Path, manifest: Manifest, url: str) -> None:
     going_on = _exists(store, note) and store.cat_file(note) == content
     store.pipe_file(note, content)
     logging.warning("copying %s to %s (%.1f MB)", folder, url, manifest.num_bytes / 1e6)
-    with tqdm(total=manifest.num_bytes, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
-        for name, file in manifest.files.items():
-            target = f"{url}/{name}"
-            if not (going_on and _exists(store, target) and store.size(target) == file.bytes):
-                store.put_file(str(folder / name), target)
-            bar.update(file.bytes)
+    for name, file in manifest.files.items():
+        target = f"{url}/{name}"
+        if not (going_on and _exists(store, target) and store.size(target) == file.bytes):
+            with TqdmCallback(tqdm_kwargs=_BAR | {"desc": name}) as progress:
+                store.put_file(str(folder / name), target, callback=progress)
     store.pipe_file(f"{url}/{MANIFEST}", content)
     store.rm_file(note)
 
