@@ -163,7 +163,7 @@ def test_stopped_before_its_manifest_it_does_not_pass(
 
     data = tmp_path / "data"
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_describe", stop)
+        patch.setattr(prepare_module, "_stored_files", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(ADE, raw, str(data), shards=2)
     assert (data / FOLDER / "index.json").is_file()
@@ -218,7 +218,7 @@ def test_shards_are_at_least_one_and_never_empty(raw: Path, shards: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("size", "needed"), [(3_000_000, r"3\.\d MB"), (3_000_000_000, r"3\.3 GB")]
+    ("size", "needed"), [(3_000_000, r"3\.\d\dMB"), (3_000_000_000, r"3\.30GB")]
 )
 def test_too_little_disk_is_said_before_the_start(
     size: int, needed: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -226,7 +226,7 @@ def test_too_little_disk_is_said_before_the_start(
     os.truncate(raw / "images/training/city_0/t002.jpg", size)  # sparse
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
     with pytest.raises(
-        InputError, match=rf"has 2\.0 MB free; preparing needs about {needed}: free"
+        InputError, match=rf"has 2\.00MB free; preparing needs about {needed}: free"
     ):
         prepare(ADE, raw, str(tmp_path / "data"), shards=1)
     assert not (tmp_path / "data" / FOLDER).exists()

@@ -5,6 +5,7 @@ read, since that takes half a second.
 """
 
 import contextlib
+import io
 import os
 import tempfile
 import zlib
@@ -64,10 +65,9 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder):
         TFDS's own sorts the records of a split first: in memory, and past 1 GB in files, for which
         it imports TensorFlow.
         """
-        generators = self._split_generators(dl_manager)
         return [
             self._write_split(split, examples, download_config.num_shards)
-            for split, examples in generators.items()
+            for split, examples in self._split_generators(dl_manager).items()
         ]
 
     def _write_split(self, split: str, examples: Generator, num_shards: int) -> tfds.core.SplitInfo:
@@ -121,7 +121,8 @@ def pack(record: Record) -> dict[str, Any]:
 def build(builder: PairBuilder, *, shards: int) -> None:
     """Write all records of a builder, each split in `shards` files."""
     config = tfds.download.DownloadConfig(num_shards=shards)
-    with tempfile.TemporaryDirectory() as unused:  # TFDS makes a folder for downloads
+    quiet = contextlib.redirect_stdout(io.StringIO())  # TFDS calls it a download
+    with quiet, tempfile.TemporaryDirectory() as unused:  # for what TFDS would download
         builder.download_and_prepare(download_dir=unused, download_config=config)
 
 

@@ -4,15 +4,13 @@ Every pair is decoded and checked on the way. The folder is DATA_DIR/NAME/VERSIO
 its manifest is there, which is written last, so a run may be stopped at any time and run again.
 """
 
-import contextlib
 import hashlib
-import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from absl import logging as absl_logging
 from tqdm import tqdm
 
 from segret_jax.data.folders import find_pairs
@@ -25,6 +23,7 @@ from segret_jax.data.shards.manifest import (
     VERSION,
     Manifest,
     Split,
+    StoredFile,
     folder_name,
     is_ours,
     label_table_hash,
@@ -33,8 +32,9 @@ from segret_jax.data.shards.manifest import (
 )
 from segret_jax.data.sources import FolderSource
 from segret_jax.errors import InputError
-from segret_jax.files import atomic_write
+from segret_jax.files import write_whole
 
+Sources = Mapping[str, FolderSource]  # by split
 _SPARE = 1.1  # disk needed, as a multiple of the source's size
 
 
@@ -59,25 +59,23 @@ def prepare(spec: DatasetSpec, source: Path, data_dir: str, *, shards: int) -> s
 def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
     """Return the splits that are there; InputError if none is, or images lack labels."""
     found: dict[str, FolderSource] = {}
-    missing = None
+    missing = []
     for split in SPLITS:
         try:
             find_pairs(spec, source, split)
         except InputError as error:
-            missing = missing or error
+            missing.append(str(error))
             continue
         found[split] = FolderSource(spec, source, split)
         print(f"{split}: {len(found[split])} pairs, {found[split].layout.describe(split)}")
-    if missing and not found:
-        raise missing
-    if missing:
-        print(f"left out: {missing}")
+    if not found:
+        raise InputError(missing[0])
+    for reason in missing:
+        print(f"left out: {reason}")
     return found
 
 
-def _prepare_remote(
-    spec: DatasetSpec, sources: Mapping[str, FolderSource], data_dir: str, shards: int
-) -> str:
+def _prepare_remote(spec: DatasetSpec, sources: Sources, data_dir: str, shards: int) -> str:
     from segret_jax.data.shards import remote
 
     url = f"{data_dir}/{folder_name(spec)}/{VERSION}"
@@ -93,9 +91,7 @@ def _prepare_remote(
     return url
 
 
-def _prepare_local(
-    spec: DatasetSpec, sources: Mapping[str, FolderSource], folder: Path, shards: int
-) -> Manifest:
+def _prepare_local(spec: DatasetSpec, sources: Sources, folder: Path, shards: int) -> Manifest:
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         _refuse_other(spec, sources, shards, manifest, str(folder))
@@ -104,32 +100,42 @@ def _prepare_local(
     _remove_leftovers(folder)
     _check_disk(sources, folder)
     digests = _digests(sources)  # before the writing: a file changed during it differs afterwards
-    index = _write_shards(spec, sources, folder, shards)
-    atomic_write(folder / INDEX, json.dumps(index))
-    manifest = _describe(spec, sources, digests, folder)
-    atomic_write(folder / MANIFEST, manifest.to_json())
+    builder = _write_shards(spec, sources, folder, shards)
+    index = {name: {"names": sources[name].names, "sizes": builder.sizes[name]} for name in sources}
+    write_whole(folder / INDEX, json.dumps(index))
+    written = builder.info.splits
+    splits = {
+        split: Split(
+            layout=source.layout.name,
+            source_digest=digests[split],
+            shards=dict(zip(written[split].filenames, written[split].shard_lengths, strict=True)),
+        )
+        for split, source in sources.items()
+    }
+    manifest = Manifest(
+        dataset=spec.name,
+        version=VERSION,
+        source="; ".join(source.layout.describe(split) for split, source in sources.items()),
+        label_table=label_table_hash(spec),
+        splits=splits,
+        files=_stored_files(folder),
+    )
+    write_whole(folder / MANIFEST, manifest.to_json())
     return manifest
 
 
 def _refuse_other(
-    spec: DatasetSpec,
-    sources: Mapping[str, FolderSource],
-    shards: int,
-    manifest: Manifest,
-    where: str,
+    spec: DatasetSpec, sources: Sources, shards: int, there: Manifest, where: str
 ) -> None:
     """Raise InputError if what is at `where` is not what is to be written."""
-    there = {
-        "class table": manifest.label_table,
-        "files": {split: stored.source_digest for split, stored in manifest.splits.items()},
-        "shards": {split: len(stored.shards) for split, stored in manifest.splits.items()},
+    digests = {name: split.source_digest for name, split in there.splits.items()}
+    counts = {name: len(split.shards) for name, split in there.splits.items()}
+    same = {
+        "class table": there.label_table == label_table_hash(spec),
+        "files": digests == _digests(sources),
+        "shards": counts == dict.fromkeys(sources, shards),
     }
-    wanted = {
-        "class table": label_table_hash(spec),
-        "files": _digests(sources),
-        "shards": dict.fromkeys(sources, shards),
-    }
-    differs = [what for what in there if there[what] != wanted[what]]
+    differs = [what for what in same if not same[what]]
     if differs:
         raise InputError(
             f"{where} is complete, but its {' and '.join(differs)} differ from what is to be "
@@ -137,7 +143,7 @@ def _refuse_other(
         )
 
 
-def _digests(sources: Mapping[str, FolderSource]) -> dict[str, str]:
+def _digests(sources: Sources) -> dict[str, str]:
     """Return by split a SHA-256 of the names, the sizes of the images, and the labels."""
     digests = {}
     for split, source in sources.items():
@@ -164,93 +170,39 @@ def _remove_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def _check_disk(sources: Mapping[str, FolderSource], folder: Path) -> None:
+def _check_disk(sources: Sources, folder: Path) -> None:
     size = sum(
-        source.image_path(i).stat().st_size + source.label_path(i).stat().st_size
+        path(i).stat().st_size
         for source in sources.values()
+        for path in (source.image_path, source.label_path)
         for i in range(len(source))
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = int(_SPARE * size), shutil.disk_usage(folder.parent).free
-    if free < needed:
+    free = shutil.disk_usage(folder.parent).free
+    if free < _SPARE * size:
+        has, needs = (tqdm.format_sizeof(num_bytes, "B") for num_bytes in (free, _SPARE * size))
         raise InputError(
-            f"{folder.parent} has {_readable(free)} free; preparing needs about "
-            f"{_readable(needed)}: free some, or choose another --data_dir"
+            f"{folder.parent} has {has} free; preparing needs about {needs}: free some, or choose "
+            "another --data_dir"
         )
 
 
-def _readable(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
-
-
-def _write_shards(
-    spec: DatasetSpec, sources: Mapping[str, FolderSource], folder: Path, shards: int
-) -> dict[str, dict[str, list]]:
-    """Write the shards; return the names and sizes of the records by split."""
+def _write_shards(spec: DatasetSpec, sources: Sources, folder: Path, shards: int) -> Any:
+    """Write the shards; return the `PairBuilder` that did."""
     from segret_jax.data.shards import builders
 
-    builder = builders.PairBuilder(
-        name=folder_name(spec), sources=sources, data_dir=str(folder.parents[1])
-    )
+    top = str(folder.parents[1])
+    builder = builders.PairBuilder(name=folder_name(spec), sources=sources, data_dir=top)
     try:
-        with _quiet():
-            builders.build(builder, shards=shards)
+        builders.build(builder, shards=shards)
     except RuntimeError as error:  # ArrayRecord's, such as for a full disk
         reason = str(error).partition("\n")[0]
         raise OSError(f"writing {folder} failed: {reason}") from error
-    return {
-        split: {"names": list(source.names), "sizes": builder.sizes[split]}
-        for split, source in sources.items()
-    }
+    return builder
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep TFDS's own messages and progress bars away; ours go to the standard error."""
-    import tensorflow_datasets as tfds
-
-    level = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.enable_progress_bar()
-        absl_logging.set_verbosity(level)
-
-
-def _describe(
-    spec: DatasetSpec,
-    sources: Mapping[str, FolderSource],
-    digests: Mapping[str, str],
-    folder: Path,
-) -> Manifest:
-    """Return the manifest of the files in `folder`."""
-    info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-    lengths = {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
+def _stored_files(folder: Path) -> dict[str, StoredFile]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     size = sum(path.stat().st_size for path in files)
     with tqdm(total=size, desc="checksums", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
-        stored = {path.name: stored_file(path, read=bar.update) for path in files}
-    return Manifest(
-        dataset=spec.name,
-        version=VERSION,
-        source="; ".join(source.layout.describe(split) for split, source in sources.items()),
-        label_table=label_table_hash(spec),
-        splits={
-            split: Split(
-                layout=source.layout.name,
-                source_digest=digests[split],
-                shards=dict(
-                    zip(
-                        (name for name in stored if f"-{split}." in name),
-                        lengths[split],
-                        strict=True,
-                    )
-                ),
-            )
-            for split, source in sources.items()
-        },
-        files=stored,
-    )
+        return {path.name: stored_file(path, read=bar.update) for path in files}
