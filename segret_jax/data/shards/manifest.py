@@ -68,6 +68,12 @@ class Manifest:
         """Return the size of all files."""
         return sum(file.bytes for file in self.files.values())
 
+    @property
+    def small_files(self) -> dict[str, StoredFile]:
+        """Return the files beside the shards, without which no record can be found."""
+        shards = {shard for split in self.splits.values() for shard in split.shards}
+        return {name: file for name, file in self.files.items() if name not in shards}
+
     def to_json(self) -> str:
         """Return the text of manifest.json; the totals are for people."""
         totals = {

@@ -102,7 +102,10 @@ class StoredRecords:
         try:
             stored = self._records[index]
         except Exception as error:  # ArrayRecord's own, whose kinds are not documented
-            self._refuse_pointers()
+            for shard in self._shards:
+                path = Path(self._shards_at, shard)
+                if path.is_file():
+                    refuse_pointer(path, str(path))
             raise self._damaged(where, index, str(error).partition("\n")[0]) from error
         name, image, label = stored["name"], stored["image"], stored["label"]
         if name != self.names[index].encode():
@@ -111,17 +114,10 @@ class StoredRecords:
             raise self._damaged(where, index, "its checksum does not fit")
         return image, label
 
-    def _refuse_pointers(self) -> None:
-        """Raise InputError if a shard that lies here is a Git LFS pointer."""
-        for shard in self._shards:
-            path = Path(self._shards_at, shard)
-            if path.is_file():
-                refuse_pointer(path, str(path))
-
     def _damaged(self, where: str, index: int, reason: str) -> InputError:
         return InputError(
             f"{where} ({self.names[index]}) is damaged: {reason}; {VERIFY} {self._folder} lists "
-            f"all that is, {PREPARE} writes the dataset again once that folder is deleted"
+            f"all that is; delete the folder and run {PREPARE} again"
         )
 
 
@@ -155,12 +151,12 @@ class PreparedSource(RecordSource):
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """Read one pair; InputError as in `RecordSource`, and for a size other than was noted."""
         sample, noted = super().__getitem__(index), self.size(operator.index(index))
-        if sample["label"].shape != noted:  # an earlier version noted sizes before turning
+        size = sample["label"].shape
+        if size != noted:  # an earlier version noted sizes before turning
             raise InputError(
                 f"{self._stored.where(operator.index(index))}: {sample['name']} is "
-                f"{'x'.join(map(str, sample['label'].shape))} upright, but {INDEX} says "
-                f"{'x'.join(map(str, noted))}; {PREPARE} writes the dataset again once "
-                "that folder is deleted"
+                f"{size[0]}x{size[1]} upright, but {INDEX} says {noted[0]}x{noted[1]}; delete the "
+                f"folder and run {PREPARE} again"
             )
         return sample
 

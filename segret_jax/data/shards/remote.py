@@ -51,14 +51,10 @@ def fetch(url: str, places: tuple[str, ...]) -> tuple[Path, str]:
         )
     content = store.cat_file(f"{top}/{MANIFEST}")
     manifest = parse_manifest(content, f"{top}/{MANIFEST}")
-    folder, wanted = cache_folder(top), manifest.files
-    native = url.startswith("gs://")
-    if native:
-        shards = {shard for split in manifest.splits.values() for shard in split.shards}
-        wanted = {name: file for name, file in wanted.items() if name not in shards}
+    folder, native = cache_folder(top), url.startswith("gs://")
     copied = folder / MANIFEST
     if not copied.is_file() or copied.read_bytes() != content:
-        _download(store, top, folder, wanted)
+        _download(store, top, folder, manifest.small_files if native else manifest.files)
         write_whole(copied, content)
     return folder, top if native else str(folder)
 

@@ -21,38 +21,30 @@ def verify(folder: Path) -> list[str]:
     """
     manifest = read_manifest(folder)
     faults = _faulty_files(folder, manifest)
-    if not any(str(folder / name) in fault for name in _small(manifest) for fault in faults):
+    if not any(str(folder / name) in fault for name in manifest.small_files for fault in faults):
         for split in manifest.splits:
             faults += _faulty_records(folder, split)
     return faults
 
 
-def _small(manifest: Manifest) -> set[str]:
-    """Return the files without which no record can be found."""
-    shards = {shard for split in manifest.splits.values() for shard in split.shards}
-    return set(manifest.files) - shards
-
-
 def _faulty_files(folder: Path, manifest: Manifest) -> list[str]:
     faults = []
-    with tqdm(
-        total=manifest.num_bytes, desc="files", unit="B", unit_scale=True, dynamic_ncols=True
-    ) as bar:
+    size = manifest.num_bytes
+    with tqdm(total=size, desc="files", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
         for name, written in manifest.files.items():
             path = folder / name
-            if not path.is_file():
-                faults.append(f"{path}: no such file")
-                continue
             try:
                 refuse_pointer(path, str(path))
+                now = stored_file(path, read=bar.update)
+            except FileNotFoundError:
+                faults.append(f"{path}: no such file")
             except InputError as error:
                 faults.append(str(error))
-                continue
-            now = stored_file(path, read=bar.update)
-            if now.bytes != written.bytes:
-                faults.append(f"{path}: {now.bytes} bytes, {written.bytes} were written")
-            elif now.sha256 != written.sha256:
-                faults.append(f"{path}: its SHA-256 is {now.sha256}, not {written.sha256}")
+            else:
+                if now.bytes != written.bytes:
+                    faults.append(f"{path}: {now.bytes} bytes, {written.bytes} were written")
+                elif now.sha256 != written.sha256:
+                    faults.append(f"{path}: its SHA-256 is {now.sha256}, not {written.sha256}")
     return faults
 
 
