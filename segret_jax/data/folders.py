@@ -65,7 +65,7 @@ def _replaced(pairs: FilePairs, found: list[FilePairs], split: str) -> str:
         return ""
     return (
         f"{pairs.spec.name}, {split}: {len(first.without_label)} of {len(first.images.by_name)} "
-        f"images have no *{first.labels.suffix} ({_some(first.without_label)}); all labels are "
+        f"images have no *{first.labels.suffix} ({some(first.without_label)}); all labels are "
         f"read from *{pairs.labels.suffix}"
     )
 
@@ -159,12 +159,12 @@ def _hint(pairs: FilePairs, files: Files, missing: list[str], spare: list[str], 
     texts = []
     for ending, there in _by_ending({*missing}, [*files.not_read, *spare]).items():
         if ending.lower() == files.suffix.lower():
-            texts.append(f"links to files that do not exist: {_some(there)}")
+            texts.append(f"links to files that do not exist: {some(there)}")
         elif pairs.spec.json_file or _stem(ending) == _stem(files.suffix):
             action = _action(pairs, files.suffix, ending, len(there), key)
             texts.append(
-                f"{len(there)} end in {ending} there ({_some(there)}), but only *{files.suffix} "
-                f"is read: {action}"
+                f"{counted(len(there), f'{ending} file')} there ({some(there)}), but only "
+                f"*{files.suffix} is read: {action}"
             )
     return f" ({'; '.join(texts[:ENDINGS])})" if texts else ""
 
@@ -197,7 +197,13 @@ def _by_ending(names: set[str], files: Iterable[str]) -> dict[str, list[str]]:
     return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
 
-def _some(names: list[str]) -> str:
+def counted(number: int, noun: str) -> str:
+    """Write "1 image", "2 images", "2 classes"."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
+
+
+def some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 

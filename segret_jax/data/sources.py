@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from segret_jax.data.decode import decode_label, decode_turned, image_size, map_label
-from segret_jax.data.folders import find_pairs, hints, remedy
+from segret_jax.data.folders import counted, find_pairs, hints, remedy, some
 from segret_jax.data.layouts import DatasetSpec, Layout
 from segret_jax.data.orientation import fit_label
 from segret_jax.errors import InputError
@@ -119,8 +119,8 @@ class FolderSource(RecordSource):
         pairs = find_pairs(spec, root, split)
         if not skip_unpaired and pairs.unpaired:
             raise InputError(
-                f"{_unpaired('images', 'label', pairs.without_label)}"
-                f"{_unpaired('labels', 'image', pairs.without_image)}"
+                f"{_unpaired('image', 'label', pairs.without_label)}"
+                f"{_unpaired('label', 'image', pairs.without_image)}"
                 f"in {pairs.images.folder} and {pairs.labels.folder}{hints(pairs)}; "
                 f"{remedy(spec, split)}"
             )
@@ -167,7 +167,4 @@ def _read(path: Path) -> bytes:
 
 
 def _unpaired(kind: str, other: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} {kind} without {other} ({shown}) "
+    return f"{counted(len(names), kind)} without {other} ({some(names)}) " if names else ""

@@ -1,12 +1,13 @@
 """The check of a data set: every pair is examined, and what was found put into words."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from segret_jax.data.folders import FilePairs, find_pairs, image_hint, label_hint
+from segret_jax.data.folders import FilePairs, counted, find_pairs, image_hint, label_hint
 from segret_jax.data.layouts import SPLITS, DatasetSpec
 from segret_jax.data.listing import pictures_not_read
 from segret_jax.data.shards.prepared import open_files
@@ -54,9 +55,7 @@ def _open_splits(
             findings += unpaired
         except InputError as error:
             severity = ERROR if _has_folder(spec, Path(root).expanduser(), split) else NOTE
-            findings.append(
-                Finding(severity=severity, message=f"not checked: {error}", split=split)
-            )
+            findings.append(Finding(severity, f"not checked: {error}", split))
             errors.append(error)
     if not sources:
         raise errors[0]
@@ -81,21 +80,14 @@ def _open_split(
     return source, []
 
 
-def _unpaired(pairs: FilePairs, split: str) -> list[Finding]:
-    return [
-        Finding(
-            severity=ERROR,
-            message=f"{len(names)} {these} have no {other} in {folder}{hint}; "
-            "add it or take them out",
-            split=split,
-            places=tuple(names),
-        )
-        for these, names, other, folder, hint in (
-            ("images", pairs.without_label, "label", pairs.labels.folder, label_hint(pairs)),
-            ("labels", pairs.without_image, "image", pairs.images.folder, image_hint(pairs)),
-        )
-        if names
-    ]
+def _unpaired(pairs: FilePairs, split: str) -> Iterator[Finding]:
+    for this, names, other, files, hint in (
+        ("image", pairs.without_label, "label", pairs.labels, label_hint(pairs)),
+        ("label", pairs.without_image, "image", pairs.images, image_hint(pairs)),
+    ):
+        if names:
+            text = f"{counted(len(names), this)} without {other} in {files.folder}{hint}; add the "
+            yield Finding(ERROR, f"{text}{other} or remove the {this}", split, tuple(names))
 
 
 def _not_read(pairs: FilePairs, split: str) -> list[Finding]:
@@ -103,9 +95,9 @@ def _not_read(pairs: FilePairs, split: str) -> list[Finding]:
     others = pictures_not_read(pairs.images)
     if not others:
         return []
-    text = f"{len(others)} pictures in {pairs.images.folder} are not read: they do not end in "
-    message = f"{text}{pairs.images.suffix}; convert them, or leave them"
-    return [Finding(severity=NOTE, message=message, split=split, places=tuple(others))]
+    where = f"in {pairs.images.folder} without the ending {pairs.images.suffix}"
+    message = f"{counted(len(others), 'picture')} {where}, not read; convert or leave"
+    return [Finding(NOTE, message, split, tuple(others))]
 
 
 def _has_folder(spec: DatasetSpec, root: Path, split: str) -> bool:
@@ -127,8 +119,8 @@ def summary(diagnosis: Diagnosis) -> str:
         lines.append("Class weights that balance the classes, to add to the command of training:")
         lines += [weights_setting(training.pixels), ""]
     for split, scan in diagnosis.scans.items():
-        layout, pairs = scan.source.layout.name, len(scan.source)
-        lines.append(f"{diagnosis.spec.name} {split}: {pairs} pairs, layout {layout}")
+        pairs = counted(len(scan.source), "pair")
+        lines.append(f"{diagnosis.spec.name} {split}: {pairs}, layout {scan.source.layout.name}")
     for finding in diagnosis.findings:
         where = f"{finding.split}: " if finding.split else ""
         lines.append(f"{finding.severity:8}{where}{finding.message}")

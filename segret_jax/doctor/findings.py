@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from segret_jax.data.class_table import STRAY
+from segret_jax.data.folders import counted
 from segret_jax.data.layouts import DatasetSpec
 from segret_jax.data.learnable import only_class_of_labels, only_class_of_table
 from segret_jax.data.shift_signs import REMEDY, shift_signs
@@ -20,64 +21,67 @@ ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 
 
 class Kind(NamedTuple):
-    """What is said of the faults of one kind; `{n}` is their number, `{form}` their file form."""
+    """What is said of the faults of one kind, behind their number; `{form}` is that of the file."""
 
     severity: str
+    noun: str
     text: str
     remedy: str
 
 
 KINDS = {
-    "unreadable": Kind(ERROR, "{n} pairs cannot be read", "mend or download these files again"),
+    "unreadable": Kind(ERROR, "pair", "cannot be read", "mend or download these files again"),
     "image_unreadable": Kind(
-        ERROR, "{n} images cannot be decoded ({form})", "convert or download them again"
+        ERROR, "image", "cannot be decoded ({form})", "convert or download again"
     ),
     "label_unreadable": Kind(
         ERROR,
-        "{n} labels cannot be used as such ({form})",
-        "a label is an 8-bit gray or palette PNG of label ids: convert or download them again",
+        "label",
+        "cannot be used as such ({form})",
+        "a label is an 8-bit gray or palette PNG of label ids: convert or download again",
     ),
     "sizes": Kind(
-        ERROR,
-        "{n} labels differ in size from their image",
-        "take image and label of the same size",
+        ERROR, "label", "of another size than the image", "take image and label of the same size"
     ),
     "stray": Kind(
         ERROR,
-        "{n} labels hold ids outside the class table",
+        "label",
+        "with ids outside the class table",
         "correct the files, or choose the dataset whose labels these are",
     ),
-    "ignored": Kind(
-        WARNING, "{n} labels are ignored entirely", "they teach nothing: leave them out"
-    ),
+    "ignored": Kind(WARNING, "label", "ignored entirely", "nothing is learned there: leave it out"),
     "exif": Kind(
         NOTE,
-        "{n} images are turned upright, as their EXIF orientation says",
-        "their labels fit the upright image",
+        "image",
+        "turned upright, as the EXIF orientation says",
+        "the label fits the upright image",
     ),
     "label_turned": Kind(
         NOTE,
-        "{n} labels are turned with their image",
-        "they have the size of the image as stored, before its EXIF orientation turns it",
+        "label",
+        "turned with the image",
+        "it has the size of the image as stored, before the EXIF orientation turns it",
     ),
     "exif_unclear": Kind(
         WARNING,
-        "{n} images keep their size when their EXIF orientation turns them; their labels are taken "
-        "as drawn on the turned image",
+        "image",
+        "that the EXIF orientation turns without changing the size; the label is taken as drawn on "
+        "the turned image",
         "look at these pictures in the report, and remove the EXIF orientation of an image whose "
         "label lies wrong",
     ),
     "frames": Kind(
-        NOTE, "{n} images hold several frames", "only the first is read: store others as images"
+        NOTE, "image", "with several frames", "only the first is read: store others as images"
     ),
-    "image_form": Kind(NOTE, "{n} images are stored as {form}", "they are read as RGB"),
+    "image_form": Kind(NOTE, "image", "stored as {form}", "read as RGB"),
     "palette": Kind(
-        NOTE, "{n} labels are palette PNGs", "their indices are read as ids, never their colors"
+        NOTE, "label", "stored as palette PNG", "indices are read as ids, never the colors"
     ),
 }
+OWN_STRAY = 'give them a class in your JSON file ("raw_id"), name them in "ignore", or '
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One thing about the dataset: a line with its remedy, and the places where it was found."""
 
@@ -133,9 +137,9 @@ class Diagnosis:
     def verdict(self) -> str:
         """Say in one line whether a run can use the data."""
         if errors := self.count(ERROR):
-            return f"{errors} errors: mend them before a run"
+            return f"{counted(errors, 'error')} to mend before a run"
         warnings = self.count(WARNING)
-        return f"no errors, {warnings} warnings: look at them" if warnings else "sound"
+        return f"no errors, {counted(warnings, 'warning')} to look at" if warnings else "sound"
 
 
 def find_all(splits: dict[str, SplitScan], known: list[Finding]) -> list[Finding]:
@@ -156,86 +160,59 @@ def _faults(split: str, scan: SplitScan) -> Iterator[Finding]:
     for examined in scan.examined:
         for fault in examined.faults:
             groups[fault.kind, fault.form].append(fault.detail)
+    layout = scan.source.layout
     for (name, form), details in groups.items():
-        kind = KINDS[name]
-        text = kind.text.format(n=len(details), form=form)
+        severity, noun, text, remedy = KINDS[name]
+        text = f"{counted(len(details), noun)} {text.format(form=form)}"
         if name == "stray":
-            ids = np.flatnonzero((scan.stored > 0) & (scan.source.layout.lookup == STRAY))
+            ids = np.flatnonzero((scan.stored > 0) & (layout.lookup == STRAY))
             text += f": {', '.join(map(str, ids))}"
-        remedy = kind.remedy
-        if name == "stray" and scan.source.layout.name == "own":
-            remedy = (
-                'give them a class in your JSON file ("raw_id"), name them in "ignore", or '
-                f"{remedy}"
-            )
-        yield Finding(
-            severity=kind.severity,
-            message=f"{text}; {remedy}",
-            split=split,
-            places=tuple(details),
-        )
+            remedy = OWN_STRAY + remedy if layout.name == "own" else remedy
+        yield Finding(severity, f"{text}; {remedy}", split, tuple(details))
 
 
 def _signs(split: str, scan: SplitScan) -> Iterator[Finding]:
     for sign in shift_signs(scan.stored, scan.source.layout):
-        yield Finding(
-            severity=ERROR if sign.certain else WARNING,
-            message=f"{sign.text}; {REMEDY}",
-            split=split,
-            places=tuple(
-                e.name for e in scan.examined if not e.stored.keys().isdisjoint(sign.values)
-            ),
-        )
+        names = [e.name for e in scan.examined if not e.stored.keys().isdisjoint(sign.values)]
+        severity = ERROR if sign.certain else WARNING
+        yield Finding(severity, f"{sign.text}; {REMEDY}", split, tuple(names))
 
 
 def _classes(split: str, scan: SplitScan) -> Iterator[Finding]:
-    table = scan.source.spec.class_table
-    names = np.array(table.class_names)
-    present = scan.pixels > 0
-    only = only_class_of_table(table) or only_class_of_labels(
-        scan.stored, scan.source.layout, table
-    )
+    table, layout = scan.source.spec.class_table, scan.source.layout
+    only = only_class_of_table(table) or only_class_of_labels(scan.stored, layout, table)
     if only:  # training would refuse it
-        severity = ERROR if split == "training" else WARNING
-        yield Finding(severity=severity, message=only, split=split)
-    if present.any() and not present.all():
-        text = f"{np.count_nonzero(~present)} of {len(names)} classes never occur"
-        yield Finding(severity=NOTE, message=text, split=split, places=tuple(names[~present]))
+        yield Finding(ERROR if split == "training" else WARNING, only, split)
+    names, absent = np.array(table.class_names), scan.pixels == 0
+    if absent.any() and not absent.all():
+        text = f"classes that never occur: {np.count_nonzero(absent)} of {len(names)}"
+        yield Finding(NOTE, text, split, tuple(names[absent]))
 
 
 def _repeated(split: str, scan: SplitScan) -> Iterator[Finding]:
     groups = tuple(" = ".join(names) for names in repeated(scan.examined))
     if groups:
-        text = f"{len(groups)} images occur more than once, pixel by pixel; keep one of each"
-        yield Finding(severity=WARNING, message=text, split=split, places=groups)
+        text = f"{counted(len(groups), 'image')} found more than once, pixel by pixel; keep one"
+        yield Finding(WARNING, text, split, groups)
 
 
 def _between(training: SplitScan, validation: SplitScan) -> Iterator[Finding]:
     names = training.source.spec.class_table.class_names
     unseen = np.flatnonzero((validation.pixels > 0) & (training.pixels == 0))
     if unseen.size:
-        yield Finding(
-            severity=WARNING,
-            message=f"{unseen.size} classes occur in validation but not in training; their IoU "
-            "will be 0",
-            places=tuple(names[i] for i in unseen),
-        )
+        text = f"{counted(unseen.size, 'class')} in validation but not in training; no such pixel "
+        yield Finding(WARNING, f"{text}can be right", places=tuple(names[i] for i in unseen))
     same, alike = shared(validation.examined, training.examined)
     if same:
-        yield Finding(
-            severity=ERROR,
-            message=f"{len(same)} validation images are training images, pixel by pixel; leave "
-            "them out of one",
-            places=_pairs(same),
-        )
+        text = f"{counted(len(same), 'validation image')} also in training, pixel by pixel; leave "
+        yield Finding(ERROR, f"{text}it out of one split", places=_pairs(same))
     if alike:
-        yield Finding(
-            severity=WARNING,
-            message=f"{len(dict(alike))} validation images look almost like a training image "
+        text = (
+            f"{counted(len(dict(alike)), 'validation image')} almost like a training image "
             f"(difference hash within {NEAR} of 64 bits): the same photograph, or neighbors in a "
-            "video; the score may be too good",
-            places=_pairs(alike),
+            "video; the score may be too good"
         )
+        yield Finding(WARNING, text, places=_pairs(alike))
 
 
 def _pairs(names: list[tuple[str, str]]) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ def test_linked_folders_and_files_are_read(images: Path, tmp_path: Path) -> None
 def test_links_to_files_that_are_gone_are_named(images: Path) -> None:
     (images / "b.jpg").unlink()
     os.symlink("nowhere.jpg", images / "b.jpg")
-    message = f"1 labels without image (b) in {images} and {labels_of(images)}"
+    message = f"1 label without image (b) in {images} and {labels_of(images)}"
     assert f"{message} (links to files that do not exist: b.jpg)" in error(images.parents[1])
 
 
@@ -113,8 +113,8 @@ def test_pictures_of_other_kinds_are_listed_by_the_doctor(images: Path) -> None:
     for name in ("IMG_1.HEIC", "d.webp", "notes.txt", ".hidden.heic"):
         (images / name).touch()
     findings = doctor.check(CAMVID, images.parents[1], split="training", workers=1).findings
-    (found,) = [finding for finding in findings if "are not read" in finding.message]
-    assert found.message.startswith(f"2 pictures in {images} are not read: they do not end in .jpg")
+    (found,) = [finding for finding in findings if "not read" in finding.message]
+    assert found.message.startswith(f"2 pictures in {images} without the ending .jpg, not")
     assert (found.severity, found.places) == ("note", ("IMG_1.HEIC", "d.webp"))
 
 
@@ -124,7 +124,7 @@ def test_further_frames_are_listed_by_the_doctor(images: Path) -> None:
     findings = doctor.check(CAMVID, images.parents[1], split="training", workers=1).findings
     (found,) = [finding for finding in findings if "frames" in finding.message]
     assert found.message == (
-        "1 images hold several frames; only the first is read: store others as images"
+        "1 image with several frames; only the first is read: store others as images"
     )
     assert found.places == (f"{images / 'a.jpg'} (3 frames)",)
 
@@ -153,7 +153,7 @@ def test_another_ending_than_expected_says_what_lies_there_and_the_key(
 ) -> None:
     for path in images.iterdir():
         path.rename(path.with_suffix(ending))
-    lies = f"no *.jpg in {images} (3 end in {ending} there (a{ending}, b{ending}, c{ending}), "
+    lies = f"no *.jpg in {images} (3 {ending} files there (a{ending}, b{ending}, c{ending}), "
     read = "but only *.jpg is read: "
     key = f'"image_suffix": "{ending}"'
     assert error(images.parents[1]).startswith(
@@ -173,7 +173,9 @@ def test_labels_of_another_ending_say_the_key(images: Path) -> None:
         path.rename(path.with_name(f"{path.stem}_mask.png"))
     spec = own(images.parents[1], image_suffix=".jpg")
     message = error(images.parents[1], spec)
-    assert message.startswith(f"no image of {images} has a label in {labels} (3 end in _mask.png")
+    assert message.startswith(
+        f"no image of {images} has a label in {labels} (3 _mask.png files there"
+    )
     assert f'only *.png is read: set "label_suffix": "_mask.png" in {spec.json_file}' in message
     spec = own(images.parents[1], label_suffix="_mask.png")
     assert names(images, spec) == ["a", "b", "c"]
@@ -184,14 +186,14 @@ def test_nothing_that_is_expected_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "annotations/training").mkdir(parents=True)
     message = error(tmp_path, own(tmp_path))
     assert message.startswith(f"no *.jpg or *.png or *.jpeg in {tmp_path}/images/training (")
-    assert "1 end in .tif there (x.tif)" in message
-    assert "1 end in .bmp there (y.bmp)" in message
+    assert "1 .tif file there (x.tif)" in message
+    assert "1 .bmp file there (y.bmp)" in message
 
 
 def test_a_single_odd_one_is_named(images: Path) -> None:
     (images / "b.jpg").rename(images / "b.png")
     assert (
-        f"1 labels without image (b) in {images} and {labels_of(images)} (1 end in .png there "
+        f"1 label without image (b) in {images} and {labels_of(images)} (1 .png file there "
         "(b.png), but only *.jpg is read: convert or rename to *.jpg)"
     ) in error(images.parents[1])
 
@@ -201,8 +203,8 @@ def test_where_no_ending_is_named_the_usual_one_of_the_folder_is_read(images: Pa
     for name in "bc":
         (images / f"{name}.jpg").rename(images / f"{name}.png")
     message = error(images.parents[1], own(images.parents[1]))
-    assert message.startswith("1 labels without image (a) in ")
-    assert "(1 end in .jpg there (a.jpg), but only *.png is read: convert" in message
+    assert message.startswith("1 label without image (a) in ")
+    assert "(1 .jpg file there (a.jpg), but only *.png is read: convert" in message
 
 
 def test_the_other_files_of_an_archive_are_no_advice(tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ def test_the_other_files_of_an_archive_are_no_advice(tmp_path: Path) -> None:
     write(tmp_path / "gtFine/val/u/a_gtFine_labelIds.png", tmp_path / "gtFine/val/u/b_color.png")
     with pytest.raises(InputError) as caught:
         FolderSource(get_dataset("cityscapes"), tmp_path, "validation")
-    assert str(caught.value).startswith("1 images without label (u/b) in ")
+    assert str(caught.value).startswith("1 image without label (u/b) in ")
     assert "b_color" not in str(caught.value)
 
 
@@ -231,7 +233,7 @@ def test_masks_beside_images_with_the_same_ending(tmp_path: Path, keys: dict[str
     assert source.label_path(1) == folder / "b_mask.png"
     assert doctor.check(spec, tmp_path, split="training", workers=1).count("error") == 0
     (folder / "b_mask.png").unlink()
-    assert error(tmp_path, spec).startswith("1 images without label (b) in ")
+    assert error(tmp_path, spec).startswith("1 image without label (b) in ")
 
 
 def test_images_with_the_longer_ending_beside_labels(tmp_path: Path) -> None:
@@ -280,7 +282,7 @@ def test_where_a_train_id_label_is_missing_all_come_from_label_ids(
         "are read from *_gtFine_labelIds.png"
     ]
     (tmp_path / "gtFine/train/v/c_gtFine_labelIds.png").unlink()  # neither form is complete
-    with pytest.raises(InputError, match=re.escape("1 images without label (u/b) in ")):
+    with pytest.raises(InputError, match=re.escape("1 image without label (u/b) in ")):
         FolderSource(cityscapes, tmp_path, "training")
 
 

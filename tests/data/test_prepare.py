@@ -185,7 +185,7 @@ def test_a_faulty_pair_ends_the_run_and_is_named(raw: Path, tmp_path: Path) -> N
         prepare(ADE, raw, str(tmp_path / "data"), shards=1)
     assert not list((tmp_path / "data/ade20k").iterdir())
     label.unlink()
-    with pytest.raises(InputError, match=r"1 images without label \(city_0/t002\)"):
+    with pytest.raises(InputError, match=r"1 image without label \(city_0/t002\)"):
         prepare(ADE, raw, str(tmp_path / "data"), shards=1)
 
 

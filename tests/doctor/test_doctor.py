@@ -100,9 +100,9 @@ def test_files_without_a_partner(folder):
     folder.label(1).unlink()
     folder.image(2).unlink()
     findings = folder.findings()
-    ((severity, places),) = [f for m, f in findings.items() if "1 images have no label in" in m]
+    ((severity, places),) = [f for m, f in findings.items() if "1 image without label in" in m]
     assert (severity, places) == ("error", ("1",))
-    ((severity, places),) = [f for m, f in findings.items() if "1 labels have no image in" in m]
+    ((severity, places),) = [f for m, f in findings.items() if "1 label without image in" in m]
     assert (severity, places) == ("error", ("2",))
     assert len(findings) == 2  # the other pairs were examined, and are sound
     assert len(folder.check().scans["training"].examined) == 4
@@ -115,9 +115,9 @@ def test_images_of_another_suffix_are_named(tmp_path):
     for i, path in enumerate((folder.image(0), folder.image(1).with_suffix(".png"))):
         Image.fromarray(photograph(i)).save(path)
         folder.write_label(i, label_map(i))
-    hint = "1 end in .png there (1.png), but only *.jpg is read: convert or rename to *.jpg"
+    hint = "1 .png file there (1.png), but only *.jpg is read: convert or rename to *.jpg"
     (found,) = [f for f in folder.check(split="training").findings if f.severity == "error"]
-    assert "1 labels have no image in" in found.message
+    assert "1 label without image in" in found.message
     assert hint in found.message
     with pytest.raises(InputError, match=re.escape(hint)):
         FolderSource(CAMVID, tmp_path, "training")
@@ -149,7 +149,7 @@ def test_truncated_files(folder, which):
     path = getattr(folder, which)(3)
     path.write_bytes(path.read_bytes()[:-60])
     form = {"image": "JPEG of mode RGB", "label": "PNG of mode L"}[which]
-    places = folder.only("error", rf"training: 1 {which}s cannot be .* \({form}\); .*download")
+    places = folder.only("error", rf"training: 1 {which} cannot be .* \({form}\); .*download")
     assert re.match(rf"{path}: cannot be read as an image \(.*truncated", places[0])
     path.write_bytes(b"")
     assert folder.only("error", r"\(no image\)")[0].startswith(f"{path}: cannot be read")
@@ -160,9 +160,7 @@ def test_a_file_that_crashes_the_decoder(folder, monkeypatch):
         raise MemoryError("no more")
 
     monkeypatch.setattr("segret_jax.doctor.examine.decode_turned", crash)
-    message = (
-        "training: 6 images cannot be decoded (JPEG of mode RGB); convert or download them again"
-    )
+    message = "training: 6 images cannot be decoded (JPEG of mode RGB); convert or download again"
     severity, places = folder.findings()[message]
     assert severity == "error"
     assert places[0] == f"{folder.image(0)}: the decoder failed (MemoryError('no more'))"
@@ -170,7 +168,7 @@ def test_a_file_that_crashes_the_decoder(folder, monkeypatch):
 
 def test_sizes_that_differ(folder):
     folder.write_label(2, label_map(2)[:, :-1])
-    places = folder.only("error", "training: 1 labels differ in size from their image")
+    places = folder.only("error", "training: 1 label of another size than the image")
     assert places == (f"{folder.label(2)} is 36x47 (height x width), its image 36x48",)
 
 
@@ -184,25 +182,25 @@ def test_labels_in_forms_that_lose_the_ids(folder, mode):
 
 def test_a_label_that_is_a_jpeg_under_another_name(folder):
     Image.fromarray(label_map(0)).save(folder.label(0), "JPEG")
-    folder.only("error", r"1 labels cannot be used as such \(JPEG of mode L\)")
+    folder.only("error", r"1 label cannot be used as such \(JPEG of mode L\)")
 
 
 def test_palette_labels_are_noted(folder):
     picture = Image.fromarray(label_map(5))
     picture.putpalette([7] * 768)
     picture.save(folder.label(5))
-    places = folder.only("note", "1 labels are palette PNGs; their indices are read as ids")
+    places = folder.only("note", "1 label stored as palette PNG; indices are read as ids")
     assert places == (str(folder.label(5)),)
 
 
 def test_images_that_are_not_plain_rgb(folder):
     Image.fromarray(photograph(0)[..., 0]).save(folder.image(0))
-    places = folder.only("note", "1 images are stored as JPEG of mode L; they are read as RGB")
+    places = folder.only("note", "1 image stored as JPEG of mode L; read as RGB")
     assert places == (str(folder.image(0)),)
     Image.fromarray(photograph(0)).convert("CMYK").save(folder.image(0))
     folder.only("note", "JPEG of mode CMYK")
     Image.fromarray(photograph(0)[..., 0].astype(np.uint16)).save(folder.image(0), "PNG")
-    places = folder.only("error", r"1 images cannot be decoded \(PNG of mode I;16, stored as I;16B")
+    places = folder.only("error", r"1 image cannot be decoded \(PNG of mode I;16, stored as I;16B")
     assert "more than 8 bits per channel" in places[0]
 
 
@@ -214,7 +212,7 @@ def test_ids_outside_the_table(folder):
         label = label_map(i)
         label[y, x] = label[y + 1, x] = value
         folder.write_label(i, label)
-    places = folder.only("error", "training: 2 labels hold ids outside the class table: 11, 200;")
+    places = folder.only("error", "training: 2 labels with ids outside the class table: 11, 200;")
     assert places[0] == f"{folder.label(0)}: 11 at pixel (y=3, x=7); in all 11 (2 px)"
     assert places[1] == f"{folder.label(1)}: 200 at pixel (y=20, x=0); in all 200 (2 px)"
 
@@ -241,7 +239,7 @@ def test_a_zero_reduced_in_some_files_names_them(folder):
 
 def test_labels_that_are_ignored_entirely(folder):
     folder.write_label(1, np.full(SIZE, 255, np.uint8))
-    assert folder.only("warning", "1 labels are ignored entirely") == (str(folder.label(1)),)
+    assert folder.only("warning", "1 label ignored entirely") == (str(folder.label(1)),)
 
 
 def test_classes_that_never_occur_or_not_in_training(folder):
@@ -253,8 +251,8 @@ def test_classes_that_never_occur_or_not_in_training(folder):
     never = ("note", ("pavement",))
     unseen = ("warning", ("pavement",))
     assert list(findings.values()) == [unseen, never]  # the severest first
-    assert "1 classes occur in validation but not in training" in next(iter(findings))
-    assert findings["training: 1 of 11 classes never occur"] == never
+    assert "1 class in validation but not in training" in next(iter(findings))
+    assert findings["training: classes that never occur: 1 of 11"] == never
 
 
 def test_a_mask_of_0_and_255_is_doubted(folder):
@@ -280,19 +278,19 @@ def test_class_weights_against_the_formula():
 
 def test_the_same_image_in_both_splits_and_twice_in_one(folder):
     folder.image(0, "validation").write_bytes(folder.image(3).read_bytes())
-    places = folder.only("error", "1 validation images are training images, pixel by pixel")
+    places = folder.only("error", "1 validation image also in training, pixel by pixel")
     assert places == ("validation 0 = training 3",)
     Image.fromarray(photograph(100)).save(folder.image(0, "validation"))
     other_bytes = folder.image(1).read_bytes() + b"same pixels"
     folder.image(4).write_bytes(other_bytes)
-    places = folder.only("warning", "training: 1 images occur more than once, pixel by pixel")
+    places = folder.only("warning", "training: 1 image found more than once, pixel by pixel")
     assert places == ("1 = 4",)
 
 
 def test_an_image_that_was_only_compressed_again(folder):
     with Image.open(folder.image(3)) as image:
         image.save(folder.image(0, "validation"), quality=60)
-    places = folder.only("warning", "1 validation images look almost like a training image")
+    places = folder.only("warning", "1 validation image almost like a training image")
     assert places == ("validation 0 = training 3",)
 
 
@@ -326,10 +324,10 @@ def test_exit_status_terminal_and_files(folder, tmp_path, capsys):
         folder.write_label(i, np.full(SIZE, 77, np.uint8))
     assert run(folder, report, "--workers=1", "--split=training") == 1
     printed = capsys.readouterr().out
-    assert "error   training: 5 labels hold ids outside the class table: 77; correct" in printed
+    assert "error   training: 5 labels with ids outside the class table: 77; correct" in printed
     assert "... and 2 more" in printed
     content = json.loads((report / "findings.json").read_text())
-    assert content["verdict"].startswith("1 errors")
+    assert content["verdict"].startswith("1 error to mend")
     assert list(content["splits"]) == ["training"]
     (finding,) = content["findings"]
     assert len(finding["places"]) == 5

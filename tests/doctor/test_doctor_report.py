@@ -87,9 +87,9 @@ def test_report_is_one_well_formed_page_with_its_pictures(diagnosis, tmp_path):
     for picture in pictures:
         with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
             assert image.size == (2 * WIDTH, WIDTH * 20 // 30)
-    assert "1 labels hold ids outside the class table: 9" in page
+    assert "1 label with ids outside the class table: 9" in page
     assert "9 at pixel (y=4, x=5)" in page
-    assert "<p class='verdict error'>1 errors: mend them before a run</p>" in page
+    assert "<p class='verdict error'>1 error to mend before a run</p>" in page
     assert html(diagnosis, seed=0) == page  # the same samples again
 
 

@@ -123,10 +123,10 @@ def records(workdir: Path, kind: str) -> Iterator[dict[str, Any]]:
 
 def test_pairs_and_folders_are_checked_before_anything_is_written(faulty, workdir):
     faulty.label(1).unlink()
-    assert error_of_training(faulty, workdir).startswith("1 images without label (1) in ")
+    assert error_of_training(faulty, workdir).startswith("1 image without label (1) in ")
     faulty.image(1).unlink()
     faulty.image(2, "validation").touch()  # found now, not after the first thousand steps
-    assert error_of_training(faulty, workdir).startswith("1 images without label (2) in ")
+    assert error_of_training(faulty, workdir).startswith("1 image without label (2) in ")
     for path in faulty.image().parent.iterdir():
         path.unlink()
     folder = re.escape(str(faulty.image().parent))

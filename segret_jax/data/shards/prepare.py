@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from segret_jax.data.folders import find_pairs
+from segret_jax.data.folders import counted, find_pairs
 from segret_jax.data.layouts import SPLITS, DatasetSpec
 from segret_jax.data.shards.manifest import (
     INDEX,
@@ -67,7 +67,9 @@ def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
             missing.append(str(error))
             continue
         found[split] = FolderSource(spec, source, split)
-        print(f"{split}: {len(found[split])} pairs, {found[split].layout.describe(split)}")
+        print(
+            f"{split}: {counted(len(found[split]), 'pair')}, {found[split].layout.describe(split)}"
+        )
     if not found:
         raise InputError(missing[0])
     for reason in missing:
