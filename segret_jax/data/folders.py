@@ -39,7 +39,7 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> FilePairs:
     Takes the first layout in which every file has its partner, else the one with most pairs.
     Raises InputError where there is no pair in any.
     """
-    spec.split_names(split)
+    spec.check_split(split)
     top = Path(root).expanduser().absolute()
     if not top.is_dir():
         raise InputError(f"there is no folder {top}; {remedy(spec, split)}")

@@ -1,12 +1,12 @@
 """How a dataset lies on disk and what its stored label values mean."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import UInt8
 
-from segret_jax.data.class_table import ClassTable
+from segret_jax.data.class_table import IGNORE, ClassTable
 from segret_jax.errors import unknown_name
 
 SPLITS = ("training", "validation")
@@ -23,9 +23,9 @@ class Layout:
     """
 
     name: str
-    splits: Mapping[str, str]
     lookup: UInt8[np.ndarray, "256"]
-    void: tuple[int, ...]
+    void: tuple[int, ...] = (IGNORE,)
+    splits: Mapping[str, str] = field(default_factory=lambda: {split: split for split in SPLITS})
     images: str = "images/{split}"
     image_suffix: str = ".jpg"
     labels: str = "annotations/{split}"
@@ -56,17 +56,14 @@ class DatasetSpec:
     archive: str = ""
     json_file: str = ""
 
-    def split_names(self, split: str) -> tuple[str, ...]:
-        """Return the folder names of a split, one per layout; InputError for another split."""
-        known = self.layouts[0].splits
-        if split not in known:
-            raise unknown_name(f"split of {self.name}", split, known)
-        return tuple(layout.splits[split] for layout in self.layouts)
+    def check_split(self, split: str) -> None:
+        """Raise InputError for a split that the dataset does not have."""
+        if split not in self.layouts[0].splits:
+            raise unknown_name(f"split of {self.name}", split, self.layouts[0].splits)
 
     def layout(self, name: str) -> Layout:
         """Return a layout by its name; InputError with the nearest name otherwise."""
-        for layout in self.layouts:
-            if layout.name == name:
-                return layout
-        names = [layout.name for layout in self.layouts]
-        raise unknown_name(f"layout of {self.name}", name, names)
+        by_name = {layout.name: layout for layout in reversed(self.layouts)}  # the first of a name
+        if name not in by_name:
+            raise unknown_name(f"layout of {self.name}", name, by_name)
+        return by_name[name]

@@ -227,7 +227,7 @@ def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown class table .*'citiscapes': did you mean"):
         load_class_table("citiscapes")
     with pytest.raises(InputError, match="split of ade20k 'train': did you mean 'training'"):
-        get_dataset("ade20k").split_names("train")
+        get_dataset("ade20k").check_split("train")
     with pytest.raises(
         InputError, match="layout of cityscapes 'labelIDs': did you mean 'labelIds'"
     ):

@@ -32,7 +32,7 @@ def open_files(spec: DatasetSpec, root: str | Path, split: str) -> RecordSource:
     URL of fsspec) holds a prepared dataset; what cannot be read there is copied to the local disk
     first.
     """
-    spec.split_names(split)
+    spec.check_split(split)
     if "://" in str(root):
         from segret_jax.data.shards import remote  # with its libraries, which few runs need
 
