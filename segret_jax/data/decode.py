@@ -21,6 +21,9 @@ from segret_jax.data.lfs import refuse_pointer
 from segret_jax.data.orientation import read_orientation, swaps_sides, turn
 from segret_jax.errors import InputError
 
+File = str | Path | bytes
+Label = UInt8[np.ndarray, "h w"]
+
 LOSSLESS_FORMATS = ("PNG", "BMP", "DIB", "GIF", "PPM", "PCX", "TGA", "SGI", "SUN")
 LOSSLESS_TIFF = (
     "raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "lzma", "zstd",
@@ -29,7 +32,7 @@ _LABEL_FORM = "a label must be an 8-bit gray or palette PNG whose pixel values a
 
 
 def decode_image(
-    file: str | Path | bytes, *, where: str = "", upright: bool = True
+    file: File, *, where: str = "", upright: bool = True
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file, or its bytes that lie at `where`, as RGB, 0 to 255.
 
@@ -41,7 +44,7 @@ def decode_image(
 
 
 def decode_turned(
-    file: str | Path | bytes, *, where: str = "", upright: bool = True
+    file: File, *, where: str = "", upright: bool = True
 ) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
     """Return what `decode_image` does, and the EXIF orientation (1 to 8) by which it was turned."""
     with _opened(file, where) as (image, path):
@@ -62,7 +65,7 @@ def decode_turned(
         return np.array(pixels), orientation
 
 
-def image_size(file: str | Path | bytes, *, where: str = "") -> tuple[int, int]:
+def image_size(file: File, *, where: str = "") -> tuple[int, int]:
     """Return the (height, width) of the upright image from its header, as `decode_image`."""
     with _opened(file, where) as (image, _):
         if image.format != "TIFF" and swaps_sides(read_orientation(image)):
@@ -70,7 +73,7 @@ def image_size(file: str | Path | bytes, *, where: str = "") -> tuple[int, int]:
         return image.height, image.width
 
 
-def decode_label(file: str | Path | bytes, *, where: str = "") -> UInt8[np.ndarray, "h w"]:
+def decode_label(file: File, *, where: str = "") -> Label:
     """Read a label file, or its bytes that lie at `where`, as the ids stored, unmapped: 0 to 255.
 
     Gray values and palette indices are ids, and so is the array S of a .mat file (COCO-Stuff10k).
@@ -106,7 +109,7 @@ def _is_lossless(image: ImageFile.ImageFile) -> bool:
     return image.format in LOSSLESS_FORMATS
 
 
-def _decode_mat(file: str | Path | bytes, where: str) -> UInt8[np.ndarray, "h w"]:
+def _decode_mat(file: File, where: str) -> Label:
     try:
         content = io.BytesIO(file) if isinstance(file, bytes) else file
         ids = np.asarray(scipy.io.loadmat(content, variable_names=["S"])["S"])
@@ -126,12 +129,12 @@ def _decode_mat(file: str | Path | bytes, where: str) -> UInt8[np.ndarray, "h w"
     return ids.astype(np.uint8)
 
 
-def _place(file: str | Path | bytes, where: str) -> str:
+def _place(file: File, where: str) -> str:
     return where or ("image in memory" if isinstance(file, bytes) else str(file))
 
 
 @contextmanager
-def _opened(file: str | Path | bytes, where: str) -> Iterator[tuple[ImageFile.ImageFile, str]]:
+def _opened(file: File, where: str) -> Iterator[tuple[ImageFile.ImageFile, str]]:
     """Open an image file; turn what Pillow raises, also while decoding, into InputError."""
     path = _place(file, where)
     try:
@@ -166,9 +169,7 @@ def stored_form(image: ImageFile.ImageFile) -> str:
     return str(args[0] if isinstance(args, tuple) else args)
 
 
-def map_label(
-    raw: UInt8[np.ndarray, "h w"], lookup: UInt8[np.ndarray, "256"], *, path: str | Path
-) -> UInt8[np.ndarray, "h w"]:
+def map_label(raw: Label, lookup: UInt8[np.ndarray, "256"], *, path: str | Path) -> Label:
     """Turn stored label ids into class ids and 255 by a dataset's lookup table.
 
     Raises InputError for ids without a meaning; `path` is only named in it. Passed on, such an

@@ -12,9 +12,17 @@ from functools import partial
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
+from numpy.random import Generator
 
 from segret_jax.data.class_table import IGNORE
 from segret_jax.normalization import MEAN, STD
+
+Image = UInt8[np.ndarray, "h w 3"]
+Label = UInt8[np.ndarray, "h w"]
+NewImage = UInt8[np.ndarray, "new_h new_w 3"]
+NewLabel = UInt8[np.ndarray, "new_h new_w"]
+Size = tuple[int, int]
+Range = tuple[float, float]
 
 MAX_CLASS_SHARE = 0.75
 CROP_REDRAWS = 10
@@ -29,7 +37,7 @@ _LEVELS = np.arange(256, dtype=np.float32)
 _NORMALIZED = (_LEVELS[:, None, None] - MEAN) / STD
 
 
-def keep_ratio_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+def keep_ratio_size(size: Size, target: Size) -> Size:
     """Return the largest size of `size`'s aspect ratio that fits the target's edges.
 
     The longer edge of the target bounds the longer side, the shorter the shorter, whichever way
@@ -40,29 +48,23 @@ def keep_ratio_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int
     return height, width
 
 
-def aligned_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+def aligned_size(size: Size, multiple: int) -> Size:
     """Return `size` with each side rounded up to a multiple of `multiple`."""
     height, width = (-(-side // multiple) * multiple for side in size)
     return height, width
 
 
-def resize_image(
-    image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "new_h new_w 3"]:
+def resize_image(image: Image, size: Size) -> NewImage:
     """Resize bilinearly with half-pixel centers, without antialiasing, rounded to 8 bits."""
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def resize_label(
-    label: UInt8[np.ndarray, "h w"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "new_h new_w"]:
+def resize_label(label: Label, size: Size) -> NewLabel:
     """Resize by OpenCV's nearest neighbor, which takes the source pixel floor(i / scale)."""
     return cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def resize_for_evaluation(
-    image: UInt8[np.ndarray, "h w 3"], *, target: tuple[int, int], multiple: int = 1
-) -> UInt8[np.ndarray, "new_h new_w 3"]:
+def resize_for_evaluation(image: Image, *, target: Size, multiple: int = 1) -> NewImage:
     """Resize to the keep-ratio size, then once more up to multiples of `multiple` (1 or 32).
 
     Two resizes and not one, because the released evaluation rounds to 8 bits in between.
@@ -72,13 +74,8 @@ def resize_for_evaluation(
 
 
 def random_resize(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    rng: np.random.Generator,
-    *,
-    base: tuple[int, int],
-    ratio_range: tuple[float, float],
-) -> tuple[UInt8[np.ndarray, "new_h new_w 3"], UInt8[np.ndarray, "new_h new_w"]]:
+    image: Image, label: Label, rng: Generator, *, base: Size, ratio_range: Range
+) -> tuple[NewImage, NewLabel]:
     """Resize to `base` (long, short) times a ratio uniform in [low, high), aspect ratio kept.
 
     The whole image, though a crop follows: OpenCV's grid starts at the image's corner, so a
@@ -91,13 +88,13 @@ def random_resize(
 
 
 def random_crop(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    rng: np.random.Generator,
+    image: Image,
+    label: Label,
+    rng: Generator,
     *,
-    size: tuple[int, int],
+    size: Size,
     max_class_share: float = MAX_CLASS_SHARE,
-) -> tuple[UInt8[np.ndarray, "new_h new_w 3"], UInt8[np.ndarray, "new_h new_w"]]:
+) -> tuple[NewImage, NewLabel]:
     """Cut out a window of at most `size`, never padded, at an offset uniform among all.
 
     An offset is redrawn while the window has fewer than two classes, or one that covers
@@ -114,26 +111,20 @@ def random_crop(
     return image[window], label[window]
 
 
-def _is_varied(label: UInt8[np.ndarray, "h w"], max_class_share: float) -> bool:
+def _is_varied(label: Label, max_class_share: float) -> bool:
     # In float32, exact up to 2^24 pixels per class; np.bincount takes four times as long.
     counts = cv2.calcHist([label], [0], None, [IGNORE], [0, IGNORE]).astype(np.int64)
     return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < max_class_share)
 
 
-def random_flip(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    rng: np.random.Generator,
-) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+def random_flip(image: Image, label: Label, rng: Generator) -> tuple[Image, Label]:
     """Mirror left and right with probability 1/2."""
     if rng.random() < 0.5:
         return cv2.flip(image, 1), cv2.flip(label, 1)
     return image, label
 
 
-def photometric_distortion(
-    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
-) -> UInt8[np.ndarray, "h w 3"]:
+def photometric_distortion(image: Image, rng: Generator) -> Image:
     """Distort brightness, contrast, saturation and hue, each with probability 1/2.
 
     Contrast comes second or, with probability 1/2, last. The count of random numbers drawn does
@@ -152,33 +143,27 @@ def photometric_distortion(
     return image
 
 
-def adjust_brightness(
-    image: UInt8[np.ndarray, "h w 3"], delta: float
-) -> UInt8[np.ndarray, "h w 3"]:
+def adjust_brightness(image: Image, delta: float) -> Image:
     """Add `delta` (in units of 0..255), clip, truncate to 8 bits."""
     return cv2.LUT(image, _scaled_and_shifted(1.0, delta))
 
 
-def adjust_contrast(image: UInt8[np.ndarray, "h w 3"], factor: float) -> UInt8[np.ndarray, "h w 3"]:
+def adjust_contrast(image: Image, factor: float) -> Image:
     """Multiply by `factor`, clip, truncate to 8 bits."""
     return cv2.LUT(image, _scaled_and_shifted(factor, 0.0))
 
 
-def adjust_saturation(
-    image: UInt8[np.ndarray, "h w 3"], factor: float
-) -> UInt8[np.ndarray, "h w 3"]:
+def adjust_saturation(image: Image, factor: float) -> Image:
     """Multiply the S channel of OpenCV's 8-bit HSV by `factor`, clip, truncate."""
     return _map_hsv(image, 1, _scaled_and_shifted(factor, 0.0))
 
 
-def adjust_hue(image: UInt8[np.ndarray, "h w 3"], delta: int) -> UInt8[np.ndarray, "h w 3"]:
+def adjust_hue(image: Image, delta: int) -> Image:
     """Turn the H channel of OpenCV's 8-bit HSV by `delta` steps of 2 degrees, modulo 180."""
     return _map_hsv(image, 0, ((_LEVELS + delta) % 180).astype(np.uint8))
 
 
-def _map_hsv(
-    image: UInt8[np.ndarray, "h w 3"], channel: int, table: UInt8[np.ndarray, "256"]
-) -> UInt8[np.ndarray, "h w 3"]:
+def _map_hsv(image: Image, channel: int, table: UInt8[np.ndarray, "256"]) -> Image:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
@@ -189,14 +174,14 @@ def _scaled_and_shifted(scale: float, shift: float) -> UInt8[np.ndarray, "256"]:
     return np.clip(levels, 0, 255).astype(np.uint8)
 
 
-def normalize(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
+def normalize(image: Image) -> Float32[np.ndarray, "h w 3"]:
     """Subtract `MEAN` and divide by `STD`, in float32."""
     return cv2.LUT(image, _NORMALIZED)
 
 
 def pad_to(
-    image: Float32[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], size: tuple[int, int]
-) -> tuple[Float32[np.ndarray, "new_h new_w 3"], UInt8[np.ndarray, "new_h new_w"]]:
+    image: Float32[np.ndarray, "h w 3"], label: Label, size: Size
+) -> tuple[Float32[np.ndarray, "new_h new_w 3"], NewLabel]:
     """Pad a normalized image with 0 and its label with 255, below and on the right, to `size`.
 
     Raises ValueError where the image exceeds `size`.
@@ -212,13 +197,7 @@ def pad_to(
 
 
 def train_transform(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    rng: np.random.Generator,
-    *,
-    crop: tuple[int, int],
-    base: tuple[int, int],
-    ratio_range: tuple[float, float],
+    image: Image, label: Label, rng: Generator, *, crop: Size, base: Size, ratio_range: Range
 ) -> tuple[Float32[np.ndarray, "crop_h crop_w 3"], UInt8[np.ndarray, "crop_h crop_w"]]:
     """Augment one pair for training: all five steps of spec section 6, in their order.
 

@@ -38,8 +38,8 @@ def check(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     scans = {}
     for name, source in sources.items():
-        with tqdm(total=len(source), desc=name, unit="pair") as bar:
-            examined = examine_all(source, workers=workers or cores or 1, progress=bar.update)
+        pairs = examine_all(source, workers=workers or cores or 1)
+        examined = list(tqdm(pairs, name, len(source), unit="pair"))
         scans[name] = SplitScan(source=source, examined=examined)
     return Diagnosis(spec=spec, root=str(root), scans=scans, findings=find_all(scans, findings))
 

@@ -6,7 +6,7 @@ import math
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -47,50 +47,35 @@ class Examined:
     dhash: int = 0
 
 
-def examine_all(
-    source: RecordSource, *, workers: int, progress: Callable[[int], object]
-) -> list[Examined]:
-    """Examine every pair, in order; `progress` is told the number of pairs as they are done.
+def examine_all(source: RecordSource, *, workers: int) -> Iterator[Examined]:
+    """Examine every pair, in order. One that ends its worker process is among them, as a fault."""
+    if workers > 1 and len(source) > CHUNK:
+        yield from _examine_in_pool(source, range(len(source)), workers)
+    else:
+        yield from (examine(source, index) for index in range(len(source)))
 
-    A pair that ends its worker process is among the results, as a fault.
-    """
-    indices = list(range(len(source)))
+
+def _examine_in_pool(source: RecordSource, indices: range, workers: int) -> Iterator[Examined]:
+    spawn, done = multiprocessing.get_context("spawn"), 0
     workers = min(workers, math.ceil(len(indices) / CHUNK))
-    if workers > 1:
-        return _examine_in_pool(source, indices, workers, progress)
-    results = []
-    for index in indices:
-        results.append(examine(source, index))
-        progress(1)
-    return results
-
-
-def _examine_in_pool(
-    source: RecordSource, indices: list[int], workers: int, progress: Callable[[int], object]
-) -> list[Examined]:
-    chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
-    results: list[Examined] = []
-    pool = ProcessPoolExecutor(
-        min(workers, len(chunks)), multiprocessing.get_context("spawn"), _start_worker, (source,)
-    )
+    pool = ProcessPoolExecutor(workers, spawn, _start_worker, (source,))
     try:
         with blocked_signals(signal.SIGINT):
-            examined_chunks = pool.map(_examine_chunk, chunks)  # starts the workers
-        for examined in examined_chunks:
-            results += examined
-            progress(len(examined))
+            results = pool.map(_examine_own, indices, chunksize=CHUNK)  # starts the workers
+        for examined in results:
+            yield examined
+            done += 1
     except BrokenProcessPool:
-        rest = indices[len(results) :]
+        rest = indices[done:]
         if len(rest) == 1:
             fault = Fault("unreadable", "", "reading this pair ended the process that read it")
-            progress(1)
-            return [*results, Examined(index=rest[0], name=source.name(rest[0]), faults=[fault])]
+            yield Examined(index=rest[0], name=source.name(rest[0]), faults=[fault])
+            return
         middle = len(rest) // 2  # halve until the guilty pair is alone
         for half in (rest[:middle], rest[middle:]):
-            results += _examine_in_pool(source, half, workers, progress)
+            yield from _examine_in_pool(source, half, workers)
     finally:
         pool.shutdown(cancel_futures=True)
-    return results
 
 
 _source: RecordSource  # of a worker process
@@ -102,8 +87,8 @@ def _start_worker(source: RecordSource) -> None:
     follow_parent(signal.SIGINT)  # not SIGTERM, with which a broken pool ends its workers
 
 
-def _examine_chunk(indices: list[int]) -> list[Examined]:
-    return [examine(_source, index) for index in indices]
+def _examine_own(index: int) -> Examined:
+    return examine(_source, index)
 
 
 def examine(source: RecordSource, index: int) -> Examined:
@@ -184,8 +169,8 @@ def _fit_faults(
     if label_is_stored_grid(raw.shape, size, orientation):
         yield Fault("label_turned", "", turned)
     elif size != raw.shape:
-        sizes = [f"{height}x{width}" for height, width in (size, raw.shape)]
-        detail = f"{record.label_path} is {sizes[1]} (height x width), its image {sizes[0]}"
+        label_size, image_size = (f"{height}x{width}" for height, width in (raw.shape, size))
+        detail = f"{record.label_path} is {label_size} (height x width), its image {image_size}"
         yield Fault("sizes", "", detail)
     elif orientation != 1:
         unclear = not swaps_sides(orientation) or size[0] == size[1]
