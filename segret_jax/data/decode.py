@@ -22,6 +22,7 @@ from segret_jax.data.orientation import read_orientation, swaps_sides, turn
 from segret_jax.errors import InputError
 
 File = str | Path | bytes
+Pixels = UInt8[np.ndarray, "h w 3"]
 Label = UInt8[np.ndarray, "h w"]
 
 LOSSLESS_FORMATS = ("PNG", "BMP", "DIB", "GIF", "PPM", "PCX", "TGA", "SGI", "SUN")
@@ -31,9 +32,7 @@ LOSSLESS_TIFF = (
 _LABEL_FORM = "a label must be an 8-bit gray or palette PNG whose pixel values are label ids"
 
 
-def decode_image(
-    file: File, *, where: str = "", upright: bool = True
-) -> UInt8[np.ndarray, "h w 3"]:
+def decode_image(file: File, *, where: str = "", upright: bool = True) -> Pixels:
     """Read an image file, or its bytes that lie at `where`, as RGB, 0 to 255.
 
     Gray, palette and CMYK become RGB, an alpha channel is dropped. The image is turned as its EXIF
@@ -43,9 +42,7 @@ def decode_image(
     return decode_turned(file, where=where, upright=upright)[0]
 
 
-def decode_turned(
-    file: File, *, where: str = "", upright: bool = True
-) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+def decode_turned(file: File, *, where: str = "", upright: bool = True) -> tuple[Pixels, int]:
     """Return what `decode_image` does, and the EXIF orientation (1 to 8) by which it was turned."""
     with _opened(file, where) as (image, path):
         mode, stored = image.mode, stored_form(image)

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Int64
 
 from segret_jax.data.class_table import IGNORE, STRAY
-from segret_jax.data.decode import decode_label
 from segret_jax.data.layouts import Layout
 from segret_jax.data.sources import RecordSource
 from segret_jax.errors import InputError
@@ -88,7 +87,8 @@ def _converted_already(counts: Counts, layout: Layout) -> Sign | None:
         return None
     values = _class_values(layout)
     first, last = int(values[0]), int(values[-1])
-    held = f"the files hold {_values(foreign)} ({_share(counts, foreign)} of the pixels), which "
+    share = counts[foreign].sum() / counts.sum()
+    held = f"the files hold {_values(foreign)} ({share:.2%} of the pixels), which "
     # Where ids start at 0, a foreign 255 may just be another way to write void.
     if occurs[0] and not occurs[last] and (first > 0 or foreign != [IGNORE]):
         return Sign(
@@ -110,9 +110,8 @@ def _train_ids(counts: Counts, layout: Layout) -> Sign | None:
     above = values[values >= num_classes]
     below = np.count_nonzero(counts[:num_classes])
     ignored = counts[IGNORE] / counts.sum()
-    if 2 * len(above) <= len(values) or counts[above].any() or 2 * below < num_classes:
-        return None
-    if ignored < FEW_IGNORED:
+    may_be_raw = counts[above].any() or 2 * below < num_classes or ignored < FEW_IGNORED
+    if may_be_raw or 2 * len(above) <= len(values):
         return None
     return Sign(
         True,
@@ -141,9 +140,8 @@ def _not_reduced(counts: Counts, layout: Layout) -> Sign | None:
 def _first_missing(counts: Counts, layout: Layout) -> Sign | None:
     """Find a first class that never occurs where all others do and nothing is void."""
     values = _class_values(layout)
-    if values[0] != 0 or counts[0] or _void_occurs(counts, layout):
-        return None
-    if len(values) < 3 or not counts[values[1:]].all():
+    others_occur = len(values) >= 3 and counts[values[1:]].all()
+    if values[0] != 0 or counts[0] or not others_occur or _void_occurs(counts, layout):
         return None
     void = f", and void ({_values(layout.void)}) does not" if layout.void else ""
     return Sign(
@@ -158,9 +156,8 @@ def _last_missing(counts: Counts, layout: Layout) -> Sign | None:
     values = _class_values(layout)
     ignored = np.flatnonzero(layout.lookup == IGNORE).tolist()
     share = counts[ignored].sum() / counts.sum()
-    if values[0] != 0 or counts[values[-1]] or len(values) < 3 or share < MUCH_IGNORED:
-        return None
-    if not counts[values[:-1]].all():
+    others_occur = len(values) >= 3 and counts[values[:-1]].all()
+    if values[0] != 0 or counts[values[-1]] or not others_occur or share < MUCH_IGNORED:
         return None
     return Sign(
         False,
@@ -173,10 +170,6 @@ def _values(values: list[int] | tuple[int, ...]) -> str:
     return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
 
 
-def _share(counts: Counts, values: list[int]) -> str:
-    return f"{counts[values].sum() / counts.sum():.2%}"
-
-
 def quick_check(source: RecordSource, samples: int = 64) -> None:
     """Raise InputError if some labels of `source`, evenly spread, show a certain sign of a shift.
 
@@ -186,8 +179,7 @@ def quick_check(source: RecordSource, samples: int = 64) -> None:
     indices = np.unique(np.linspace(0, len(source) - 1, min(samples, len(source))).astype(int))
     for index in indices.tolist():
         with suppress(InputError):
-            record = source.record(index)
-            counts += count_stored(decode_label(record.label, where=record.label_path))
+            counts += count_stored(source.raw_label(index))
     for sign in shift_signs(counts, source.layout):
         if sign.certain:
             raise InputError(

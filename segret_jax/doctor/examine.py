@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from segret_jax.data.class_table import IGNORE, STRAY
-from segret_jax.data.decode import decode_label, decode_turned, stored_form
+from segret_jax.data.decode import Label, Pixels, decode_label, decode_turned, stored_form
 from segret_jax.data.orientation import label_is_stored_grid, swaps_sides
 from segret_jax.data.shift_signs import count_stored
 from segret_jax.data.sources import Record, RecordSource
@@ -109,10 +109,8 @@ def examine(source: RecordSource, index: int) -> Examined:
     return examined
 
 
-def _examine_image(
-    record: Record, examined: Examined
-) -> tuple[UInt8[np.ndarray, "h w 3"], int] | None:
-    """Return the upright image and its orientation, or None where it cannot be decoded."""
+def _examine_image(record: Record, examined: Examined) -> tuple[tuple[int, int], int] | None:
+    """Return the upright image's size and its orientation, or None where it cannot be decoded."""
     form, mode, frames = _header(record.image)
     try:
         image, orientation = decode_turned(record.image, where=record.image_path)
@@ -127,10 +125,10 @@ def _examine_image(
     digest.update(str(image.shape).encode())
     examined.digest = digest.digest()
     examined.dhash = difference_hash(image)
-    return image, orientation
+    return image.shape[:2], orientation
 
 
-def _examine_label(record: Record, examined: Examined) -> UInt8[np.ndarray, "h w"] | None:
+def _examine_label(record: Record, examined: Examined) -> Label | None:
     form, mode, _ = _header(record.label)
     try:
         raw = decode_label(record.label, where=record.label_path)
@@ -158,13 +156,9 @@ def _header(content: bytes) -> tuple[str, str, int]:
 
 
 def _fit_faults(
-    image: UInt8[np.ndarray, "h w 3"],
-    orientation: int,
-    raw: UInt8[np.ndarray, "lh lw"],
-    record: Record,
+    size: tuple[int, int], orientation: int, raw: Label, record: Record
 ) -> Iterator[Fault]:
     """Tell how a label lies on its upright image."""
-    size = image.shape[:2]
     turned = f"{record.image_path} (orientation {orientation})"
     if label_is_stored_grid(raw.shape, size, orientation):
         yield Fault("label_turned", "", turned)
@@ -183,9 +177,7 @@ def _unreadable(which: str, form: str, path: str, error: Exception) -> Fault:
     return Fault(f"{which}_unreadable", form, detail)
 
 
-def _id_faults(
-    raw: UInt8[np.ndarray, "h w"], lookup: UInt8[np.ndarray, "256"], path: str
-) -> Iterator[Fault]:
+def _id_faults(raw: Label, lookup: UInt8[np.ndarray, "256"], path: str) -> Iterator[Fault]:
     label = lookup[raw]
     if (label == IGNORE).all():
         yield Fault("ignored", "", path)
@@ -197,7 +189,7 @@ def _id_faults(
         yield Fault("stray", "", f"{path}: {raw[y, x]} at pixel (y={y}, x={x}); in all {pixels}")
 
 
-def difference_hash(image: UInt8[np.ndarray, "h w 3"]) -> int:
+def difference_hash(image: Pixels) -> int:
     """Return 64 bits that tell, on a grid of 8x9 mean grays, where it gets brighter to the right.
 
     The bits hardly change when an image is scaled or compressed again (dHash, N. Krawetz 2013).

@@ -38,7 +38,7 @@ KINDS = {
         ERROR,
         "label",
         "cannot be used as such ({form})",
-        "a label is an 8-bit gray or palette PNG of label ids: convert or download again",
+        "convert to an 8-bit gray or palette PNG of label ids, or download again",
     ),
     "sizes": Kind(
         ERROR, "label", "of another size than the image", "take image and label of the same size"
@@ -51,24 +51,17 @@ KINDS = {
     ),
     "ignored": Kind(WARNING, "label", "ignored entirely", "nothing is learned there: leave it out"),
     "exif": Kind(
-        NOTE,
-        "image",
-        "turned upright, as the EXIF orientation says",
-        "the label fits the upright image",
+        NOTE, "image", "turned upright by the EXIF orientation", "the label fits the upright image"
     ),
     "label_turned": Kind(
-        NOTE,
-        "label",
-        "turned with the image",
-        "it has the size of the image as stored, before the EXIF orientation turns it",
+        NOTE, "label", "turned with the image", "it fits the image as stored, before EXIF turns it"
     ),
     "exif_unclear": Kind(
         WARNING,
         "image",
-        "that the EXIF orientation turns without changing the size; the label is taken as drawn on "
-        "the turned image",
-        "look at these pictures in the report, and remove the EXIF orientation of an image whose "
-        "label lies wrong",
+        "of the same size before and after its EXIF orientation",
+        "the label is taken as drawn on the turned image: look at it in the report, and remove the "
+        "orientation where it lies wrong",
     ),
     "frames": Kind(
         NOTE, "image", "with several frames", "only the first is read: store others as images"
