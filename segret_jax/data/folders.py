@@ -93,22 +93,14 @@ def _list_both(spec: DatasetSpec, layout: Layout, top: Path, split: str) -> tupl
     So x_mask.png beside x.png is a label and no image, and x_labelTrainIds.png beside x.png is no
     label of the layout that reads *.png.
     """
-    image_kinds, label_kinds = (
-        {
-            (top / getattr(one, kind).format(split=one.splits[split]), getattr(one, suffix).lower())
-            for one in spec.layouts
-        }
-        for kind, suffix in (("images", "image_suffix"), ("labels", "label_suffix"))
-    )
-    folder = layout.splits[split]
-    return (
-        list_files(top / layout.images.format(split=folder), layout.image_suffix, label_kinds),
-        list_files(
-            top / layout.labels.format(split=folder),
-            layout.label_suffix,
-            image_kinds | label_kinds,
-        ),
-    )
+
+    def places(one: Layout) -> tuple[tuple[Path, str], tuple[Path, str]]:
+        images, labels = (top / f.format(split=one.splits[split]) for f in (one.images, one.labels))
+        return (images, one.image_suffix), (labels, one.label_suffix)
+
+    image, label = places(layout)
+    all_images, all_labels = map(set, zip(*map(places, spec.layouts), strict=True))
+    return list_files(*image, all_labels), list_files(*label, all_images | all_labels)
 
 
 def _same_files(images: Files, labels: Files) -> bool:

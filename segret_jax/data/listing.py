@@ -43,7 +43,7 @@ def list_files(folder: Path, suffix: str, kinds: set[tuple[Path, str]]) -> Files
     their suffix alone.
     """
     own = suffix.lower()
-    suffixes = {own, *(other for where, other in kinds if where == folder)}
+    suffixes = {own, *(other.lower() for where, other in kinds if where == folder)}
     by_name: dict[str, str] = {}
     not_read = []
     for file, exists in _walk(folder):

@@ -88,17 +88,12 @@ def random_resize(
 
 
 def random_crop(
-    image: Image,
-    label: Label,
-    rng: Generator,
-    *,
-    size: Size,
-    max_class_share: float = MAX_CLASS_SHARE,
+    image: Image, label: Label, rng: Generator, *, size: Size
 ) -> tuple[NewImage, NewLabel]:
     """Cut out a window of at most `size`, never padded, at an offset uniform among all.
 
     An offset is redrawn while the window has fewer than two classes, or one that covers
-    `max_class_share` or more of its labeled pixels; the tenth redraw is taken unseen.
+    `MAX_CLASS_SHARE` or more of its labeled pixels; the tenth redraw is taken unseen.
     """
     for redraws_left in reversed(range(CROP_REDRAWS + 1)):
         top, left = (
@@ -106,15 +101,15 @@ def random_crop(
             for side, crop in zip(label.shape, size, strict=True)
         )
         window = np.s_[top : top + size[0], left : left + size[1]]
-        if redraws_left == 0 or _is_varied(label[window], max_class_share):
+        if redraws_left == 0 or _is_varied(label[window]):
             break
     return image[window], label[window]
 
 
-def _is_varied(label: Label, max_class_share: float) -> bool:
+def _is_varied(label: Label) -> bool:
     # In float32, exact up to 2^24 pixels per class; np.bincount takes four times as long.
     counts = cv2.calcHist([label], [0], None, [IGNORE], [0, IGNORE]).astype(np.int64)
-    return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < max_class_share)
+    return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < MAX_CLASS_SHARE)
 
 
 def random_flip(image: Image, label: Label, rng: Generator) -> tuple[Image, Label]:

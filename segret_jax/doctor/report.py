@@ -112,25 +112,28 @@ def _row(cells: Iterable[str], tag: str = "td") -> str:
     return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>"
 
 
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    return f"<table>{_row(header, 'th')}{''.join(map(_row, rows))}</table>"
+
+
 def _splits(scans: dict[str, SplitScan]) -> str:
-    rows = [_row(("split", "layout", "pairs", "pixels", "ignored", "outside the table"), "th")]
+    rows = []
     for split, scan in scans.items():
         layout = f"{scan.source.layout.name}: {scan.source.layout.describe(split)}"
         shares = (f"{scan.share(meaning):.2%}" for meaning in (IGNORE, STRAY))
-        rows.append(
-            _row((split, escape(layout), str(len(scan.source)), f"{scan.stored.sum():,}", *shares))
-        )
-    return f"<table>{''.join(rows)}</table>"
+        pairs, pixels = str(len(scan.source)), f"{scan.stored.sum():,}"
+        rows.append((split, escape(layout), pairs, pixels, *shares))
+    return _table(("split", "layout", "pairs", "pixels", "ignored", "outside the table"), rows)
 
 
 def _findings(findings: Sequence[Finding]) -> str:
     if not findings:
         return "<p>Nothing was found.</p>"
-    rows = [_row(("severity", "split", "finding"), "th")]
-    for finding in findings:
-        severity = f"<b class='{finding.severity}'>{finding.severity}</b>"
-        rows.append(_row((severity, finding.split, escape(finding.message) + _places(finding))))
-    return f"<table>{''.join(rows)}</table>"
+    rows = [
+        (f"<b class='{f.severity}'>{f.severity}</b>", f.split, escape(f.message) + _places(f))
+        for f in findings
+    ]
+    return _table(("severity", "split", "finding"), rows)
 
 
 def _places(finding: Finding) -> str:
