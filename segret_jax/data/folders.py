@@ -130,30 +130,23 @@ def _lack(found: list[FilePairs]) -> str:
 
 def hints(pairs: FilePairs) -> str:
     """Say in brackets what lies there in place of the files that are missing, and what to do."""
-    return image_hint(pairs) + label_hint(pairs)
+    return hint(pairs, "image") + hint(pairs, "label")
 
 
-def image_hint(pairs: FilePairs) -> str:
-    """Say what lies in the place of the images of `without_image`."""
-    spare = [pairs.images.by_name[name] for name in pairs.without_label]
-    return _hint(pairs, pairs.images, pairs.without_image, spare, "image_suffix")
-
-
-def label_hint(pairs: FilePairs) -> str:
-    """Say what lies in the place of the labels of `without_label`."""
-    spare = [pairs.labels.by_name[name] for name in pairs.without_image]
-    return _hint(pairs, pairs.labels, pairs.without_label, spare, "label_suffix")
-
-
-def _hint(pairs: FilePairs, files: Files, missing: list[str], spare: list[str], key: str) -> str:
+def hint(pairs: FilePairs, kind: str) -> str:
+    """Say it of one kind of files, "image" or "label"."""
+    files, missing, spare = pairs.images, pairs.without_image, pairs.without_label
+    if kind == "label":
+        files, missing, spare = pairs.labels, pairs.without_label, pairs.without_image
     if not (missing or pairs.names or files.by_name):  # neither kind is there
         missing = [file[: file.rfind(".")] for file in files.not_read]
+    others = [*files.not_read, *(files.by_name[name] for name in spare)]
     texts = []
-    for ending, there in _by_ending({*missing}, [*files.not_read, *spare]).items():
+    for ending, there in _by_ending({*missing}, others).items():
         if ending.lower() == files.suffix.lower():
             texts.append(f"links to files that do not exist: {some(there)}")
         elif pairs.spec.json_file or _stem(ending) == _stem(files.suffix):
-            action = _action(pairs, files.suffix, ending, len(there), key)
+            action = _action(pairs, files.suffix, ending, len(there), f"{kind}_suffix")
             texts.append(
                 f"{counted(len(there), f'{ending} file')} there ({some(there)}), but only "
                 f"*{files.suffix} is read: {action}"

@@ -7,11 +7,6 @@ from segret_jax.errors import InputError
 _START = b"version https://git-lfs"
 
 
-def is_pointer(content: bytes) -> bool:
-    """Return whether a file's content, or its first bytes, are those of a pointer."""
-    return content.startswith(_START)
-
-
 def refuse_pointer(file: str | Path | bytes, where: str) -> None:
     """Raise InputError if a file, or its content that lies at `where`, is a pointer."""
     if isinstance(file, bytes):
@@ -19,7 +14,7 @@ def refuse_pointer(file: str | Path | bytes, where: str) -> None:
     else:
         with open(file, "rb") as stream:
             content = stream.read(len(_START))
-    if is_pointer(content):
+    if content.startswith(_START):
         raise InputError(
             f"{where} is a Git LFS pointer and not the file itself; run `git lfs pull` in its "
             "repository"

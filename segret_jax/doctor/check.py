@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from segret_jax.data.folders import FilePairs, counted, find_pairs, image_hint, label_hint
+from segret_jax.data.folders import FilePairs, counted, find_pairs, hint
 from segret_jax.data.layouts import SPLITS, DatasetSpec
 from segret_jax.data.listing import pictures_not_read
 from segret_jax.data.shards.prepared import open_files
@@ -81,13 +81,14 @@ def _open_split(
 
 
 def _unpaired(pairs: FilePairs, split: str) -> Iterator[Finding]:
-    for this, names, other, files, hint in (
-        ("image", pairs.without_label, "label", pairs.labels, label_hint(pairs)),
-        ("label", pairs.without_image, "image", pairs.images, image_hint(pairs)),
+    for this, names, other, files in (
+        ("image", pairs.without_label, "label", pairs.labels),
+        ("label", pairs.without_image, "image", pairs.images),
     ):
         if names:
-            text = f"{counted(len(names), this)} without {other} in {files.folder}{hint}; add the "
-            yield Finding(ERROR, f"{text}{other} or remove the {this}", split, tuple(names))
+            text = f"{counted(len(names), this)} without {other} in {files.folder}"
+            remedy = f"{hint(pairs, other)}; add the {other} or remove the {this}"
+            yield Finding(ERROR, text + remedy, split, tuple(names))
 
 
 def _not_read(pairs: FilePairs, split: str) -> list[Finding]:

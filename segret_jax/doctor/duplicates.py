@@ -3,7 +3,6 @@
 from collections import defaultdict
 
 import numpy as np
-from jaxtyping import UInt64
 
 from segret_jax.doctor.examine import Examined
 
@@ -34,7 +33,7 @@ def shared(
 
 
 def _look_alike(some: list[Examined], others: list[Examined]) -> list[tuple[str, str]]:
-    hashes, against = _hashes(some), _hashes(others)
+    hashes, against = (np.array([e.dhash for e in group], np.uint64) for group in (some, others))
     found = []
     for start in range(0, len(hashes), 64):  # so many rows at a time: little memory
         differing = np.bitwise_count(hashes[start : start + 64, None] ^ against)
@@ -46,7 +45,3 @@ def _look_alike(some: list[Examined], others: list[Examined]) -> list[tuple[str,
 def _telling(examined: list[Examined]) -> list[Examined]:
     """Leave out images so plain that any two of them have nearly the same hash."""
     return [e for e in examined if e.digest and PLAIN <= e.dhash.bit_count() <= 64 - PLAIN]
-
-
-def _hashes(examined: list[Examined]) -> UInt64[np.ndarray, "_"]:
-    return np.array([one.dhash for one in examined], np.uint64)

@@ -4,6 +4,7 @@ import http.server
 import logging
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,13 +140,13 @@ def test_another_dataset_at_the_place_is_not_overwritten(prepared: Path) -> None
         prepare(CAMVID, prepared, URL, shards=2)
 
 
-def test_a_backend_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacking(url: str) -> None:
-        raise ImportError("Install s3fs to access S3")
-
-    monkeypatch.setattr(fsspec, "url_to_fs", lacking)
-    with pytest.raises(InputError, match="s3://bucket needs s3fs: pip install s3fs"):
-        open_files(CAMVID, "s3://bucket", "training")
+@pytest.mark.parametrize(("kind", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
+def test_a_backend_that_is_not_installed_is_named(
+    kind: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=f"{kind}://bucket cannot be opened: .*nstall {package}"):
+        open_files(CAMVID, f"{kind}://bucket", "training")
 
 
 def test_an_unknown_kind_of_url_is_named() -> None:

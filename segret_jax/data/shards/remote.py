@@ -25,7 +25,6 @@ from segret_jax.data.shards.manifest import (
 from segret_jax.errors import InputError
 from segret_jax.files import write_whole
 
-_BACKENDS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}
 _BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
 
@@ -109,13 +108,9 @@ def upload(folder: Path, manifest: Manifest, url: str) -> None:
 
 
 def _store(url: str) -> Any:
-    protocol = url.split("://")[0]
     try:
         return fsspec.url_to_fs(url)[0]
-    except ImportError as error:
-        package = _BACKENDS.get(protocol, f"what fsspec needs for {protocol}://")
-        raise InputError(f"{url} needs {package}: pip install {package}") from error
-    except ValueError as error:
+    except (ImportError, ValueError) as error:  # fsspec's names the package that is not installed
         raise InputError(f"{url} cannot be opened: {error}") from error
 
 
