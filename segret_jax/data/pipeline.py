@@ -49,13 +49,9 @@ def open_source(config: DataConfig, split: str) -> Source:
     cannot mean what the class table says.
     """
     if config.dataset == SYNTHETIC:
-        count = {
-            "training": config.synthetic_train,
-            "validation": config.synthetic_validation,
-        }[split]
-        return SyntheticSource(
-            seed=SPLIT_SEEDS[split], num_images=count, size=config.synthetic_size
-        )
+        counts = {"training": config.synthetic_train, "validation": config.synthetic_validation}
+        seed, size = SPLIT_SEEDS[split], config.synthetic_size
+        return SyntheticSource(seed=seed, num_images=counts[split], size=size)
     spec = get_dataset(config.dataset)
     source = open_files(spec, config.root or f"data/{spec.name}", split)
     quick_check(source)

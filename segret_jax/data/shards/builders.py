@@ -9,7 +9,7 @@ import io
 import os
 import tempfile
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from itertools import islice, pairwise
 from typing import Any
 
@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from segret_jax.data.prefetch import prefetch
+from segret_jax.data.ahead import work_ahead
 from segret_jax.data.shards.manifest import VERSION
 from segret_jax.data.sources import Record, RecordSource
 
@@ -54,10 +54,20 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self.sources}
 
     def _generate_examples(self, split: str) -> Generator[tuple[int, dict[str, Any]]]:
-        sizes = self.sizes[split] = []
-        for index, (record, size) in enumerate(checked(self.sources[split], split)):
+        """Yield the examples in order, decoded ahead by a few threads, and note their sizes."""
+        source, sizes = self.sources[split], self.sizes.setdefault(split, [])
+
+        def read(index: int) -> tuple[dict[str, Any], tuple[int, int]]:
+            record = source.record(index)
+            height, width = source.decode(record)["label"].shape
+            return pack(record), (height, width)
+
+        workers = os.cpu_count() or 1
+        results = work_ahead(read, range(len(source)), workers=workers, ahead=4 * workers)
+        progress = tqdm(results, split, len(source), unit="pair", dynamic_ncols=True)
+        for index, (example, size) in enumerate(progress):
             sizes.append(size)
-            yield index, pack(record)
+            yield index, example
 
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
         """Write the shards of all splits one after another, in the order of the sources.
@@ -87,19 +97,6 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.SplitInfo(
             name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template
         )
-
-
-def checked(source: RecordSource, split: str) -> Iterator[tuple[Record, tuple[int, int]]]:
-    """Yield each record with its image's size, in order, decoded ahead by a few threads."""
-
-    def read(index: int) -> tuple[Record, tuple[int, int]]:
-        record = source.record(index)
-        height, width = source.decode(record)["label"].shape
-        return record, (height, width)
-
-    workers = os.cpu_count() or 1
-    results = prefetch(read, range(len(source)), workers=workers, ahead=4 * workers)
-    yield from tqdm(results, split, len(source), unit="pair", dynamic_ncols=True)
 
 
 def checksum(name: bytes, image: bytes, label: bytes) -> int:
