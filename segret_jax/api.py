@@ -46,14 +46,14 @@ class Model:
         """Return the class scores before the softmax, at stride 4: h = ⌈⌈H/2⌉/2⌉.
 
         A classifier's are [b, k].
-        `images` are RGB: uint8 of 0 to 255, normalised here, or float32 already normalised by
+        `images` are RGB: uint8 of 0 to 255, normalized here, or float32 already normalized by
         `normalization.MEAN` and `STD`. They are not resized. Each new shape compiles once.
         """
         usable = images.ndim == 4 and images.size and images.shape[-1] == 3
         if not usable or images.dtype not in (np.uint8, np.float32):
             raise InputError(
                 f"images are {images.dtype} of {images.shape}; give [b, H, W, 3], uint8 or "
-                "normalised float32"
+                "normalized float32"
             )
         return self._network(self.bundle.variables, images)
 

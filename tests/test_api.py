@@ -23,7 +23,7 @@ from segret_jax.data.transforms import normalize
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle
-from tests.weights import outputs_of, random_model, saved_model, table_of
+from tests.weights import model_outputs, random_model, saved_model, table_of
 
 NUM_CLASSES = 5
 ROOT = Path(__file__).parents[1]
@@ -38,16 +38,16 @@ def photograph(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def test_logits_are_those_of_the_normalised_images(tmp_path):
+def test_logits_are_those_of_the_normalized_images(tmp_path):
     parts = saved_model(tmp_path / "weights", ModelConfig(), NUM_CLASSES)
     model = segret_jax.load(str(tmp_path / "weights"))
     images = photograph(2, 40, 56, 3)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
-    normalised = ((images - mean) / std).astype(np.float32)
-    expected = outputs_of(parts, normalised)
+    normalized = ((images - mean) / std).astype(np.float32)
+    expected = model_outputs(parts, normalized)
     assert model.classes.class_names == table_of(NUM_CLASSES).class_names
     assert model.config == Config(model=ModelConfig())
-    for given in (images, normalised):
+    for given in (images, normalized):
         logits = model.logits(given)
         assert logits.shape == (2, 10, 14, NUM_CLASSES)
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
@@ -166,7 +166,7 @@ def test_a_classifier_has_logits_alone(tmp_path):
     parts = saved_model(tmp_path / "rmt", ModelConfig(task="classification"), 7)
     model = segret_jax.load(tmp_path / "rmt")
     image = photograph(32, 64, 3)
-    expected = outputs_of(parts, normalize(image)[None])
+    expected = model_outputs(parts, normalize(image)[None])
     np.testing.assert_allclose(model.logits(image[None]), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(InputError, match="the classifier rmt_tiny, which does not segment"):
         model.predict(image)

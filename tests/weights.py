@@ -59,8 +59,8 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def plan_outputs(parts: ModelBundle, images: np.ndarray) -> np.ndarray:
-    """Return the model's output of normalised `images` [b, H, W, 3]."""
+def model_outputs(parts: ModelBundle, images: np.ndarray) -> np.ndarray:
+    """Return the model's output of normalized `images` [b, H, W, 3]."""
     network = jax.jit(lambda variables, x: nnx.merge(parts[0], *variables)(x))
     return np.asarray(network(parts[1:], images))
 

@@ -1,7 +1,7 @@
 """Processes that compile at the same time and are timed one at a time, within a bounded time.
 
 A process that has compiled all its programs prints "ready" and waits for "go". While it is timed
-every other process is stopped (SIGSTOP), so that nothing compiles; afterwards they go on. At the
+every other process is stopped (SIGSTOP), so that nothing compiles; afterward they go on. At the
 deadline all are killed: what they found is in the results file already.
 """
 

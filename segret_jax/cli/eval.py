@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         announce=print if processes.is_primary() else None,
         on_prediction=on_prediction,
     )
-    assert result is not None  # it was not cancelled
+    assert result is not None  # it was not canceled
     if not processes.is_primary():
         return
     file = results.save(  # before a print, which may fail: the pipe closed, a name not ASCII

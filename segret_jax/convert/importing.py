@@ -41,7 +41,7 @@ class Imported:
     """A model out of a PyTorch file: nested dicts of float32 arrays, and what became of the file.
 
     `leaves` has the path and the PyTorch shape of each leaf by its PyTorch name. `dropped` and
-    `initialised` are names with reasons: tensors that were not used, leaves that keep their
+    `initialized` are names with reasons: tensors that were not used, leaves that keep their
     initial value. `unused` are the dropped tensors that the way back cannot compute as well.
     """
 
@@ -50,7 +50,7 @@ class Imported:
     batch_stats: Any
     leaves: Leaves
     dropped: dict[str, str]
-    initialised: dict[str, str]
+    initialized: dict[str, str]
     unused: dict[str, np.ndarray]
 
 
@@ -80,11 +80,11 @@ def import_tensors(
     unfit = {name: fault for name, fault in unfit.items() if fault}
     allowed = allowed_reasons([*missing, *unfit, *surplus], patterns, known)
     _refuse(missing, unfit, surplus, allowed, found)
-    initialised = {name: allowed[name] for name in [*missing, *unfit]}
-    if initialised:
+    initialized = {name: allowed[name] for name in [*missing, *unfit]}
+    if initialized:
         bundle = build(found.model, found.num_classes, seed=0)
     params, batch_stats = (
-        _filled(tree, tensors, found, skip=initialised) for tree in bundle.variables
+        _filled(tree, tensors, found, skip=initialized) for tree in bundle.variables
     )
     return Imported(
         recognized=found,
@@ -92,7 +92,7 @@ def import_tensors(
         batch_stats=batch_stats,
         leaves=leaves,
         dropped=known | {name: allowed[name] for name in [*unfit, *surplus]},
-        initialised=initialised,
+        initialized=initialized,
         unused={n: tensors[n] for n in known if _is_needed_back(n, tensors[n])},
     )
 

@@ -29,7 +29,7 @@ def make_report(
 ) -> dict[str, Any]:
     """Return what became of a file, as plain values for JSON; `notes` are of the classes."""
     found, leaves = imported.recognized, imported.leaves
-    mapped = {name: leaf for name, leaf in leaves.items() if name not in imported.initialised}
+    mapped = {name: leaf for name, leaf in leaves.items() if name not in imported.initialized}
     numbers, filled = (
         sum(math.prod(shape) for _, shape in part.values()) for part in (leaves, mapped)
     )
@@ -58,7 +58,7 @@ def make_report(
             for name, (path, shape) in mapped.items()
         },
         "dropped": imported.dropped | dict.fromkeys(file.beside, BESIDE),
-        "initialised": imported.initialised,
+        "initialized": imported.initialized,
         "allow": list(allow),
         "metadata": file.metadata,
     }
@@ -78,7 +78,7 @@ def summary(report: dict[str, Any]) -> str:
     ]
     if casts := [f"{n} of {dtype}" for dtype, n in report["dtypes"].items() if dtype != "float32"]:
         lines.append(f"converted to float32: {', '.join(casts)}")
-    for what in ("dropped", "initialised"):
+    for what in ("dropped", "initialized"):
         lines += _grouped(what, report[what])
     if report["metadata"]:
         text = ", ".join(f"{key}: {value}" for key, value in report["metadata"].items())

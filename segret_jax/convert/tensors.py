@@ -196,7 +196,7 @@ def _arrays(tensors: dict[str, Tensor], read: Callable[[Storage], bytes]) -> dic
     data = {key: read(storage) for key, storage in storages.items()}
     if any(len(data[t.storage.key]) < t.storage.nbytes for t in tensors.values()):
         raise ValueError("a storage is shorter than its tensors say")
-    claim_workdir = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
-    if claim_workdir > MAX_SHARING * sum(map(len, data.values())):
+    claimed = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
+    if claimed > MAX_SHARING * sum(map(len, data.values())):
         raise InputError(f"has many tensors that share one memory; {RESAVE}")
     return {name: tensor.array(data[tensor.storage.key]) for name, tensor in tensors.items()}

@@ -24,7 +24,7 @@ from segret_jax.visualize.text import (
     text_width,
 )
 
-RIGHT, WRONG = (8, 69, 148), (165, 15, 21)  # colours of 100 %
+RIGHT, WRONG = (8, 69, 148), (165, 15, 21)  # colors of 100 %
 NO_LABEL = (225, 225, 225)
 LINE = (235, 235, 235)
 SCALE = (0, 1, 5, 10, 25, 50, 75, 100)  # of the key, per cent
@@ -60,9 +60,9 @@ def most_confused(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) 
 
 
 def picture(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> RGB:
-    """Draw each row's shares: blue where right, red where wrong, grey without any label.
+    """Draw each row's shares: blue where right, red where wrong, gray without any label.
 
-    The colour goes with the square root of the share, so that few per cent are seen.
+    The color goes with the square root of the share, so that few per cent are seen.
     """
     cell = int(np.clip(ROOM // len(counts), *CELLS))
     size = min(FONT_SIZE, cell - 2)
@@ -79,7 +79,7 @@ def picture(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> RGB
         np.concatenate([left, cells, right], axis=1),
         np.pad(bottom, beside, constant_values=255),
     ]
-    above = ["Rows: label (grey: none). Columns: prediction. Share of the row's pixels:"]
+    above = ["Rows: label (gray: none). Columns: prediction. Share of the row's pixels:"]
     below = ["Most confused:", *most_confused(counts, words)]
     return _stack([_lines(above), _key(), np.concatenate(matrix), _lines(below)])
 

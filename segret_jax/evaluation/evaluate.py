@@ -32,7 +32,7 @@ class Result:
     metrics: Metrics
     num_images: int
     num_ties: int
-    """Labelled pixels where two classes are as good: what another batch size may turn over."""
+    """Labeled pixels where two classes are as good: what another batch size may turn over."""
     confusion: ConfusionAccumulator
     pictures: list[Picture] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -80,13 +80,13 @@ def evaluate(
     skip_faulty: bool = False,
     announce: Callable[[str], None] | None = None,
     on_prediction: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
+    canceled: Callable[[], bool] = lambda: False,
 ) -> Result | None:
     """Predict every image at its own size and compare with the untouched label.
 
     A faulty image raises InputError, or with `skip_faulty` is left out and named in the result.
     `announce` is told before the start what will be needed. `on_prediction(name, image, pred)`
-    sees each, in the order of the plan; None is returned once `cancelled()`.
+    sees each, in the order of the plan; None is returned once `canceled()`.
 
     Of several processes each predicts a share of the images, and all return the scores of all; the
     pictures are of a process's own share, as is what `on_prediction` sees.
@@ -111,7 +111,7 @@ def evaluate(
         disable=not processes.is_primary(),
     )  # fmt: skip
     for done in bar:
-        if stopped := cancelled():
+        if stopped := canceled():
             break
         image, label, pred = done.sample["image"], done.sample["label"], done.prediction.label_map
         num_ties += int((done.prediction.tied & (label != IGNORE)).sum())
@@ -145,7 +145,7 @@ def _result_of_all(
 
 
 def _spread(share: range, count: int) -> set[int]:
-    """Choose images from all over the set: neighbours in a video look alike."""
+    """Choose images from all over the set: neighbors in a video look alike."""
     if not share:
         return set()
     return {share[i] for i in np.linspace(0, len(share) - 1, count).astype(int)}

@@ -117,7 +117,7 @@ class Predictor:
     def network_input(
         self, image: UInt8[np.ndarray, "h w 3"]
     ) -> Float32[np.ndarray, "new_h new_w 3"]:
-        """Return the resized and normalised image that the network sees at scale 1."""
+        """Return the resized and normalized image that the network sees at scale 1."""
         return normalize(self._resized(image, 1.0))
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
@@ -285,7 +285,7 @@ def _best(
     """
     scores = views[0] if len(views) == 1 else _average(views)
     top = scores.max(-1, keepdims=True)
-    # On CPU a third of the time of argmax, which XLA does not vectorise.
+    # On CPU a third of the time of argmax, which XLA does not vectorize.
     classes = jnp.arange(scores.shape[-1], dtype=jnp.float32)
     first = jnp.where(scores == top, classes, float(NOT_A_NUMBER)).min(-1)
     close = scores >= top - TIE * jnp.maximum(jnp.abs(top), 1)

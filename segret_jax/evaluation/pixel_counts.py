@@ -1,4 +1,4 @@
-"""PixelCounts in pixels, the integers that every score is made of, and the bootstrap over images."""
+"""Counts of pixels, the integers that every score is made of, and the bootstrap over images."""
 
 from dataclasses import dataclass
 
@@ -72,7 +72,7 @@ def resampled_mean_iou(images: PixelCounts, *, seed: int = 0) -> Float64[np.ndar
 def interval(samples: Float64[np.ndarray, " resamples"]) -> tuple[float, float]:
     """Return the middle 95 % of the samples (percentile bootstrap); nan if there are none.
 
-    It answers how far the score would move had other images of the same kind been labelled. It
+    It answers how far the score would move had other images of the same kind been labeled. It
     knows nothing of other trainings of the model, it is too narrow where images are not
     independent (frames of a video), and a rough guide below some 50 images or where a class
     occurs in a few of them only.

@@ -33,7 +33,7 @@ def _count(labels: np.ndarray, sizes: np.ndarray) -> Int64[np.ndarray, "3 256"]:
 def component_sizes(labels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     """Return for each pixel which of `SIZES` the component has that it belongs to.
 
-    Neighbours of one class are connected, diagonal ones too. Pixels of 255 are 0.
+    Neighbors of one class are connected, diagonal ones too. Pixels of 255 are 0.
     """
     sizes = np.zeros(labels.shape, np.uint8)
     for class_id in np.flatnonzero(np.bincount(labels.ravel(), minlength=IGNORE)[:IGNORE]):

@@ -50,7 +50,7 @@ class Tile(NamedTuple):
 
 
 def bilinear_matrix(num_out: int, num_in: int) -> InterpolationMatrix:
-    """Return the resize of `num_in` values to `num_out`: half-pixel centres, no antialiasing."""
+    """Return the resize of `num_in` values to `num_out`: half-pixel centers, no antialiasing."""
     source = np.clip((np.arange(num_out) + 0.5) * num_in / num_out - 0.5, 0, num_in - 1)
     low = np.floor(source).astype(np.int64)
     high = np.minimum(low + 1, num_in - 1)

@@ -51,7 +51,7 @@ def uniform_init(fan_in: int) -> nnx.Initializer:
 def _host_generator(key: Array) -> np.random.Generator:
     """Draw initial weights with NumPy: XLA would compile a sampler for each shape, 8 s for tiny.
 
-    While tracing (`eval_shape`) the initialisers above draw with JAX instead.
+    While tracing (`eval_shape`) the initializers above draw with JAX instead.
     """
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
@@ -111,7 +111,7 @@ class LayerNorm(nnx.LayerNorm):
 class BatchNorm(nnx.Module):
     """Batch norm whose running variance is the *unbiased* one, as PyTorch's.
 
-    The batch is normalised by its biased variance; running ← 0.9·running + 0.1·batch. Under a
+    The batch is normalized by its biased variance; running ← 0.9·running + 0.1·batch. Under a
     `jit` whose batch is sharded over devices the means below are over the global batch, which is
     what SyncBN computes. Statistics are float32 whatever the compute dtype.
     """
@@ -310,7 +310,7 @@ def _drop(x: Array, rate: Rate, shape: tuple[int, ...], keys: SampleKeys) -> Arr
 def resize_bilinear(
     x: Float[Array, "b h w c"], size: tuple[int, int]
 ) -> Float[Array, "b new_h new_w c"]:
-    """Resize with half-pixel centres and, unlike `jax.image.resize` alone, no antialiasing."""
+    """Resize with half-pixel centers and, unlike `jax.image.resize` alone, no antialiasing."""
     shape = (x.shape[0], *size, x.shape[-1])
     return x if x.shape == shape else jax.image.resize(x, shape, "bilinear", antialias=False)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C signal_listener at once, also while native code keeps Python's signal handlers from running."""
+"""Ctrl-C is answered at once, also while native code keeps Python's signal handlers waiting."""
 
 import multiprocessing
 import os
@@ -63,7 +63,7 @@ def interrupt_once() -> Iterator[threading.Event]:
 
     Where native code keeps the first from being raised for a while, such as a compilation, a line
     says so. A KeyboardInterrupt while another one unwinds the stack would print tracebacks. Yields
-    what is set once it is raised: libraries may turn it into another exception. Afterwards Ctrl-C
+    what is set once it is raised: libraries may turn it into another exception. Afterward Ctrl-C
     ends the process without a word, since Python's own end would print a traceback, too.
     """
     presses, is_raised = InterruptCounter(), threading.Event()

@@ -31,7 +31,7 @@ AFTER_STEP = "stopping after this step, saving"
 class StopRequest:
     """Ctrl-C and SIGTERM ask for a clean stop after the current step; a second Ctrl-C quits.
 
-    Each is signal_listener with a line at once, even while XLA compiles. `on_quit` is called last.
+    Each is answered with a line at once, even while XLA compiles. `on_quit` is called last.
     """
 
     def __init__(self, mesh: Mesh, workdir: Path) -> None:
@@ -61,7 +61,7 @@ class StopRequest:
     @contextmanager
     def cancels(self, what: str) -> Iterator[None]:
         """Say that a stop cancels `what`, where it comes inside."""
-        self._effect = f"cancelling {what}"
+        self._effect = f"canceling {what}"
         try:
             yield
         finally:

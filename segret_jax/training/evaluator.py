@@ -42,7 +42,7 @@ class Evaluator:
         self.graph, self.mesh, self.logger = graph, mesh, logger
 
     def score(
-        self, state: TrainState, *, again: bool, cancelled: Callable[[], bool]
+        self, state: TrainState, *, again: bool, canceled: Callable[[], bool]
     ) -> Result | None:
         """Evaluate, write scores and picture; None if any process was told to stop meanwhile.
 
@@ -57,7 +57,7 @@ class Evaluator:
             self.table,
             num_pictures=self.config.eval.pictures,
             skip_faulty=self.config.data.on_error == "skip",
-            cancelled=cancelled,
+            canceled=canceled,
         )
         if result is None:
             return None

@@ -166,7 +166,7 @@ def abstract_state(
 def longer_schedule(workdir: Path, config: Config) -> tuple[str, ...]:
     """Say which schedule is followed if `config` has more steps than the run in `workdir` had.
 
-    To be asked before the folder is claim_workdir, which saves the new config.
+    To be asked before the folder is claimed, which saves the new config.
     """
     saved, start = workdir / "config.json", newest_step(workdir)
     if not (start and saved.is_file()):

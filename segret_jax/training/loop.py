@@ -251,7 +251,7 @@ def _save_and_evaluate(run: Run, state: TrainState) -> Result | None:
         run.logger.evaluating(),
         run.stop.cancels("the evaluation, which is made when the run goes on"),
     ):
-        result = run.evaluator.score(state, again=again, cancelled=lambda: run.stop.requested)
+        result = run.evaluator.score(state, again=again, canceled=lambda: run.stop.requested)
     if result and not again:
         with run.watchdog.phase("save"):
             run.checkpoints.add_score(step, result.metrics.mean_iou)

@@ -5,7 +5,7 @@ several such arrays are needed at once. Here they are made for some rows at a ti
 scalar, its gradient is known but for a factor: it is computed in the same pass, and nothing needs
 to be kept, or made again, for the backward one.
 
-The image is divided into cells. A cell lies between four neighbouring logits, or beside the outer
+The image is divided into cells. A cell lies between four neighboring logits, or beside the outer
 ones, and has slots for the label pixels in it; one without a pixel is ignored. Labels are usually
 four times as large as logits, and then a slot lies at the same place in every cell, so that
 resizing is a few sums of shifted arrays.
@@ -99,7 +99,7 @@ class _Axis(NamedTuple):
 
 
 def _axis(length: int, num_logits: int) -> _Axis:
-    """Divide an axis as the bilinear resize with half-pixel centres does.
+    """Divide an axis as the bilinear resize with half-pixel centers does.
 
     Pixel p of the label lies at (p + 1/2)·num_logits/length − 1/2, and cell c from c − 1 to c.
     """

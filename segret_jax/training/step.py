@@ -41,7 +41,7 @@ def make_train_step(
 
     With `config.accumulate` = a > 1 the batch is [a, b/a, ...], and the gradient the mean of those
     of its parts, one after another. That is the whole batch's gradient but for batch norm, which
-    normalises each part by its own statistics and moves the running ones a times, and for OHEM,
+    normalizes each part by its own statistics and moves the running ones a times, and for OHEM,
     which chooses within each part.
     """
     loss = loss_function(graph, config, regularize=regularize)
@@ -83,7 +83,7 @@ def compile_ahead(step: jax.stages.Wrapped, state: TrainState, batch: Any) -> ja
     """Compile a step for such arguments; JAX keeps it, so the first call does not compile again.
 
     Before and after, freed memory goes back to the system. Otherwise the peak of a run on CPU
-    would be the sum of what initialising, compiling and the steps take.
+    would be the sum of what initializing, compiling and the steps take.
     """
     trim_host_memory()
     compiled = step.lower(state, batch).compile()
@@ -96,7 +96,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
 
     On CPU: to order operations by the memory they need. By default it starts each as early as it
     can, so that what the backward pass makes again would lie there from the forward pass on. And to
-    analyse more closely what overwrites what, or it copies the whole state before it is updated.
+    analyze more closely what overwrites what, or it copies the whole state before it is updated.
     """
     if not _on_cpu(mesh):
         return {}

@@ -377,7 +377,7 @@ def test_as_a_program(command, message):
     assert re.fullmatch(f"{message}\n", done.stderr)
 
 
-def test_a_misspelt_key_in_a_config_file_is_named(tmp_path):
+def test_a_misspelled_key_in_a_config_file_is_named(tmp_path):
     file = tmp_path / "mine.py"
     head = "from segret_jax.config import Config\n\ndef get_config():\n    config = Config()\n"
     file.write_text(head + "    config.optim.learning_rat = 1.0\n    return config\n")

@@ -100,7 +100,7 @@ def test_the_report_is_printed_saved_and_kept_in_the_checkpoint(
         f"filled: {numbers - 19:,} of {numbers:,} numbers",
         f"converted to float32: {len(report['mapped'])} of float16",
         r"dropped: decode_head.extra: accepted by --allow 'head\\.extra$'",
-        r"initialised: decode_head.linear_pred.bias: accepted by --allow 'linear_pred\\.bias'",
+        r"initialized: decode_head.linear_pred.bias: accepted by --allow 'linear_pred\\.bias'",
         "metadata: epoch: 3",
     ):
         assert line in text, line
@@ -151,7 +151,7 @@ def test_the_summary_can_be_printed_whatever_the_file_says() -> None:
         "file": f"{bad}.npz", "format": "npz", "wrapper": bad, "other_wrappers": [bad],
         "sha256": "0" * 64, "family": "segret_tiny", "num_classes": 2, "classes": bad,
         "implies": [], "filled": 1, "numbers": 1, "filled_percent": 100.0, "mapped": {},
-        "dtypes": {}, "dropped": {bad: "reason"}, "initialised": {}, "metadata": {bad: bad},
+        "dtypes": {}, "dropped": {bad: "reason"}, "initialized": {}, "metadata": {bad: bad},
     }  # fmt: skip
     lines = summary(report).splitlines()
     assert len(lines) == 6

@@ -133,7 +133,7 @@ def test_the_number_of_classes_tells_the_dataset(count: int, dataset: str, first
     family = TorchModel(model=ModelConfig(), num_classes=count, prefix=True)
     name, table = choose_classes(family, "synthetic", given=False)
     assert (name, table.num_classes, table.class_names[0]) == (dataset, count, first)
-    if name == "synthetic":  # no dataset has 7 classes: names and colours are made up
+    if name == "synthetic":  # no dataset has 7 classes: names and colors are made up
         assert len({color.tobytes() for color in table.colors}) == count
     with pytest.raises(InputError, match=rf"'synthetic' with 8 classes, but .* a model of {count}"):
         choose_classes(family, "synthetic", given=True)

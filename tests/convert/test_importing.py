@@ -40,7 +40,7 @@ def test_every_tensor_is_used_or_dropped_for_a_reason() -> None:
     result = imported(tensors)
     assert result.leaves.keys() | result.dropped.keys() == tensors.keys()
     assert not result.leaves.keys() & result.dropped.keys()
-    assert not result.initialised
+    assert not result.initialized
     assert set(result.dropped.values()) == {
         "counter of PyTorch's batch norm, read by nothing",
         "constant, equal to what is computed here",
@@ -141,7 +141,7 @@ def test_what_is_allowed_keeps_its_initial_value_or_is_dropped_and_is_recorded()
     del tensors["decode_head.linear_pred.bias"]
     result = imported(tensors, "linear_pred", "extra$")
     reason = "accepted by --allow 'linear_pred'"
-    assert result.initialised == {
+    assert result.initialized == {
         "decode_head.linear_pred.weight": reason,
         "decode_head.linear_pred.bias": reason,
     }
@@ -179,6 +179,6 @@ def test_an_encoder_without_its_head_is_named_and_can_be_allowed() -> None:
     ):
         imported(encoder)
     result = imported(encoder, r"^(proj|norm|head)\.")
-    assert len(result.initialised) == 8
+    assert len(result.initialized) == 8
     expected = imported(tensors).params["encoder"]
     assert jax.tree.all(jax.tree.map(np.array_equal, result.params["encoder"], expected))

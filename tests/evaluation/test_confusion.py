@@ -50,7 +50,7 @@ def corners(picture: np.ndarray, num_classes: int) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("num_classes", [11, 19, 150])
-def test_cells_have_the_colour_of_their_share_in_the_order_of_the_matrix(num_classes):
+def test_cells_have_the_color_of_their_share_in_the_order_of_the_matrix(num_classes):
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 100, (num_classes, num_classes)) ** 3
     counts[1] = 0

@@ -210,12 +210,12 @@ def test_a_set_of_faulty_images_only_has_no_score():
     assert result.to_dict(TABLE)["mIoU"] is None
 
 
-def test_cancelled_between_images_there_is_no_result():
+def test_canceled_between_images_there_is_no_result():
     seen: list[str] = []
     result = run(
         Scenes(),
         on_prediction=lambda name, image, pred: seen.append(name),
-        cancelled=lambda: len(seen) == 2,
+        canceled=lambda: len(seen) == 2,
     )
     assert result is None
     assert len(set(seen)) == 2

@@ -132,7 +132,7 @@ def test_images_of_any_size_keep_it(small, size):
 
 
 def resized(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Interpolate linearly between pixel centres, along one axis after the other."""
+    """Interpolate linearly between pixel centers, along one axis after the other."""
     for axis, num_out in enumerate(size):
         old, new = ((np.arange(n) + 0.5) / n for n in (scores.shape[axis], num_out))
         scores = np.apply_along_axis(lambda v: np.interp(new, old, v), axis, scores)  # noqa: B023

@@ -67,7 +67,7 @@ def test_counts_equal_a_double_loop():
 def test_scores_of_a_case_done_by_hand():
     pred = as_uint8([[0, 0, 1, 1], [0, 2, 2, 2]])
     label = as_uint8([[0, 1, 1, 1], [0, 2, IGNORE, 1]])
-    # class 0: 2 common, 3 predicted, 2 labelled; 1: 2, 2, 4; 2: 1, 2 (one is ignored), 1
+    # class 0: 2 common, 3 predicted, 2 labeled; 1: 2, 2, 4; 2: 1, 2 (one is ignored), 1
     metrics = score([(pred, label)], 3)
     np.testing.assert_allclose(metrics.iou, [2 / 3, 2 / 4, 1 / 2])
     np.testing.assert_allclose(metrics.acc, [1, 2 / 4, 1])

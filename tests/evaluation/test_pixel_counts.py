@@ -1,4 +1,4 @@
-"""PixelCounts and the bootstrap against loops, and against what an interval must cover."""
+"""Counts of pixels and the bootstrap against loops, and against what an interval must cover."""
 
 import numpy as np
 import pytest

@@ -67,7 +67,7 @@ def test_limits_of_the_sizes(height, width, size):
     assert (sizes[labels == IGNORE] == 0).all()
 
 
-def test_diagonal_neighbours_are_one_object():
+def test_diagonal_neighbors_are_one_object():
     labels = np.zeros((64, 64), np.uint8)
     labels[:32, :31] = labels[32:, 31:] = 1  # 992 and 1056 pixels that touch at a corner
     assert (component_sizes(labels)[labels == 1] == MEDIUM).all()

@@ -30,7 +30,7 @@ def dense(taps: InterpolationMatrix, num_in: int) -> np.ndarray:
 
 
 def resized(values: np.ndarray, num_out: int) -> np.ndarray:
-    """Interpolate along the first axis between pixel centres, in a loop."""
+    """Interpolate along the first axis between pixel centers, in a loop."""
     out = []
     for i in range(num_out):
         x = min(max((i + 0.5) * len(values) / num_out - 0.5, 0), len(values) - 1)

@@ -182,15 +182,15 @@ def test_predict_writes_labels_and_overlays_of_the_pictures_size(workdir, tmp_pa
     exif[0x0112] = 6  # orientation: turn by 90 degrees to show
     photograph = Image.fromarray(rng.integers(0, 256, (30, 50, 3)).astype(np.uint8))
     photograph.save(pictures / "turned.jpg", exif=exif)
-    Image.fromarray(rng.integers(0, 256, (40, 60)).astype(np.uint8)).save(pictures / "grey.png")
+    Image.fromarray(rng.integers(0, 256, (40, 60)).astype(np.uint8)).save(pictures / "gray.png")
     (pictures / "notes.txt").touch()
 
     printed = run(predict_cli.main, pictures, "--checkpoint", workdir, "--out", out)
     assert f"2 segmented with {workdir / 'checkpoints'}" in printed
     assert sorted(path.name for path in out.iterdir()) == [
-        "grey_label.png", "grey_overlay.png", "turned_label.png", "turned_overlay.png",
+        "gray_label.png", "gray_overlay.png", "turned_label.png", "turned_overlay.png",
     ]  # fmt: skip
-    for name, (width, height) in {"turned": (30, 50), "grey": (60, 40)}.items():
+    for name, (width, height) in {"turned": (30, 50), "gray": (60, 40)}.items():
         with Image.open(out / f"{name}_label.png") as label:
             assert (label.size, label.mode) == ((width, height), "P")
             assert np.asarray(label).max() < 8

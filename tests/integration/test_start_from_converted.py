@@ -81,12 +81,12 @@ def begin(state: TrainState, batch: Any) -> None:
 
 
 @pytest.mark.usefixtures("mini")
-@pytest.mark.parametrize("flavour", [{}, COMPLETE], ids=["plain", "complete"])
+@pytest.mark.parametrize("flavor", [{}, COMPLETE], ids=["plain", "complete"])
 def test_the_first_step_has_the_exact_values_of_the_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    flavour: dict[str, bool],
+    flavor: dict[str, bool],
 ) -> None:
     tensors = random_tensors(10, **CLASSIFIER, token_head=True)
     write_tensors(tmp_path / "rmt.safetensors", tensors, {})
@@ -94,7 +94,7 @@ def test_the_first_step_has_the_exact_values_of_the_file(
     capsys.readouterr()
     config = Config(
         init_from=str(tmp_path / "rmt"),
-        model=segret(**flavour),
+        model=segret(**flavor),
         data=DataConfig(crop=(32, 32), synthetic_size=(32, 32), resize_base=(32, 32)),
         train=TrainConfig(steps=1, batch_size=2),
     )
@@ -109,7 +109,7 @@ def test_the_first_step_has_the_exact_values_of_the_file(
     encoder = encoder_of(tensors)
     convolutions = {name for name in encoder if "/ffn/dwconv/" in name}
     assert len(convolutions) == 8
-    assert found.keys() == decoder.keys() | encoder.keys() - (set() if flavour else convolutions)
+    assert found.keys() == decoder.keys() | encoder.keys() - (set() if flavor else convolutions)
     for name, leaf in found.items():
         expected = (decoder | encoder)[name]
         np.testing.assert_array_equal(leaf, expected, err_msg=name, strict=True)
@@ -117,8 +117,8 @@ def test_the_first_step_has_the_exact_values_of_the_file(
     said = capsys.readouterr().out
     assert f"started from the classifier {tmp_path / 'rmt'}: its encoder; the decoder" in said
     lost = "LEFT OUT of that encoder: the rotation of queries and keys and the FFN's convolutions"
-    assert (lost in said) == (not flavour)
+    assert (lost in said) == (not flavor)
     remedy = (
         "--config.model.settings.rotary=true --config.model.settings.ffn_conv=true would keep them"
     )
-    assert (remedy in said) == (not flavour)
+    assert (remedy in said) == (not flavor)

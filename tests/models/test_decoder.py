@@ -95,7 +95,7 @@ def test_fuse_before_upsampling_equals_fuse_of_the_concatenation():
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_zero_branch_contributes_exactly_zero_at_initialisation(train):
+def test_zero_branch_contributes_exactly_zero_at_initialization(train):
     model = decoder()
     for project, f in zip(model.projections, MAPS, strict=True):
         expected = jax.nn.relu(project.linear(f))

@@ -39,7 +39,7 @@ def scaled_batch_norm() -> BatchNorm:
     return norm
 
 
-def test_batch_norm_normalises_by_the_biased_and_keeps_the_unbiased_variance():
+def test_batch_norm_normalizes_by_the_biased_and_keeps_the_unbiased_variance():
     norm, x = scaled_batch_norm(), 2 + 3 * noise(2, 1, 2, 3)  # 4 values: n/(n − 1) is 1.33
     flat = x.reshape(-1, 3).astype(np.float64)
     mean, biased, unbiased = flat.mean(0), flat.var(0), flat.var(0, ddof=1)
@@ -153,10 +153,10 @@ def grouped(x: Any, kernel: Any) -> jax.Array:
 @pytest.mark.parametrize("image", [(7, 5), (6, 9), (1, 2)])
 def test_depthwise_conv_and_its_gradients_equal_the_grouped_convolution(size, image):
     x, kernel = jnp.asarray(noise(2, *image, 3)), jnp.asarray(noise(size, size, 3, seed=1))
-    towards = jnp.asarray(noise(2, *image, 3, seed=2))
+    toward = jnp.asarray(noise(2, *image, 3, seed=2))
     ours, pull = jax.vjp(depthwise_conv, x, kernel)
     theirs, pull_theirs = jax.vjp(grouped, x, kernel)
-    for a, b in zip((ours, *pull(towards)), (theirs, *pull_theirs(towards)), strict=True):
+    for a, b in zip((ours, *pull(toward)), (theirs, *pull_theirs(toward)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -173,7 +173,7 @@ def test_depthwise_conv_in_bfloat16():
 
 
 def bilinear(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Half-pixel centres, edges clamped, two neighbours per axis whatever the scale."""
+    """Half-pixel centers, edges clamped, two neighbors per axis whatever the scale."""
     for axis, new in zip((1, 2), size, strict=True):
         old = x.shape[axis]
         at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
@@ -185,7 +185,7 @@ def bilinear(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(3, 4), (4, 2), (23, 31), (12, 5), (8, 11)])
-def test_resize_has_half_pixel_centres_and_no_antialiasing(size):
+def test_resize_has_half_pixel_centers_and_no_antialiasing(size):
     x = noise(2, 8, 11, 3)
     np.testing.assert_allclose(resize_bilinear(jnp.asarray(x), size), bilinear(x, size), atol=1e-5)
 
@@ -215,7 +215,7 @@ def test_drops_whole_units_at_the_rate_and_scales_the_others(drop, axes):
 
 
 @pytest.mark.parametrize("traced", [False, True])
-def test_initialisers_have_their_statistics(traced):
+def test_initializers_have_their_statistics(traced):
     """Both the NumPy draw and the one used while tracing."""
 
     def draw(init: Any, seed: int) -> np.ndarray:

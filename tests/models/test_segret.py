@@ -252,7 +252,7 @@ def assert_uniform(leaf: np.ndarray, bound: float, name: str) -> None:
     assert abs(leaf.std() / (bound / math.sqrt(3)) - 1) < 3 / math.sqrt(leaf.size), name
 
 
-def test_initialisation_follows_the_seed_and_differs_across_leaves(mini):
+def test_initialization_follows_the_seed_and_differs_across_leaves(mini):
     draws = [build(ModelConfig(), CLASSES, seed=seed)[1] for seed in (0, 0, 1)]
     first, again, other = map(leaves_of, draws)
     random = [name for name, leaf in first.items() if leaf.std() > 0]

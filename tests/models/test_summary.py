@@ -109,7 +109,7 @@ def test_odd_sides_are_halved_upwards():
         (segret(variant="small", decoder_channels=64), (72, 104)),
         (segret(ffn_conv=True, rotary=True, zero_branch=False), (64, 96)),
     ],
-    ids=["odd", "blocks", "small", "rmt_flavour"],
+    ids=["odd", "blocks", "small", "rmt_flavor"],
 )
 def test_formulas_agree_with_what_the_model_runs(config, size):
     graph, params, batch_stats = factory.abstract(config, 150)

@@ -62,7 +62,7 @@ def time_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def send(number: int) -> None:
-    """Send a signal to this process and wait until it is signal_listener."""
+    """Send a signal to this process and wait until it is answered."""
     os.kill(os.getpid(), number)
     time.sleep(0.3)
 
@@ -110,10 +110,10 @@ def test_a_second_press_says_which_checkpoint_is_the_newest(
     assert FIRST in capsys.readouterr().err
 
 
-def test_an_evaluation_is_said_to_be_cancelled(tmp_path, capsys):
+def test_an_evaluation_is_said_to_be_canceled(tmp_path, capsys):
     with StopRequest(data_mesh(), tmp_path) as stop, stop.cancels("the evaluation"):
         send(signal.SIGINT)
-    assert capsys.readouterr().err.startswith("cancelling the evaluation; press Ctrl-C again")
+    assert capsys.readouterr().err.startswith("canceling the evaluation; press Ctrl-C again")
 
 
 def ends(process: psutil.Process) -> bool:

@@ -54,7 +54,7 @@ def test_equals_the_formula(normalizer):
     count = LABEL.size if normalizer == "all_pixels" else valid.sum()
     loss, accuracy, _ = run(LOGITS, LABEL, normalizer)
     np.testing.assert_allclose(loss, sum(losses) / count, rtol=1e-5)
-    # Of all pixels, whatever the normaliser: ignored ones count as wrong.
+    # Of all pixels, whatever the normalizer: ignored ones count as wrong.
     np.testing.assert_allclose(accuracy, 100 * (logits.argmax(-1) == LABEL).mean(), rtol=1e-6)
 
 
@@ -112,7 +112,7 @@ WEIGHTS = (0.5, 2.0, 0.0, 1.25, 3.0)
 
 
 def pixel_losses(logits: np.ndarray, label: np.ndarray, weights: tuple, kept: np.ndarray) -> list:
-    """The weighted loss of each labelled pixel that is kept, one after the other."""
+    """The weighted loss of each labeled pixel that is kept, one after the other."""
     losses = []
     for at in np.ndindex(label.shape):
         if label[at] != 255 and kept[at]:
@@ -208,9 +208,9 @@ def test_ohem_keeps_the_hard_pixels_and_at_least_so_many(threshold, min_kept, ke
 
 def test_ohem_agrees_with_sorting_on_many_values():
     rng = np.random.default_rng(0)
-    neighbours = (0x3E000000 + rng.permutation(600)).astype(np.int32).view(np.float32)
+    neighbors = (0x3E000000 + rng.permutation(600)).astype(np.int32).view(np.float32)
     spread = rng.random(600, np.float32) ** 20  # down to denormals
-    probability = np.concatenate([neighbours, spread]).reshape(4, 20, 15)
+    probability = np.concatenate([neighbors, spread]).reshape(4, 20, 15)
     valid = rng.random(probability.shape) < 0.8
     for min_kept in (1, 17, 150, 151, 152, 153, 239, 300):
         kept = hard_pixels(

@@ -178,7 +178,7 @@ def test_accumulated_gradients_are_the_large_batch_s(mini, monkeypatch):
 
 
 def test_batch_norm_sees_each_part_of_an_accumulated_batch(mini):
-    """One step: the running mean has moved once for each part, towards that part's mean."""
+    """One step: the running mean has moved once for each part, toward that part's mean."""
     (_, whole), (_, parts) = (train((1, 1), steps=1, accumulate=a) for a in (1, 2))
     name = ".batch_stats['encoder']['stem']['norms'][0]['mean']"
     halves = [half_mean(half) for half in (slice(0, 4), slice(4, 8))]

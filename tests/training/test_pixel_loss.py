@@ -50,7 +50,7 @@ def test_blocks_give_the_plain_loss_and_gradient(of_logits, of_label, block_size
 def test_what_is_left_out_may_be_infinite():
     logits = jnp.asarray(noise(1, 4, 4, 5)).at[0, 3, 3].set(jnp.inf)
     label = jnp.zeros((1, 16, 16), jnp.uint8)
-    weight = jnp.ones(label.shape).at[:, 10:, 10:].set(0)  # those between it and its neighbours
+    weight = jnp.ones(label.shape).at[:, 10:, 10:].set(0)  # those between it and its neighbors
     loss, grad = jax.value_and_grad(lambda x: weighted_loss(x, label, weight, 100)[0])(logits)
     assert jnp.isfinite(loss)
     assert jnp.all(jnp.isfinite(grad))

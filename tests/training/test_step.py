@@ -43,11 +43,11 @@ STEPS: dict[int, Callable] = {}
 
 
 def batch_of(seed: int, *, size: int = 32) -> dict[str, np.ndarray]:
-    """Four images whose classes can be told by their colours, with a rim to ignore."""
+    """Four images whose classes can be told by their colors, with a rim to ignore."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, CLASSES, (4, 4, 4)).repeat(size // 4, 1).repeat(size // 4, 2)
-    colours = np.random.default_rng(99).standard_normal((CLASSES, 3))
-    image = colours[label] + 0.3 * rng.standard_normal((4, size, size, 3))
+    colors = np.random.default_rng(99).standard_normal((CLASSES, 3))
+    image = colors[label] + 0.3 * rng.standard_normal((4, size, size, 3))
     label[:, :2] = 255
     index = np.arange(4, dtype=np.int32)
     return {"image": image.astype(np.float32), "label": label.astype(np.uint8), "index": index}
@@ -175,7 +175,7 @@ def test_four_images_overfit(mini):
         losses.append(float(metrics["loss"]))
     assert losses[0] > 1
     assert losses[-1] < 0.2 * losses[0]
-    assert float(metrics["accuracy"]) > 85  # of 93.75 that are labelled
+    assert float(metrics["accuracy"]) > 85  # of 93.75 that are labeled
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2])

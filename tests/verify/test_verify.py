@@ -22,7 +22,7 @@ from segret_jax.verify import certificate as certificates
 from segret_jax.verify.certificate import certify, compare, noise, read_reference
 from tests import golden_weights as golden
 from tests.settings import segret
-from tests.weights import captured, plan_outputs, random_model, saved_model
+from tests.weights import captured, model_outputs, random_model, saved_model
 
 NUM_CLASSES = 5
 MODEL = ModelConfig(matmul_precision="highest")
@@ -188,7 +188,7 @@ def test_a_classifier_is_compared_by_its_logits(mini, tmp_path):
     model = segret(task="classification", rotary=True, ffn_conv=True, token_head=True)
     parts = random_model(model, 7)
     image = noise("input/0", (2, 3, 64, 64))
-    logits = plan_outputs(parts, image.transpose(0, 2, 3, 1))
+    logits = model_outputs(parts, image.transpose(0, 2, 3, 1))
     np.savez(tmp_path / "reference.npz", input=image, logits=logits)
     certificate = certify(model, 7, parts[1:], reference=tmp_path / "reference.npz")
     assert certificate["verdict"] == "pass"

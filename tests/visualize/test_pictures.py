@@ -63,7 +63,7 @@ def cells(picture: np.ndarray, height: int, cell: int, top: int) -> list[np.ndar
 
 
 def top_of_rows(picture: np.ndarray, cell: int) -> int:
-    """The first row where the label's colour fills the left half of its cell."""
+    """The first row where the label's color fills the left half of its cell."""
     left = 2 * GAP + cell
     filled = (picture[:, left : left + cell // 2] == CITY.colors[1]).all((1, 2))
     return int(filled.argmax())
@@ -96,7 +96,7 @@ def test_grid_shows_image_label_and_prediction_of_any_size_at_one_width():
 
 
 def half_ignored() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Left half labelled and predicted 1, right half ignored and predicted 2."""
+    """Left half labeled and predicted 1, right half ignored and predicted 2."""
     label = np.repeat(np.array([[1, 255]], np.uint8), 20, axis=1).repeat(20, axis=0)
     pred = np.where(label == 255, np.uint8(2), np.uint8(1))
     return np.zeros((20, 40, 3), np.uint8), label, pred

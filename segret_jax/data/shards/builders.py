@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from segret_jax.data.ahead import work_ahead
+from segret_jax.data.prefetch import prefetch
 from segret_jax.data.shards.manifest import VERSION
 from segret_jax.data.sources import Record, RecordSource
 
@@ -26,7 +26,7 @@ from segret_jax.data.sources import Record, RecordSource
 class PairBuilder(tfds.core.GeneratorBasedBuilder):
     """Writes the pairs of folders as records: name, both files as they are, and a checksum.
 
-    Every pair is decoded and mapped first; the InputError of a faulty one ends the run. Afterwards
+    Every pair is decoded and mapped first; the InputError of a faulty one ends the run. Afterward
     `sizes` holds the images' (height, width) by split, in the order of the records.
     """
 
@@ -63,7 +63,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder):
             return pack(record), (height, width)
 
         workers = os.cpu_count() or 1
-        results = work_ahead(read, range(len(source)), workers=workers, ahead=4 * workers)
+        results = prefetch(read, range(len(source)), workers=workers, ahead=4 * workers)
         progress = tqdm(results, split, len(source), unit="pair", dynamic_ncols=True)
         for index, (example, size) in enumerate(progress):
             sizes.append(size)

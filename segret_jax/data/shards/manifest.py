@@ -152,7 +152,7 @@ def places(spec: DatasetSpec) -> tuple[str, ...]:
     return f"{folder_name(spec)}/{VERSION}", VERSION, "."
 
 
-def is_ours(folder: Path) -> bool:
+def is_prepared(folder: Path) -> bool:
     """Tell whether `prepare` wrote what TFDS describes in `folder`, complete or not."""
     info = folder / "dataset_info.json"
     return info.is_file() and b'"segret_jax.data.shards.builders"' in info.read_bytes()

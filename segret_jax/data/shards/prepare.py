@@ -25,14 +25,14 @@ from segret_jax.data.shards.manifest import (
     Split,
     StoredFile,
     folder_name,
-    is_ours,
+    is_prepared,
     label_table_hash,
     read_manifest,
     stored_file,
 )
 from segret_jax.data.sources import FolderSource
 from segret_jax.errors import InputError
-from segret_jax.files import write_whole
+from segret_jax.files import atomic_write
 
 Sources = Mapping[str, FolderSource]  # by split
 _SPARE = 1.1  # disk needed, as a multiple of the source's size
@@ -101,10 +101,10 @@ def _prepare_local(spec: DatasetSpec, sources: Sources, folder: Path, shards: in
         return manifest
     _remove_leftovers(folder)
     _check_disk(sources, folder)
-    digests = _digests(sources)  # before the writing: a file changed during it differs afterwards
+    digests = _digests(sources)  # before the writing: a file changed during it differs afterward
     builder = _write_shards(spec, sources, folder, shards)
     index = {name: {"names": sources[name].names, "sizes": builder.sizes[name]} for name in sources}
-    write_whole(folder / INDEX, json.dumps(index))
+    atomic_write(folder / INDEX, json.dumps(index))
     written = builder.info.splits
     splits = {
         split: Split(
@@ -122,7 +122,7 @@ def _prepare_local(spec: DatasetSpec, sources: Sources, folder: Path, shards: in
         splits=splits,
         files=_stored_files(folder),
     )
-    write_whole(folder / MANIFEST, manifest.to_json())
+    atomic_write(folder / MANIFEST, manifest.to_json())
     return manifest
 
 
@@ -164,7 +164,7 @@ def _remove_leftovers(folder: Path) -> None:
     """
     leftovers = list(folder.parent.glob(f"incomplete.*_{VERSION}"))
     if folder.is_dir():
-        if not is_ours(folder):
+        if not is_prepared(folder):
             raise InputError(f"{folder} is not from {PREPARE}; choose another --data_dir")
         leftovers.append(folder)
     for leftover in leftovers:

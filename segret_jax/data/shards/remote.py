@@ -23,7 +23,7 @@ from segret_jax.data.shards.manifest import (
     stored_file,
 )
 from segret_jax.errors import InputError
-from segret_jax.files import write_whole
+from segret_jax.files import atomic_write
 
 _BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
@@ -54,7 +54,7 @@ def fetch(url: str, places: tuple[str, ...]) -> tuple[Path, str]:
     copied = folder / MANIFEST
     if not copied.is_file() or copied.read_bytes() != content:
         _download(store, top, folder, manifest.small_files if native else manifest.files)
-        write_whole(copied, content)
+        atomic_write(copied, content)
     return folder, top if native else str(folder)
 
 

@@ -28,7 +28,7 @@ def paint_row(canvas: Canvas, side: int, x: float) -> None:
 
 
 def _paint_house(canvas: Canvas, side: int, x: float, z0: float, z1: float) -> None:
-    """A house with its street front at x and its gable towards the viewer."""
+    """A house with its street front at x and its gable toward the viewer."""
     wall, height, depth = canvas.pick(WALLS, 16.0), 3.6 + 3.0 * canvas.rng.integers(1, 6), 9.0
     gable, street = Plane(x, z0, dx=side), street_plane(x, z0)
     front, flank = canvas.sunlit(wall, 0), canvas.sunlit(wall, -side)

@@ -83,7 +83,7 @@ def _paint_markings(canvas: Canvas, curb: float) -> None:
 def _paint_foliage(
     canvas: Canvas, center: tuple[float, float, float], radii: tuple[float, float], leaf: np.ndarray
 ) -> None:
-    """A crown of overlapping tufts, dark below and behind, light above and towards the sun."""
+    """A crown of overlapping tufts, dark below and behind, light above and toward the sun."""
     tone, size, lift = _TUFTS.T
     turn, reach, flicker = canvas.rng.random((3, len(_TUFTS)))
     reach = np.sqrt(reach) * (0.9 - size)

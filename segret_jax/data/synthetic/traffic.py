@@ -68,14 +68,14 @@ _WHEEL = np.array([(math.cos(turn), math.sin(turn)) for turn in np.arange(0, 6.2
 
 
 def _turned(model: Model) -> Model:
-    """The same vehicle with its front towards the viewer."""
+    """The same vehicle with its front toward the viewer."""
     first, last, number = model.windows
     outline = model.outline * (-1, 1) + (1, 0)
     return replace(model, windows=(1 - last, 1 - first, number), outline=outline)
 
 
 def paint_vehicle(canvas: Canvas, model: Model, x: float, z: float) -> None:
-    """A car, van or bus with its nearest end at z; on the left side it comes towards the viewer."""
+    """A car, van or bus with its nearest end at z; on the left side it comes toward the viewer."""
     paint, half, base, end = canvas.pick(PAINTS), model.width / 2, 0.3 * model.height, Plane(x, z)
     model, lamp = (_turned(model), HEADLAMP) if x < 0 else (model, REAR_LAMP)
     for u in (0.05 - half, half - 0.35):

@@ -17,7 +17,7 @@ from segret_jax.models.segret.variants import STAGES, Variant
 class Classifier(nnx.Module):
     """The RMT ImageNet classifier, for checking converted weights; evaluation only.
 
-    Token-labelled classifiers carry a second head on stage 4's tokens, whose largest logits are
+    Token-labeled classifiers carry a second head on stage 4's tokens, whose largest logits are
     added with weight one half.
     """
 

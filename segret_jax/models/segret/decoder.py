@@ -1,4 +1,4 @@
-"""The zero-initialised residual decoder (SegRet, eq. 16 and 17).
+"""The zero-initialized residual decoder (SegRet, eq. 16 and 17).
 
 Each stage's map f_i gets a linear projection and, beside it, a branch that starts at zero:
 

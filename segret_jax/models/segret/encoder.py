@@ -1,7 +1,7 @@
-"""The encoder: Vision RetNet (RMT, Fan et al., CVPR 2024) in SegRet's and in its own flavour.
+"""The encoder: Vision RetNet (RMT, Fan et al., CVPR 2024) in SegRet's and in its own flavor.
 
 Four stages of retention blocks at strides 4, 8, 16 and 32. SegRet's encoder leaves out two parts
-of the RMT ImageNet classifier, so the two families of checkpoints need different flavours:
+of the RMT ImageNet classifier, so the two families of checkpoints need different flavors:
 
     SegRet        rotary=False, ffn_conv=False
     RMT ImageNet  rotary=True,  ffn_conv=True
@@ -69,7 +69,7 @@ class Stem(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Linear, GELU, (in the RMT flavour a residual depthwise convolution,) Linear."""
+    """Linear, GELU, (in the RMT flavor a residual depthwise convolution,) Linear."""
 
     def __init__(self, channels: int, ratio: int, *, options: EncoderOptions, rngs: nnx.Rngs):
         hidden, dtype = ratio * channels, options.dtype
