@@ -185,7 +185,7 @@ def test_images_of_another_form_are_refused(tmp_path):
     with pytest.raises(InputError, match="no checkpoint in"):
         segret_jax.load(tmp_path)
     (tmp_path / "released.pth").touch()
-    with pytest.raises(InputError, match=r"python -m segret_jax\.convert .*\.pth .*/released$"):
+    with pytest.raises(InputError, match=r"segret convert .*\.pth .*/released$"):
         segret_jax.load(tmp_path / "released.pth")
 
 

@@ -24,7 +24,7 @@ from segret_jax.errors import InputError
 from segret_jax.evaluation import inference
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
 from segret_jax.evaluation.plan import Plan
-from segret_jax.training import loop, scoring
+from segret_jax.training import evaluator, loop
 
 ROOT = Path(__file__).parents[2]
 SIZE = (32, 48)
@@ -53,7 +53,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return jax.jit(lambda state, _: (dataclasses.replace(state, step=state.step + 1), metrics))
 
     monkeypatch.setattr(loop, "make_train_step", make_train_step)
-    monkeypatch.setattr(scoring, "Predictor", Zeros)
+    monkeypatch.setattr(evaluator, "Predictor", Zeros)
     monkeypatch.setattr(inference, "Predictor", Zeros)
 
 

@@ -56,13 +56,13 @@ def when_step(monkeypatch: pytest.MonkeyPatch) -> Callable:
     def install(number: int, action: Callable[[], None]) -> None:
         original, calls = RunLogger.advance, []
 
-        def tick(logger: RunLogger) -> None:
+        def advance(logger: RunLogger) -> None:
             original(logger)
             calls.append(1)
             if len(calls) == number:
                 action()
 
-        monkeypatch.setattr(RunLogger, "tick", tick)
+        monkeypatch.setattr(RunLogger, "advance", advance)
 
     return install
 
