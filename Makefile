@@ -1,6 +1,6 @@
 # make demo   sets up what is needed, trains a small model and draws what it sees (minutes, CPU)
 # make test   sets up what is needed, runs the tests
-# make lint   ruff and mypy
+# make lint   ruff, mypy and the schema of the workflow
 # make clean  removes the environment; runs/ stays
 
 PYTHON ?= python3
@@ -24,10 +24,11 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy segret_jax benchmarks train.py eval.py predict.py
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 
 $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("segret_jax needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
-	@echo "installing into $(VENV): some 80 packages, 1.3 GB; one to three minutes, only once"
+	@echo "installing into $(VENV): some 100 packages, 1.3 GB; one to three minutes, only once"
 	$(PYTHON) -m venv $(VENV)
 	@set -o pipefail; $(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-dev.txt -e . | $(PROGRESS)
 	@touch $(INSTALLED)
