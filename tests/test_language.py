@@ -67,6 +67,8 @@ def test_the_spelling_is_american():
     assert found == []
 
 
-@pytest.mark.parametrize("word", ["initialised", "colours", "Neighbouring", "grey", "centre", "labelled"])
+@pytest.mark.parametrize(
+    "word", ["initialised", "colours", "Neighbouring", "grey", "centre", "labelled"]
+)
 def test_british_words_are_seen(word: str):
     assert BRITISH.search(f"an {word} thing")
