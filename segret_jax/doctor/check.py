@@ -35,10 +35,9 @@ def check(
     Raises InputError where there is no split to examine.
     """
     sources, findings = _open_splits(spec, root, (split,) if split else SPLITS)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     scans = {}
     for name, source in sources.items():
-        pairs = examine_all(source, workers=workers or cores or 1)
+        pairs = examine_all(source, workers=workers or os.cpu_count() or 1)
         examined = list(tqdm(pairs, name, len(source), unit="pair"))
         scans[name] = SplitScan(source=source, examined=examined)
     return Diagnosis(spec=spec, root=str(root), scans=scans, findings=find_all(scans, findings))
@@ -70,14 +69,13 @@ def _open_split(
         source = open_files(spec, root, split)
     except InputError as error:
         try:
-            pairs = find_pairs(spec, root, split)
+            source = FolderSource(spec, root, split, skip_unpaired=True)
         except InputError:
             raise error from None
-        source = FolderSource(spec, root, split, skip_unpaired=True)
-        return source, [*_unpaired(pairs, split), *_not_read(pairs, split)]
-    if isinstance(source, FolderSource):
-        return source, _not_read(find_pairs(spec, root, split), split)
-    return source, []
+    if not isinstance(source, FolderSource):
+        return source, []
+    pairs = find_pairs(spec, root, split)
+    return source, [*_unpaired(pairs, split), *_not_read(pairs, split)]
 
 
 def _unpaired(pairs: FilePairs, split: str) -> Iterator[Finding]:

@@ -1,9 +1,8 @@
-"""From what was learned of each pair to findings about the dataset."""
+"""Findings about a dataset, from the examined pairs."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -14,69 +13,49 @@ from segret_jax.data.layouts import DatasetSpec
 from segret_jax.data.learnable import only_class_of_labels, only_class_of_table
 from segret_jax.data.shift_signs import REMEDY, shift_signs
 from segret_jax.data.sources import RecordSource
-from segret_jax.doctor.duplicates import NEAR, repeated, shared
 from segret_jax.doctor.examine import Examined
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
+NEAR = 3  # bits in which the difference hashes of two images that look alike may differ
+PLAIN = 8  # an image with fewer bits set, or not set, is too plain to be told by its hash
 
 
-class Kind(NamedTuple):
-    """What is said of the faults of one kind, behind their number; `{form}` is that of the file."""
-
-    severity: str
-    noun: str
-    text: str
-    remedy: str
-
-
+# By kind of fault: severity, noun, text that follows the number of faults, remedy.
 KINDS = {
-    "unreadable": Kind(ERROR, "pair", "cannot be read", "mend or download these files again"),
-    "image_unreadable": Kind(
-        ERROR, "image", "cannot be decoded ({form})", "convert or download again"
-    ),
-    "label_unreadable": Kind(
+    "unreadable": (ERROR, "pair", "cannot be read", "mend or download these files again"),
+    "image_unreadable": (ERROR, "image", "cannot be decoded ({form})", "convert or download again"),
+    "label_unreadable": (
         ERROR,
         "label",
         "cannot be used as such ({form})",
-        "convert to an 8-bit gray or palette PNG of label ids, or download again",
+        "convert to 8-bit PNG or download again",
     ),
-    "sizes": Kind(
-        ERROR, "label", "of another size than the image", "take image and label of the same size"
-    ),
-    "stray": Kind(
+    "sizes": (ERROR, "label", "of another size than the image", "use one size for both"),
+    "stray": (
         ERROR,
         "label",
         "with ids outside the class table",
-        "correct the files, or choose the dataset whose labels these are",
+        "correct them or choose their dataset",
     ),
-    "ignored": Kind(WARNING, "label", "ignored entirely", "nothing is learned there: leave it out"),
-    "exif": Kind(
-        NOTE, "image", "turned upright by the EXIF orientation", "the label fits the upright image"
-    ),
-    "label_turned": Kind(
-        NOTE, "label", "turned with the image", "it fits the image as stored, before EXIF turns it"
-    ),
-    "exif_unclear": Kind(
+    "ignored": (WARNING, "label", "ignored entirely", "nothing is learned there: leave it out"),
+    "exif": (NOTE, "image", "turned upright by EXIF", "the label fits the upright image"),
+    "label_turned": (NOTE, "label", "turned with the image", "it fits the image before EXIF"),
+    "exif_unclear": (
         WARNING,
         "image",
         "of the same size before and after its EXIF orientation",
-        "the label is taken as drawn on the turned image: look at it in the report, and remove the "
-        "orientation where it lies wrong",
+        "look at the label in the report, and remove the orientation where it lies wrong",
     ),
-    "frames": Kind(
-        NOTE, "image", "with several frames", "only the first is read: store others as images"
-    ),
-    "image_form": Kind(NOTE, "image", "stored as {form}", "read as RGB"),
-    "palette": Kind(
-        NOTE, "label", "stored as palette PNG", "indices are read as ids, never the colors"
-    ),
+    "frames": (NOTE, "image", "with several frames", "only the first is read"),
+    "image_form": (NOTE, "image", "stored as {form}", "read as RGB"),
+    "palette": (NOTE, "label", "stored as palette PNG", "indices are read as ids"),
 }
 OWN_STRAY = 'give them a class in your JSON file ("raw_id"), name them in "ignore", or '
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about the dataset: a line with its remedy, and the places where it was found."""
+    """One finding: a line with its remedy, and the places where it was found."""
 
     severity: str
     message: str
@@ -86,7 +65,7 @@ class Finding:
 
 @dataclass(kw_only=True)
 class SplitScan:
-    """All that is known of one split."""
+    """The examined pairs of one split, and what they hold in all."""
 
     source: RecordSource
     examined: list[Examined]
@@ -128,7 +107,7 @@ class Diagnosis:
         return sum(finding.severity == severity for finding in self.findings)
 
     def verdict(self) -> str:
-        """Say in one line whether a run can use the data."""
+        """Return in one line whether a run can use the data."""
         if errors := self.count(ERROR):
             return f"{counted(errors, 'error')} to mend before a run"
         warnings = self.count(WARNING)
@@ -136,7 +115,7 @@ class Diagnosis:
 
 
 def find_all(splits: dict[str, SplitScan], known: list[Finding]) -> list[Finding]:
-    """Return the findings of all splits and those `known` already, the severest first."""
+    """Return the findings of all splits and the `known` ones, the severest first."""
     findings = known + [
         finding
         for split, scan in splits.items()
@@ -183,8 +162,11 @@ def _classes(split: str, scan: SplitScan) -> Iterator[Finding]:
 
 
 def _repeated(split: str, scan: SplitScan) -> Iterator[Finding]:
-    groups = tuple(" = ".join(names) for names in repeated(scan.examined))
-    if groups:
+    names = defaultdict(list)
+    for one in scan.examined:
+        if one.digest:
+            names[one.digest].append(one.name)
+    if groups := tuple(" = ".join(group) for group in names.values() if len(group) > 1):
         text = f"{counted(len(groups), 'image')} found more than once, pixel by pixel; keep one"
         yield Finding(WARNING, text, split, groups)
 
@@ -195,17 +177,33 @@ def _between(training: SplitScan, validation: SplitScan) -> Iterator[Finding]:
     if unseen.size:
         text = f"{counted(unseen.size, 'class')} in validation but not in training; no such pixel "
         yield Finding(WARNING, f"{text}can be right", places=tuple(names[i] for i in unseen))
-    same, alike = shared(validation.examined, training.examined)
+    by_digest = {one.digest: one.name for one in training.examined if one.digest}
+    same = [(e.name, by_digest[e.digest]) for e in validation.examined if e.digest in by_digest]
     if same:
         text = f"{counted(len(same), 'validation image')} also in training, pixel by pixel; leave "
         yield Finding(ERROR, f"{text}it out of one split", places=_pairs(same))
-    if alike:
+    rest = [one for one in validation.examined if one.digest not in by_digest]
+    if alike := _look_alike(rest, training.examined):
         text = (
-            f"{counted(len(dict(alike)), 'validation image')} almost like a training image "
-            f"(difference hash within {NEAR} of 64 bits): the same photograph, or neighbors in a "
-            "video; the score may be too good"
+            f"{counted(len(dict(alike)), 'validation image')} almost like a training image: the "
+            "same photograph, or neighbors in a video; the score may be too good"
         )
         yield Finding(WARNING, text, places=_pairs(alike))
+
+
+def _look_alike(some: list[Examined], others: list[Examined]) -> list[tuple[str, str]]:
+    """Return the pairs of names whose difference hashes are within `NEAR` bits."""
+    some, others = (
+        # Nearly any two plain images have nearly the same hash.
+        [e for e in group if e.digest and PLAIN <= e.dhash.bit_count() <= 64 - PLAIN]
+        for group in (some, others)
+    )
+    hashes = np.array([e.dhash for e in others], np.uint64)
+    return [
+        (one.name, others[j].name)
+        for one in some
+        for j in np.flatnonzero(np.bitwise_count(hashes ^ np.uint64(one.dhash)) <= NEAR)
+    ]
 
 
 def _pairs(names: list[tuple[str, str]]) -> tuple[str, ...]:

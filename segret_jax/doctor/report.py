@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import io
 import json
-import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -33,20 +32,13 @@ WIDTH = 420  # pixels of each half of a picture, which is at most twice as high
 LISTED = 50  # places of a finding in the HTML file
 HIGHLIGHT = (255, 0, 255)
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 75em; margin: 2em auto;
-       padding: 0 1em; }
-h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; } td, th { padding: .2em .7em; text-align: left;
-       vertical-align: top; } tr:nth-child(even) { background: #f5f5f5; } .n { text-align: right; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
+td, th { padding: .2em .7em; text-align: left; vertical-align: top; }
 .error { color: #b00020; } .warning { color: #8a5a00; } .note { color: #555; }
 .sound { color: #1b6e2f; } .verdict { font-size: 1.3em; font-weight: bold; }
-.bar { background: #ddd; width: 14em; } .bar div { height: .9em; border: 1px solid #0003;
-       box-sizing: border-box; }
-.swatch { display: inline-block; width: .9em; height: .9em; border: 1px solid #0006;
-       margin: 0 .3em 0 .8em; vertical-align: -.1em; }
+.swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 .8em; }
 figure { display: inline-block; margin: 0 1em 1.5em 0; width: 840px; max-width: 100%; }
-figure img { max-width: 100%; } figcaption { font-size: .9em; overflow-wrap: anywhere; }
-pre { white-space: pre-wrap; background: #f5f5f5; padding: .7em; }
+figure img { max-width: 100%; } pre { white-space: pre-wrap; }
 """
 
 
@@ -97,7 +89,7 @@ def html(diagnosis: Diagnosis, *, seed: int) -> str:
         "<h2>Findings</h2>",
         _findings(diagnosis.findings),
         "<h2>Classes</h2>",
-        _histogram(diagnosis),
+        _classes(diagnosis),
         _weights(diagnosis.scans.get("training")),
     ]
     for split, scan in diagnosis.scans.items():
@@ -108,12 +100,9 @@ def html(diagnosis: Diagnosis, *, seed: int) -> str:
     return "\n".join([*parts, "</body></html>\n"])
 
 
-def _row(cells: Iterable[str], tag: str = "td") -> str:
-    return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>"
-
-
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    return f"<table>{_row(header, 'th')}{''.join(map(_row, rows))}</table>"
+    body = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
+    return f"<table><tr><th>{'</th><th>'.join(header)}</th></tr>{body}</table>"
 
 
 def _splits(scans: dict[str, SplitScan]) -> str:
@@ -145,27 +134,18 @@ def _places(finding: Finding) -> str:
     return f"<details><summary>{len(finding.places)}</summary><ul>{items}{rest}</ul></details>"
 
 
-def _histogram(diagnosis: Diagnosis) -> str:
+def _classes(diagnosis: Diagnosis) -> str:
     table, scans = diagnosis.spec.class_table, diagnosis.scans
-    columns = (f"<th>{split}</th><th>pixels</th><th>images</th>" for split in scans)
-    rows = [f"<tr><th>id</th><th>class</th>{''.join(columns)}</tr>"]
+    columns = (name for split in scans for name in (f"{split}: pixels", "images"))
+    rows = []
     for i, name in enumerate(table.class_names):
-        cells = [f"<td class='n'>{i}</td><td>{_swatch(table, i)}{escape(name)}</td>"]
+        cells = [str(i), f"{_swatch(table, i)}{escape(name)}"]
         for scan in scans.values():
-            share = float(scan.pixels[i] / max(int(scan.pixels.sum()), 1))
-            cells.append(f"<td>{_bar(share, _color(table, i))}</td>")
-            cells.append(f"<td class='n'>{share:.3%}</td><td class='n'>{scan.images[i]}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return (
-        "<p>Share of the pixels that have a class, and images in which it occurs. The bars are "
-        f"logarithmic: full is 100 %, empty 0.0001 %.</p><table>{''.join(rows)}</table>"
-    )
-
-
-def _bar(share: float, color: str) -> str:
-    width = max(0.0, 1 + math.log10(share) / 6) if share else 0.0
-    inner = f"<div style='width:{width:.1%};background:{color}'></div>" if share else ""
-    return f"<div class='bar'>{inner}</div>"
+            share = scan.pixels[i] / max(int(scan.pixels.sum()), 1)
+            cells += [f"{share:.3%}", str(scan.images[i])]
+        rows.append(cells)
+    text = "<p>Share of the pixels that have a class, and images in which it occurs.</p>"
+    return text + _table(("id", "class", *columns), rows)
 
 
 def _weights(training: SplitScan | None) -> str:
@@ -246,9 +226,6 @@ def sample_picture(
     return np.concatenate([small, mixed], axis=1)
 
 
-def _color(table: ClassTable, i: int) -> str:
-    return f"#{bytes(table.colors[i]).hex()}"
-
-
 def _swatch(table: ClassTable, i: int) -> str:
-    return f"<span class='swatch' style='background:{_color(table, i)}'></span>"
+    color = bytes(table.colors[i]).hex()
+    return f"<span class='swatch' style='background:#{color}'></span>"

@@ -123,9 +123,7 @@ def test_further_frames_are_listed_by_the_doctor(images: Path) -> None:
     frame.save(images / "a.jpg", "TIFF", save_all=True, append_images=[frame, frame])
     findings = doctor.check(CAMVID, images.parents[1], split="training", workers=1).findings
     (found,) = [finding for finding in findings if "frames" in finding.message]
-    assert found.message == (
-        "1 image with several frames; only the first is read: store others as images"
-    )
+    assert found.message == ("1 image with several frames; only the first is read")
     assert found.places == (f"{images / 'a.jpg'} (3 frames)",)
 
 
