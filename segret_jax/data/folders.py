@@ -10,7 +10,7 @@ from segret_jax.data.listing import Files, list_files
 from segret_jax.errors import InputError
 
 SHOWN = 3  # names in a message
-ENDINGS = 2  # other endings in a message
+MOST_ENDINGS = 2  # of other files, in a message
 
 
 @dataclass(frozen=True)
@@ -129,45 +129,31 @@ def _lack(found: list[FilePairs]) -> str:
 
 
 def hints(pairs: FilePairs) -> str:
-    """Say in brackets what lies there in place of the files that are missing, and what to do."""
+    """Return in brackets which files lie in place of the missing ones, and what to do."""
     return hint(pairs, "image") + hint(pairs, "label")
 
 
 def hint(pairs: FilePairs, kind: str) -> str:
-    """Say it of one kind of files, "image" or "label"."""
+    """Return `hints` for one kind of files, "image" or "label"."""
     files, missing, spare = pairs.images, pairs.without_image, pairs.without_label
     if kind == "label":
         files, missing, spare = pairs.labels, pairs.without_label, pairs.without_image
     if not (missing or pairs.names or files.by_name):  # neither kind is there
         missing = [file[: file.rfind(".")] for file in files.not_read]
     others = [*files.not_read, *(files.by_name[name] for name in spare)]
-    texts = []
+    own, suffix, texts = pairs.spec.json_file, files.suffix, []
     for ending, there in _by_ending({*missing}, others).items():
-        if ending.lower() == files.suffix.lower():
+        if ending.lower() == suffix.lower():
             texts.append(f"links to files that do not exist: {some(there)}")
-        elif pairs.spec.json_file or _stem(ending) == _stem(files.suffix):
-            action = _action(pairs, files.suffix, ending, len(there), f"{kind}_suffix")
-            texts.append(
-                f"{counted(len(there), f'{ending} file')} there ({some(there)}), but only "
-                f"*{files.suffix} is read: {action}"
-            )
-    return f" ({'; '.join(texts[:ENDINGS])})" if texts else ""
-
-
-def _stem(ending: str) -> str:
-    """Return what stands before the extension: the other files of an archive differ in that."""
-    return ending.rpartition(".")[0]
-
-
-def _action(pairs: FilePairs, suffix: str, ending: str, count: int, key: str) -> str:
-    if count <= len(pairs.names):
-        return f"convert or rename to *{suffix}"
-    if pairs.spec.json_file:
-        return f'set "{key}": "{ending}" in {pairs.spec.json_file}'
-    return (
-        f"convert or rename to *{suffix}, or describe the folder in a JSON file of your own with "
-        f'"{key}": "{ending}" (docs/data.md)'
-    )
+        # The other files of an archive differ in what stands before the extension.
+        elif own or ending.rpartition(".")[0] == suffix.rpartition(".")[0]:
+            action = f"convert or rename to *{suffix}"
+            if len(there) > len(pairs.names):
+                where = own or "a JSON file of your own (docs/data.md)"
+                action += f', or set "{kind}_suffix": "{ending}" in {where}'
+            found = f"{counted(len(there), f'{ending} file')} there ({some(there)})"
+            texts.append(f"{found}, but only *{suffix} is read: {action}")
+    return f" ({'; '.join(texts[:MOST_ENDINGS])})" if texts else ""
 
 
 def _by_ending(names: set[str], files: Iterable[str]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The files in a folder that end in a suffix, and those that do not."""
+"""Listing of the files in a folder that end in a suffix, and of the others."""
 
 import os
 from collections.abc import Iterator
@@ -16,14 +16,19 @@ _FOREIGN_FOLDERS = ("__MACOSX", "@eaDir")  # copies and thumbnails that systems 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one kind: by name, that is, the path below the folder without the suffix."""
+    """The files of one kind in a folder.
+
+    Attributes:
+        folder: where they lie.
+        suffix: what their names end in; in the files the case may differ.
+        by_name: path below the folder by name, which is the path without the suffix.
+        not_read: other files there, and links to files that do not exist.
+    """
 
     folder: Path
     suffix: str
     by_name: dict[str, str]
-    """The whole path below the folder; its suffix may be in another case than `suffix`."""
     not_read: list[str]
-    """Other files there, and links to files that do not exist."""
 
     def path(self, name: str) -> Path:
         """Return where the file of a name lies."""
@@ -46,7 +51,8 @@ def list_files(folder: Path, suffix: str, kinds: set[tuple[Path, str]]) -> Files
     suffixes = {own, *(other.lower() for where, other in kinds if where == folder)}
     by_name: dict[str, str] = {}
     not_read = []
-    for file, exists in _walk(folder):
+    above = frozenset(map(str, folder.resolve().parents))
+    for file, exists in _walk(str(folder), "", above) if folder.is_dir() else ():
         lower = file.lower()
         ending = max((s for s in suffixes if lower.endswith(s)), key=len, default=None)
         if ending is None or (ending == own and not exists):
@@ -63,41 +69,27 @@ def list_files(folder: Path, suffix: str, kinds: set[tuple[Path, str]]) -> Files
 
 
 def pictures_not_read(files: Files) -> list[str]:
-    """Return the pictures that lie among `files` and are not read for their ending."""
+    """Return the pictures beside `files` that are not read because of their ending."""
     others = (file for file in files.not_read if not file.lower().endswith(files.suffix.lower()))
     return [file for file in others if file.lower().endswith(PICTURES)]
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
-    """Yield (path below `folder`, whether it exists) of files and links, but no hidden ones.
+def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, bool]]:
+    """Yield (`prefix` and path below `folder`, whether it exists) of all files but hidden ones.
 
     Links to folders are followed, unless they lead back to a folder that is being listed.
     """
-    if folder.is_dir():
-        above = {_identity(parent) for parent in folder.resolve().parents}
-        yield from _walk_below(str(folder), "", above)
-
-
-def _walk_below(
-    folder: str, prefix: str, above: set[tuple[int, int]]
-) -> Iterator[tuple[str, bool]]:
-    identity = _identity(folder)
-    if identity in above:
+    real = os.path.realpath(folder)
+    if real in above:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):  # such as ._x.jpg, .DS_Store, .ipynb_checkpoints
                 continue
             path = f"{prefix}{entry.name}"
-            exists = not entry.is_symlink() or os.path.exists(entry.path)  # no link to itself
-            if not exists:
+            if entry.is_symlink() and not os.path.exists(entry.path):
                 yield path, False
             elif entry.is_file():
                 yield path, True
             elif entry.is_dir() and entry.name not in _FOREIGN_FOLDERS:
-                yield from _walk_below(entry.path, f"{path}/", above | {identity})
-
-
-def _identity(folder: str | Path) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
+                yield from _walk(entry.path, f"{path}/", above | {real})

@@ -155,12 +155,12 @@ def test_another_ending_than_expected_says_what_lies_there_and_the_key(
     read = "but only *.jpg is read: "
     key = f'"image_suffix": "{ending}"'
     assert error(images.parents[1]).startswith(
-        f"{lies}{read}convert or rename to *.jpg, or describe the folder in a JSON file of your "
-        f"own with {key} (docs/data.md)); camvid needs"
+        f"{lies}{read}convert or rename to *.jpg, or set {key} in a JSON file of your own "
+        "(docs/data.md)); camvid needs"
     )
     spec = own(images.parents[1], image_suffix=".jpg")
     assert error(images.parents[1], spec).startswith(
-        f"{lies}{read}set {key} in {spec.json_file}); "
+        f"{lies}{read}convert or rename to *.jpg, or set {key} in {spec.json_file}); "
     )
     assert names(images, own(images.parents[1], image_suffix=ending)) == ["a", "b", "c"]
 
@@ -174,7 +174,7 @@ def test_labels_of_another_ending_say_the_key(images: Path) -> None:
     assert message.startswith(
         f"no image of {images} has a label in {labels} (3 _mask.png files there"
     )
-    assert f'only *.png is read: set "label_suffix": "_mask.png" in {spec.json_file}' in message
+    assert f'rename to *.png, or set "label_suffix": "_mask.png" in {spec.json_file}' in message
     spec = own(images.parents[1], label_suffix="_mask.png")
     assert names(images, spec) == ["a", "b", "c"]
 

@@ -253,19 +253,6 @@ def test_a_split_that_was_not_prepared_is_named(tmp_path: Path) -> None:
         open_files(CAMVID, tmp_path / "data", "training")
 
 
-# What TFDS itself wrote
-
-
-@pytest.mark.parametrize("below", ["", "scene_parse150/1.0.0", "cityscapes/fine/1.0.0"])
-def test_what_tfds_itself_wrote_is_refused_with_the_remedy(below: str, tmp_path: Path) -> None:
-    info = tmp_path / below / "dataset_info.json"
-    info.parent.mkdir(parents=True, exist_ok=True)
-    info.write_text('{"moduleName": "tensorflow_datasets.scene_parse150"}')
-    message = f"{info.parent} is in the form of TensorFlow Datasets, .*run segret data prepare"
-    with pytest.raises(InputError, match=message):
-        open_files(get_dataset("ade20k"), tmp_path, "training")
-
-
 def test_what_was_prepared_of_another_dataset_is_not_taken_for_it(data: Path) -> None:
     with pytest.raises(InputError, match="there is no folder"):
         open_files(get_dataset("ade20k"), data, "training")

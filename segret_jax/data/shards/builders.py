@@ -1,4 +1,4 @@
-"""The stored form of prepared records, through TensorFlow Datasets (without TensorFlow).
+"""Writing and reading of prepared records with TensorFlow Datasets (without TensorFlow).
 
 The only module that imports `tensorflow_datasets`; import it late, where records are written or
 read, since that takes half a second.
@@ -11,6 +11,7 @@ import tempfile
 import zlib
 from collections.abc import Generator, Mapping
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,12 +116,23 @@ def pack(record: Record) -> dict[str, Any]:
     }
 
 
-def build(builder: PairBuilder, *, shards: int) -> None:
-    """Write all records of a builder, each split in `shards` files."""
+def write(
+    name: str, sources: Mapping[str, RecordSource], folder: Path, *, shards: int
+) -> PairBuilder:
+    """Write all records to `folder` (DATA_DIR/NAME/VERSION), each split in `shards` files.
+
+    Returns the builder, with sizes and descriptions. Raises OSError for a full disk.
+    """
+    builder = PairBuilder(name=name, sources=sources, data_dir=str(folder.parents[1]))
     config = tfds.download.DownloadConfig(num_shards=shards)
     quiet = contextlib.redirect_stdout(io.StringIO())  # TFDS calls it a download
-    with quiet, tempfile.TemporaryDirectory() as unused:  # for what TFDS would download
-        builder.download_and_prepare(download_dir=unused, download_config=config)
+    try:
+        with quiet, tempfile.TemporaryDirectory() as unused:  # for what TFDS would download
+            builder.download_and_prepare(download_dir=unused, download_config=config)
+    except RuntimeError as error:  # ArrayRecord's, such as for a full disk
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"writing {folder} failed: {reason}") from error
+    return builder
 
 
 def open_records(folder: str, split: str, *, data_dir: str) -> Any:

@@ -1,4 +1,4 @@
-"""The manifest of a prepared dataset: what was written, with sizes and checksums.
+"""The manifest of a prepared dataset: its files, with sizes and checksums.
 
 It is written last, so a folder without it is incomplete. Beside it lie the shards, TFDS's two
 descriptions and `index.json`, which holds the names and image sizes of all records.
@@ -7,7 +7,6 @@ descriptions and `index.json`, which holds the names and image sizes of all reco
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -22,7 +21,6 @@ VERSION = "1.0.0"
 MANIFEST, INDEX = "manifest.json", "index.json"
 PREPARE = "segret data prepare"
 VERIFY = "segret data verify"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +151,7 @@ def places(spec: DatasetSpec) -> tuple[str, ...]:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Tell whether `prepare` wrote what TFDS describes in `folder`, complete or not."""
+    """Return whether `prepare` wrote the TFDS folder `folder`, complete or not."""
     info = folder / "dataset_info.json"
     return info.is_file() and b'"segret_jax.data.shards.builders"' in info.read_bytes()
 
@@ -174,14 +172,8 @@ def label_table_hash(spec: DatasetSpec) -> str:
     return digest.hexdigest()
 
 
-def stored_file(
-    path: Path, *, read: Callable[[int], object] = lambda num_bytes: None
-) -> StoredFile:
-    """Return size and SHA-256 of a file; `read` is told the bytes of each part that was read."""
-    digest, size = hashlib.sha256(), 0
+def stored_file(path: Path) -> StoredFile:
+    """Return size and SHA-256 of a file."""
     with path.open("rb") as file:
-        while part := file.read(_CHUNK):
-            digest.update(part)
-            size += len(part)
-            read(len(part))
-    return StoredFile(bytes=size, sha256=digest.hexdigest())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return StoredFile(bytes=file.tell(), sha256=digest)

@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -35,15 +34,14 @@ from segret_jax.errors import InputError
 from segret_jax.files import atomic_write
 
 Sources = Mapping[str, FolderSource]  # by split
-_SPARE = 1.1  # disk needed, as a multiple of the source's size
 
 
 def prepare(spec: DatasetSpec, source: Path, data_dir: str, *, shards: int) -> str:
     """Write the splits found in the folder `source`; return where they lie, path or URL.
 
     A remote `data_dir` is written in the user's cache first, then moved. Does nothing where the
-    same dataset is complete already. Raises InputError for a faulty pair, if another dataset is
-    there, or for too little disk; OSError if the disk is full nevertheless.
+    same dataset is complete already. Raises InputError for a faulty pair, and if another
+    dataset is there; OSError for a full disk.
     """
     sources = find_splits(spec, source)
     fewest = min(len(found) for found in sources.values())
@@ -94,15 +92,16 @@ def _prepare_remote(spec: DatasetSpec, sources: Sources, data_dir: str, shards: 
 
 
 def _prepare_local(spec: DatasetSpec, sources: Sources, folder: Path, shards: int) -> Manifest:
+    from segret_jax.data.shards import builders  # its libraries take half a second to import
+
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         _refuse_other(spec, sources, shards, manifest, str(folder))
         print(f"{folder} is complete already; {VERIFY} {folder} checks it")
         return manifest
     _remove_leftovers(folder)
-    _check_disk(sources, folder)
     digests = _digests(sources)  # before the writing: a file changed during it differs afterward
-    builder = _write_shards(spec, sources, folder, shards)
+    builder = builders.write(folder_name(spec), sources, folder, shards=shards)
     index = {name: {"names": sources[name].names, "sizes": builder.sizes[name]} for name in sources}
     atomic_write(folder / INDEX, json.dumps(index))
     written = builder.info.splits
@@ -172,39 +171,6 @@ def _remove_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def _check_disk(sources: Sources, folder: Path) -> None:
-    size = sum(
-        path(i).stat().st_size
-        for source in sources.values()
-        for path in (source.image_path, source.label_path)
-        for i in range(len(source))
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < _SPARE * size:
-        has, needs = (tqdm.format_sizeof(num_bytes, "B") for num_bytes in (free, _SPARE * size))
-        raise InputError(
-            f"{folder.parent} has {has} free; preparing needs about {needs}: free some, or choose "
-            "another --data_dir"
-        )
-
-
-def _write_shards(spec: DatasetSpec, sources: Sources, folder: Path, shards: int) -> Any:
-    """Write the shards; return the `PairBuilder` that did."""
-    from segret_jax.data.shards import builders
-
-    top = str(folder.parents[1])
-    builder = builders.PairBuilder(name=folder_name(spec), sources=sources, data_dir=top)
-    try:
-        builders.build(builder, shards=shards)
-    except RuntimeError as error:  # ArrayRecord's, such as for a full disk
-        reason = str(error).partition("\n")[0]
-        raise OSError(f"writing {folder} failed: {reason}") from error
-    return builder
-
-
 def _stored_files(folder: Path) -> dict[str, StoredFile]:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    size = sum(path.stat().st_size for path in files)
-    with tqdm(total=size, desc="checksums", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
-        return {path.name: stored_file(path, read=bar.update) for path in files}
+    files = tqdm(sorted(folder.iterdir()), "checksums", unit="file", dynamic_ncols=True)
+    return {path.name: stored_file(path) for path in files if path.is_file()}

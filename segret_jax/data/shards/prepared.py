@@ -15,7 +15,6 @@ from segret_jax.data.shards.manifest import (
     VERSION,
     folder_name,
     incomplete,
-    is_prepared,
     label_table_hash,
     places,
     read_index,
@@ -45,17 +44,7 @@ def open_files(spec: DatasetSpec, root: str | Path, split: str) -> RecordSource:
     unfinished = top / folder_name(spec) / VERSION
     if unfinished.is_dir() or any(unfinished.parent.glob("incomplete.*")):
         raise incomplete(unfinished)
-    try:
-        return FolderSource(spec, root, split)
-    except InputError:
-        for levels in ("", "*/*/", "*/*/*/"):  # the version's folder, or the one TFDS is given
-            for info in top.glob(f"{levels}dataset_info.json"):
-                if not is_prepared(info.parent):
-                    raise InputError(
-                        f"{info.parent} is in the form of TensorFlow Datasets, which is not read; "
-                        f"run {PREPARE} {spec.name} on the official files"
-                    ) from None
-        raise
+    return FolderSource(spec, root, split)
 
 
 class StoredRecords:

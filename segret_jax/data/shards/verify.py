@@ -29,22 +29,20 @@ def verify(folder: Path) -> list[str]:
 
 def _faulty_files(folder: Path, manifest: Manifest) -> list[str]:
     faults = []
-    size = manifest.num_bytes
-    with tqdm(total=size, desc="files", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
-        for name, written in manifest.files.items():
-            path = folder / name
-            try:
-                refuse_pointer(path, str(path))
-                now = stored_file(path, read=bar.update)
-            except FileNotFoundError:
-                faults.append(f"{path}: no such file")
-            except InputError as error:
-                faults.append(str(error))
-            else:
-                if now.bytes != written.bytes:
-                    faults.append(f"{path}: {now.bytes} bytes, {written.bytes} were written")
-                elif now.sha256 != written.sha256:
-                    faults.append(f"{path}: its SHA-256 is {now.sha256}, not {written.sha256}")
+    for name, written in tqdm(manifest.files.items(), "files", unit="file", dynamic_ncols=True):
+        path = folder / name
+        try:
+            refuse_pointer(path, str(path))
+            now = stored_file(path)
+        except FileNotFoundError:
+            faults.append(f"{path}: no such file")
+        except InputError as error:
+            faults.append(str(error))
+        else:
+            if now.bytes != written.bytes:
+                faults.append(f"{path}: {now.bytes} bytes, {written.bytes} were written")
+            elif now.sha256 != written.sha256:
+                faults.append(f"{path}: its SHA-256 is {now.sha256}, not {written.sha256}")
     return faults
 
 

@@ -8,7 +8,7 @@ from enum import IntEnum
 import cv2
 import numpy as np
 
-from segret_jax.data.synthetic.colors import MOODS
+from segret_jax.data.synthetic.palettes import MOODS
 
 Meters = int | float  # the run-time type check takes no int for a float
 FAR = 75.0  # where the street ends, in meters
@@ -38,6 +38,11 @@ class Plane:
     dx: int = 1
     dz: int = 0
 
+    @classmethod
+    def along(cls, x: Meters, z: Meters) -> "Plane":
+        """Return the plane from (x, 0, z) along the street, away from the viewer."""
+        return cls(x, z, dx=0, dz=1)
+
     def polygon(self, *corners: Sequence[Meters]) -> np.ndarray:
         """One polygon [1, corners, 3] from its (u, v)."""
         return np.array([[(self.x + u * self.dx, v, self.z + u * self.dz) for u, v in corners]])
@@ -50,11 +55,6 @@ class Plane:
         """Rectangles [n, 4, 3] from rows (u0, v0, u1, v1)."""
         u, v = bounds[:, [0, 2, 2, 0]], bounds[:, [1, 1, 3, 3]]
         return np.stack([self.x + u * self.dx, v, self.z + u * self.dz], axis=-1)
-
-
-def street_plane(x: Meters, z: Meters) -> Plane:
-    """The plane from (x, 0, z) along the street, away from the viewer."""
-    return Plane(x, z, dx=0, dz=1)
 
 
 def ground_box(x0: Meters, x1: Meters, z0: Meters, z1: Meters) -> np.ndarray:

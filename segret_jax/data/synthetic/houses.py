@@ -4,8 +4,16 @@ from itertools import pairwise
 
 import numpy as np
 
-from segret_jax.data.synthetic.canvas import FAR, Canvas, Label, Plane, street_plane
-from segret_jax.data.synthetic.colors import CLOTHES, GLASS, LAMPLIGHT, PAINTS, PLATE, ROOFS, WALLS
+from segret_jax.data.synthetic.canvas import FAR, Canvas, Label, Plane
+from segret_jax.data.synthetic.palettes import (
+    CLOTHES,
+    GLASS,
+    LAMPLIGHT,
+    PAINTS,
+    PLATE,
+    ROOFS,
+    WALLS,
+)
 from segret_jax.data.synthetic.scenery import paint_garden
 
 
@@ -30,7 +38,7 @@ def paint_row(canvas: Canvas, side: int, x: float) -> None:
 def _paint_house(canvas: Canvas, side: int, x: float, z0: float, z1: float) -> None:
     """A house with its street front at x and its gable toward the viewer."""
     wall, height, depth = canvas.pick(WALLS, 16.0), 3.6 + 3.0 * canvas.rng.integers(1, 6), 9.0
-    gable, street = Plane(x, z0, dx=side), street_plane(x, z0)
+    gable, street = Plane(x, z0, dx=side), Plane.along(x, z0)
     front, flank = canvas.sunlit(wall, 0), canvas.sunlit(wall, -side)
     if height < 14:  # low houses have a pitched roof, high ones a flat roof
         ridge, top = x + side * depth / 2, height + canvas.rng.uniform(1.8, 3.2)

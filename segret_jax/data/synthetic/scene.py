@@ -12,15 +12,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from segret_jax.data.sources import Sample
+from segret_jax.data.synthetic import scenery
 from segret_jax.data.synthetic.canvas import Canvas, ground_box
 from segret_jax.data.synthetic.houses import paint_row, paint_skyline
-from segret_jax.data.synthetic.scenery import (
-    paint_bush,
-    paint_ground,
-    paint_pole,
-    paint_sky,
-    paint_tree,
-)
 from segret_jax.data.synthetic.traffic import MODELS, paint_person, paint_vehicle
 
 _MIN_SIDE = 32
@@ -63,8 +57,9 @@ def _furniture(canvas: Canvas, curb: float) -> Iterator[_Thing]:
         z = canvas.rng.uniform(6.5, 10.0)
         while z < 30.0:
             x, chance = side * (curb + 0.7), canvas.rng.random()
-            paint = paint_pole if chance < 0.5 else paint_tree if chance < 0.85 else paint_bush
-            if paint is not paint_pole or z < 17.0:
+            paint = scenery.paint_tree if chance < 0.85 else scenery.paint_bush
+            paint = scenery.paint_pole if chance < 0.5 else paint
+            if chance >= 0.5 or z < 17.0:  # poles farther off are too thin
                 shadow = ground_box(x - 0.4, x + 0.4, z - 0.2, z + 0.3)
                 yield _Thing(z, shadow, partial(paint, canvas, x, z))
             z += canvas.rng.uniform(3.0, 6.5)
@@ -120,8 +115,8 @@ def render_scene(
     canvas = Canvas(size, rng)
     curb, sidewalk = rng.uniform(3.4, 4.4), rng.uniform(3.6, 5.0)
     facade = curb + sidewalk
-    paint_sky(canvas)
-    paint_ground(canvas, curb)
+    scenery.paint_sky(canvas)
+    scenery.paint_ground(canvas, curb)
     paint_skyline(canvas)
     for side in (-1, 1):
         paint_row(canvas, side, side * facade)

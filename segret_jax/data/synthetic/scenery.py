@@ -5,27 +5,8 @@ import math
 import cv2
 import numpy as np
 
-from segret_jax.data.synthetic.canvas import (
-    FAR,
-    FOCAL,
-    Canvas,
-    Label,
-    Plane,
-    ground_box,
-    street_plane,
-)
-from segret_jax.data.synthetic.colors import (
-    BARK,
-    BLACK,
-    LAMPLIGHT,
-    LEAVES,
-    MARKING,
-    METALS,
-    PAVINGS,
-    ROADS,
-    SIGNALS,
-    SIGNS,
-)
+from segret_jax.data.synthetic import palettes
+from segret_jax.data.synthetic.canvas import FAR, FOCAL, Canvas, Label, Plane, ground_box
 
 # The tufts of a crown in painting order, [26, 3]: tone, size and how far they are raised.
 _TUFTS = np.repeat([(0.68, 0.5, -0.12), (0.95, 0.34, 0.08), (1.2, 0.18, 0.1)], (9, 8, 9), axis=0)
@@ -52,7 +33,7 @@ def paint_sky(canvas: Canvas) -> None:
 
 def paint_ground(canvas: Canvas, curb: float) -> None:
     """Paving with its joints and curbstones, and on it the road, which ends at -curb and curb."""
-    paving, asphalt = canvas.pick(PAVINGS), canvas.pick(ROADS)
+    paving, asphalt = canvas.pick(palettes.PAVINGS), canvas.pick(palettes.ROADS)
     canvas.fill(Label.PAVEMENT, paving, ground_box(-200, 200, 1, FAR))
     joints = [ground_box(-14, 14, z, z + 0.02 * z**0.5) for z in np.arange(3, 24, 1.5)]
     canvas.fill(Label.PAVEMENT, paving * 0.86, np.concatenate(joints))
@@ -68,7 +49,7 @@ def paint_ground(canvas: Canvas, curb: float) -> None:
 
 def _paint_markings(canvas: Canvas, curb: float) -> None:
     """A dashed middle line, a line along each curb and, at times, a zebra crossing."""
-    white = MARKING * canvas.rng.uniform(0.9, 1.1)
+    white = palettes.MARKING * canvas.rng.uniform(0.9, 1.1)
     start = canvas.rng.uniform(1.0, 5.0)
     dashes = [ground_box(-0.09, 0.09, z, z + 2.0) for z in np.arange(start, 60, 5.0)]
     canvas.fill(Label.ROAD, white, np.concatenate(dashes))
@@ -96,8 +77,9 @@ def _paint_foliage(
 
 def paint_tree(canvas: Canvas, x: float, z: float) -> None:
     """A trunk with a round crown, or the three tiers of a conifer."""
-    leaf, height, girth = canvas.pick(LEAVES), *canvas.rng.uniform((4.4, 0.18), (6.5, 0.27))
-    plane, bark = Plane(x, z), BARK * canvas.rng.uniform(0.7, 1.1)
+    leaf = canvas.pick(palettes.LEAVES)
+    height, girth = canvas.rng.uniform((4.4, 0.18), (6.5, 0.27))
+    plane, bark = Plane(x, z), palettes.BARK * canvas.rng.uniform(0.7, 1.1)
     canvas.fill(Label.VEGETATION, bark, plane.box(-girth, 0, girth, 0.6 * height))
     if canvas.rng.random() < 0.75:
         width, tall = canvas.rng.uniform(1.5, 2.2, 2)
@@ -112,22 +94,22 @@ def paint_tree(canvas: Canvas, x: float, z: float) -> None:
 def paint_bush(canvas: Canvas, x: float, z: float) -> None:
     """A low crown on the ground."""
     radii = (canvas.rng.uniform(0.8, 1.2), 0.8)
-    _paint_foliage(canvas, (x, 0.65, z), radii, canvas.pick(LEAVES))
+    _paint_foliage(canvas, (x, 0.65, z), radii, canvas.pick(palettes.LEAVES))
 
 
 def paint_garden(canvas: Canvas, side: int, x: float, z0: float, z1: float) -> None:
     """A hedge along the pavement with trees behind it."""
     for z in (z1 - 2.0, z0 + 2.0):
         paint_tree(canvas, x + side * canvas.rng.uniform(1.5, 4.0), z)
-    leaf, height = canvas.pick(LEAVES), canvas.rng.uniform(1.2, 2.0)
-    for plane, width in ((Plane(x, z0, dx=side), 9.0), (street_plane(x, z0), z1 - z0)):
+    leaf, height = canvas.pick(palettes.LEAVES), canvas.rng.uniform(1.2, 2.0)
+    for plane, width in ((Plane(x, z0, dx=side), 9.0), (Plane.along(x, z0), z1 - z0)):
         canvas.fill(Label.VEGETATION, leaf * 0.8, plane.box(0, 0, width, height))
         canvas.fill(Label.VEGETATION, leaf * 1.05, plane.box(0, height * 0.7, width, height))
 
 
 def paint_pole(canvas: Canvas, x: float, z: float) -> None:
     """A street lamp, a sign or a traffic light, never so thin that it could not be seen."""
-    plane, metal, kind = Plane(x, z), canvas.pick(METALS, 6.0), canvas.rng.integers(4)
+    plane, metal, kind = Plane(x, z), canvas.pick(palettes.METALS, 6.0), canvas.rng.integers(4)
     half = max(canvas.rng.uniform(0.11, 0.15), 0.012 * z / FOCAL)
     height = (*canvas.rng.uniform(4.8, 6.0, 2), 2.9, 3.6)[kind]
     canvas.fill(Label.POLE, metal, plane.box(-half, 0, half, height))
@@ -136,12 +118,12 @@ def paint_pole(canvas: Canvas, x: float, z: float) -> None:
         reach = -math.copysign(1.2, x)  # over the road
         head = plane.box(0.6 * reach, height - 0.45, 1.2 * reach, height + 0.1)
         canvas.fill(Label.POLE, metal, plane.box(0, height - 1.6 * half, reach, height))
-        canvas.fill(Label.POLE, LAMPLIGHT if canvas.mood.lit > 0.3 else metal * 1.2, head)
+        canvas.fill(Label.POLE, palettes.LAMPLIGHT if canvas.mood.lit > 0.3 else metal * 1.2, head)
     elif kind == 2:  # a sign
-        color, centers = canvas.pick(SIGNS), np.array([(x, height - 0.2, z)] * 2)
+        color, centers = canvas.pick(palettes.SIGNS), np.array([(x, height - 0.2, z)] * 2)
         colors = np.stack([color * 0.2 + 195, color])
         canvas.discs(Label.POLE, colors, centers, np.array([0.55, 0.42]))
     else:
-        canvas.fill(Label.POLE, BLACK, plane.box(-0.32, height - 1.2, 0.32, height))
+        canvas.fill(Label.POLE, palettes.BLACK, plane.box(-0.32, height - 1.2, 0.32, height))
         centers = np.array([(x, height - drop, z) for drop in (0.2, 0.6, 1.0)])
-        canvas.discs(Label.POLE, SIGNALS, centers, np.full(3, 0.17))
+        canvas.discs(Label.POLE, palettes.SIGNALS, centers, np.full(3, 0.17))

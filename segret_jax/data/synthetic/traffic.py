@@ -7,25 +7,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from segret_jax.data.synthetic.canvas import Canvas, Label, Meters, Plane, street_plane
-from segret_jax.data.synthetic.colors import (
-    BLACK,
-    CLOTHES,
-    GLASS,
-    HAIR,
-    HEADLAMP,
-    PAINTS,
-    PLATE,
-    REAR_LAMP,
-    SKINS,
-)
+from segret_jax.data.synthetic import palettes
+from segret_jax.data.synthetic.canvas import Canvas, Label, Meters, Plane
 
 
 def paint_person(canvas: Canvas, x: float, z: float) -> None:
     """Legs, arms, torso, hair and face, in fractions of the body height."""
     tall, stride, swing = canvas.rng.uniform((1.7, 0.04, 0.02), (2.0, 0.1, 0.07))
-    girth, skin = canvas.rng.uniform(0.15, 0.18), canvas.pick(SKINS, 4.0)
-    coat, trousers = canvas.pick(CLOTHES), canvas.pick(CLOTHES) * 0.6
+    girth, skin = canvas.rng.uniform(0.15, 0.18), canvas.pick(palettes.SKINS, 4.0)
+    coat, trousers = canvas.pick(palettes.CLOTHES), canvas.pick(palettes.CLOTHES) * 0.6
 
     def part(color: np.ndarray, *corners: Sequence[Meters]) -> None:
         polygon = Plane(x, z).polygon(*((u * tall, v * tall) for u, v in corners))
@@ -36,7 +26,7 @@ def paint_person(canvas: Canvas, x: float, z: float) -> None:
         part(trousers * shade, (foot - 0.06, 0), (foot + 0.06, 0), (0.11, 0.5), (-0.11, 0.5))
         part(coat * 0.85, (hand - 0.04, 0.45), (hand + 0.04, 0.45), (side * 0.1, 0.82), (0, 0.8))
     part(coat, (-girth * 0.85, 0.44), (girth * 0.85, 0.44), (girth, 0.8), (-girth, 0.8))
-    colors = np.stack([HAIR * canvas.rng.uniform(0.4, 2.4), skin])
+    colors = np.stack([palettes.HAIR * canvas.rng.uniform(0.4, 2.4), skin])
     centers = np.array([(x, 0.91 * tall, z), (x, 0.88 * tall, z)])
     canvas.discs(Label.PERSON, colors, centers, tall * np.array([0.105, 0.085]))
 
@@ -76,17 +66,18 @@ def _turned(model: Model) -> Model:
 
 def paint_vehicle(canvas: Canvas, model: Model, x: float, z: float) -> None:
     """A car, van or bus with its nearest end at z; on the left side it comes toward the viewer."""
-    paint, half, base, end = canvas.pick(PAINTS), model.width / 2, 0.3 * model.height, Plane(x, z)
-    model, lamp = (_turned(model), HEADLAMP) if x < 0 else (model, REAR_LAMP)
+    paint, end = canvas.pick(palettes.PAINTS), Plane(x, z)
+    half, base = model.width / 2, 0.3 * model.height
+    model, lamp = (_turned(model), palettes.HEADLAMP) if x < 0 else (model, palettes.REAR_LAMP)
     for u in (0.05 - half, half - 0.35):
-        canvas.fill(Label.VEHICLE, BLACK, end.box(u, 0.0, u + 0.3, 0.5))
+        canvas.fill(Label.VEHICLE, palettes.BLACK, end.box(u, 0.0, u + 0.3, 0.5))
     _paint_hull(canvas, model, paint, x, z)
     for u in (0.08 - half, half - 0.43):
         canvas.fill(Label.VEHICLE, lamp, end.box(u, base, u + 0.35, base + 0.22))
-    canvas.fill(Label.VEHICLE, PLATE, end.box(-0.28, base - 0.1, 0.28, base + 0.08))
+    canvas.fill(Label.VEHICLE, palettes.PLATE, end.box(-0.28, base - 0.1, 0.28, base + 0.08))
     for side in (-1, 1):
         if side * (canvas.eye[0] - x) > half:
-            flank = street_plane(x + side * half, z)
+            flank = Plane.along(x + side * half, z)
             _paint_flank(canvas, model, canvas.sunlit(paint, side), flank)
 
 
@@ -104,7 +95,7 @@ def _paint_hull(canvas: Canvas, model: Model, paint: np.ndarray, x: float, z: fl
         if not level and min(up[i], up[j]) > 0.4 and max(up[i], up[j]) == 1.0:
             middle = quad.mean(axis=0)
             pane = middle + (quad - middle) * (0.86, 0.74, 0.8)
-            canvas.fill(Label.VEHICLE, GLASS + 25, pane[None])
+            canvas.fill(Label.VEHICLE, palettes.GLASS + 25, pane[None])
 
 
 def _paint_flank(canvas: Canvas, model: Model, paint: np.ndarray, plane: Plane) -> None:
@@ -114,8 +105,8 @@ def _paint_flank(canvas: Canvas, model: Model, paint: np.ndarray, plane: Plane) 
     first, last, number = model.windows
     posts = np.linspace(first, last, number + 1)
     panes = np.array([(a + 0.015, 0.62, b - 0.015, 0.92) for a, b in pairwise(posts)])
-    canvas.fill(Label.VEHICLE, GLASS + 10, plane.boxes(panes * np.tile(size, 2)))
+    canvas.fill(Label.VEHICLE, palettes.GLASS + 10, plane.boxes(panes * np.tile(size, 2)))
     for hub in (0.19 * model.length, 0.81 * model.length):
-        for radius, color in ((0.36, BLACK), (0.17, BLACK + 110)):
+        for radius, color in ((0.36, palettes.BLACK), (0.17, palettes.BLACK + 110)):
             wheel = plane.polygon(*(_WHEEL * radius + (hub, 0.36)).tolist())
             canvas.fill(Label.VEHICLE, color, wheel)
