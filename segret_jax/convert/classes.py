@@ -2,6 +2,7 @@
 
 import colorsys
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -27,22 +28,20 @@ def choose_classes(
     none, the number tells; if it is that of no known dataset, the classes get generic names.
     """
     count = recognized.num_classes
-    is_classifier = recognized.model.task == "classification"
-    if not given:
-        if is_classifier:
-            return dataset, _generic("imagenet", count, label_ids=False)
-        if named:
-            return _named(named, count, dataset)
-        if count not in BY_COUNT:
-            return dataset, _generic(UNNAMED, count, label_ids=True)
-        dataset = BY_COUNT[count]
+    if recognized.model.task == "classification":
+        if given:
+            raise InputError(
+                f"is a classifier of {count} ImageNet classes, but data.dataset is set to "
+                f"{dataset!r}; leave data.dataset out"
+            )
+        return dataset, _generic("imagenet", count, label_ids=False)
+    if named and not given:
+        return _named(named, count, dataset)
+    if count not in BY_COUNT and not given:
+        return dataset, _generic(UNNAMED, count, label_ids=True)
+    dataset = dataset if given else BY_COUNT[count]
     synthetic = dataset == SYNTHETIC
     table = load_class_table(dataset) if synthetic else get_dataset(dataset).class_table
-    if is_classifier:
-        raise InputError(
-            f"is a classifier of {count} ImageNet classes, but data.dataset is set to {dataset!r}; "
-            "leave data.dataset out"
-        )
     if table.num_classes != count:
         raise InputError(
             f"data.dataset is set to {dataset!r} with {table.num_classes} classes, but the file "
@@ -64,15 +63,14 @@ def class_notes(table: ClassTable, named: FileClasses | None, *, given: bool) ->
         ] * guessed
     if not given:
         return [f"classes as the file names them ({named.source})"]
-    names = zip(named.names, table.class_names, strict=False)
-    differing = ((i, a, b) for i, (a, b) in enumerate(names) if _plain(a) != _plain(b))
-    if first := next(differing, None):
-        what = "class {} is {!r} there, {!r} here".format(*first)
-    elif named.count != table.num_classes:
-        what = f"{named.count} there, {table.num_classes} here"
-    else:
-        return []
-    return [f"NOTE: the file names other classes ({named.source}) than data.dataset: {what}"]
+    names = enumerate(zip_longest(named.names, table.class_names, fillvalue="missing"))
+    differing = [
+        f"NOTE: the file names other classes ({named.source}) than data.dataset: class {i} is "
+        f"{there!r} there, {here!r} here"
+        for i, (there, here) in names
+        if _plain(there) != _plain(here)
+    ]
+    return differing[:1]
 
 
 def _plain(name: str) -> str:

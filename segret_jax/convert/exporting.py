@@ -1,7 +1,7 @@
 """From our parameters back to the names, layouts and buffers of the PyTorch original."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ from flax.traverse_util import flatten_dict
 from segret_jax.convert.recognize import torch_format
 from segret_jax.convert.safetensors import write_safetensors
 from segret_jax.errors import InputError
+from segret_jax.files import disk_errors_as_input_errors
 from segret_jax.models.config import ModelConfig
-
-ENDINGS = (".safetensors", ".npz", ".pth", ".pt")
 
 
 def export_tensors(
@@ -43,52 +42,53 @@ def export_tensors(
 def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write a file of the format that its name ends in; metadata goes into .safetensors only.
+    """Write a file, whole or not at all, in the format that its name ends in.
 
-    Raises InputError if the file is there already, its ending is not among `ENDINGS` (in capitals
-    or not), it is to be PyTorch's and PyTorch is not installed, or the disk refuses. What is
-    written becomes visible when it is whole.
+    Args:
+        path: ends in one of `ENDINGS`, in capitals or not.
+        tensors: by name.
+        metadata: goes into .safetensors only.
+
+    Raises:
+        InputError: the file exists, has another ending, is to be PyTorch's and PyTorch is not
+            installed, or the disk refuses.
     """
-    writers: dict[str, Callable[[Path], None]] = {
-        ".safetensors": lambda file: write_safetensors(file, tensors, metadata),
-        ".npz": lambda file: _write_npz(file, tensors),
-        ".pth": lambda file: _write_torch(file, tensors),
-        ".pt": lambda file: _write_torch(file, tensors),
-    }
     ending = path.suffix.lower()
-    if ending not in writers:
+    if ending not in WRITERS:
         raise InputError(f"{path}: give a name that ends in {', '.join(ENDINGS)}")
     if path.exists():
         raise InputError(f"{path} exists already: delete it, or choose another name")
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with disk_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            writers[ending](partial)
+            WRITERS[ending](partial, tensors, metadata)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{path} was not written ({error.strerror or error}): free some space or choose "
-            "another folder"
-        ) from error
 
 
-def _write_npz(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def _write_npz(path: Path, tensors: Mapping[str, np.ndarray], _metadata: Any) -> None:
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **tensors)
 
 
-def _write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def _write_torch(path: Path, tensors: Mapping[str, np.ndarray], _metadata: Any) -> None:
     try:
         import torch
     except ImportError:
-        raise InputError(
-            "a .pth is written by PyTorch, which is not installed here; write .safetensors, which "
-            "safetensors.torch.load_file reads where it is"
-        ) from None
+        message = "a .pth needs PyTorch, which is not installed; install it, or write .safetensors"
+        raise InputError(message) from None
     try:
         torch.save({name: torch.from_numpy(array.copy()) for name, array in tensors.items()}, path)
     except RuntimeError as error:  # what a full disk is to PyTorch
         raise OSError("PyTorch could not write it") from error
+
+
+WRITERS = {
+    ".safetensors": write_safetensors,
+    ".npz": _write_npz,
+    ".pth": _write_torch,
+    ".pt": _write_torch,
+}
+ENDINGS = tuple(WRITERS)

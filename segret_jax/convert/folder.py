@@ -88,7 +88,13 @@ def _read_weights(file: Path, wrapper: str) -> TensorFile:
         raise InputError(f"{file} names {len(names)} files; at most {MAX_SHARDS} are read")
     located = {name: _locate(file.parent, name) for name in names}
     shards = {name: read_as_named(shard) for name, shard in located.items()}
-    _check_places(file, places, shards)
+    held = {(tensor, name) for name, shard in shards.items() for tensor in shard.tensors}
+    for tensor, name in sorted(places.items() ^ held):
+        state = "holds" if (tensor, name) in held else "lacks"
+        where = f"to {shorten(places[tensor])!r}" if tensor in places else "nowhere"
+        raise InputError(
+            f"{file} maps tensor {shorten(tensor)!r} {where}, but {name} {state} it; {AGAIN}"
+        )
     sums = "".join(f"{shard.sha256}  {name}\n" for name, shard in shards.items())
     first = shards[names[0]]
     whole = replace(
@@ -98,20 +104,6 @@ def _read_weights(file: Path, wrapper: str) -> TensorFile:
         sha256=hashlib.sha256(sums.encode()).hexdigest(),  # of what sha256sum prints for them
     )
     return unprefixed(file, whole)
-
-
-def _check_places(index: Path, places: dict[str, str], shards: dict[str, TensorFile]) -> None:
-    """Raise InputError unless each shard holds just the tensors that the index maps to it."""
-    held = {(tensor, name) for name, shard in shards.items() for tensor in shard.tensors}
-    for tensor, name in sorted(held - places.items()):
-        where = f"to {shorten(places[tensor])!r}" if tensor in places else "nowhere"
-        raise InputError(
-            f"{index} maps tensor {shorten(tensor)!r} {where}, but {name} holds it; {AGAIN}"
-        )
-    for tensor, name in sorted(places.items() - held):
-        raise InputError(
-            f"{index} maps tensor {shorten(tensor)!r} to {name}, which lacks it; {AGAIN}"
-        )
 
 
 def _read_json(file: Path) -> dict[str, Any]:

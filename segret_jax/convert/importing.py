@@ -15,12 +15,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segret_jax.config import ModelConfig
-from segret_jax.convert.allow import allowed_reasons, compile_patterns
 from segret_jax.convert.recognize import TorchModel, identify
 from segret_jax.errors import InputError, printable
 from segret_jax.models.config import model_name
 from segret_jax.models.factory import abstract, build
-from segret_jax.models.family import Path, TorchFormat
+from segret_jax.models.family import Path
 
 Leaves = dict[str, tuple[Path, tuple[int, ...]]]
 
@@ -29,11 +28,8 @@ HALF_TOLERANCE = 1e-2  # of constants that were rounded to 16 bits
 MAX_NEAREST = 50  # differences for which the nearest name is searched: it is slow
 COUNTER, CONSTANT = ".num_batches_tracked", ".Relpos."
 AVERAGING = "counter of the weights' average, read by nothing"
-COUNTERS = {  # single numbers that writers of averaged weights keep beside them
-    "n_averaged",  # torch.optim.swa_utils.AveragedModel
-    "steps",  # mmengine
-    "step", "num_updates", "decay", "initted",  # other averages, as of diffusion models
-}  # fmt: skip
+# Single numbers that writers of averaged weights (PyTorch, mmengine, diffusion models) keep.
+COUNTERS = {"n_averaged", "steps", "step", "num_updates", "decay", "initted"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,15 +66,15 @@ def import_tensors(
 
     Raises InputError, with all differences at once.
     """
-    patterns = compile_patterns(allow)
+    patterns = _compile_patterns(allow)
     found = _recognize(tensors, model, given, patterns)
     bundle = abstract(found.model, found.num_classes)
-    leaves = torch_leaves(found, *bundle.variables)
+    leaves = _torch_leaves(found, *bundle.variables)
     known, surplus = _split_surplus(tensors, leaves, found)
     missing = {n: f"{list(s)} is missing" for n, (_, s) in leaves.items() if n not in tensors}
     unfit = {n: _fault(tensors[n], s) for n, (_, s) in leaves.items() if n in tensors}
     unfit = {name: fault for name, fault in unfit.items() if fault}
-    allowed = allowed_reasons([*missing, *unfit, *surplus], patterns, known)
+    allowed = _allowed_reasons([*missing, *unfit, *surplus], patterns, known)
     _refuse(missing, unfit, surplus, allowed, found)
     initialized = {name: allowed[name] for name in [*missing, *unfit]}
     if initialized:
@@ -97,6 +93,31 @@ def import_tensors(
     )
 
 
+def _compile_patterns(allow: Sequence[str]) -> dict[str, re.Pattern]:
+    try:
+        return {text: re.compile(text) for text in allow}
+    except re.error as error:
+        raise InputError(f"--allow {error.pattern!r} is no regular expression: {error}") from None
+
+
+def _allowed_reasons(
+    names: Sequence[str], patterns: Mapping[str, re.Pattern], known: Collection[str]
+) -> dict[str, str]:
+    """Return the reason for each difference that a pattern allows.
+
+    A pattern may match tensors that are dropped anyway (`known`); one that matches none is refused.
+    """
+    allowed: dict[str, str] = {}
+    for text, pattern in patterns.items():
+        matched = list(filter(pattern.search, names))
+        if not matched and not any(map(pattern.search, known)):
+            raise InputError(
+                f"--allow {text!r} fits none of {len(names)} differences; leave it out"
+            )
+        allowed |= dict.fromkeys(matched, f"accepted by --allow {text!r}")
+    return allowed
+
+
 def _recognize(
     tensors: Mapping[str, np.ndarray],
     model: ModelConfig,
@@ -107,28 +128,21 @@ def _recognize(
     try:
         return identify(tensors, model, given)
     except InputError:
-        rest = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if not any(pattern.search(name) for pattern in patterns.values())
-        }
+        dropped = {n for n in tensors if any(p.search(n) for p in patterns.values())}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in dropped}
         if not 0 < len(rest) < len(tensors):
             raise
         return identify(rest, model, given)
 
 
-def torch_leaves(found: TorchModel, *trees: Any) -> Leaves:
+def _torch_leaves(found: TorchModel, *trees: Any) -> Leaves:
     """Return path and PyTorch shape of each leaf of parameters and statistics, by PyTorch name."""
     leaves = {}
     for path, leaf in (item for tree in trees for item in flatten_dict(tree).items()):
         name = found.format.key(path, prefix=found.prefix)
-        leaves[name] = path, torch_shape(found.format, leaf.shape, path)
+        unread = np.broadcast_to(np.float32(0), leaf.shape)
+        leaves[name] = path, found.format.to_torch(unread, path).shape
     return leaves
-
-
-def torch_shape(form: TorchFormat, shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
-    """Return the shape in PyTorch of a leaf of `shape` at `path`."""
-    return form.to_torch(np.broadcast_to(np.float32(0), shape), path).shape
 
 
 def _filled(
@@ -144,7 +158,7 @@ def _filled(
     return unflatten_dict({path: leaf(path, x) for path, x in flatten_dict(tree).items()})
 
 
-def is_counter(name: str, tensor: np.ndarray) -> bool:
+def _is_counter(name: str, tensor: np.ndarray) -> bool:
     """Return whether a tensor counts the updates of averaged weights, and is no weight."""
     return name in COUNTERS and tensor.size == 1
 
@@ -169,7 +183,7 @@ def _split_surplus(
     reasons = found.format.unused_reasons
     known, surplus = {}, {}
     for name in (name for name in tensors if name not in leaves):
-        if is_counter(name, tensors[name]):
+        if _is_counter(name, tensors[name]):
             known[name] = AVERAGING
         elif name not in unused:
             surplus[name] = f"{list(tensors[name].shape)} is not in the model"
@@ -189,14 +203,11 @@ def _fault_of_unused(name: str, tensor: np.ndarray, default: np.ndarray) -> str:
     if CONSTANT not in name:
         return _fault(tensor, default.shape)
     pair = tensor.astype(np.float64), default.astype(np.float64)
-    if np.allclose(*pair, rtol=HALF_TOLERANCE if _is_half(tensor) else CONSTANT_TOLERANCE, atol=0):
+    tolerance = HALF_TOLERANCE if tensor.dtype.itemsize == 2 else CONSTANT_TOLERANCE
+    if np.allclose(*pair, rtol=tolerance, atol=0):
         return ""
     found, expected = (np.array2string(t[:4], precision=5) for t in pair)
     return f"begins {found}, but the original has {expected}: another model"
-
-
-def _is_half(tensor: np.ndarray) -> bool:
-    return tensor.dtype.itemsize == 2
 
 
 def _is_needed_back(name: str, tensor: np.ndarray) -> bool:
@@ -205,11 +216,11 @@ def _is_needed_back(name: str, tensor: np.ndarray) -> bool:
     16 bits round constants, which are computed anew, and overflow a counter. The original has no
     counter of an average.
     """
-    if is_counter(name, tensor):
+    if _is_counter(name, tensor):
         return False
     if COUNTER in name:
         return 0 <= tensor.item() < 2**63
-    return CONSTANT not in name or not _is_half(tensor)
+    return CONSTANT not in name or tensor.dtype.itemsize > 2
 
 
 def _refuse(

@@ -14,7 +14,7 @@ from segret_jax.data.class_table import ClassTable
 from segret_jax.errors import printable
 from segret_jax.models.config import model_name
 
-WIDTH = 100
+MAX_METADATA = 400  # characters on the terminal
 BESIDE = "lies beside the state dict that was read, so it is no part of the model"
 
 
@@ -30,6 +30,7 @@ def make_report(
     """Return what became of a file, as plain values for JSON; `notes` are of the classes."""
     found, leaves = imported.recognized, imported.leaves
     mapped = {name: leaf for name, leaf in leaves.items() if name not in imported.initialized}
+    dtypes = {name: str(file.tensors[name].dtype) for name in mapped}
     numbers, filled = (
         sum(math.prod(shape) for _, shape in part.values()) for part in (leaves, mapped)
     )
@@ -48,13 +49,9 @@ def make_report(
         "numbers": numbers,
         "filled": filled,
         "filled_percent": 100 * filled / numbers,
-        "dtypes": dict(Counter(str(file.tensors[name].dtype) for name in mapped)),
+        "dtypes": dict(Counter(dtypes.values())),
         "mapped": {
-            name: {
-                "leaf": "/".join(map(str, path)),
-                "shape": list(shape),
-                "dtype": str(file.tensors[name].dtype),
-            }
+            name: {"leaf": "/".join(map(str, path)), "shape": list(shape), "dtype": dtypes[name]}
             for name, (path, shape) in mapped.items()
         },
         "dropped": imported.dropped | dict.fromkeys(file.beside, BESIDE),
@@ -72,7 +69,7 @@ def summary(report: dict[str, Any]) -> str:
         f"{report['file']}: {report['format']}{where}, sha256 {report['sha256'][:16]}...",
         *([f"  other state dicts in it: {others} (choose with --wrapper)"] if others else []),
         f"{report['family']}, {report['num_classes']} classes ({report['classes']})",
-        *(line for sentence in report["implies"] for line in _wrap(sentence)),
+        *(f"  {sentence}" for sentence in report["implies"]),
         f"filled: {report['filled']:,} of {report['numbers']:,} numbers "
         f"({report['filled_percent']:.2f} %) from {len(report['mapped'])} tensors",
     ]
@@ -82,7 +79,7 @@ def summary(report: dict[str, Any]) -> str:
         lines += _grouped(what, report[what])
     if report["metadata"]:
         text = ", ".join(f"{key}: {value}" for key, value in report["metadata"].items())
-        lines += textwrap.wrap(f"metadata: {text}", WIDTH, subsequent_indent="  ", max_lines=4)
+        lines.append(textwrap.shorten(f"metadata: {text}", MAX_METADATA, placeholder=" …"))
     return "\n".join(map(printable, lines))
 
 
@@ -95,7 +92,3 @@ def _grouped(what: str, reasons: dict[str, str]) -> list[str]:
         f"{what}: {names[0]}" + (f" and {len(names) - 1} more" * (len(names) > 1)) + f": {reason}"
         for reason, names in groups.items()
     ]
-
-
-def _wrap(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")

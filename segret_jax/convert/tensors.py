@@ -8,6 +8,7 @@ import errno
 import hashlib
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,15 +21,23 @@ import numpy as np
 
 from segret_jax.convert.file_classes import FileClasses, find_classes
 from segret_jax.convert.metadata import MAX_ITEMS, MAX_TEXT, plain_metadata, shorten
-from segret_jax.convert.prefixes import cut_prefixes
 from segret_jax.convert.safetensors import read_safetensors
 from segret_jax.convert.torch_file import LEGACY_START, TorchFile, open_legacy, open_zip
 from segret_jax.convert.torch_rebuild import RESAVE, Storage, Tensor
 from segret_jax.errors import InputError, unknown_name
 
-WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")  # the first found is taken
+STATE_DICTS = ("model", "state_dict", "model_ema", "state_dict_ema")  # the first found is taken
 MAX_NPZ_BYTES = 2**32  # unpacked: a file of some MB may claim any size
 MAX_SHARING = 8  # bytes of all tensors for each byte of their storages, as tied ones share theirs
+MODULE_WRAPPERS = {  # attributes under which a wrapper holds its module
+    "module",  # DataParallel, DistributedDataParallel, AveragedModel, timm's and mmengine's EMA
+    "_orig_mod",  # torch.compile
+    "model",  # many users' own class, as of Lightning
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",  # Lightning Fabric
+}
+ENCODER = re.compile(r"((?:[^.]+\.)*?)(?:backbone\.)?layers\.\d{1,4}\.blocks\.\d{1,4}\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,20 +65,48 @@ class TensorFile:
 def read_tensors(path: str | Path, *, wrapper: str = "") -> TensorFile:
     """Read a checkpoint; nothing that the file asks to run is run, and PyTorch is not needed.
 
-    `wrapper` chooses among several state dicts in one file, such as "model_ema"; by default the
-    first of `WRAPPERS`. Raises InputError for a file that is missing, damaged, of another format,
-    or that holds more than tensors and plain data.
+    Args:
+        path: of the file.
+        wrapper: chooses among several state dicts in one file, such as "model_ema"; by default the
+            first of `STATE_DICTS`.
+
+    Raises:
+        InputError: the file is missing, damaged, of another format, or holds more than tensors and
+            plain data.
     """
     return unprefixed(path, read_as_named(path, wrapper=wrapper))
 
 
 def unprefixed(path: str | Path, file: TensorFile) -> TensorFile:
-    """Return what was read of `path` with the names that the model itself has."""
-    try:
-        tensors, prefix = cut_prefixes(file.tensors)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    return replace(file, tensors=tensors, prefix=prefix)
+    """Return what was read of `path` with the tensors under the model's own names.
+
+    Cuts off the attributes of wrappers, and whatever all names of encoder blocks begin with, such
+    as `net.`; other tensors keep their names, so that a counter beside them changes nothing.
+
+    Raises:
+        InputError: two tensors get one name, so they are of two models.
+    """
+    names = {name: _without_wrappers(name) for name in file.tensors}
+    owners = {match[1] for match in map(ENCODER.match, names.values()) if match}
+    owner = owners.pop() if len(owners) == 1 else ""
+    taken: dict[str, str] = {}
+    for name, cut in names.items():
+        short = cut.removeprefix(owner)
+        if short in taken:
+            raise InputError(
+                f"{path}: holds {taken[short]!r} and {name!r}, which are two models in one state "
+                "dict; save the state dict of one of them"
+            )
+        taken[short] = name
+    changed = (n.removesuffix(s) for s, n in taken.items() if s != n and n.endswith(s))
+    tensors = {short: file.tensors[name] for short, name in taken.items()}
+    return replace(file, tensors=tensors, prefix=next(changed, ""))
+
+
+def _without_wrappers(name: str) -> str:
+    """Return a name without the wrappers' attributes: no model here has a module of such a name."""
+    *modules, leaf = name.split(".")
+    return ".".join([part for part in modules if part not in MODULE_WRAPPERS] + [leaf])
 
 
 def read_as_named(path: str | Path, *, wrapper: str = "") -> TensorFile:
@@ -156,7 +193,7 @@ def _unwrap(file: TorchFile, wrapper: str) -> TensorFile:
         remedy = "save model.state_dict() again"
         if found:
             remedy = f"give --wrapper NAME, one of {', '.join(found)}"
-        where = ", ".join(WRAPPERS)
+        where = ", ".join(STATE_DICTS)
         raise InputError(f"has no tensors at its top or under {where}; {shorten(remedy)}")
     rest = {k: value for k, value in content.items() if k not in found} if chosen else {}
     rest |= {key: value for key, value in state.items() if key not in tensors}
@@ -174,7 +211,7 @@ def _unwrap(file: TorchFile, wrapper: str) -> TensorFile:
 
 def _first(found: dict[str, Any], content: dict[Any, Any]) -> str:
     """Return the state dict to read by default; "" for the tensors at the top, if there are any."""
-    if known := next((key for key in WRAPPERS if key in found), ""):
+    if known := next((key for key in STATE_DICTS if key in found), ""):
         return known
     top = (value for value in content.values() if isinstance(value, Tensor))
     only_counters = all(math.prod(tensor.shape) == 1 for tensor in top)

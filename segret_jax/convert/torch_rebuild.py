@@ -113,20 +113,14 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
     possible = isinstance(storage, Storage) and type(shape) is type(strides) is tuple
     possible = possible and len(shape) == len(strides) <= MAX_AXES
     if not possible or not all(map(is_size, (offset, *shape, *strides))):
-        raise InputError(
-            "holds a tensor with arguments of wrong types or impossible sizes; download it again"
-        )
+        raise InputError("holds a tensor of impossible type or size; download it again")
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    view = f"tensor of shape {str(shape)[:100]}"
+    view, held = f"tensor of shape {str(shape)[:100]}", f" of {storage.numel} elements"
     if 0 not in shape and last >= storage.numel:
-        raise InputError(
-            f"holds a {view} that leaves its storage of {storage.numel} elements; the file is "
-            "damaged, download it again"
-        )
+        raise InputError(f"holds a {view} that leaves its storage{held}; download it again")
     if math.prod(shape) > storage.numel:
         raise InputError(
-            f"holds an expanded {view} in a storage of {storage.numel} elements; "
-            "save a .contiguous() copy of it"
+            f"holds an expanded {view} in a storage{held}; save a .contiguous() copy of it"
         )
     if len(rest) > 2 and rest[2]:
         raise InputError(f"holds a tensor that is stored conjugate or negated; {RESAVE}")

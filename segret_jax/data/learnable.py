@@ -59,11 +59,10 @@ def only_class_of_labels(stored_counts: Counts, layout: Layout, table: ClassTabl
     values = " or ".join(map(str, unused))
     share = stored_counts[unused].sum() / stored_counts.sum()
     is_ignored = (layout.lookup[unused] == IGNORE).all()
-    leave_out = f', and leave {values} out of "ignore"' if is_ignored else ""
     now = "ignored" if is_ignored else "no class"
     return (
         f"{found}; if {values} is meant as a class, give it one in a JSON file of your own "
-        f'("raw_id": {unused[0]}){leave_out}; now {values} is {now}, {share:.1%} of the pixels'
+        f'("raw_id": {unused[0]}); now {values} is {now}, {share:.1%} of the pixels'
     )
 
 
@@ -100,15 +99,15 @@ def check_samples(source: Source, *, skip_faulty: bool) -> None:
 
 
 def _check_any_readable(source: RecordSource, indices: list[int]) -> None:
-    faults = []
+    first = None
     for index in indices:
         try:
             source[index]
             return
         except InputError as error:
-            faults.append(str(error))
+            first = first or error
     raise InputError(
-        f"data.on_error=skip would skip every sample: none of {len(faults)} that were read, of "
-        f"{len(source)} of {source.spec.name}, {source.split}, is sound; the first: {faults[0]}; "
+        f"data.on_error=skip would skip every sample: none of {len(indices)} that were read, of "
+        f"{len(source)} of {source.spec.name}, {source.split}, is sound; the first: {first}; "
         "`segret data check` names all"
     )

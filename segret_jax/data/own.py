@@ -7,15 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from segret_jax.data.class_table import (
-    IGNORE,
-    TABLE_KEYS,
-    ClassTable,
-    label_lookup,
-    parse_class_table,
-    read_json,
-    stored_values,
-)
+from segret_jax.data import class_table as tables
+from segret_jax.data.class_table import IGNORE, ClassTable
 from segret_jax.data.layouts import SPLITS, DatasetSpec, Layout
 from segret_jax.errors import InputError, unknown_name
 
@@ -25,7 +18,7 @@ _OWN_FILES: dict[str, Any] = {  # the keys that describe the files, and their de
     "image_suffix": "",  # the one of IMAGE_SUFFIXES that most images have
     "labels": "annotations/{split}",
     "label_suffix": ".png",
-    "ignore": [IGNORE],  # stored values of pixels without a class, unless they are a class's
+    "ignore": [IGNORE],  # stored values without a class, unless they are a class's
     "splits": {"training": "training", "validation": "validation"},
 }
 
@@ -37,11 +30,11 @@ def load_dataset(path: Path) -> DatasetSpec:
     (or a list of them), it may have those of `_OWN_FILES`. Where `ignore` is given, it lists all
     values that are ignored: without 255 in it, 255 is not. Raises InputError.
     """
-    content, where = read_json(path)
-    table = parse_class_table(content, where, default_name=path.stem)
+    content, where = tables.read_json(path)
+    table = tables.parse_class_table(content, where, default_name=path.stem)
     for key in content:
-        if key not in (*TABLE_KEYS, *_OWN_FILES):
-            raise unknown_name(f"key in {where}", key, (*TABLE_KEYS, *_OWN_FILES))
+        if key not in (*tables.TABLE_KEYS, *_OWN_FILES):
+            raise unknown_name(f"key in {where}", key, (*tables.TABLE_KEYS, *_OWN_FILES))
     if content.get("ignore_label", IGNORE) != IGNORE:
         value = content["ignore_label"]
         raise InputError(f'{where}: ignore_label is {value!r}; write it as "ignore": [{value!r}]')
@@ -69,13 +62,10 @@ def _own_files(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         if isinstance(value, str) and set("{}") & set(value.replace("{split}", "")):
             raise InputError(f"{where}: {key} is {value!r}; the only braces in it can be {{split}}")
     splits = files["splits"]
-    if set(splits) != set(SPLITS):
-        raise InputError(f"{where}: splits is {splits}; it names training and validation")
-    for split, folder in splits.items():
-        if not isinstance(folder, str):
-            raise InputError(f"{where}: splits: {split} is {folder!r}; write the folder's name")
+    if set(splits) != set(SPLITS) or not all(isinstance(name, str) for name in splits.values()):
+        raise InputError(f"{where}: splits is {splits}; give a folder for training and validation")
     try:
-        return files | {"ignore": stored_values(files["ignore"])}
+        return files | {"ignore": tables.stored_values(files["ignore"])}
     except ValueError as error:
         raise InputError(f"{where}: ignore: {error}; write integers, such as [255]") from error
 
@@ -88,4 +78,4 @@ def _own_lookup(table: ClassTable, void: tuple[int, ...], where: str) -> UInt8[n
             f"{where}: the stored values {twice} have two meanings (raw_id, ignore); a value "
             "belongs to one class or to ignore"
         )
-    return label_lookup(dict.fromkeys(void, IGNORE) | table.raw_to_class())
+    return tables.label_lookup(dict.fromkeys(void, IGNORE) | table.raw_to_class())

@@ -16,15 +16,7 @@ from segret_jax.data.class_table import IGNORE, STRAY, ClassTable
 from segret_jax.data.decode import decode_label, decode_turned
 from segret_jax.data.orientation import fit_label
 from segret_jax.doctor.examine import Examined
-from segret_jax.doctor.findings import (
-    ERROR,
-    WARNING,
-    Diagnosis,
-    Finding,
-    SplitScan,
-    class_weights,
-    weights_setting,
-)
+from segret_jax.doctor.findings import Diagnosis, Finding, SplitScan, class_weights, weights_setting
 from segret_jax.visualize.pictures import overlay
 
 PICTURES = 8  # worst samples of each split, and as many random ones
@@ -78,7 +70,7 @@ def to_dict(diagnosis: Diagnosis) -> dict[str, object]:
 
 def html(diagnosis: Diagnosis, *, seed: int) -> str:
     """Return the report as one page that needs no other file."""
-    severity = next((s for s in (ERROR, WARNING) if diagnosis.count(s)), "sound")
+    severity = next((finding.severity for finding in diagnosis.findings), "sound")  # the worst
     title = f"Label check of {escape(diagnosis.spec.name)}"
     parts = [
         f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>",
@@ -151,12 +143,9 @@ def _classes(diagnosis: Diagnosis) -> str:
 def _weights(training: SplitScan | None) -> str:
     if training is None:
         return ""
-    return (
-        "<h2>Suggested class weights</h2><p>1 / ln(1.02 + share of the training pixels), as in "
-        "ENet (Paszke et al., 2016), scaled to mean 1 over the classes that occur; 1 for the "
-        "others. Rare classes then count more in the loss. An argument of segret train:</p>"
-        f"<pre>{escape(weights_setting(training.pixels))}</pre>"
-    )
+    text = "With these, rare classes count more in the loss. An argument of segret train:"
+    setting = escape(weights_setting(training.pixels))
+    return f"<h2>Suggested class weights</h2><p>{text}</p><pre>{setting}</pre>"
 
 
 def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[Examined]]:

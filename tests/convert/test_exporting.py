@@ -151,7 +151,7 @@ def test_endings_may_be_in_capitals(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz"])
-def test_a_full_disk_is_told_with_path_reason_and_remedy(ending: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_path_and_reason(ending: str, tmp_path: Path) -> None:
     path, (soft, hard) = tmp_path / f"m.{ending}", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -159,8 +159,7 @@ def test_a_full_disk_is_told_with_path_reason_and_remedy(ending: str, tmp_path: 
             write_tensors(path, {"w": np.zeros(2**16, np.float32)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    reason, remedy = "File too large", "free some space or choose another folder"
-    assert str(caught.value) == f"{path} was not written ({reason}): {remedy}"
+    assert str(caught.value) == f"cannot write {path}: File too large"
     assert not list(tmp_path.iterdir())
 
 
@@ -174,11 +173,11 @@ def test_pytorch_on_a_full_disk_and_a_folder_that_cannot_be_are_told(
     torch = SimpleNamespace(save=save, from_numpy=np.asarray)
     monkeypatch.setitem(sys.modules, "torch", torch)
     tensors = {"w": np.zeros(2, np.float32)}
-    with pytest.raises(InputError, match=r"model\.PTH was not written \(PyTorch could not"):
+    with pytest.raises(InputError, match=r"cannot write .*model\.PTH: PyTorch could not"):
         write_tensors(tmp_path / "model.PTH", tensors, {})
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/a\.npz was not written \(File exists\)"):
+    with pytest.raises(InputError, match=r"cannot write .*file/a\.npz: File exists"):
         write_tensors(tmp_path / "file/a.npz", tensors, {})
 
 

@@ -103,7 +103,7 @@ def test_other_lengths_and_names_given_twice() -> None:
     assert note.endswith("than data.dataset: class 0 is 'part a' there, 'road' here")
     named = found({"meta": {"CLASSES": table.class_names[:3]}})
     (note,) = class_notes(table, named, given=True)
-    assert note.endswith("than data.dataset: 3 there, 19 here")
+    assert note.endswith("than data.dataset: class 3 is 'missing' there, 'wall' here")
     twice = found({"classes": ["a", "b", "a"]})
     with pytest.raises(InputError, match=r"names class 'a' twice \(classes\); say which they are"):
         choose_classes(family(3), "synthetic", twice, given=False)

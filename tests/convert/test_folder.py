@@ -163,7 +163,7 @@ def test_a_tensor_lies_in_one_shard_and_the_index_names_it(sharded: Path) -> Non
     write_shard(sharded / SECOND, "bcd")
     assert f"maps tensor 'b' to '{FIRST}', but {SECOND} holds it" in fault(sharded)
     write_shard(sharded / SECOND, "c")
-    assert f"maps tensor 'd' to {SECOND}, which lacks it" in fault(sharded)
+    assert f"maps tensor 'd' to '{SECOND}', but {SECOND} lacks it" in fault(sharded)
     write_shard(sharded / SECOND, "cd")
     write_index(sharded, {name: file for name, file in PLACES.items() if name != "d"})
     assert f"maps tensor 'd' nowhere, but {SECOND} holds it" in fault(sharded)

@@ -1,5 +1,6 @@
 """Names inside wrappers, and counters of averaged weights, give the model that they wrap."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,7 @@ import pytest
 from segret_jax.config import ModelConfig
 from segret_jax.convert.exporting import write_tensors
 from segret_jax.convert.importing import Imported, import_tensors
-from segret_jax.convert.prefixes import cut_prefixes
-from segret_jax.convert.tensors import read_tensors
+from segret_jax.convert.tensors import TensorFile, read_tensors, unprefixed
 from segret_jax.errors import InputError
 from tests import golden_weights as golden
 from tests.convert.forge import state, tensor, write_zip
@@ -18,6 +18,12 @@ from tests.convert.test_tensors import DATA, fault
 
 NAMES = ("backbone.layers.0.blocks.0.pos.conv.bias", "decode_head.linear_pred.bias")
 ENCODER = ("layers.0.blocks.0.pos.conv.bias", "patch_embed.proj.0.bias")
+
+
+def cut_prefixes(names: Iterable[str]) -> tuple[list[str], str]:
+    tensors = {name: np.zeros(1) for name in names}
+    file = unprefixed("a", TensorFile(tensors=tensors, format="npz", metadata={}))
+    return list(file.tensors), file.prefix
 
 
 def saved(path: Path, names: list[str]) -> Path:
@@ -57,7 +63,7 @@ def test_what_lies_beside_does_not_hide_the_prefix(tmp_path: Path, stray: str) -
 @pytest.mark.parametrize("model", ["segret_tiny", "rmt_tiny"])
 def test_the_released_names_stay(model: str) -> None:
     names = golden.keys(model)
-    assert cut_prefixes(names) == (names, "")
+    assert cut_prefixes(names) == (list(names), "")
 
 
 def test_two_models_in_one_state_dict_are_refused(tmp_path: Path) -> None:
@@ -66,7 +72,7 @@ def test_two_models_in_one_state_dict_are_refused(tmp_path: Path) -> None:
         f"holds 'model.{NAMES[0]}' and 'module.{NAMES[0]}', which are two models in one state "
         "dict; save the state dict of one of them"
     )
-    both = {f"{who}.{NAMES[0]}": 0 for who in ("student", "teacher")}
+    both = [f"{who}.{NAMES[0]}" for who in ("student", "teacher")]
     assert cut_prefixes(both) == (both, "")
 
 

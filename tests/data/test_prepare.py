@@ -255,11 +255,10 @@ def test_verify_names_every_fault(data: Path) -> None:
     longer = data / FOLDER / "features.json"
     longer.write_text(longer.read_text() + "\n")
     faults = "\n".join(verify(data / FOLDER))
-    assert (
-        f"{shard}: its SHA-256 is {hashlib.sha256(shard.read_bytes()).hexdigest()}, not " in faults
-    )
+    digest = hashlib.sha256(shard.read_bytes()).hexdigest()
+    assert f"{shard}: is {shard.stat().st_size} bytes of SHA-256 {digest}, not " in faults
     assert f"{gone}: no such file" in faults
-    assert re.search(rf"{longer}: \d+ bytes, \d+ were written", faults)
+    assert re.search(rf"{longer}: is \d+ bytes of .*, not \d+ bytes of .* written", faults)
 
 
 def test_verify_names_damaged_records(data: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(data: Path) -> None:
     assert message.startswith(
         f"{shard}, record 1 (city_1/t001) is damaged: Corrupted Riegeli/records file"
     )
-    assert f"segret data verify {data}/camvid/1.0.0 lists all" in message
+    assert f"`segret data verify {data}/camvid/1.0.0` lists all" in message
     assert "\n" not in message
     assert [again[i]["name"] for i in (0, 1, 2, 4)] == [again.names[i] for i in (0, 1, 2, 4)]
 

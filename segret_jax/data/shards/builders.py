@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from segret_jax.data.prefetch import prefetch
 from segret_jax.data.shards.manifest import VERSION
-from segret_jax.data.sources import Record, RecordSource
+from segret_jax.data.sources import RecordSource
 
 
 class PairBuilder(tfds.core.GeneratorBasedBuilder):
@@ -61,7 +61,9 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder):
         def read(index: int) -> tuple[dict[str, Any], tuple[int, int]]:
             record = source.record(index)
             height, width = source.decode(record)["label"].shape
-            return pack(record), (height, width)
+            name = record.name.encode()
+            content = {"name": name, "image": record.image, "label": record.label}
+            return content | {"checksum": checksum(*content.values())}, (height, width)
 
         workers = os.cpu_count() or 1
         results = prefetch(read, range(len(source)), workers=workers, ahead=4 * workers)
@@ -103,17 +105,6 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder):
 def checksum(name: bytes, image: bytes, label: bytes) -> int:
     """Return the CRC-32 of a record's content."""
     return zlib.crc32(label, zlib.crc32(image, zlib.crc32(name)))
-
-
-def pack(record: Record) -> dict[str, Any]:
-    """Return the example that stores `record`."""
-    name = record.name.encode()
-    return {
-        "name": name,
-        "image": record.image,
-        "label": record.label,
-        "checksum": checksum(name, record.image, record.label),
-    }
 
 
 def write(

@@ -37,10 +37,8 @@ def download(spec: DatasetSpec, folder: Path) -> None:
     file is not the known one.
     """
     if spec.name not in ARCHIVES:
-        raise InputError(
-            f"{spec.name} has no archive that is free to download: get {spec.download_hint}, and "
-            f"unpack it in {folder}"
-        )
+        found = f"get {spec.download_hint}, and unpack it in {folder}"
+        raise InputError(f"{spec.name} has no archive that is free to download: {found}")
     folder = folder.expanduser()
     if not (folder / spec.archive).is_dir():
         unpack(fetch(*ARCHIVES[spec.name], folder), folder / spec.archive)

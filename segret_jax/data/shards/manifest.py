@@ -19,8 +19,6 @@ VERSION = "1.0.0"
 """Of the stored form; it names the folder DATA_DIR/NAME/VERSION."""
 
 MANIFEST, INDEX = "manifest.json", "index.json"
-PREPARE = "segret data prepare"
-VERIFY = "segret data verify"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,9 @@ class StoredFile:
 
     bytes: int
     sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.bytes} bytes of SHA-256 {self.sha256}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ def read_index(
             raise ValueError("{} names, {} sizes and {} records of {}".format(*counts, split))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"{path} is damaged ({error!r}); delete {folder} and run {PREPARE} again"
+            f"{path} is damaged ({error!r}); delete {folder} and run segret data prepare again"
         ) from error
     return names, sizes
 
@@ -145,9 +146,14 @@ def folder_name(spec: DatasetSpec) -> str:
     return name if name[:1].isalpha() else f"set_{name}"
 
 
+def folder_below(spec: DatasetSpec) -> str:
+    """Return where `prepare` writes below its --data_dir."""
+    return f"{folder_name(spec)}/{VERSION}"
+
+
 def places(spec: DatasetSpec) -> tuple[str, ...]:
     """Return where below a root the prepared form may lie."""
-    return f"{folder_name(spec)}/{VERSION}", VERSION, "."
+    return folder_below(spec), VERSION, "."
 
 
 def is_prepared(folder: Path) -> bool:
@@ -159,8 +165,8 @@ def is_prepared(folder: Path) -> bool:
 def incomplete(folder: Path) -> InputError:
     """Return (not raise) the error for a folder that an interrupted run left behind."""
     return InputError(
-        f"{folder} is incomplete (it has no {MANIFEST}): its preparation was interrupted; run "
-        f"{PREPARE} again, it starts over"
+        f"{folder} is incomplete (it has no manifest.json): its preparation was interrupted; run "
+        f"segret data prepare again, it starts over"
     )
 
 

@@ -14,21 +14,8 @@ from tqdm import tqdm
 
 from segret_jax.data.folders import counted, find_pairs
 from segret_jax.data.layouts import SPLITS, DatasetSpec
-from segret_jax.data.shards.manifest import (
-    INDEX,
-    MANIFEST,
-    PREPARE,
-    VERIFY,
-    VERSION,
-    Manifest,
-    Split,
-    StoredFile,
-    folder_name,
-    is_prepared,
-    label_table_hash,
-    read_manifest,
-    stored_file,
-)
+from segret_jax.data.shards import manifest as manifests
+from segret_jax.data.shards.manifest import Manifest
 from segret_jax.data.sources import FolderSource
 from segret_jax.errors import InputError
 from segret_jax.files import atomic_write
@@ -49,7 +36,7 @@ def prepare(spec: DatasetSpec, source: Path, data_dir: str, *, shards: int) -> s
         raise InputError(f"--shards is {shards}; it takes 1 to {fewest}, the images of a split")
     if "://" in data_dir:
         return _prepare_remote(spec, sources, data_dir.rstrip("/"), shards)
-    folder = Path(data_dir).expanduser().absolute() / folder_name(spec) / VERSION
+    folder = Path(data_dir).expanduser().absolute() / manifests.folder_below(spec)
     _prepare_local(spec, sources, folder, shards)
     return str(folder)
 
@@ -78,13 +65,13 @@ def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
 def _prepare_remote(spec: DatasetSpec, sources: Sources, data_dir: str, shards: int) -> str:
     from segret_jax.data.shards import remote
 
-    url = f"{data_dir}/{folder_name(spec)}/{VERSION}"
+    url = f"{data_dir}/{manifests.folder_below(spec)}"
     there = remote.read_manifest(url)
     if there is not None:
         _refuse_other(spec, sources, shards, there, url)
         print(f"{url} is complete already")
         return url
-    folder = remote.cache_folder(f"written to {url}") / folder_name(spec) / VERSION
+    folder = remote.cache_folder(f"written to {url}") / manifests.folder_below(spec)
     manifest = _prepare_local(spec, sources, folder, shards)
     remote.upload(folder, manifest, url)
     shutil.rmtree(folder)
@@ -94,19 +81,19 @@ def _prepare_remote(spec: DatasetSpec, sources: Sources, data_dir: str, shards: 
 def _prepare_local(spec: DatasetSpec, sources: Sources, folder: Path, shards: int) -> Manifest:
     from segret_jax.data.shards import builders  # its libraries take half a second to import
 
-    if (folder / MANIFEST).is_file():
-        manifest = read_manifest(folder)
+    if (folder / manifests.MANIFEST).is_file():
+        manifest = manifests.read_manifest(folder)
         _refuse_other(spec, sources, shards, manifest, str(folder))
-        print(f"{folder} is complete already; {VERIFY} {folder} checks it")
+        print(f"{folder} is complete already; segret data verify {folder} checks it")
         return manifest
     _remove_leftovers(folder)
     digests = _digests(sources)  # before the writing: a file changed during it differs afterward
-    builder = builders.write(folder_name(spec), sources, folder, shards=shards)
+    builder = builders.write(manifests.folder_name(spec), sources, folder, shards=shards)
     index = {name: {"names": sources[name].names, "sizes": builder.sizes[name]} for name in sources}
-    atomic_write(folder / INDEX, json.dumps(index))
+    atomic_write(folder / manifests.INDEX, json.dumps(index))
     written = builder.info.splits
     splits = {
-        split: Split(
+        split: manifests.Split(
             layout=source.layout.name,
             source_digest=digests[split],
             shards=dict(zip(written[split].filenames, written[split].shard_lengths, strict=True)),
@@ -115,13 +102,13 @@ def _prepare_local(spec: DatasetSpec, sources: Sources, folder: Path, shards: in
     }
     manifest = Manifest(
         dataset=spec.name,
-        version=VERSION,
+        version=manifests.VERSION,
         source="; ".join(source.layout.describe(split) for split, source in sources.items()),
-        label_table=label_table_hash(spec),
+        label_table=manifests.label_table_hash(spec),
         splits=splits,
         files=_stored_files(folder),
     )
-    atomic_write(folder / MANIFEST, manifest.to_json())
+    atomic_write(folder / manifests.MANIFEST, manifest.to_json())
     return manifest
 
 
@@ -132,7 +119,7 @@ def _refuse_other(
     digests = {name: split.source_digest for name, split in there.splits.items()}
     counts = {name: len(split.shards) for name, split in there.splits.items()}
     same = {
-        "class table": there.label_table == label_table_hash(spec),
+        "class table": there.label_table == manifests.label_table_hash(spec),
         "files": digests == _digests(sources),
         "shards": counts == dict.fromkeys(sources, shards),
     }
@@ -150,7 +137,8 @@ def _digests(sources: Sources) -> dict[str, str]:
     for split, source in sources.items():
         digest = hashlib.sha256()
         for i in tqdm(range(len(source)), desc=f"{split} files", unit="pair", dynamic_ncols=True):
-            size, label = source.image_path(i).stat().st_size, stored_file(source.label_path(i))
+            size = source.image_path(i).stat().st_size
+            label = manifests.stored_file(source.label_path(i))
             digest.update(f"{source.names[i]} {size} {label.sha256}\n".encode())
         digests[split] = digest.hexdigest()
     return digests
@@ -161,16 +149,16 @@ def _remove_leftovers(folder: Path) -> None:
 
     Raises InputError where another program wrote the folder.
     """
-    leftovers = list(folder.parent.glob(f"incomplete.*_{VERSION}"))
+    leftovers = list(folder.parent.glob(f"incomplete.*_{folder.name}"))
     if folder.is_dir():
-        if not is_prepared(folder):
-            raise InputError(f"{folder} is not from {PREPARE}; choose another --data_dir")
+        if not manifests.is_prepared(folder):
+            raise InputError(f"{folder} is not from segret data prepare; choose another --data_dir")
         leftovers.append(folder)
     for leftover in leftovers:
         print(f"removing {leftover}, left by an interrupted run")
         shutil.rmtree(leftover)
 
 
-def _stored_files(folder: Path) -> dict[str, StoredFile]:
+def _stored_files(folder: Path) -> dict[str, manifests.StoredFile]:
     files = tqdm(sorted(folder.iterdir()), "checksums", unit="file", dynamic_ncols=True)
-    return {path.name: stored_file(path) for path in files if path.is_file()}
+    return {path.name: manifests.stored_file(path) for path in files if path.is_file()}

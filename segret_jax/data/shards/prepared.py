@@ -1,25 +1,14 @@
 """Reading datasets that `prepare` wrote as ArrayRecord shards."""
 
 import operator
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 from segret_jax.data.layouts import DatasetSpec
 from segret_jax.data.lfs import refuse_pointer
-from segret_jax.data.shards.manifest import (
-    INDEX,
-    MANIFEST,
-    PREPARE,
-    VERIFY,
-    VERSION,
-    folder_name,
-    incomplete,
-    label_table_hash,
-    places,
-    read_index,
-    read_manifest,
-)
+from segret_jax.data.shards import manifest as manifests
 from segret_jax.data.sources import FolderSource, Record, RecordSource, Sample
 from segret_jax.errors import InputError, unknown_name
 
@@ -35,34 +24,35 @@ def open_files(spec: DatasetSpec, root: str | Path, split: str) -> RecordSource:
     if "://" in str(root):
         from segret_jax.data.shards import remote  # with its libraries, which few runs need
 
-        folder, shards_at = remote.fetch(str(root), places(spec))
+        folder, shards_at = remote.fetch(str(root), manifests.places(spec))
         return PreparedSource(spec, folder, split, shards_at=shards_at)
     top = Path(root).expanduser().absolute()
-    for place in places(spec):
-        if (top / place / MANIFEST).is_file():
+    for place in manifests.places(spec):
+        if (top / place / manifests.MANIFEST).is_file():
             return PreparedSource(spec, top / place, split)
-    unfinished = top / folder_name(spec) / VERSION
+    unfinished = top / manifests.folder_below(spec)
     if unfinished.is_dir() or any(unfinished.parent.glob("incomplete.*")):
-        raise incomplete(unfinished)
+        raise manifests.incomplete(unfinished)
     return FolderSource(spec, root, split)
 
 
 class StoredRecords:
     """The names, image sizes and undecoded pairs of one split, each checked when it is read."""
 
+    names: Sequence[str]
+
     def __init__(self, folder: Path, split: str, *, shards_at: str = "") -> None:
         """Read manifest and index of `folder`; its shards may lie elsewhere, at `shards_at`.
 
         Raises InputError where there is no such split, or a file is lacking or damaged.
         """
-        self.manifest = read_manifest(folder)
+        self.manifest = manifests.read_manifest(folder)
         if split not in self.manifest.splits:
             raise unknown_name(f"split of {folder}", split, self.manifest.splits)
-        self.layout_name = self.manifest.splits[split].layout
         self._shards = self.manifest.splits[split].shards
         self._folder, self._split = folder, split
         self._shards_at = shards_at or str(folder)
-        self.names, self.sizes = read_index(folder, self.manifest, split)
+        self.names, self.sizes = manifests.read_index(folder, self.manifest, split)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the open shards: each worker process opens its own."""
@@ -105,12 +95,12 @@ class StoredRecords:
 
     def _damaged(self, where: str, index: int, reason: str) -> InputError:
         return InputError(
-            f"{where} ({self.names[index]}) is damaged: {reason}; {VERIFY} {self._folder} lists "
-            f"all that is; delete the folder and run {PREPARE} again"
+            f"{where} ({self.names[index]}) is damaged: {reason}; `segret data verify "
+            f"{self._folder}` lists all damage; delete the folder and prepare it again"
         )
 
 
-class PreparedSource(RecordSource):
+class PreparedSource(StoredRecords, RecordSource):
     """The pairs of one split of a dataset that `prepare` wrote, in the order of its folder."""
 
     def __init__(self, spec: DatasetSpec, folder: Path, split: str, *, shards_at: str = "") -> None:
@@ -118,16 +108,15 @@ class PreparedSource(RecordSource):
 
         Raises InputError where it holds another dataset or was checked with another label table.
         """
-        self._stored = StoredRecords(folder, split, shards_at=shards_at)
-        manifest = self._stored.manifest
-        if (manifest.dataset, manifest.label_table) != (spec.name, label_table_hash(spec)):
+        super().__init__(folder, split, shards_at=shards_at)
+        held, label_table = self.manifest.dataset, manifests.label_table_hash(spec)
+        if (held, self.manifest.label_table) != (spec.name, label_table):
             raise InputError(
-                f"{folder} holds {manifest.dataset} prepared with another class table than that of "
+                f"{folder} holds {held} prepared with another class table than that of "
                 f"{spec.name} now; choose that dataset, or prepare this one into another folder"
             )
         self.spec, self.split = spec, split
-        self.layout = spec.layout(self._stored.layout_name)
-        self.names = self._stored.names
+        self.layout = spec.layout(self.manifest.splits[split].layout)
 
     def __repr__(self) -> str:
         """Name the data, not the machine, as `FolderSource` does."""
@@ -135,7 +124,7 @@ class PreparedSource(RecordSource):
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the image's (height, width), which was noted when it was prepared."""
-        return self._stored.sizes[index]
+        return self.sizes[index]
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """Read one pair; InputError as in `RecordSource`, and for a size other than was noted."""
@@ -143,16 +132,16 @@ class PreparedSource(RecordSource):
         size = sample["label"].shape
         if size != noted:  # an earlier version noted sizes before turning
             raise InputError(
-                f"{self._stored.where(operator.index(index))}: {sample['name']} is "
-                f"{size[0]}x{size[1]} upright, but {INDEX} says {noted[0]}x{noted[1]}; delete the "
-                f"folder and run {PREPARE} again"
+                f"{self.where(operator.index(index))}: {sample['name']} is "
+                f"{size[0]}x{size[1]} upright, but index.json says {noted[0]}x{noted[1]}; delete "
+                "the folder and prepare it again"
             )
         return sample
 
     def record(self, index: int) -> Record:
         """Return the undecoded pair; InputError where it is damaged."""
         name = self.names[index]
-        image, label = self._stored.read(index)
-        where = f"{self._stored.where(index)}: {name}"
+        image, label = self.read(index)
+        where = f"{self.where(index)}: {name}"
         image_path = f"{where}{self.layout.image_suffix}"
         return Record(name, image, label, image_path, f"{where}{self.layout.label_suffix}")

@@ -12,20 +12,12 @@ from typing import Any
 
 import fsspec
 import pooch
-from fsspec.callbacks import TqdmCallback
+from tqdm import tqdm
 
-from segret_jax.data.shards.manifest import (
-    MANIFEST,
-    PREPARE,
-    Manifest,
-    StoredFile,
-    parse_manifest,
-    stored_file,
-)
+from segret_jax.data.shards import manifest as manifests
+from segret_jax.data.shards.manifest import MANIFEST, Manifest, StoredFile
 from segret_jax.errors import InputError
 from segret_jax.files import atomic_write
-
-_BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
 
 def cache_folder(url: str) -> Path:
@@ -45,11 +37,11 @@ def fetch(url: str, places: tuple[str, ...]) -> tuple[Path, str]:
     top = next((top for top in tops if _exists(store, f"{top}/{MANIFEST}")), None)
     if top is None:
         raise InputError(
-            f"there is no prepared dataset at {url} (no {places[0]}/{MANIFEST}); write it there "
-            f"with {PREPARE} NAME --source DIR --data_dir {url}"
+            f"there is no prepared dataset at {url} (no {places[0]}/manifest.json); write it there "
+            f"with segret data prepare NAME --source DIR --data_dir {url}"
         )
     content = store.cat_file(f"{top}/{MANIFEST}")
-    manifest = parse_manifest(content, f"{top}/{MANIFEST}")
+    manifest = manifests.parse_manifest(content, f"{top}/{MANIFEST}")
     folder, native = cache_folder(top), url.startswith("gs://")
     copied = folder / MANIFEST
     if not copied.is_file() or copied.read_bytes() != content:
@@ -65,25 +57,24 @@ def _download(store: Any, top: str, folder: Path, files: dict[str, StoredFile]) 
     size = sum(file.bytes for file in lacking.values())
     logging.warning("copying %s to %s first (%.1f MB)", top, folder, size / 1e6)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for name, file in lacking.items():
+        for name, file in tqdm(lacking.items(), "copying", unit="file", dynamic_ncols=True):
             partial = Path(scratch, name)
-            with TqdmCallback(tqdm_kwargs=_BAR | {"desc": name}) as progress:
-                store.get_file(f"{top}/{name}", str(partial), callback=progress)
-            if stored_file(partial) != file:
+            store.get_file(f"{top}/{name}", str(partial))
+            if manifests.stored_file(partial) != file:
                 raise InputError(
-                    f"{top}/{name} does not fit its {MANIFEST}; write the dataset there again"
+                    f"{top}/{name} does not fit its manifest.json; write the dataset there again"
                 )
             partial.replace(folder / name)
 
 
 def _is_here(path: Path, file: StoredFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.bytes and stored_file(path) == file
+    return path.is_file() and manifests.stored_file(path) == file
 
 
 def read_manifest(url: str) -> Manifest | None:
     """Return the manifest of the prepared dataset at `url`, or None if none is complete there."""
     store, path = _store(url), f"{url}/{MANIFEST}"
-    return parse_manifest(store.cat_file(path), path) if _exists(store, path) else None
+    return manifests.parse_manifest(store.cat_file(path), path) if _exists(store, path) else None
 
 
 def upload(folder: Path, manifest: Manifest, url: str) -> None:
@@ -98,11 +89,10 @@ def upload(folder: Path, manifest: Manifest, url: str) -> None:
     going_on = _exists(store, note) and store.cat_file(note) == content
     store.pipe_file(note, content)
     logging.warning("copying %s to %s (%.1f MB)", folder, url, manifest.num_bytes / 1e6)
-    for name, file in manifest.files.items():
+    for name, file in tqdm(manifest.files.items(), "copying", unit="file", dynamic_ncols=True):
         target = f"{url}/{name}"
         if not (going_on and _exists(store, target) and store.size(target) == file.bytes):
-            with TqdmCallback(tqdm_kwargs=_BAR | {"desc": name}) as progress:
-                store.put_file(str(folder / name), target, callback=progress)
+            store.put_file(str(folder / name), target)
     store.pipe_file(f"{url}/{MANIFEST}", content)
     store.rm_file(note)
 

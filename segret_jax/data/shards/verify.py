@@ -39,10 +39,8 @@ def _faulty_files(folder: Path, manifest: Manifest) -> list[str]:
         except InputError as error:
             faults.append(str(error))
         else:
-            if now.bytes != written.bytes:
-                faults.append(f"{path}: {now.bytes} bytes, {written.bytes} were written")
-            elif now.sha256 != written.sha256:
-                faults.append(f"{path}: its SHA-256 is {now.sha256}, not {written.sha256}")
+            if now != written:
+                faults.append(f"{path}: is {now}, not {written} as it was written")
     return faults
 
 
