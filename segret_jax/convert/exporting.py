@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from segret_jax.convert.recognize import torch_format
-from segret_jax.convert.safetensors import write_safetensors
+from segret_jax.convert.safetensors import Tensors, write_safetensors
 from segret_jax.errors import InputError
 from segret_jax.files import disk_errors_as_input_errors
 from segret_jax.models.config import ModelConfig
@@ -21,7 +21,7 @@ def export_tensors(
     params: Any,
     batch_stats: Any,
     *,
-    unused: Mapping[str, np.ndarray] | None = None,
+    unused: Tensors | None = None,
 ) -> dict[str, np.ndarray]:
     """Return every tensor of the original's state dict: its names and layouts, float32.
 
@@ -39,9 +39,7 @@ def export_tensors(
     return dict(sorted(tensors.items()))
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> None:
+def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
     """Write a file, whole or not at all, in the format that its name ends in.
 
     Args:
@@ -68,12 +66,12 @@ def write_tensors(
             partial.unlink(missing_ok=True)
 
 
-def _write_npz(path: Path, tensors: Mapping[str, np.ndarray], _metadata: Any) -> None:
+def _write_npz(path: Path, tensors: Tensors, _metadata: Any) -> None:
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **tensors)
 
 
-def _write_torch(path: Path, tensors: Mapping[str, np.ndarray], _metadata: Any) -> None:
+def _write_torch(path: Path, tensors: Tensors, _metadata: Any) -> None:
     try:
         import torch
     except ImportError:

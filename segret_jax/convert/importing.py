@@ -5,7 +5,7 @@ filled; shapes agree. All that is otherwise is told in one error, unless `allow`
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -16,11 +16,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segret_jax.config import ModelConfig
 from segret_jax.convert.recognize import TorchModel, identify
+from segret_jax.convert.safetensors import Tensors
 from segret_jax.errors import InputError, printable
 from segret_jax.models.config import model_name
 from segret_jax.models.factory import abstract, build
 from segret_jax.models.family import Path
 
+Faults = dict[str, str]  # by tensor
+Patterns = dict[str, re.Pattern]  # by their text
 Leaves = dict[str, tuple[Path, tuple[int, ...]]]
 
 CONSTANT_TOLERANCE = 1e-4  # relative
@@ -51,7 +54,7 @@ class Imported:
 
 
 def import_tensors(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Tensors,
     model: ModelConfig,
     *,
     given: Collection[str] = (),
@@ -93,21 +96,19 @@ def import_tensors(
     )
 
 
-def _compile_patterns(allow: Sequence[str]) -> dict[str, re.Pattern]:
+def _compile_patterns(allow: Sequence[str]) -> Patterns:
     try:
         return {text: re.compile(text) for text in allow}
     except re.error as error:
         raise InputError(f"--allow {error.pattern!r} is no regular expression: {error}") from None
 
 
-def _allowed_reasons(
-    names: Sequence[str], patterns: Mapping[str, re.Pattern], known: Collection[str]
-) -> dict[str, str]:
+def _allowed_reasons(names: Sequence[str], patterns: Patterns, known: Faults) -> Faults:
     """Return the reason for each difference that a pattern allows.
 
     A pattern may match tensors that are dropped anyway (`known`); one that matches none is refused.
     """
-    allowed: dict[str, str] = {}
+    allowed: Faults = {}
     for text, pattern in patterns.items():
         matched = list(filter(pattern.search, names))
         if not matched and not any(map(pattern.search, known)):
@@ -119,10 +120,7 @@ def _allowed_reasons(
 
 
 def _recognize(
-    tensors: Mapping[str, np.ndarray],
-    model: ModelConfig,
-    given: Collection[str],
-    patterns: Mapping[str, re.Pattern],
+    tensors: Tensors, model: ModelConfig, given: Collection[str], patterns: Patterns
 ) -> TorchModel:
     """Identify the model; if that fails, once more without the tensors that may be dropped."""
     try:
@@ -145,9 +143,7 @@ def _torch_leaves(found: TorchModel, *trees: Any) -> Leaves:
     return leaves
 
 
-def _filled(
-    tree: Any, tensors: Mapping[str, np.ndarray], found: TorchModel, *, skip: Collection[str]
-) -> Any:
+def _filled(tree: Any, tensors: Tensors, found: TorchModel, *, skip: Collection[str]) -> Any:
     """Return `tree` with each leaf, but those to `skip`, from its tensor as float32."""
 
     def leaf(path: Path, initial: Any) -> np.ndarray:
@@ -175,9 +171,7 @@ def _fault(tensor: np.ndarray, shape: tuple[int, ...]) -> str:
     return ""
 
 
-def _split_surplus(
-    tensors: Mapping[str, np.ndarray], leaves: Leaves, found: TorchModel
-) -> tuple[dict[str, str], dict[str, str]]:
+def _split_surplus(tensors: Tensors, leaves: Leaves, found: TorchModel) -> tuple[Faults, Faults]:
     """Return, of the tensors that no leaf takes, those to drop and why, and those left over."""
     unused = found.format.unused(found.model, found.num_classes, leaves, prefix=found.prefix)
     reasons = found.format.unused_reasons
@@ -224,11 +218,7 @@ def _is_needed_back(name: str, tensor: np.ndarray) -> bool:
 
 
 def _refuse(
-    missing: dict[str, str],
-    unfit: dict[str, str],
-    surplus: dict[str, str],
-    allowed: dict[str, str],
-    found: TorchModel,
+    missing: Faults, unfit: Faults, surplus: Faults, allowed: Faults, found: TorchModel
 ) -> None:
     """Raise InputError with all differences that are not allowed."""
     lines: list[str] = []

@@ -1,12 +1,10 @@
 """Which model a PyTorch file holds, by the names and shapes of its tensors."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
+from segret_jax.convert.safetensors import Tensors
 from segret_jax.data.class_table import MOST_CLASSES, STRAY
 from segret_jax.errors import InputError
 from segret_jax.models.config import ModelConfig
@@ -38,9 +36,7 @@ def torch_format(model: ModelConfig) -> TorchFormat:
     return found
 
 
-def identify(
-    tensors: Mapping[str, np.ndarray], model: ModelConfig, given: Collection[str] = ()
-) -> TorchModel:
+def identify(tensors: Tensors, model: ModelConfig, given: Collection[str] = ()) -> TorchModel:
     """Return the model of `tensors`, in the settings of `model` that no file can tell.
 
     `given` are the settings of `model` that the user set, such as "variant" or "settings.decay".
@@ -65,9 +61,7 @@ def identify(
     return TorchModel(model=found, num_classes=count, prefix=prefix)
 
 
-def _infer(
-    tensors: Mapping[str, np.ndarray], model: ModelConfig, given: Collection[str]
-) -> tuple[str, dict[str, Any]]:
+def _infer(tensors: Tensors, model: ModelConfig, given: Collection[str]) -> tuple[str, dict]:
     """Return the family, and what its inference tells; the error of the last family tried."""
     names = [model.family] if "family" in given else list(FAMILIES)
     for name in names:
@@ -81,7 +75,7 @@ def _infer(
     raise InputError("is of no family that has PyTorch checkpoints")
 
 
-def _num_classes(tensors: Mapping[str, np.ndarray], model: ModelConfig) -> int:
+def _num_classes(tensors: Tensors, model: ModelConfig) -> int:
     layers, is_segmentation = torch_format(model).class_layers, model.task == "segmentation"
     names = [f"{layer}.{leaf}" for layer in layers[model.task] for leaf in ("weight", "bias")]
     counts = [tensors[name].shape[0] for name in names if name in tensors and tensors[name].ndim]

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import textwrap
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,9 @@ def summary(report: dict[str, Any]) -> str:
 
 def _grouped(what: str, reasons: dict[str, str]) -> list[str]:
     """Return a line for each reason, with the number of tensors and the first."""
-    groups: dict[str, list[str]] = {}
+    groups = defaultdict(list)
     for name, reason in reasons.items():
-        groups.setdefault(reason, []).append(name)
+        groups[reason].append(name)
     return [
         f"{what}: {names[0]}" + (f" and {len(names) - 1} more" * (len(names) > 1)) + f": {reason}"
         for reason, names in groups.items()

@@ -21,6 +21,7 @@ DTYPES = {
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
     "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"),
 }  # fmt: skip
+Tensors = Mapping[str, np.ndarray]  # by name
 MAX_HEADER = 2**24  # bytes, of some 100 for a tensor; as objects of Python they take 20 times that
 MAX_AXES = 64  # NumPy's
 
@@ -62,9 +63,7 @@ def read_safetensors(
     return tensors, metadata
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> None:
+def write_safetensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
     """Write tensors, in their order, and metadata to a file."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}

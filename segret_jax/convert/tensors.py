@@ -29,14 +29,12 @@ from segret_jax.errors import InputError, unknown_name
 STATE_DICTS = ("model", "state_dict", "model_ema", "state_dict_ema")  # the first found is taken
 MAX_NPZ_BYTES = 2**32  # unpacked: a file of some MB may claim any size
 MAX_SHARING = 8  # bytes of all tensors for each byte of their storages, as tied ones share theirs
-MODULE_WRAPPERS = {  # attributes under which a wrapper holds its module
-    "module",  # DataParallel, DistributedDataParallel, AveragedModel, timm's and mmengine's EMA
-    "_orig_mod",  # torch.compile
-    "model",  # many users' own class, as of Lightning
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-    "_forward_module",  # Lightning Fabric
-}
+# Attributes under which DataParallel and EMA, torch.compile, users' own classes, FSDP, activation
+# checkpointing and Lightning Fabric hold their module. No model here has a module of such a name.
+WRAPPER = re.compile(
+    r"(?<![^.])(module|_orig_mod|model|_fsdp_wrapped_module|_checkpoint_wrapped_module|"
+    r"_forward_module)\."
+)
 ENCODER = re.compile(r"((?:[^.]+\.)*?)(?:backbone\.)?layers\.\d{1,4}\.blocks\.\d{1,4}\.")
 
 
@@ -86,7 +84,7 @@ def unprefixed(path: str | Path, file: TensorFile) -> TensorFile:
     Raises:
         InputError: two tensors get one name, so they are of two models.
     """
-    names = {name: _without_wrappers(name) for name in file.tensors}
+    names = {name: WRAPPER.sub("", name) for name in file.tensors}
     owners = {match[1] for match in map(ENCODER.match, names.values()) if match}
     owner = owners.pop() if len(owners) == 1 else ""
     taken: dict[str, str] = {}
@@ -101,12 +99,6 @@ def unprefixed(path: str | Path, file: TensorFile) -> TensorFile:
     changed = (n.removesuffix(s) for s, n in taken.items() if s != n and n.endswith(s))
     tensors = {short: file.tensors[name] for short, name in taken.items()}
     return replace(file, tensors=tensors, prefix=next(changed, ""))
-
-
-def _without_wrappers(name: str) -> str:
-    """Return a name without the wrappers' attributes: no model here has a module of such a name."""
-    *modules, leaf = name.split(".")
-    return ".".join([part for part in modules if part not in MODULE_WRAPPERS] + [leaf])
 
 
 def read_as_named(path: str | Path, *, wrapper: str = "") -> TensorFile:
@@ -190,9 +182,8 @@ def _unwrap(file: TorchFile, wrapper: str) -> TensorFile:
     state = found[chosen] if chosen else content
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        remedy = "save model.state_dict() again"
-        if found:
-            remedy = f"give --wrapper NAME, one of {', '.join(found)}"
+        given = f"give --wrapper NAME, one of {', '.join(found)}"
+        remedy = given if found else "save model.state_dict() again"
         where = ", ".join(STATE_DICTS)
         raise InputError(f"has no tensors at its top or under {where}; {shorten(remedy)}")
     rest = {k: value for k, value in content.items() if k not in found} if chosen else {}

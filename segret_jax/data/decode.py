@@ -167,17 +167,9 @@ def map_label(raw: Label, lookup: UInt8[np.ndarray, "256"], *, path: str | Path)
     stray = label == STRAY
     if stray.any():
         y, x = (int(i) for i in np.argwhere(stray)[0])
-        allowed = _ranges(np.flatnonzero(lookup != STRAY).tolist())
         raise InputError(
             f"{path}: label id {raw[y, x]} at pixel (y={y}, x={x}) is no class of this dataset; "
-            f"{np.count_nonzero(stray)} such pixels with ids {np.unique(raw[stray]).tolist()}, "
-            f"allowed are {allowed}; correct the file or choose the dataset whose labels these are"
+            f"{np.count_nonzero(stray)} such pixels with ids {np.unique(raw[stray]).tolist()}; "
+            "correct the file or choose the dataset whose labels these are"
         )
     return label
-
-
-def _ranges(values: list[int]) -> str:
-    """Write sorted integers in words: "0 to 3, 7, 9 to 12"."""
-    starts = [v for v in values if v - 1 not in values]
-    ends = [v for v in values if v + 1 not in values]
-    return ", ".join(f"{a} to {b}" if b > a else str(a) for a, b in zip(starts, ends, strict=True))

@@ -28,9 +28,10 @@ class FilePairs:
     """One line for the user: that labels are read in another form than usual."""
 
     @property
-    def unpaired(self) -> int:
-        """Number of files without a partner."""
-        return len(self.without_label) + len(self.without_image)
+    def unpaired(self) -> list[tuple[str, str, list[str]]]:
+        """Names of files without a partner, each after its kind and the kind that is missing."""
+        both = ("image", "label", self.without_label), ("label", "image", self.without_image)
+        return [one for one in both if one[2]]
 
 
 def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> FilePairs:

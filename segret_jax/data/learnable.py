@@ -58,8 +58,7 @@ def only_class_of_labels(stored_counts: Counts, layout: Layout, table: ClassTabl
         return f"{found}; label the other classes, too, or name the folder whose labels hold them"
     values = " or ".join(map(str, unused))
     share = stored_counts[unused].sum() / stored_counts.sum()
-    is_ignored = (layout.lookup[unused] == IGNORE).all()
-    now = "ignored" if is_ignored else "no class"
+    now = "ignored" if (layout.lookup[unused] == IGNORE).all() else "no class"
     return (
         f"{found}; if {values} is meant as a class, give it one in a JSON file of your own "
         f'("raw_id": {unused[0]}); now {values} is {now}, {share:.1%} of the pixels'

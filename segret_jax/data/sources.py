@@ -117,13 +117,13 @@ class FolderSource(RecordSource):
         pair is missing.
         """
         pairs = find_pairs(spec, root, split)
-        if not skip_unpaired and pairs.unpaired:
-            raise InputError(
-                f"{_unpaired('image', 'label', pairs.without_label)}"
-                f"{_unpaired('label', 'image', pairs.without_image)}"
-                f"in {pairs.images.folder} and {pairs.labels.folder}{hints(pairs)}; "
-                f"{remedy(spec, split)}"
+        if pairs.unpaired and not skip_unpaired:
+            found = ", ".join(
+                f"{counted(len(names), kind)} without {other} ({some(names)})"
+                for kind, other, names in pairs.unpaired
             )
+            where = f"{pairs.images.folder} and {pairs.labels.folder}"
+            raise InputError(f"{found} in {where}{hints(pairs)}; {remedy(spec, split)}")
         if pairs.note:
             logging.warning("%s", pairs.note)
         self.spec, self.split = spec, split
@@ -160,11 +160,5 @@ class FolderSource(RecordSource):
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _unpaired(kind: str, other: str, names: list[str]) -> str:
-    return f"{counted(len(names), kind)} without {other} ({some(names)}) " if names else ""

@@ -79,14 +79,10 @@ def _open_split(
 
 
 def _unpaired(pairs: FilePairs, split: str) -> Iterator[Finding]:
-    for this, names, other, files in (
-        ("image", pairs.without_label, "label", pairs.labels),
-        ("label", pairs.without_image, "image", pairs.images),
-    ):
-        if names:
-            text = f"{counted(len(names), this)} without {other} in {files.folder}"
-            remedy = f"{hint(pairs, other)}; add the {other} or remove the {this}"
-            yield Finding(ERROR, text + remedy, split, tuple(names))
+    for kind, other, names in pairs.unpaired:
+        folder = pairs.labels.folder if other == "label" else pairs.images.folder
+        text = f"{counted(len(names), kind)} without {other} in {folder}{hint(pairs, other)}"
+        yield Finding(ERROR, f"{text}; add the {other} or remove the {kind}", split, tuple(names))
 
 
 def _not_read(pairs: FilePairs, split: str) -> list[Finding]:

@@ -121,9 +121,8 @@ def _places(finding: Finding) -> str:
     if not finding.places:
         return ""
     items = "".join(f"<li>{escape(place)}</li>" for place in finding.places[:LISTED])
-    more = len(finding.places) - LISTED
-    rest = f"<li>and {more} more, all in findings.json</li>" if more > 0 else ""
-    return f"<details><summary>{len(finding.places)}</summary><ul>{items}{rest}</ul></details>"
+    count = f"{len(finding.places)} (all in findings.json)"
+    return f"<details><summary>{count}</summary><ul>{items}</ul></details>"
 
 
 def _classes(diagnosis: Diagnosis) -> str:

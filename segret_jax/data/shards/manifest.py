@@ -23,13 +23,9 @@ MANIFEST, INDEX = "manifest.json", "index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split: the layout its labels were found in, and {shard: number of records}.
-
-    `source_digest` tells whether the files it was made from changed since.
-    """
+    """One split: the layout its labels were found in, and {shard: number of records}."""
 
     layout: str
-    source_digest: str
     shards: dict[str, int]
 
     @property

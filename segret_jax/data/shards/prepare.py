@@ -4,7 +4,6 @@ Every pair is decoded and checked on the way. The folder is DATA_DIR/NAME/VERSIO
 its manifest is there, which is written last, so a run may be stopped at any time and run again.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -26,19 +25,29 @@ Sources = Mapping[str, FolderSource]  # by split
 def prepare(spec: DatasetSpec, source: Path, data_dir: str, *, shards: int) -> str:
     """Write the splits found in the folder `source`; return where they lie, path or URL.
 
-    A remote `data_dir` is written in the user's cache first, then moved. Does nothing where the
-    same dataset is complete already. Raises InputError for a faulty pair, and if another
-    dataset is there; OSError for a full disk.
+    A remote `data_dir` is written in the user's cache first, then moved.
+
+    Raises:
+        InputError: a pair is faulty, or a prepared dataset is there already.
+        OSError: the disk is full.
     """
     sources = find_splits(spec, source)
     fewest = min(len(found) for found in sources.values())
     if not 1 <= shards <= fewest:
         raise InputError(f"--shards is {shards}; it takes 1 to {fewest}, the images of a split")
     if "://" in data_dir:
-        return _prepare_remote(spec, sources, data_dir.rstrip("/"), shards)
+        url = f"{data_dir.rstrip('/')}/{manifests.folder_below(spec)}"
+        _prepare_remote(spec, sources, url, shards)
+        return url
     folder = Path(data_dir).expanduser().absolute() / manifests.folder_below(spec)
+    if (folder / manifests.MANIFEST).is_file():
+        raise _complete(folder)
     _prepare_local(spec, sources, folder, shards)
     return str(folder)
+
+
+def _complete(where: str | Path) -> InputError:
+    return InputError(f"{where} is complete already: train with it, or delete it to prepare anew")
 
 
 def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
@@ -52,9 +61,8 @@ def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
             missing.append(str(error))
             continue
         found[split] = FolderSource(spec, source, split)
-        print(
-            f"{split}: {counted(len(found[split]), 'pair')}, {found[split].layout.describe(split)}"
-        )
+        pairs = counted(len(found[split]), "pair")
+        print(f"{split}: {pairs}, {found[split].layout.describe(split)}")
     if not found:
         raise InputError(missing[0])
     for reason in missing:
@@ -62,32 +70,20 @@ def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
     return found
 
 
-def _prepare_remote(spec: DatasetSpec, sources: Sources, data_dir: str, shards: int) -> str:
+def _prepare_remote(spec: DatasetSpec, sources: Sources, url: str, shards: int) -> None:
     from segret_jax.data.shards import remote
 
-    url = f"{data_dir}/{manifests.folder_below(spec)}"
-    there = remote.read_manifest(url)
-    if there is not None:
-        _refuse_other(spec, sources, shards, there, url)
-        print(f"{url} is complete already")
-        return url
+    if remote.is_complete(url):
+        raise _complete(url)
     folder = remote.cache_folder(f"written to {url}") / manifests.folder_below(spec)
-    manifest = _prepare_local(spec, sources, folder, shards)
-    remote.upload(folder, manifest, url)
+    remote.upload(folder, _prepare_local(spec, sources, folder, shards), url)
     shutil.rmtree(folder)
-    return url
 
 
 def _prepare_local(spec: DatasetSpec, sources: Sources, folder: Path, shards: int) -> Manifest:
     from segret_jax.data.shards import builders  # its libraries take half a second to import
 
-    if (folder / manifests.MANIFEST).is_file():
-        manifest = manifests.read_manifest(folder)
-        _refuse_other(spec, sources, shards, manifest, str(folder))
-        print(f"{folder} is complete already; segret data verify {folder} checks it")
-        return manifest
     _remove_leftovers(folder)
-    digests = _digests(sources)  # before the writing: a file changed during it differs afterward
     builder = builders.write(manifests.folder_name(spec), sources, folder, shards=shards)
     index = {name: {"names": sources[name].names, "sizes": builder.sizes[name]} for name in sources}
     atomic_write(folder / manifests.INDEX, json.dumps(index))
@@ -95,7 +91,6 @@ def _prepare_local(spec: DatasetSpec, sources: Sources, folder: Path, shards: in
     splits = {
         split: manifests.Split(
             layout=source.layout.name,
-            source_digest=digests[split],
             shards=dict(zip(written[split].filenames, written[split].shard_lengths, strict=True)),
         )
         for split, source in sources.items()
@@ -110,38 +105,6 @@ def _prepare_local(spec: DatasetSpec, sources: Sources, folder: Path, shards: in
     )
     atomic_write(folder / manifests.MANIFEST, manifest.to_json())
     return manifest
-
-
-def _refuse_other(
-    spec: DatasetSpec, sources: Sources, shards: int, there: Manifest, where: str
-) -> None:
-    """Raise InputError if what is at `where` is not what is to be written."""
-    digests = {name: split.source_digest for name, split in there.splits.items()}
-    counts = {name: len(split.shards) for name, split in there.splits.items()}
-    same = {
-        "class table": there.label_table == manifests.label_table_hash(spec),
-        "files": digests == _digests(sources),
-        "shards": counts == dict.fromkeys(sources, shards),
-    }
-    differs = [what for what in same if not same[what]]
-    if differs:
-        raise InputError(
-            f"{where} is complete, but its {' and '.join(differs)} differ from what is to be "
-            "written; delete it, or choose another --data_dir"
-        )
-
-
-def _digests(sources: Sources) -> dict[str, str]:
-    """Return by split a SHA-256 of the names, the sizes of the images, and the labels."""
-    digests = {}
-    for split, source in sources.items():
-        digest = hashlib.sha256()
-        for i in tqdm(range(len(source)), desc=f"{split} files", unit="pair", dynamic_ncols=True):
-            size = source.image_path(i).stat().st_size
-            label = manifests.stored_file(source.label_path(i))
-            digest.update(f"{source.names[i]} {size} {label.sha256}\n".encode())
-        digests[split] = digest.hexdigest()
-    return digests
 
 
 def _remove_leftovers(folder: Path) -> None:

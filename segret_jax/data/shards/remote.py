@@ -71,10 +71,9 @@ def _is_here(path: Path, file: StoredFile) -> bool:
     return path.is_file() and manifests.stored_file(path) == file
 
 
-def read_manifest(url: str) -> Manifest | None:
-    """Return the manifest of the prepared dataset at `url`, or None if none is complete there."""
-    store, path = _store(url), f"{url}/{MANIFEST}"
-    return manifests.parse_manifest(store.cat_file(path), path) if _exists(store, path) else None
+def is_complete(url: str) -> bool:
+    """Return whether a complete prepared dataset lies at `url`."""
+    return _exists(_store(url), f"{url}/{MANIFEST}")
 
 
 def upload(folder: Path, manifest: Manifest, url: str) -> None:
