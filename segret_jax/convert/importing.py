@@ -54,11 +54,7 @@ class Imported:
 
 
 def import_tensors(
-    tensors: Tensors,
-    model: ModelConfig,
-    *,
-    given: Collection[str] = (),
-    allow: Sequence[str] = (),
+    tensors: Tensors, model: ModelConfig, *, given: Collection[str] = (), allow: Sequence[str] = ()
 ) -> Imported:
     """Fill the model that `tensors`, by their PyTorch names, belong to.
 

@@ -34,10 +34,8 @@ class Layout:
 
     def describe(self, split: str) -> str:
         """Say in words where the files of a split must lie below the root."""
-        text = (
-            f"{self.images}/**/*{self.image_suffix} with {self.labels}/**/*{self.label_suffix}"
-            + (f" and {self.stems}" if self.stems else "")
-        )
+        labels = f"{self.labels}/**/*{self.label_suffix}" + f" and {self.stems}" * bool(self.stems)
+        text = f"{self.images}/**/*{self.image_suffix} with {labels}"
         return text.format(split=self.splits[split])
 
 

@@ -36,13 +36,19 @@ def prepare(spec: DatasetSpec, source: Path, data_dir: str, *, shards: int) -> s
     if not 1 <= shards <= fewest:
         raise InputError(f"--shards is {shards}; it takes 1 to {fewest}, the images of a split")
     if "://" in data_dir:
+        from segret_jax.data.shards import remote
+
         url = f"{data_dir.rstrip('/')}/{manifests.folder_below(spec)}"
-        _prepare_remote(spec, sources, url, shards)
+        if remote.is_complete(url):
+            raise _complete(url)
+        folder = remote.cache_folder(f"written to {url}") / manifests.folder_below(spec)
+        remote.upload(folder, _write(spec, sources, folder, shards), url)
+        shutil.rmtree(folder)
         return url
     folder = Path(data_dir).expanduser().absolute() / manifests.folder_below(spec)
     if (folder / manifests.MANIFEST).is_file():
         raise _complete(folder)
-    _prepare_local(spec, sources, folder, shards)
+    _write(spec, sources, folder, shards)
     return str(folder)
 
 
@@ -70,17 +76,7 @@ def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
     return found
 
 
-def _prepare_remote(spec: DatasetSpec, sources: Sources, url: str, shards: int) -> None:
-    from segret_jax.data.shards import remote
-
-    if remote.is_complete(url):
-        raise _complete(url)
-    folder = remote.cache_folder(f"written to {url}") / manifests.folder_below(spec)
-    remote.upload(folder, _prepare_local(spec, sources, folder, shards), url)
-    shutil.rmtree(folder)
-
-
-def _prepare_local(spec: DatasetSpec, sources: Sources, folder: Path, shards: int) -> Manifest:
+def _write(spec: DatasetSpec, sources: Sources, folder: Path, shards: int) -> Manifest:
     from segret_jax.data.shards import builders  # its libraries take half a second to import
 
     _remove_leftovers(folder)

@@ -23,7 +23,13 @@ def verify(folder: Path) -> list[str]:
     faults = _faulty_files(folder, manifest)
     if not any(str(folder / name) in fault for name in manifest.small_files for fault in faults):
         for split in manifest.splits:
-            faults += _faulty_records(folder, split)
+            records = StoredRecords(folder, split)
+            count = len(records.names)
+            for index in tqdm(range(count), desc=split, unit="record", dynamic_ncols=True):
+                try:
+                    records.read(index)
+                except InputError as error:
+                    faults.append(str(error).split(";")[0])
     return faults
 
 
@@ -41,16 +47,6 @@ def _faulty_files(folder: Path, manifest: Manifest) -> list[str]:
         else:
             if now != written:
                 faults.append(f"{path}: is {now}, not {written} as it was written")
-    return faults
-
-
-def _faulty_records(folder: Path, split: str) -> list[str]:
-    records, faults = StoredRecords(folder, split), []
-    for index in tqdm(range(len(records.names)), desc=split, unit="record", dynamic_ncols=True):
-        try:
-            records.read(index)
-        except InputError as error:
-            faults.append(str(error).split(";")[0])
     return faults
 
 
