@@ -8,7 +8,7 @@ import numpy as np
 
 from segret_jax.convert.metadata import shorten
 from segret_jax.convert.records import read_array
-from segret_jax.data.class_table import STRAY
+from segret_jax.data.class_table import UNKNOWN
 
 NAMES, COLORS = ("CLASSES", "classes", "class_names"), ("PALETTE", "palette")
 DEFAULT_LABEL = "LABEL_{}"  # transformers' name of class i where nobody gave one
@@ -16,10 +16,13 @@ DEFAULT_LABEL = "LABEL_{}"  # transformers' name of class i where nobody gave on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileClasses:
-    """Names of classes in the order of their ids, printable, and where in the file they stand.
+    """The classes that a file names.
 
-    `names` ends after `STRAY` of them, `count` is of all. `colors` is uint8 [count, 3]; None where
-    the file has none that fit.
+    Attributes:
+        names: in the order of their ids, printable, at most `UNKNOWN` of them.
+        count: of all names.
+        colors: uint8 [count, 3]; None where the file has none that fit.
+        source: where in the file the names stand.
     """
 
     names: tuple[str, ...]
@@ -44,7 +47,7 @@ def find_classes(content: dict[Any, Any]) -> FileClasses | None:
 def find_labels(config: Mapping[str, Any]) -> FileClasses | None:
     """Return the classes of `id2label` in Hugging Face's config.json; None without real names."""
     labels = config.get("id2label")
-    if not isinstance(labels, dict) or len(labels) > STRAY:
+    if not isinstance(labels, dict) or len(labels) > UNKNOWN:
         return None
     names = _names([labels.get(str(i)) for i in range(len(labels))])
     if names == [DEFAULT_LABEL.format(i) for i in range(len(names))]:  # or there is none
@@ -60,7 +63,7 @@ def _names(value: Any) -> list[str] | tuple[str, ...]:
 
 def _classes(names: list[str] | tuple[str, ...], source: str, palette: Any = None) -> FileClasses:
     return FileClasses(
-        names=tuple(map(shorten, names[:STRAY])),
+        names=tuple(map(shorten, names[:UNKNOWN])),
         count=len(names),
         colors=_colors(palette, len(names)),
         source=source,
@@ -69,7 +72,7 @@ def _classes(names: list[str] | tuple[str, ...], source: str, palette: Any = Non
 
 def _colors(palette: Any, count: int) -> np.ndarray | None:
     """Return a palette as uint8 [count, 3]; None if it is another."""
-    if count > STRAY:
+    if count > UNKNOWN:
         return None
     if isinstance(palette, list | tuple) and len(palette) == count:
         rows = [row for row in palette if isinstance(row, list | tuple) and len(row) == 3]

@@ -16,7 +16,7 @@ from typing import Any
 
 from segret_jax.convert.file_classes import find_labels
 from segret_jax.convert.metadata import plain_metadata, shorten
-from segret_jax.convert.tensors import TensorFile, read_as_named, read_tensors, unprefixed
+from segret_jax.convert.tensors import TensorFile, read_tensors, read_unstripped, strip_prefixes
 from segret_jax.errors import InputError
 
 INDEX = ".index.json"
@@ -87,7 +87,7 @@ def _read_weights(file: Path, wrapper: str) -> TensorFile:
     if len(names) > MAX_SHARDS:
         raise InputError(f"{file} names {len(names)} files; at most {MAX_SHARDS} are read")
     located = {name: _locate(file.parent, name) for name in names}
-    shards = {name: read_as_named(shard) for name, shard in located.items()}
+    shards = {name: read_unstripped(shard) for name, shard in located.items()}
     held = {(tensor, name) for name, shard in shards.items() for tensor in shard.tensors}
     for tensor, name in sorted(places.items() ^ held):
         state = "holds" if (tensor, name) in held else "lacks"
@@ -103,7 +103,7 @@ def _read_weights(file: Path, wrapper: str) -> TensorFile:
         format=f"{first.format} in {len(shards)} files",
         sha256=hashlib.sha256(sums.encode()).hexdigest(),  # of what sha256sum prints for them
     )
-    return unprefixed(file, whole)
+    return strip_prefixes(file, whole)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def import_tensors(
     unfit = {n: _fault(tensors[n], s) for n, (_, s) in leaves.items() if n in tensors}
     unfit = {name: fault for name, fault in unfit.items() if fault}
     allowed = _allowed_reasons([*missing, *unfit, *surplus], patterns, known)
-    _refuse(missing, unfit, surplus, allowed, found)
+    _raise_differences(missing, unfit, surplus, allowed, found)
     initialized = {name: allowed[name] for name in [*missing, *unfit]}
     if initialized:
         bundle = build(found.model, found.num_classes, seed=0)
@@ -88,7 +88,7 @@ def import_tensors(
         leaves=leaves,
         dropped=known | {name: allowed[name] for name in [*unfit, *surplus]},
         initialized=initialized,
-        unused={n: tensors[n] for n in known if _is_needed_back(n, tensors[n])},
+        unused={n: tensors[n] for n in known if _is_kept_for_export(n, tensors[n])},
     )
 
 
@@ -200,7 +200,7 @@ def _fault_of_unused(name: str, tensor: np.ndarray, default: np.ndarray) -> str:
     return f"begins {found}, but the original has {expected}: another model"
 
 
-def _is_needed_back(name: str, tensor: np.ndarray) -> bool:
+def _is_kept_for_export(name: str, tensor: np.ndarray) -> bool:
     """Say whether a dropped tensor is better than its default, for the file of an export.
 
     16 bits round constants, which are computed anew, and overflow a counter. The original has no
@@ -213,7 +213,7 @@ def _is_needed_back(name: str, tensor: np.ndarray) -> bool:
     return CONSTANT not in name or tensor.dtype.itemsize > 2
 
 
-def _refuse(
+def _raise_differences(
     missing: Faults, unfit: Faults, surplus: Faults, allowed: Faults, found: TorchModel
 ) -> None:
     """Raise InputError with all differences that are not allowed."""

@@ -72,10 +72,10 @@ def read_tensors(path: str | Path, *, wrapper: str = "") -> TensorFile:
         InputError: the file is missing, damaged, of another format, or holds more than tensors and
             plain data.
     """
-    return unprefixed(path, read_as_named(path, wrapper=wrapper))
+    return strip_prefixes(path, read_unstripped(path, wrapper=wrapper))
 
 
-def unprefixed(path: str | Path, file: TensorFile) -> TensorFile:
+def strip_prefixes(path: str | Path, file: TensorFile) -> TensorFile:
     """Return what was read of `path` with the tensors under the model's own names.
 
     Cuts off the attributes of wrappers, and whatever all names of encoder blocks begin with, such
@@ -101,7 +101,7 @@ def unprefixed(path: str | Path, file: TensorFile) -> TensorFile:
     return replace(file, tensors=tensors, prefix=next(changed, ""))
 
 
-def read_as_named(path: str | Path, *, wrapper: str = "") -> TensorFile:
+def read_unstripped(path: str | Path, *, wrapper: str = "") -> TensorFile:
     """Read a checkpoint as `read_tensors` does, with the names that the file gives its tensors."""
     try:
         with open(path, "rb") as file:

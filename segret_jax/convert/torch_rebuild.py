@@ -1,6 +1,6 @@
 """What the names in a PyTorch file's pickle stand for, by a closed list.
 
-`MAKERS` holds the few functions and classes that the tensors and the usual metadata of a
+`CONSTRUCTORS` holds the few functions and classes that the tensors and the usual metadata of a
 checkpoint need, each with a function in its place that makes plain data. Objects of packages
 outside Python and PyTorch (mmengine's `HistoryBuffer`, a user's own config class) become records,
 whatever they are. Of Python's own names only plain data's do: others are how attacks begin.
@@ -76,16 +76,16 @@ def resolve(module: str, attribute: str) -> Name:
     module, attribute = NAME_MAPPING.get((module, attribute), (module, attribute))
     module = IMPORT_MAPPING.get(module, module).replace("numpy._core", "numpy.core")
     name = f"{module}.{attribute}"
-    if name not in MAKERS and name not in MENTIONED and not _is_inert(name):
+    if name not in CONSTRUCTORS and name not in NEVER_CALLED and not _is_inert(name):
         raise _refusal(name)
     return Name(name)
 
 
 def rebuild(callee: Name | Record, args: tuple) -> Any:
     """Return what stands for a call of `callee`: the rebuilt value, or an inert record."""
-    if callee.name in MENTIONED:
+    if callee.name in NEVER_CALLED:
         raise TypeError(f"a call of {callee.name}")
-    make = MAKERS.get(callee.name)
+    make = CONSTRUCTORS.get(callee.name)
     return make(*args) if make else Record(callee.name, args)
 
 
@@ -97,11 +97,11 @@ def _refusal(name: str) -> InputError:
 
 
 def _is_inert(name: str) -> bool:
-    """Return whether a name is of a package beside Python, PyTorch and this one, or of `PLAIN`."""
+    """Return whether a name is in `INERT`, or of a package other than Python, PyTorch, this one."""
     parts = name.split(".") if len(name) <= MAX_NAME else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         return False
-    return parts[0] not in PRIVILEGED or name in PLAIN or name.rpartition(".")[0] in PLAIN
+    return parts[0] not in PRIVILEGED or name in INERT or name.rpartition(".")[0] in INERT
 
 
 def is_size(number: Any) -> bool:
@@ -180,7 +180,7 @@ def _scalar(dtype: Any, data: Any) -> Any:
     return Record("numpy.generic", (dtype, data)) if numbers is None else numbers[0].item()
 
 
-MAKERS: dict[str, Callable[..., Any]] = {
+CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
@@ -201,12 +201,12 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray.scalar": _scalar,
     "numpy.core.multiarray._reconstruct": lambda *args: Record("numpy.ndarray", args),
 }
-PLAIN = {  # names and whole modules of Python that become records, too
+INERT = {  # names and whole modules of Python that become records, too
     "argparse", "datetime", "decimal", "fractions", "pathlib", "pathlib._local", "uuid",
     "types.SimpleNamespace", "re._compile", "builtins.complex", "builtins.slice", "builtins.range",
     "builtins.bytearray",
 }  # fmt: skip
-MENTIONED = {*DTYPES} | {  # never called, such as the factory of a defaultdict
+NEVER_CALLED = {*DTYPES} | {  # never called, such as the factory of a defaultdict
     f"builtins.{name}"
     for name in ("bool", "dict", "float", "int", "list", "object", "str", "tuple")
 }

@@ -16,7 +16,7 @@ from segret_jax.errors import InputError, unknown_name
 IGNORE = 255
 """Label of a pixel that counts neither in the loss nor in the metrics."""
 
-STRAY = 254
+UNKNOWN = 254
 """Entry of a lookup table for a stored value that has no meaning: `sources.map_label` refuses it.
 Class ids therefore end at 253."""
 
@@ -27,7 +27,7 @@ _FOLDER = Path(__file__).with_name("class_tables")
 CLASS_TABLES = tuple(sorted(file.stem for file in _FOLDER.glob("*.json")))
 _TABLE_FORM = (
     'expected {"classes": [{"id": 0, "name": "wall", "color": "#787878"}, ...]} '
-    f"with ids 0, 1, 2, ... in order and at most {STRAY} classes"
+    f"with ids 0, 1, 2, ... in order and at most {UNKNOWN} classes"
 )
 TABLE_KEYS = ("name", "description", "ignore_label", "classes")
 
@@ -97,7 +97,7 @@ def _packaged_class_table(name: str) -> ClassTable:
 
 
 def parse_class_table(
-    content: Any, where: str, *, default_name: str, most: int = STRAY
+    content: Any, where: str, *, default_name: str, most: int = UNKNOWN
 ) -> ClassTable:
     """Build the table from a JSON file's content; `most` classes, InputError if it is none."""
     try:
@@ -133,8 +133,8 @@ def stored_values(value: Any) -> tuple[int, ...]:
 
 
 def label_lookup(raw_to_class: Mapping[int, int]) -> UInt8[np.ndarray, "256"]:
-    """Build the table from stored label value to class id or 255; values not named are `STRAY`."""
-    lookup = np.full(256, STRAY, np.uint8)
+    """Return the table from stored value to class id or 255; values not named are `UNKNOWN`."""
+    lookup = np.full(256, UNKNOWN, np.uint8)
     for raw, class_id in raw_to_class.items():
         lookup[raw] = class_id
     lookup.setflags(write=False)

@@ -16,7 +16,7 @@ import scipy.io
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from segret_jax.data.class_table import IGNORE, STRAY
+from segret_jax.data.class_table import IGNORE, UNKNOWN
 from segret_jax.data.lfs import refuse_pointer
 from segret_jax.data.orientation import read_orientation, swaps_sides, turn
 from segret_jax.errors import InputError
@@ -164,12 +164,12 @@ def map_label(raw: Label, lookup: UInt8[np.ndarray, "256"], *, path: str | Path)
     id would be clamped by JAX without a word, or fail far from its cause.
     """
     label = cv2.LUT(raw, lookup)  # lookup[raw], in a quarter of the time
-    stray = label == STRAY
-    if stray.any():
-        y, x = (int(i) for i in np.argwhere(stray)[0])
+    unknown = label == UNKNOWN
+    if unknown.any():
+        y, x = (int(i) for i in np.argwhere(unknown)[0])
         raise InputError(
             f"{path}: label id {raw[y, x]} at pixel (y={y}, x={x}) is no class of this dataset; "
-            f"{np.count_nonzero(stray)} such pixels with ids {np.unique(raw[stray]).tolist()}; "
+            f"{np.count_nonzero(unknown)} such pixels with ids {np.unique(raw[unknown]).tolist()}; "
             "correct the file or choose the dataset whose labels these are"
         )
     return label

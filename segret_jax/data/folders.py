@@ -55,7 +55,7 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> FilePairs:
     else:
         pairs = max(found, key=lambda one: len(one.names))  # the first of several
     if not pairs.names:
-        raise InputError(f"{_lack(found)}; {remedy(spec, split)}")
+        raise InputError(f"{_describe_missing(found)}; {remedy(spec, split)}")
     return replace(pairs, note=_replaced(pairs, found, split))
 
 
@@ -64,10 +64,10 @@ def _replaced(pairs: FilePairs, found: list[FilePairs], split: str) -> str:
     first = next((one for one in found if one.names), pairs)
     if first.labels.suffix == pairs.labels.suffix or not first.without_label:
         return ""
+    missing = f"{len(first.without_label)} of {len(first.images.by_name)} images have no"
     return (
-        f"{pairs.spec.name}, {split}: {len(first.without_label)} of {len(first.images.by_name)} "
-        f"images have no *{first.labels.suffix} ({some(first.without_label)}); all labels are "
-        f"read from *{pairs.labels.suffix}"
+        f"{pairs.spec.name}, {split}: {missing} *{first.labels.suffix} "
+        f"({abbreviate(first.without_label)}); all labels are read from *{pairs.labels.suffix}"
     )
 
 
@@ -108,7 +108,7 @@ def _same_files(images: Files, labels: Files) -> bool:
     return (images.folder, images.suffix.lower()) == (labels.folder, labels.suffix.lower())
 
 
-def _lack(found: list[FilePairs]) -> str:
+def _describe_missing(found: list[FilePairs]) -> str:
     """Say what is missing where no layout has a pair, by the one of which most is there."""
     pairs = max(found, key=lambda one: len(one.images.by_name) + len(one.labels.by_name))
     images, labels = pairs.images, pairs.labels
@@ -144,14 +144,14 @@ def hint(pairs: FilePairs, kind: str) -> str:
     own, suffix, texts = pairs.spec.json_file, files.suffix, []
     for ending, there in _by_ending({*missing}, others).items():
         if ending.lower() == suffix.lower():
-            texts.append(f"links to files that do not exist: {some(there)}")
+            texts.append(f"links to files that do not exist: {abbreviate(there)}")
         # The other files of an archive differ in what stands before the extension.
         elif own or ending.rpartition(".")[0] == suffix.rpartition(".")[0]:
             action = f"convert or rename to *{suffix}"
             if len(there) > len(pairs.names):
                 where = own or "a JSON file of your own (docs/data.md)"
                 action += f', or set "{kind}_suffix": "{ending}" in {where}'
-            found = f"{counted(len(there), f'{ending} file')} there ({some(there)})"
+            found = f"{plural(len(there), f'{ending} file')} there ({abbreviate(there)})"
             texts.append(f"{found}, but only *{suffix} is read: {action}")
     return f" ({'; '.join(texts[:MOST_ENDINGS])})" if texts else ""
 
@@ -168,13 +168,13 @@ def _by_ending(names: set[str], files: Iterable[str]) -> dict[str, list[str]]:
     return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
 
-def counted(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """Write "1 image", "2 images", "2 classes"."""
     ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number} {noun}{ending}"
 
 
-def some(names: list[str]) -> str:
+def abbreviate(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
-from segret_jax.data.class_table import IGNORE, STRAY, ClassTable
+from segret_jax.data.class_table import IGNORE, UNKNOWN, ClassTable
 from segret_jax.data.decode import map_label
 from segret_jax.data.layouts import Layout
 from segret_jax.data.shift_signs import Counts, count_stored
@@ -40,7 +40,7 @@ def only_class_of_table(table: ClassTable) -> str:
 def classes_in(stored_counts: Counts, layout: Layout) -> Int64[np.ndarray, "k"]:
     """Return the classes of which there are pixels, from those of each stored value."""
     meanings = layout.lookup[stored_counts > 0]
-    return np.unique(meanings[meanings < STRAY]).astype(np.int64)
+    return np.unique(meanings[meanings < UNKNOWN]).astype(np.int64)
 
 
 def only_class_of_labels(stored_counts: Counts, layout: Layout, table: ClassTable) -> str:
@@ -53,7 +53,7 @@ def only_class_of_labels(stored_counts: Counts, layout: Layout, table: ClassTabl
         return ""
     found = f"{table.class_names[classes[0]]} is the only class that occurs"
     stored = np.flatnonzero(stored_counts)
-    unused = stored[layout.lookup[stored] >= STRAY]
+    unused = stored[layout.lookup[stored] >= UNKNOWN]
     if not unused.size:
         return f"{found}; label the other classes, too, or name the folder whose labels hold them"
     values = " or ".join(map(str, unused))

@@ -23,7 +23,7 @@ from segret_jax.data.shift_signs import quick_check
 from segret_jax.data.sources import Sample, Samples, Source
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.data.transforms import train_transform
-from segret_jax.data.workers import FROM_OUTSIDE, blocked_signals, follow_parent
+from segret_jax.data.workers import TERMINATION_SIGNALS, blocked_signals, exit_with_parent
 from segret_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -126,7 +126,7 @@ def training_dataset(
 
 
 def _prepare_worker(index: int, count: int) -> None:
-    follow_parent(*FROM_OUTSIDE)
+    exit_with_parent(*TERMINATION_SIGNALS)
 
 
 def batches_from(
@@ -146,7 +146,7 @@ def batches_from(
         )
     batches = iter(iterable)
     try:
-        with blocked_signals(*FROM_OUTSIDE) if workers else nullcontext():
+        with blocked_signals(*TERMINATION_SIGNALS) if workers else nullcontext():
             first = next(batches)  # starts the workers
         yield first
         yield from batches

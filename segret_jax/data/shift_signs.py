@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from segret_jax.data.class_table import IGNORE, STRAY
+from segret_jax.data.class_table import IGNORE, UNKNOWN
 from segret_jax.data.layouts import Layout
 from segret_jax.data.sources import RecordSource
 from segret_jax.errors import InputError
@@ -60,7 +60,7 @@ def shift_signs(stored_counts: Counts, layout: Layout) -> list[Sign]:
 
 def _class_values(layout: Layout) -> np.ndarray:
     """Return the stored values that mean a class, in increasing order."""
-    return np.flatnonzero(layout.lookup < STRAY)
+    return np.flatnonzero(layout.lookup < UNKNOWN)
 
 
 def _no_class(counts: Counts, layout: Layout) -> Iterator[Sign]:
@@ -78,10 +78,10 @@ def _converted_already(counts: Counts, layout: Layout) -> Iterator[Sign]:
     closed.
     """
     occurs = counts > 0
-    is_stray = layout.lookup[IGNORE] == STRAY  # in a table of one's own that does not ignore 255
+    is_unknown = layout.lookup[IGNORE] == UNKNOWN  # in a custom table that does not ignore 255
     ignored = np.flatnonzero(occurs & (layout.lookup == IGNORE)).tolist()
     foreign = [value for value in ignored if value not in layout.void]
-    foreign += [IGNORE] if is_stray and occurs[IGNORE] else []
+    foreign += [IGNORE] if is_unknown and occurs[IGNORE] else []
     if not foreign:
         return
     values = _class_values(layout)
@@ -96,7 +96,7 @@ def _converted_already(counts: Counts, layout: Layout) -> Iterator[Sign]:
             "was reduced or their ids converted already, and classes would be read as others",
             tuple(foreign),
         )
-    elif not is_stray:  # which is a fault of each file that holds it, and reported there
+    elif not is_unknown:  # which is a fault of each file that holds it, and reported there
         text = f"{held}those of this dataset never do; these pixels are ignored"
         yield Sign(False, text, tuple(foreign))
 
@@ -126,7 +126,8 @@ def _shifted_from_zero(counts: Counts, layout: Layout) -> Iterator[Sign]:
         return
     without_void = not counts[list(layout.void)].any()
     void = f", and never {_values(layout.void)}" if layout.void else ""
-    if without_void and [after] == np.flatnonzero((counts > 0) & (layout.lookup == STRAY)).tolist():
+    unknown = np.flatnonzero((counts > 0) & (layout.lookup == UNKNOWN)).tolist()
+    if unknown == [after] and without_void:
         yield Sign(
             True,
             f"the files hold {after}, one more than the last class{void}: they count the classes "

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from segret_jax.data.decode import decode_label, decode_turned, image_size, map_label
-from segret_jax.data.folders import counted, find_pairs, hints, remedy, some
+from segret_jax.data.folders import abbreviate, find_pairs, hints, plural, remedy
 from segret_jax.data.layouts import DatasetSpec, Layout
 from segret_jax.data.orientation import fit_label
 from segret_jax.errors import InputError
@@ -86,7 +86,7 @@ class RecordSource(ABC):
         return image_size(record.image, where=record.image_path)
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
-        """Read one pair; InputError for a faulty file, a stray label id, or sizes that differ."""
+        """Read one pair; InputError for a faulty file, an unknown id, or sizes that differ."""
         return self.decode(self.record(operator.index(index)))
 
     def decode(self, record: Record) -> Sample:
@@ -119,7 +119,7 @@ class FolderSource(RecordSource):
         pairs = find_pairs(spec, root, split)
         if pairs.unpaired and not skip_unpaired:
             found = ", ".join(
-                f"{counted(len(names), kind)} without {other} ({some(names)})"
+                f"{plural(len(names), kind)} without {other} ({abbreviate(names)})"
                 for kind, other, names in pairs.unpaired
             )
             where = f"{pairs.images.folder} and {pairs.labels.folder}"

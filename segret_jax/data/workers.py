@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
 # A terminal sends SIGINT to all processes of a run, most schedulers send SIGTERM to all.
-FROM_OUTSIDE = (signal.SIGINT, signal.SIGTERM)
+TERMINATION_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def _start_resource_tracker() -> None:
         sys.warnoptions.remove(silence)
 
 
-def follow_parent(*ignored: int) -> None:
+def exit_with_parent(*ignored: int) -> None:
     """Ignore signals in this worker, and end it with its parent, which may be killed."""
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from segret_jax.data.folders import FilePairs, counted, find_pairs, hint
+from segret_jax.data.folders import FilePairs, find_pairs, hint, plural
 from segret_jax.data.layouts import SPLITS, DatasetSpec
 from segret_jax.data.listing import pictures_not_read
 from segret_jax.data.shards.prepared import open_files
@@ -81,18 +81,16 @@ def _open_split(
 def _unpaired(pairs: FilePairs, split: str) -> Iterator[Finding]:
     for kind, other, names in pairs.unpaired:
         folder = pairs.labels.folder if other == "label" else pairs.images.folder
-        text = f"{counted(len(names), kind)} without {other} in {folder}{hint(pairs, other)}"
+        text = f"{plural(len(names), kind)} without {other} in {folder}{hint(pairs, other)}"
         yield Finding(ERROR, f"{text}; add the {other} or remove the {kind}", split, tuple(names))
 
 
-def _not_read(pairs: FilePairs, split: str) -> list[Finding]:
-    """Name the pictures beside the images that have another ending: HEIC, raw, and so on."""
-    others = pictures_not_read(pairs.images)
-    if not others:
-        return []
-    where = f"in {pairs.images.folder} without the ending {pairs.images.suffix}"
-    message = f"{counted(len(others), 'picture')} {where}, not read; convert or leave"
-    return [Finding(NOTE, message, split, tuple(others))]
+def _not_read(pairs: FilePairs, split: str) -> Iterator[Finding]:
+    """Yield a note on pictures beside the images that have another ending: HEIC, raw, and so on."""
+    if others := pictures_not_read(pairs.images):
+        where = f"in {pairs.images.folder} without the ending {pairs.images.suffix}"
+        message = f"{plural(len(others), 'picture')} {where}, not read; convert or leave"
+        yield Finding(NOTE, message, split, tuple(others))
 
 
 def _has_folder(spec: DatasetSpec, root: Path, split: str) -> bool:
@@ -114,7 +112,7 @@ def summary(diagnosis: Diagnosis) -> str:
         lines.append("Class weights that balance the classes, to add to the command of training:")
         lines += [weights_setting(training.pixels), ""]
     for split, scan in diagnosis.scans.items():
-        pairs = counted(len(scan.source), "pair")
+        pairs = plural(len(scan.source), "pair")
         lines.append(f"{diagnosis.spec.name} {split}: {pairs}, layout {scan.source.layout.name}")
     for finding in diagnosis.findings:
         where = f"{finding.split}: " if finding.split else ""

@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from segret_jax.data.class_table import IGNORE, STRAY
+from segret_jax.data.class_table import IGNORE, UNKNOWN
 from segret_jax.data.decode import Label, Pixels, decode_label, decode_turned, stored_form
 from segret_jax.data.orientation import label_is_stored_grid, swaps_sides
 from segret_jax.data.shift_signs import count_stored
 from segret_jax.data.sources import Record, RecordSource
-from segret_jax.data.workers import blocked_signals, follow_parent
+from segret_jax.data.workers import blocked_signals, exit_with_parent
 from segret_jax.errors import InputError
 
 CHUNK = 16  # pairs that a worker takes at a time
@@ -84,7 +84,7 @@ _source: RecordSource  # of a worker process
 def _start_worker(source: RecordSource) -> None:
     global _source
     _source = source
-    follow_parent(signal.SIGINT)  # not SIGTERM, with which a broken pool ends its workers
+    exit_with_parent(signal.SIGINT)  # not SIGTERM, with which a broken pool ends its workers
 
 
 def _examine_own(index: int) -> Examined:
@@ -185,12 +185,12 @@ def _id_faults(raw: Label, lookup: UInt8[np.ndarray, "256"], path: str) -> Itera
     label = lookup[raw]
     if (label == IGNORE).all():
         yield Fault("ignored", path)
-    stray = label == STRAY
-    if stray.any():
-        y, x = np.argwhere(stray)[0]
-        ids, counts = np.unique(raw[stray], return_counts=True)
+    unknown = label == UNKNOWN
+    if unknown.any():
+        y, x = np.argwhere(unknown)[0]
+        ids, counts = np.unique(raw[unknown], return_counts=True)
         pixels = ", ".join(f"{i} ({n} px)" for i, n in zip(ids, counts, strict=True))
-        yield Fault("stray", f"{path}: {raw[y, x]} at pixel (y={y}, x={x}); in all {pixels}")
+        yield Fault("unknown", f"{path}: {raw[y, x]} at pixel (y={y}, x={x}); in all {pixels}")
 
 
 def difference_hash(image: Pixels) -> int:

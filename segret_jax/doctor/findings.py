@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from segret_jax.data.class_table import STRAY
-from segret_jax.data.folders import counted
+from segret_jax.data.class_table import UNKNOWN
+from segret_jax.data.folders import plural
 from segret_jax.data.layouts import DatasetSpec
 from segret_jax.data.learnable import only_class_of_labels, only_class_of_table
 from segret_jax.data.shift_signs import REMEDY, shift_signs
@@ -17,7 +17,7 @@ from segret_jax.doctor.examine import Examined
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 NEAR = 3  # bits in which the difference hashes of two images that look alike may differ
-PLAIN = 8  # an image with fewer bits set, or not set, is too plain to be told by its hash
+MIN_BITS = 8  # an image with fewer bits set, or not set, is too plain to be told by its hash
 
 
 # By kind of fault: severity, noun, text that follows the number of faults, remedy.
@@ -31,7 +31,7 @@ KINDS = {
         "convert to 8-bit PNG or download again",
     ),
     "sizes": (ERROR, "label", "of another size than the image", "use one size for both"),
-    "stray": (
+    "unknown": (
         ERROR,
         "label",
         "with ids outside the class table",
@@ -50,7 +50,7 @@ KINDS = {
     "image_form": (NOTE, "image", "stored as {form}", "read as RGB"),
     "palette": (NOTE, "label", "stored as palette PNG", "indices are read as ids"),
 }
-OWN_STRAY = 'give them a class in your JSON file ("raw_id"), name them in "ignore", or '
+OWN_UNKNOWN = 'give them a class in your JSON file ("raw_id"), name them in "ignore", or '
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class SplitScan:
             values = np.array(list(examined.stored), np.intp)
             self.stored[values] += np.array(list(examined.stored.values()), np.int64)
             classes = np.unique(lookup[values])
-            self.images[classes[classes < STRAY]] += 1
-        values = np.flatnonzero(lookup < STRAY)
+            self.images[classes[classes < UNKNOWN]] += 1
+        values = np.flatnonzero(lookup < UNKNOWN)
         self.pixels = np.zeros(num_classes, np.int64)
         np.add.at(self.pixels, lookup[values], self.stored[values])
 
     def share(self, meaning: int) -> float:
-        """Return the share of the pixels that are IGNORE or STRAY."""
+        """Return the share of the pixels that are IGNORE or UNKNOWN."""
         values = self.source.layout.lookup == meaning
         return float(self.stored[values].sum() / max(self.stored.sum(), 1))
 
@@ -109,9 +109,9 @@ class Diagnosis:
     def verdict(self) -> str:
         """Return in one line whether a run can use the data."""
         if errors := self.count(ERROR):
-            return f"{counted(errors, 'error')} to mend before a run"
+            return f"{plural(errors, 'error')} to mend before a run"
         warnings = self.count(WARNING)
-        return f"no errors, {counted(warnings, 'warning')} to look at" if warnings else "sound"
+        return f"no errors, {plural(warnings, 'warning')} to look at" if warnings else "sound"
 
 
 def find_all(splits: dict[str, SplitScan], known: list[Finding]) -> list[Finding]:
@@ -135,11 +135,11 @@ def _faults(split: str, scan: SplitScan) -> Iterator[Finding]:
     layout = scan.source.layout
     for (name, form), details in groups.items():
         severity, noun, text, remedy = KINDS[name]
-        text = f"{counted(len(details), noun)} {text.format(form=form)}"
-        if name == "stray":
-            ids = np.flatnonzero((scan.stored > 0) & (layout.lookup == STRAY))
+        text = f"{plural(len(details), noun)} {text.format(form=form)}"
+        if name == "unknown":
+            ids = np.flatnonzero((scan.stored > 0) & (layout.lookup == UNKNOWN))
             text += f": {', '.join(map(str, ids))}"
-            remedy = OWN_STRAY + remedy if layout.name == "own" else remedy
+            remedy = OWN_UNKNOWN + remedy if layout.name == "own" else remedy
         yield Finding(severity, f"{text}; {remedy}", split, tuple(details))
 
 
@@ -167,7 +167,7 @@ def _repeated(split: str, scan: SplitScan) -> Iterator[Finding]:
         if one.digest:
             names[one.digest].append(one.name)
     if groups := tuple(" = ".join(group) for group in names.values() if len(group) > 1):
-        text = f"{counted(len(groups), 'image')} found more than once, pixel by pixel; keep one"
+        text = f"{plural(len(groups), 'image')} found more than once, pixel by pixel; keep one"
         yield Finding(WARNING, text, split, groups)
 
 
@@ -175,17 +175,17 @@ def _between(training: SplitScan, validation: SplitScan) -> Iterator[Finding]:
     names = training.source.spec.class_table.class_names
     unseen = np.flatnonzero((validation.pixels > 0) & (training.pixels == 0))
     if unseen.size:
-        text = f"{counted(unseen.size, 'class')} in validation but not in training; no such pixel "
+        text = f"{plural(unseen.size, 'class')} in validation but not in training; no such pixel "
         yield Finding(WARNING, f"{text}can be right", places=tuple(names[i] for i in unseen))
     by_digest = {one.digest: one.name for one in training.examined if one.digest}
     same = [(e.name, by_digest[e.digest]) for e in validation.examined if e.digest in by_digest]
     if same:
-        text = f"{counted(len(same), 'validation image')} also in training, pixel by pixel; leave "
+        text = f"{plural(len(same), 'validation image')} also in training, pixel by pixel; leave "
         yield Finding(ERROR, f"{text}it out of one split", places=_pairs(same))
     rest = [one for one in validation.examined if one.digest not in by_digest]
     if alike := _look_alike(rest, training.examined):
         text = (
-            f"{counted(len(dict(alike)), 'validation image')} almost like a training image: the "
+            f"{plural(len(dict(alike)), 'validation image')} almost like a training image: the "
             "same photograph, or neighbors in a video; the score may be too good"
         )
         yield Finding(WARNING, text, places=_pairs(alike))
@@ -195,7 +195,7 @@ def _look_alike(some: list[Examined], others: list[Examined]) -> list[tuple[str,
     """Return the pairs of names whose difference hashes are within `NEAR` bits."""
     some, others = (
         # Nearly any two plain images have nearly the same hash.
-        [e for e in group if e.digest and PLAIN <= e.dhash.bit_count() <= 64 - PLAIN]
+        [e for e in group if e.digest and MIN_BITS <= e.dhash.bit_count() <= 64 - MIN_BITS]
         for group in (some, others)
     )
     hashes = np.array([e.dhash for e in others], np.uint64)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
-from segret_jax.data.class_table import IGNORE, STRAY, ClassTable
+from segret_jax.data.class_table import IGNORE, UNKNOWN, ClassTable
 from segret_jax.data.decode import decode_label, decode_turned
 from segret_jax.data.orientation import fit_label
 from segret_jax.doctor.examine import Examined
@@ -101,7 +101,7 @@ def _splits(scans: dict[str, SplitScan]) -> str:
     rows = []
     for split, scan in scans.items():
         layout = f"{scan.source.layout.name}: {scan.source.layout.describe(split)}"
-        shares = (f"{scan.share(meaning):.2%}" for meaning in (IGNORE, STRAY))
+        shares = (f"{scan.share(meaning):.2%}" for meaning in (IGNORE, UNKNOWN))
         pairs, pixels = str(len(scan.source)), f"{scan.stored.sum():,}"
         rows.append((split, escape(layout), pairs, pixels, *shares))
     return _table(("split", "layout", "pairs", "pixels", "ignored", "outside the table"), rows)
@@ -159,9 +159,10 @@ def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[
     def badness(examined: Examined) -> tuple[bool, float, float]:
         values = np.array(list(examined.stored))
         pixels = np.array(list(examined.stored.values()))
-        stray, ignored = (pixels[lookup[values] == m].sum() / pixels.sum() for m in (STRAY, IGNORE))
-        wrong = any(fault.kind in ("stray", "sizes", "exif_unclear") for fault in examined.faults)
-        return wrong, float(stray), float(ignored)
+        shares = pixels / pixels.sum()
+        unknown, ignored = (shares[lookup[values] == m].sum() for m in (UNKNOWN, IGNORE))
+        wrong = any(fault.kind in ("unknown", "sizes", "exif_unclear") for fault in examined.faults)
+        return wrong, float(unknown), float(ignored)
 
     ranked = sorted(shown, key=badness, reverse=True)
     worst = [e for e in ranked[:PICTURES] if any(badness(e))]
@@ -198,16 +199,16 @@ def sample_picture(
 ) -> UInt8[np.ndarray, "_ _ 3"]:
     """Draw an image beside the same under its label, each scaled to fit `WIDTH` x 2 `WIDTH`.
 
-    Ignored pixels are dark; ids outside the table (STRAY) are bright and grown to be seen. A label
-    of another size is stretched.
+    Ignored pixels are dark; ids outside the table (UNKNOWN) are bright and dilated. A label of
+    another size is stretched.
     """
     height, width = image.shape[:2]
     scale = min(WIDTH / width, 2 * WIDTH / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
     classes = np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
-    stray = Image.fromarray(np.where(label == STRAY, np.uint8(255), np.uint8(0)))
-    reduced = np.asarray(stray.convert("F").resize(size, Image.Resampling.BOX)) > 0
+    unknown = Image.fromarray(np.where(label == UNKNOWN, np.uint8(255), np.uint8(0)))
+    reduced = np.asarray(unknown.convert("F").resize(size, Image.Resampling.BOX)) > 0
     grown = Image.fromarray(reduced).convert("L").filter(ImageFilter.MaxFilter(5))
     mixed = overlay(small, classes, table)
     mixed[np.asarray(grown) > 0] = HIGHLIGHT

@@ -9,7 +9,7 @@ import pytest
 from segret_jax.config import ModelConfig
 from segret_jax.convert.exporting import write_tensors
 from segret_jax.convert.importing import Imported, import_tensors
-from segret_jax.convert.tensors import TensorFile, read_tensors, unprefixed
+from segret_jax.convert.tensors import TensorFile, read_tensors, strip_prefixes
 from segret_jax.errors import InputError
 from tests import golden_weights as golden
 from tests.convert.forge import state, tensor, write_zip
@@ -22,7 +22,7 @@ ENCODER = ("layers.0.blocks.0.pos.conv.bias", "patch_embed.proj.0.bias")
 
 def cut_prefixes(names: Iterable[str]) -> tuple[list[str], str]:
     tensors = {name: np.zeros(1) for name in names}
-    file = unprefixed("a", TensorFile(tensors=tensors, format="npz", metadata={}))
+    file = strip_prefixes("a", TensorFile(tensors=tensors, format="npz", metadata={}))
     return list(file.tensors), file.prefix
 
 
@@ -52,11 +52,11 @@ def test_a_wrapper_of_one_part_is_cut_inside_of_the_names(tmp_path: Path) -> Non
     assert list(read_tensors(saved(tmp_path / "a.npz", inside)).tensors) == list(NAMES)
 
 
-@pytest.mark.parametrize("stray", ["n_averaged", "epoch", "criterion.weight"])
-def test_what_lies_beside_does_not_hide_the_prefix(tmp_path: Path, stray: str) -> None:
-    names = [stray, *(f"module.net.{name}" for name in NAMES)]
+@pytest.mark.parametrize("other", ["n_averaged", "epoch", "criterion.weight"])
+def test_what_lies_beside_does_not_hide_the_prefix(tmp_path: Path, other: str) -> None:
+    names = [other, *(f"module.net.{name}" for name in NAMES)]
     found = read_tensors(saved(tmp_path / "a.npz", names))
-    assert list(found.tensors) == [stray, *NAMES]
+    assert list(found.tensors) == [other, *NAMES]
     assert found.prefix == "module.net."
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segret_jax.data.class_table import IGNORE, STRAY, label_lookup, load_class_table
+from segret_jax.data.class_table import IGNORE, UNKNOWN, label_lookup, load_class_table
 from segret_jax.data.datasets import DATASETS, get_dataset, load_dataset
 from segret_jax.errors import InputError
 
@@ -29,7 +29,7 @@ def test_lookup_reaches_every_class_once_and_ignores_255(name: str) -> None:
     lookup = get_dataset(name).layouts[0].lookup
     assert lookup.dtype == np.uint8
     assert lookup[IGNORE] == IGNORE
-    classes = lookup[(lookup != IGNORE) & (lookup != STRAY)]
+    classes = lookup[(lookup != IGNORE) & (lookup != UNKNOWN)]
     assert classes.tolist() == list(range(NUM_CLASSES[name]))
 
 
@@ -57,9 +57,9 @@ def test_lookup_keeps_ids_that_start_at_zero(name: str) -> None:
         ("camvid", 11, 254),
     ],
 )
-def test_values_without_a_class_are_stray(name: str, first: int, last: int) -> None:
-    stray = np.flatnonzero(get_dataset(name).layouts[0].lookup == STRAY)
-    assert stray.tolist() == list(range(first, last + 1))
+def test_values_without_a_class_are_unknown(name: str, first: int, last: int) -> None:
+    unknown = np.flatnonzero(get_dataset(name).layouts[0].lookup == UNKNOWN)
+    assert unknown.tolist() == list(range(first, last + 1))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def lookup_of(name: str, layout: str) -> list[int]:
 def test_label_ids_of_cityscapes_give_the_train_ids() -> None:
     lookup = lookup_of("cityscapes", "labelIds")
     assert lookup[:34] == [CITYSCAPES_TRAIN_IDS.get(i, 255) for i in range(34)]
-    assert set(lookup[34:255]) == {STRAY}
+    assert set(lookup[34:255]) == {UNKNOWN}
     assert lookup[255] == 255  # the license plate, -1
 
 
@@ -134,11 +134,11 @@ def test_all_three_forms_of_coco_stuff_give_the_same_classes() -> None:
     assert {mat[i] for i in (0, *COCO_GAPS)} == {IGNORE}
     maps = lookup_of("coco_stuff164k", "stuffthingmaps")
     assert maps[:182] == mat[1:183]
-    assert set(mat[183:255]) == set(maps[182:255]) == {STRAY}
+    assert set(mat[183:255]) == set(maps[182:255]) == {UNKNOWN}
 
 
 def test_segnets_camvid_has_void_as_its_twelfth_class() -> None:
-    assert lookup_of("camvid", "segnet")[:13] == [*range(11), IGNORE, STRAY]
+    assert lookup_of("camvid", "segnet")[:13] == [*range(11), IGNORE, UNKNOWN]
 
 
 @pytest.mark.parametrize("name", NUM_CLASSES)
@@ -259,7 +259,7 @@ def test_own_dataset_says_what_its_files_mean(tmp_path: Path) -> None:
     assert (spec.name, spec.class_table.class_names) == ("pets", ("cat", "dog"))
     assert layout.describe("validation") == ("test/photos/**/*.jpeg with annotations/test/**/*.png")
     values = {value: int(layout.lookup[value]) for value in (0, 1, 10, 11, 20, 255)}
-    assert values == {0: 255, 1: STRAY, 10: 0, 11: 0, 20: 1, 255: 255}
+    assert values == {0: 255, 1: UNKNOWN, 10: 0, 11: 0, 20: 1, 255: 255}
 
 
 def test_own_dataset_needs_no_more_than_its_classes(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_broken_labels_are_refused(tmp_path: Path) -> None:
     refuses(path, "cannot be read as an image (broken PNG", label=True)
 
 
-def test_map_label_names_the_stray_id_and_its_pixel() -> None:
+def test_map_label_names_the_unknown_id_and_its_pixel() -> None:
     lookup = label_lookup({0: 255, 1: 0, 2: 1, 255: 255})
     raw = np.array([[0, 1, 2], [1, 9, 255], [7, 1, 9]], np.uint8)
     with pytest.raises(InputError) as caught:

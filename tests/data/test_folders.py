@@ -67,8 +67,8 @@ def error(root: Path, spec: DatasetSpec = CAMVID) -> str:
 
 
 def test_what_systems_and_tools_leave_behind_is_not_read(images: Path) -> None:
-    for stray in ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini"):
-        (images / stray).write_bytes(b"\0\5\x16\7")
+    for name in ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini"):
+        (images / name).write_bytes(b"\0\5\x16\7")
     for folder in (".ipynb_checkpoints", "__MACOSX", "@eaDir/a.jpg", ".AppleDouble"):
         write(images / folder / "x.jpg")
     (images / "old.jpg").mkdir()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segret_jax.data.class_table import STRAY
+from segret_jax.data.class_table import UNKNOWN
 from segret_jax.data.datasets import DATASETS, Layout, get_dataset, load_dataset
 from segret_jax.data.shift_signs import quick_check, shift_signs
 from segret_jax.data.sources import FolderSource
@@ -20,7 +20,7 @@ LAYOUTS = {
 
 def realistic(layout: Layout, *, skip: int = 0, void: float = 0.1) -> np.ndarray:
     """Counts as in the dataset's own files; long-tailed, without the last `skip` classes."""
-    values = np.flatnonzero(layout.lookup < STRAY)
+    values = np.flatnonzero(layout.lookup < UNKNOWN)
     values = values[: len(values) - skip]
     counts = np.zeros(256, np.int64)
     counts[values] = 10_000_000 / np.arange(1, len(values) + 1) ** 1.5
@@ -56,7 +56,7 @@ def test_correct_files_give_no_sign(name):
             assert signs(realistic(layout, skip=skip, void=void), layout) == []
     for first in (0, 1, 3):  # a few images, few classes
         few = np.zeros(256, np.int64)
-        few[np.flatnonzero(layout.lookup < STRAY)[first::4][:5]] = 1000
+        few[np.flatnonzero(layout.lookup < UNKNOWN)[first::4][:5]] = 1000
         few[layout.void[0]] = 100
         assert signs(few, layout) == []
     assert signs(np.zeros(256, np.int64), layout) == []
@@ -65,7 +65,7 @@ def test_correct_files_give_no_sign(name):
 @pytest.mark.parametrize("name", ["ade20k-annotations", "coco_stuff10k-labelTrainIds"])
 def test_a_zero_that_was_reduced_already_is_certain(name):
     layout = LAYOUTS[name]
-    last = np.flatnonzero(layout.lookup < STRAY)[-1]
+    last = np.flatnonzero(layout.lookup < UNKNOWN)[-1]
     for counts in (reduced(realistic(layout)), reduced(reduced(realistic(layout)))):
         ((certain, text),) = signs(counts, layout)
         assert certain
@@ -94,7 +94,7 @@ def test_a_zero_that_was_not_reduced_is_certain(name, after):
     found = signs(raised(realistic(layout)), layout)
     certain = [text for certain, text in found if certain]
     assert any(f"hold {after}, one more than the last class, and never 255" in t for t in certain)
-    # 255 beside it says that there is one class more, not that all are shifted: a stray id.
+    # 255 beside it says that there is one class more, not that all are shifted: an unknown id.
     more = realistic(layout)
     more[after] = 1000
     assert signs(more, layout) == []

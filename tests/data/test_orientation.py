@@ -148,7 +148,7 @@ def test_a_label_with_its_own_orientation_is_turned_by_it(tmp_path: Path) -> Non
     np.testing.assert_array_equal(decode_label(tmp_path / "a.tif"), upright(IDS, 8))
 
 
-def test_a_stray_id_is_named_where_it_lies_in_the_file(tmp_path: Path) -> None:
+def test_an_unknown_id_is_named_where_it_lies_in_the_file(tmp_path: Path) -> None:
     label = IDS.copy()
     label[1, 5] = 99
     with pytest.raises(InputError, match=r"label id 99 at pixel \(y=1, x=5\)"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segret_jax.data.class_table import IGNORE, STRAY
+from segret_jax.data.class_table import IGNORE, UNKNOWN
 from segret_jax.data.datasets import load_dataset
 from segret_jax.data.shards.prepare import prepare
 from segret_jax.data.shards.prepared import open_files
@@ -85,7 +85,7 @@ def test_values_with_two_meanings_are_named_only_where_both_are_given(tmp_path: 
         load_dataset(write_own(tmp_path, [[0, 3], [3, 255]], MASK))
     lookup = load_dataset(write_own(tmp_path, [0, [254, 255]], MASK, ignore=[9, 9])).layouts[0]
     values = {int(v): int(lookup.lookup[v]) for v in (0, 9, 253, 254, 255)}
-    assert values == {0: 0, 9: IGNORE, 253: STRAY, 254: 1, 255: 1}
+    assert values == {0: 0, 9: IGNORE, 253: UNKNOWN, 254: 1, 255: 1}
 
 
 def test_another_ignored_label_under_the_packaged_tables_key_is_refused(tmp_path: Path) -> None:

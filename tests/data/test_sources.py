@@ -192,10 +192,10 @@ def test_sizes_that_differ_are_refused(tmp_path: Path) -> None:
         FolderSource(ADE, tmp_path, "training")[0]
 
 
-def test_a_stray_id_in_a_folder_names_the_label_file(tmp_path: Path) -> None:
-    stray = np.zeros((4, 6), np.uint8)
-    stray[2, 5] = 151
-    _, label = write_pair(tmp_path, "a", label=stray)
+def test_an_unknown_id_in_a_folder_names_the_label_file(tmp_path: Path) -> None:
+    unknown = np.zeros((4, 6), np.uint8)
+    unknown[2, 5] = 151
+    _, label = write_pair(tmp_path, "a", label=unknown)
     message = f"{label}: label id 151 at pixel (y=2, x=5)"
     with pytest.raises(InputError, match=re.escape(message)):
         FolderSource(ADE, tmp_path, "training")[0]

@@ -222,7 +222,7 @@ def test_zero_that_was_not_reduced(folder):
         label = label_map(i)
         folder.write_label(i, np.where(label == 255, 0, label + 1).astype(np.uint8))
     messages = [m for m, (severity, _) in folder.findings().items() if severity == "error"]
-    assert len(messages) == 2  # the stray id, and why
+    assert len(messages) == 2  # the unknown id, and why
     assert any("one more than the last class, and never 255: they count" in m for m in messages)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segret_jax.data.class_table import IGNORE, STRAY
+from segret_jax.data.class_table import IGNORE, UNKNOWN
 from segret_jax.data.datasets import load_dataset
 from segret_jax.doctor import check as doctor
 from segret_jax.doctor.examine import Examined, Fault
@@ -39,10 +39,10 @@ def diagnosis(tmp_path: Path) -> Diagnosis:
     table = tmp_path / "coast.json"
     table.write_text(json.dumps({"classes": classes}))
     rng = np.random.default_rng(0)
-    for name, stray in (("a", False), ("b", True), ("c", False)):
+    for name, unknown in (("a", False), ("b", True), ("c", False)):
         label = np.zeros((20, 30), np.uint8)
         label[10:], label[:, 27:] = 1, 255
-        label[4, 5] = 9 if stray else 0
+        label[4, 5] = 9 if unknown else 0
         image = rng.integers(0, 256, (20, 30, 3), np.uint8)
         for folder, pixels, suffix in (("images", image, "jpg"), ("annotations", label, "png")):
             path = tmp_path / folder / "training" / f"{name}.{suffix}"
@@ -116,24 +116,24 @@ def test_worst_samples_come_first_and_others_are_drawn_by_seed(diagnosis):
 
     sound = [examined(i, {0: 50, 1: 50}) for i in range(40)]
     ignored = examined(40, {0: 10, 255: 90})
-    stray = examined(41, {0: 95, 7: 5}, Fault("stray", "", "x"))
+    unknown = examined(41, {0: 95, 7: 5}, Fault("unknown", "", "x"))
     sizes = examined(42, {0: 100}, Fault("sizes", "", "x"))
     unreadable = Examined(index=43, name="43", faults=[Fault("image_unreadable", "", "x")])
-    scan = SplitScan(source=scan.source, examined=[*sound, ignored, unreadable, sizes, stray])
+    scan = SplitScan(source=scan.source, examined=[*sound, ignored, unreadable, sizes, unknown])
     worst, others = choose_samples(scan, seed=1)
-    assert worst == [stray, sizes, ignored]
+    assert worst == [unknown, sizes, ignored]
     assert len(others) == PICTURES
     assert all(e.index < 40 for e in others)
     assert choose_samples(scan, seed=1)[1] == others != choose_samples(scan, seed=2)[1]
 
 
-def test_picture_shows_classes_ignored_and_stray_pixels(diagnosis):
+def test_picture_shows_classes_ignored_and_unknown_pixels(diagnosis):
     table = diagnosis.spec.class_table
     image = np.full((WIDTH, 2 * WIDTH, 3), 200, np.uint8)
     label = np.zeros((WIDTH, 2 * WIDTH), np.uint8)
     label[WIDTH // 2 :] = 1
     label[:, WIDTH:] = IGNORE
-    label[100, 100] = STRAY  # a single pixel of an image that is shown at half its size
+    label[100, 100] = UNKNOWN  # a single pixel of an image that is shown at half its size
     picture = sample_picture(image, label, table)
     assert picture.shape == (WIDTH // 2, 2 * WIDTH, 3)
     assert (picture[:, :WIDTH] == 200).all()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from segret_jax.data.folders import counted, find_pairs
+from segret_jax.data.folders import find_pairs, plural
 from segret_jax.data.layouts import SPLITS, DatasetSpec
 from segret_jax.data.shards import manifest as manifests
 from segret_jax.data.shards.manifest import Manifest
@@ -67,7 +67,7 @@ def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
             missing.append(str(error))
             continue
         found[split] = FolderSource(spec, source, split)
-        pairs = counted(len(found[split]), "pair")
+        pairs = plural(len(found[split]), "pair")
         print(f"{split}: {pairs}, {found[split].layout.describe(split)}")
     if not found:
         raise InputError(missing[0])

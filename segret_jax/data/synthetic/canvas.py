@@ -8,7 +8,7 @@ from enum import IntEnum
 import cv2
 import numpy as np
 
-from segret_jax.data.synthetic.palettes import MOODS
+from segret_jax.data.synthetic.palettes import LIGHTS
 
 Meters = int | float  # the run-time type check takes no int for a float
 FAR = 75.0  # where the street ends, in meters
@@ -71,7 +71,7 @@ class Canvas:
         self.rng = rng
         self.eye = rng.uniform((-0.6, 2.0), (1.4, 2.7))
         self.vanishing_point = rng.uniform((0.37, 0.4), (0.63, 0.5)) * (width, height)
-        self.mood = MOODS[rng.integers(len(MOODS))]
+        self.light = LIGHTS[rng.integers(len(LIGHTS))]
         self.sun = rng.choice((-1.0, 1.0))  # the side that the light comes from
         self.pixels = np.zeros((height, width, 4), np.uint8)
         self._zoom = FOCAL * self.scale * np.array([1.0, -1.0]) * 2**_SUBPIXEL_BITS
@@ -116,5 +116,5 @@ class Canvas:
 
     def _hazy(self, colors: np.ndarray, depth: float) -> np.ndarray:
         """Colors [..., 3] as seen through that many meters of air: nearer to the horizon's."""
-        horizon = self.mood.sky[1]
+        horizon = self.light.sky[1]
         return colors + (1.0 - math.exp(-depth / 150.0)) * (horizon - colors)

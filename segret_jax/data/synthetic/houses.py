@@ -65,7 +65,7 @@ def _paint_windows(canvas: Canvas, plane: Plane, width: float, height: float) ->
     if plane.z < 40:  # further off, frames would be narrower than a pixel
         frames = panes + np.array([-0.12, -0.25, 0.12, 0.12])
         canvas.fill(Label.BUILDING, PLATE * canvas.rng.uniform(0.8, 1), plane.boxes(frames))
-    lit = canvas.rng.random(len(panes)) < canvas.mood.lit
+    lit = canvas.rng.random(len(panes)) < canvas.light.lit
     glass = GLASS + canvas.rng.uniform(-10, 50)
     for color, chosen in ((glass, panes[~lit]), (LAMPLIGHT, panes[lit])):
         if len(chosen):
@@ -75,7 +75,7 @@ def _paint_windows(canvas: Canvas, plane: Plane, width: float, height: float) ->
 def _paint_shopfront(canvas: Canvas, plane: Plane, width: float, wall: np.ndarray) -> None:
     """Ground floor: display window, door and a striped awning."""
     cloth, door = canvas.pick(CLOTHES), canvas.pick(PAINTS)
-    glass = LAMPLIGHT if canvas.rng.random() < canvas.mood.lit + 0.15 else GLASS + 30
+    glass = LAMPLIGHT if canvas.rng.random() < canvas.light.lit + 0.15 else GLASS + 30
     canvas.fill(Label.BUILDING, wall * 0.7, plane.box(0, 0, width, 3.4))
     canvas.fill(Label.BUILDING, glass, plane.box(0.12 * width, 0.5, 0.6 * width, 2.6))
     canvas.fill(Label.BUILDING, door, plane.box(0.72 * width, 0, 0.88 * width, 2.4))

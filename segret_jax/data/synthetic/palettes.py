@@ -26,7 +26,7 @@ HEADLAMP, REAR_LAMP, PLATE, MARKING = _palette("fff3c4 e02b20 e0e1e4 d0d0cc")
 
 
 @dataclass(frozen=True)
-class Mood:
+class Light:
     """The light of a scene."""
 
     sky: np.ndarray  # colors of zenith, horizon and clouds [3, 3]
@@ -34,7 +34,7 @@ class Mood:
     lit: float  # share of the windows
 
 
-_DAY = Mood(_palette("4f8fd6 d3e6f2 ffffff"), tint=(1.02, 1.0, 0.98), lit=0.05)
-_DUSK = Mood(_palette("4a4d86 f7b183 e79a94"), tint=(0.92, 0.80, 0.80), lit=0.55)
-_OVERCAST = Mood(_palette("98a2ad d5d9db c3c8cd"), tint=(0.90, 0.93, 0.96), lit=0.20)
-MOODS = (_DAY, _DAY, _DUSK, _OVERCAST)  # equally likely
+_DAY = Light(_palette("4f8fd6 d3e6f2 ffffff"), tint=(1.02, 1.0, 0.98), lit=0.05)
+_DUSK = Light(_palette("4a4d86 f7b183 e79a94"), tint=(0.92, 0.80, 0.80), lit=0.55)
+_OVERCAST = Light(_palette("98a2ad d5d9db c3c8cd"), tint=(0.90, 0.93, 0.96), lit=0.20)
+LIGHTS = (_DAY, _DAY, _DUSK, _OVERCAST)  # equally likely

@@ -23,7 +23,7 @@ _GRAIN = np.array([1.0, 4.0, 5.0, 6.0, 1.5, 2.0, 1.5, 8.0], np.float32)
 
 
 @dataclass(frozen=True)
-class _Thing:
+class _Item:
     """Something that stands in the street: where, the ground it shades, and how to paint it."""
 
     z: float
@@ -36,7 +36,7 @@ class _Thing:
         return bool(left - 0.4 < x < right + 0.4 and near - 0.3 < z < far + 0.3)
 
 
-def _vehicles(canvas: Canvas, curb: float) -> Iterator[_Thing]:
+def _vehicles(canvas: Canvas, curb: float) -> Iterator[_Item]:
     """Vehicles one behind the other in both directions."""
     for side in (-1, 1):
         z = canvas.rng.uniform(6.5, 10.0)
@@ -47,11 +47,11 @@ def _vehicles(canvas: Canvas, curb: float) -> Iterator[_Thing]:
             if canvas.rng.random() < 0.85:
                 half = model.width / 2 + 0.1
                 shadow = ground_box(x - half, x + half, z - 0.2, z + model.length)
-                yield _Thing(z, shadow, partial(paint_vehicle, canvas, model, x, z))
+                yield _Item(z, shadow, partial(paint_vehicle, canvas, model, x, z))
             z += model.length + canvas.rng.uniform(1.5, 7.0)
 
 
-def _furniture(canvas: Canvas, curb: float) -> Iterator[_Thing]:
+def _furniture(canvas: Canvas, curb: float) -> Iterator[_Item]:
     """Poles, trees and bushes along both curbs."""
     for side in (-1, 1):
         z = canvas.rng.uniform(6.5, 10.0)
@@ -61,11 +61,11 @@ def _furniture(canvas: Canvas, curb: float) -> Iterator[_Thing]:
             paint = scenery.paint_pole if chance < 0.5 else paint
             if chance >= 0.5 or z < 17.0:  # poles farther off are too thin
                 shadow = ground_box(x - 0.4, x + 0.4, z - 0.2, z + 0.3)
-                yield _Thing(z, shadow, partial(paint, canvas, x, z))
+                yield _Item(z, shadow, partial(paint, canvas, x, z))
             z += canvas.rng.uniform(3.0, 6.5)
 
 
-def _people(canvas: Canvas, curb: float, facade: float, vehicles: list[_Thing]) -> Iterator[_Thing]:
+def _people(canvas: Canvas, curb: float, facade: float, vehicles: list[_Item]) -> Iterator[_Item]:
     """Most walk on the pavement, some cross the road; none so far that a person is a speck."""
     for _ in range(canvas.rng.integers(4, 8)):
         z, crosses = canvas.rng.uniform(6.5, 11.0), canvas.rng.random() < 0.25
@@ -74,15 +74,15 @@ def _people(canvas: Canvas, curb: float, facade: float, vehicles: list[_Thing]) 
             x = canvas.rng.uniform(-curb, curb)
         if not any(vehicle.stands_on(x, z) for vehicle in vehicles):
             shadow = ground_box(x - 0.4, x + 0.4, z - 0.15, z + 0.25)
-            yield _Thing(z, shadow, partial(paint_person, canvas, x, z))
+            yield _Item(z, shadow, partial(paint_person, canvas, x, z))
 
 
-def _develop(canvas: Canvas) -> np.ndarray:
+def _apply_camera(canvas: Canvas) -> np.ndarray:
     """The photograph of a painted canvas: surface grain, lens blur, exposure, sensor noise."""
     height, width = canvas.pixels.shape[:2]
     ramp = np.arange(256) / 255.0
     gamma, gain = canvas.rng.uniform(0.85, 1.2), canvas.rng.uniform(0.85, 1.1)
-    tint = np.array(canvas.mood.tint) * canvas.rng.uniform(0.95, 1.05, 3)
+    tint = np.array(canvas.light.tint) * canvas.rng.uniform(0.95, 1.05, 3)
     curve = np.clip(255 * gain * ramp[:, None] ** gamma * tint, 0, 255).astype(np.uint8)[None]
     sigma = canvas.rng.uniform(0.3, 0.5) * math.sqrt(canvas.scale / 143.0)
     noise_level = canvas.rng.uniform(1.0, 3.0)
@@ -125,7 +125,7 @@ def render_scene(
     canvas.shade(np.concatenate([thing.shadow for thing in things]))
     for thing in sorted(things, key=lambda thing: -thing.z):
         thing.paint()
-    return _develop(canvas), canvas.pixels[..., 3].copy()
+    return _apply_camera(canvas), canvas.pixels[..., 3].copy()
 
 
 class SyntheticSource:

@@ -15,7 +15,7 @@ _TUFTS = np.repeat([(0.68, 0.5, -0.12), (0.95, 0.34, 0.08), (1.2, 0.18, 0.1)], (
 def paint_sky(canvas: Canvas) -> None:
     """A gradient down to the horizon, with clouds of seven puffs each."""
     height, width = canvas.pixels.shape[:2]
-    zenith, horizon, cloud = canvas.mood.sky
+    zenith, horizon, cloud = canvas.light.sky
     down = np.minimum(np.arange(height, dtype=np.float32) / canvas.vanishing_point[1], 1.0)
     sky = (zenith + (horizon - zenith) * down[:, None])[:, None].astype(np.float32)
     cover = np.zeros((height, width), np.float32)
@@ -118,7 +118,7 @@ def paint_pole(canvas: Canvas, x: float, z: float) -> None:
         reach = -math.copysign(1.2, x)  # over the road
         head = plane.box(0.6 * reach, height - 0.45, 1.2 * reach, height + 0.1)
         canvas.fill(Label.POLE, metal, plane.box(0, height - 1.6 * half, reach, height))
-        canvas.fill(Label.POLE, palettes.LAMPLIGHT if canvas.mood.lit > 0.3 else metal * 1.2, head)
+        canvas.fill(Label.POLE, palettes.LAMPLIGHT if canvas.light.lit > 0.3 else metal * 1.2, head)
     elif kind == 2:  # a sign
         color, centers = canvas.pick(palettes.SIGNS), np.array([(x, height - 0.2, z)] * 2)
         colors = np.stack([color * 0.2 + 195, color])
