@@ -17,11 +17,11 @@ IGNORE = 255
 """Label of a pixel that counts neither in the loss nor in the metrics."""
 
 UNKNOWN = 254
-"""Entry of a lookup table for a stored value that has no meaning: `sources.map_label` refuses it.
+"""Entry of a lookup table for a stored value without meaning, which `decode.map_label` rejects.
 Class ids therefore end at 253."""
 
 MOST_CLASSES = 2**16
-"""Of a classifier; a segmentation's are bounded by its 8-bit label maps."""
+"""Largest number of classes of a classifier; 8-bit label maps bound those of segmentation."""
 
 _FOLDER = Path(__file__).with_name("class_tables")
 CLASS_TABLES = tuple(sorted(file.stem for file in _FOLDER.glob("*.json")))
@@ -36,8 +36,12 @@ TABLE_KEYS = ("name", "description", "ignore_label", "classes")
 class ClassTable:
     """Names and RGB colors of the classes, in the order of their ids.
 
-    `raw_ids` are, for each class, its ids in the dataset's original label list (several where
-    they are merged into one class), equal to the class id where that list does not differ.
+    Attributes:
+        name: of the table.
+        class_names: one per class, all different.
+        colors: uint8 [classes, 3], RGB.
+        raw_ids: for each class its ids in the dataset's original label list, several if they are
+            merged into one class.
     """
 
     name: str
@@ -65,9 +69,13 @@ class ClassTable:
 
 
 def load_class_table(name_or_path: str | Path) -> ClassTable:
-    """Load a class table by name (one of `CLASS_TABLES`) or from the user's JSON file.
+    """Load a class table.
 
-    Raises InputError for an unknown name, an unreadable file, or a file that is no class table.
+    Args:
+        name_or_path: one of `CLASS_TABLES`, or the path of a JSON file.
+
+    Raises:
+        InputError: the name is unknown, the file is unreadable or no class table.
     """
     name = str(name_or_path)
     if name in CLASS_TABLES:
@@ -99,7 +107,17 @@ def _packaged_class_table(name: str) -> ClassTable:
 def parse_class_table(
     content: Any, where: str, *, default_name: str, most: int = UNKNOWN
 ) -> ClassTable:
-    """Build the table from a JSON file's content; `most` classes, InputError if it is none."""
+    """Build a class table from the content of a JSON file.
+
+    Args:
+        content: the parsed JSON.
+        where: names the file in errors.
+        default_name: of a table that gives none.
+        most: the largest number of classes.
+
+    Raises:
+        InputError: the content is no class table.
+    """
     try:
         rows = content["classes"]
         table = ClassTable(

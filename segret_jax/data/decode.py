@@ -1,4 +1,4 @@
-"""Decoding of image and label files, with every fault reported where it arises.
+"""Decoding of image and label files; each fault is reported with its file.
 
 Pillow decodes, never OpenCV: OpenCV turns a palette PNG into colors where the label ids are
 wanted, and says nothing; nor does it of a truncated file.
@@ -34,17 +34,24 @@ _LABEL_FORM = "a label must be an 8-bit gray or palette PNG whose pixel values a
 
 
 def decode_image(file: File, *, where: str = "", upright: bool = True) -> Pixels:
-    """Read an image file, or its bytes that lie at `where`, as RGB, 0 to 255.
+    """Decode an image as RGB; gray, palette and CMYK are converted, alpha is dropped.
 
-    Gray, palette and CMYK become RGB, an alpha channel is dropped. The image is turned as its EXIF
-    orientation says, unless `upright` is False. Raises InputError for a file that is missing,
-    broken, or has 16 or more bits per channel.
+    Args:
+        file: path or content of the file.
+        where: names the file in errors, if `file` is its content.
+        upright: turns the image by its EXIF orientation.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        InputError: the file is missing or broken, or has more than 8 bits per channel.
     """
     return decode_turned(file, where=where, upright=upright)[0]
 
 
 def decode_turned(file: File, *, where: str = "", upright: bool = True) -> tuple[Pixels, int]:
-    """Return what `decode_image` does, and the EXIF orientation (1 to 8) by which it was turned."""
+    """Return the result of `decode_image` and the EXIF orientation, 1 to 8."""
     with _opened(file, where) as (image, path):
         mode, stored = image.mode, stored_form(image)
         if mode.startswith(("I", "F")) or ";16" in stored:
@@ -72,12 +79,22 @@ def image_size(file: File, *, where: str = "") -> tuple[int, int]:
 
 
 def decode_label(file: File, *, where: str = "") -> Label:
-    """Read a label file, or its bytes that lie at `where`, as the ids stored, unmapped: 0 to 255.
+    """Decode a label file as the stored ids, not mapped to classes.
 
-    Gray values and palette indices are ids, and so is the array S of a .mat file (COCO-Stuff10k).
-    A label with an EXIF orientation of its own is turned by it. Raises InputError for a file that
-    is missing or broken, or in whose form ids do not survive: color, 16-bit, 1-bit, 2- and 4-bit
-    gray (which Pillow stretches to 0..255), lossy compression, several frames.
+    Ids are gray values, palette indices, or the array S of a .mat file (COCO-Stuff10k). A label
+    with its own EXIF orientation is turned by it.
+
+    Args:
+        file: path or content of the file.
+        where: names the file in errors, if `file` is its content.
+
+    Returns:
+        uint8 [height, width].
+
+    Raises:
+        InputError: the file is missing or broken, or its form does not preserve ids: color, 16-bit,
+            1-bit, 2- and 4-bit gray (which Pillow stretches to 0..255), lossy compression, several
+            frames.
     """
     where = _place(file, where)
     if where.lower().endswith(".mat"):
@@ -123,7 +140,7 @@ def _place(file: File, where: str) -> str:
 
 @contextmanager
 def _opened(file: File, where: str) -> Iterator[tuple[ImageFile.ImageFile, str]]:
-    """Open an image file; turn what Pillow raises, also while decoding, into InputError."""
+    """Open an image file; convert Pillow's errors, also those of decoding, to InputError."""
     path = _place(file, where)
     try:
         # Never a path for Pillow: it would map a plain TIFF into memory, and turn that wrongly.
@@ -158,10 +175,15 @@ def stored_form(image: ImageFile.ImageFile) -> str:
 
 
 def map_label(raw: Label, lookup: UInt8[np.ndarray, "256"], *, path: str | Path) -> Label:
-    """Turn stored label ids into class ids and 255 by a dataset's lookup table.
+    """Map stored label ids to class ids and 255.
 
-    Raises InputError for ids without a meaning; `path` is only named in it. Passed on, such an
-    id would be clamped by JAX without a word, or fail far from its cause.
+    Args:
+        raw: uint8 [height, width].
+        lookup: class id, 255 or `UNKNOWN` by stored id.
+        path: names the file in errors.
+
+    Raises:
+        InputError: an id is `UNKNOWN`. JAX would clamp it silently.
     """
     label = cv2.LUT(raw, lookup)  # lookup[raw], in a quarter of the time
     unknown = label == UNKNOWN

@@ -1,4 +1,4 @@
-"""The files of a split on disk: paired by name, and what is said where they do not fit."""
+"""Pairing of the image and label files of a split, and messages about missing files."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -35,10 +35,17 @@ class FilePairs:
 
 
 def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> FilePairs:
-    """List the files of `split` ("training" or "validation") below `root`.
+    """Pair the files of a split.
 
     Takes the first layout in which every file has its partner, else the one with most pairs.
-    Raises InputError where there is no pair in any.
+
+    Args:
+        spec: the dataset.
+        root: folder of the dataset.
+        split: "training" or "validation".
+
+    Raises:
+        InputError: no layout has a pair.
     """
     spec.check_split(split)
     top = Path(root).expanduser().absolute()
@@ -60,7 +67,7 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> FilePairs:
 
 
 def _replaced(pairs: FilePairs, found: list[FilePairs], split: str) -> str:
-    """Say that labels in another form are taken, because some of the usual form are missing."""
+    """Return a note if labels of another form are read because usual ones are missing."""
     first = next((one for one in found if one.names), pairs)
     if first.labels.suffix == pairs.labels.suffix or not first.without_label:
         return ""
@@ -109,7 +116,7 @@ def _same_files(images: Files, labels: Files) -> bool:
 
 
 def _describe_missing(found: list[FilePairs]) -> str:
-    """Say what is missing where no layout has a pair, by the one of which most is there."""
+    """Return what is missing where no layout has a pair, by the layout with most files."""
     pairs = max(found, key=lambda one: len(one.images.by_name) + len(one.labels.by_name))
     images, labels = pairs.images, pairs.labels
     for files in (images, labels):
@@ -179,7 +186,7 @@ def abbreviate(names: list[str]) -> str:
 
 
 def remedy(spec: DatasetSpec, split: str) -> str:
-    """Say what a dataset needs, and where to get it."""
+    """Return what a dataset needs, and where to get it."""
     layouts = " or ".join(dict.fromkeys(layout.describe(split) for layout in spec.layouts))
     return (
         f"{spec.name} needs {layouts} in the folder given by --config.data.root=DIR; "

@@ -1,4 +1,4 @@
-"""How a dataset lies on disk and what its stored label values mean."""
+"""Folders and file names of a dataset on disk, and the meaning of its stored label values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,12 +14,17 @@ SPLITS = ("training", "validation")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layout:
-    """One way in which a dataset lies on disk: folders, name endings, meaning of label values.
+    """One form of a dataset on disk.
 
     The image `{images}/STEM{image_suffix}` belongs to the label `{labels}/STEM{label_suffix}`;
-    STEM may hold subfolders, and `{split}` in a folder stands for the split's name there. Where
-    one folder holds all splits, the text file `stems` lists those of a split. `void` are the
-    values that the dataset's own files hold for pixels without a class.
+    STEM may hold subfolders, and `{split}` in a folder stands for the split's name there.
+
+    Attributes:
+        name: of the layout.
+        lookup: class id, 255 or `UNKNOWN` by stored label value.
+        void: the values that the dataset's own files hold for pixels without a class.
+        splits: name of the folder by split.
+        stems: text file with the stems of a split, if one folder holds all splits.
     """
 
     name: str
@@ -33,7 +38,7 @@ class Layout:
     stems: str = ""
 
     def describe(self, split: str) -> str:
-        """Say in words where the files of a split must lie below the root."""
+        """Return in words where the files of a split must lie below the root."""
         labels = f"{self.labels}/**/*{self.label_suffix}" + f" and {self.stems}" * bool(self.stems)
         text = f"{self.images}/**/*{self.image_suffix} with {labels}"
         return text.format(split=self.splits[split])
@@ -43,8 +48,10 @@ class Layout:
 class DatasetSpec:
     """A dataset: its classes, and the layouts in which it is read (`folders.find_pairs` chooses).
 
-    Its root may also be a folder that holds the folder `archive`, as the official archive does.
-    `json_file` is the path of a user's own description, empty for a published dataset.
+    Attributes:
+        download_hint: where to get the files; completes "get ...".
+        archive: folder in the official archive; the root may be its parent.
+        json_file: path of a user's own description, empty for a published dataset.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Training data that teaches nothing: refused before a run, and an error of the label doctor.
+"""Rejection of training data without anything to learn, before a run and by the label doctor.
 
 With one class, in the table or in the labels, the loss is 0 everywhere; with no readable sample
 there is no loss at all. Either run would end as if it had trained.
@@ -26,7 +26,7 @@ def check_class_table(table: ClassTable) -> None:
 
 
 def only_class_of_table(table: ClassTable) -> str:
-    """Say what is wrong with a class table of one class; of any other return an empty string."""
+    """Return what is wrong with a class table of one class; "" for any other."""
     if table.num_classes > 1:
         return ""
     (name,) = table.class_names
@@ -44,9 +44,9 @@ def classes_in(stored_counts: Counts, layout: Layout) -> Int64[np.ndarray, "k"]:
 
 
 def only_class_of_labels(stored_counts: Counts, layout: Layout, table: ClassTable) -> str:
-    """Say so if the labels hold one class alone; return an empty string otherwise.
+    """Return an error if the labels hold one class alone; "" otherwise.
 
-    `stored_counts` are the pixels of each stored value, over all labels that were read.
+    `stored_counts` is the number of pixels by stored value, over all labels that were read.
     """
     classes = classes_in(stored_counts, layout)
     if len(classes) != 1:
@@ -66,11 +66,15 @@ def only_class_of_labels(stored_counts: Counts, layout: Layout, table: ClassTabl
 
 
 def check_samples(source: Source, *, skip_faulty: bool) -> None:
-    """Raise InputError if the training samples teach nothing.
+    """Raise InputError if all training labels hold one class, or no sample is readable.
 
-    Of sound data one or two samples are read. Where only one class is found, all labels are. The
-    order is random yet the same in all processes: files that belong together often follow each
-    other. A fault that training would name itself, when it comes to that sample, is left to it.
+    Reads one or two samples of sound data, and all labels where only one class is found. The order
+    is random, as neighboring files often belong together, and the same in all processes. Faults
+    that training reports itself are left to it.
+
+    Args:
+        source: the training samples.
+        skip_faulty: whether training skips faulty samples; then one must be readable.
     """
     if not isinstance(source, RecordSource):  # the synthetic scenes are sound
         return

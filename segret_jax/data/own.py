@@ -24,11 +24,14 @@ _OWN_FILES: dict[str, Any] = {  # the keys that describe the files, and their de
 
 
 def load_dataset(path: Path) -> DatasetSpec:
-    """Read a user's own dataset: a class table, and where its files differ from the usual.
+    """Read a user's own dataset from a JSON file.
 
-    Beside the keys of a class table, whose `raw_id` is here the value stored in the label files
-    (or a list of them), it may have those of `_OWN_FILES`. Where `ignore` is given, it lists all
-    values that are ignored: without 255 in it, 255 is not. Raises InputError.
+    The file holds the keys of a class table, whose `raw_id` is here the value stored in the label
+    files (or a list of them), and may hold those of `_OWN_FILES`. If `ignore` is given, it lists
+    all ignored values: without 255 in it, 255 is not ignored.
+
+    Raises:
+        InputError: the file is unreadable, has an unknown key or a wrong value.
     """
     content, where = tables.read_json(path)
     table = tables.parse_class_table(content, where, default_name=path.stem)

@@ -1,4 +1,4 @@
-"""From a source of (image, label) pairs to an endless stream of training batches, with Grain.
+"""An endless stream of training batches from (image, label) pairs, with Grain.
 
 Order and augmentation are functions of (seed, step) alone: batch k is element k of a lazy
 `MapDataset`, whatever the number of hosts, workers or restarts. A run resumes by asking for the
@@ -43,10 +43,15 @@ def class_table(config: DataConfig) -> ClassTable:
 
 
 def open_source(config: DataConfig, split: str) -> Source:
-    """Open `training` or `validation` of the configured data set.
+    """Open a split of the configured dataset.
 
-    InputError says what is wrong: with the files as a whole, or with a sample of the labels that
-    cannot mean what the class table says.
+    Args:
+        config: names the dataset and its root.
+        split: "training" or "validation".
+
+    Raises:
+        InputError: files are missing or unpaired, or some labels, of a sample that is read, cannot
+            hold the ids of the class table.
     """
     if config.dataset == SYNTHETIC:
         counts = {"training": config.synthetic_train, "validation": config.synthetic_validation}
@@ -59,7 +64,7 @@ def open_source(config: DataConfig, split: str) -> Source:
 
 
 class SkipFaulty:
-    """A source whose faulty samples are all-ignored instead of errors, so that order stays."""
+    """A source that gives faulty samples as ignored images, so that the order stays the same."""
 
     def __init__(self, source: Samples):
         self.source = source
@@ -106,10 +111,20 @@ def training_dataset(
 ) -> grain.MapDataset:
     """Return the lazy, endless sequence whose element k is batch k.
 
-    Each batch holds "image" float32 [b, h, w, 3] (normalized), "label" uint8 [b, h, w], "index"
-    int32 [b], each sample's place in the global batch, and "skipped" int32 [b]. Here b =
-    batch_size / process_count: host i takes every n-th sample of the one global order, after
-    augmentation was fixed.
+    Host i takes every n-th sample of the one global order, after augmentation was fixed.
+
+    Args:
+        source: the samples.
+        config: crop, resizing, and whether faulty samples are skipped.
+        batch_size: images of all hosts together.
+        seed: of order and augmentation.
+        process_index: number of this host.
+        process_count: number of hosts; divides `batch_size`.
+
+    Returns:
+        Batches of b = batch_size / process_count: "image" float32 [b, h, w, 3] (normalized),
+        "label" uint8 [b, h, w], "index" int32 [b] (position in the global batch), and "skipped"
+        int32 [b] (1 for samples that could not be read).
     """
     if config.on_error == "skip":
         source = SkipFaulty(source)
@@ -132,9 +147,15 @@ def _prepare_worker(index: int, count: int) -> None:
 def batches_from(
     dataset: grain.MapDataset, step: int, *, workers: int = 0
 ) -> Generator[Batch, None, None]:
-    """Iterate over the batches from `step` on, prepared ahead by threads or worker processes.
+    """Iterate over the batches from `step` on; close the iterator to end its workers.
 
-    Close the iterator to end its workers. Raises InputError if one of them is killed.
+    Args:
+        dataset: from `training_dataset`.
+        step: index of the first batch.
+        workers: number of processes that prepare batches; with 0, threads do.
+
+    Raises:
+        InputError: a worker process is killed, for example for lack of memory.
     """
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterable = dataset[step:].to_iter_dataset(read)

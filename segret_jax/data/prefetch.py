@@ -1,4 +1,4 @@
-"""Threads that work ahead of whoever takes their results."""
+"""Threads that compute results ahead of their use."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -12,9 +12,9 @@ B = TypeVar("B")
 def prefetch(
     function: Callable[[A], B], items: Iterable[A], *, workers: int, ahead: int
 ) -> Generator[B, None, None]:
-    """Yield function(item) in order; threads work up to `ahead` items ahead.
+    """Yield function(item) in order; threads compute up to `ahead` items ahead.
 
-    What is not begun when the iterator is closed is not done.
+    Closing the iterator cancels the calls that have not begun.
     """
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[B]] = deque()

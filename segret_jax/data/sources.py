@@ -1,4 +1,4 @@
-"""Images and labels by index: from folders here, from prepared shards in `prepared`."""
+"""Sources of images and labels by index: folders here, prepared shards in `prepared`."""
 
 import logging
 import operator
@@ -28,7 +28,7 @@ class Sample(TypedDict):
 
 @runtime_checkable
 class Samples(Protocol):
-    """Random access to samples: what training needs."""
+    """Random access to samples, as training needs it."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: SupportsIndex) -> Sample: ...
@@ -44,7 +44,7 @@ class Source(Samples, Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """One pair as stored: the bytes of both files, and for messages where they lie."""
+    """One pair as stored: the content of both files, and their paths for messages."""
 
     name: str
     image: bytes
@@ -111,10 +111,16 @@ class FolderSource(RecordSource):
     def __init__(
         self, spec: DatasetSpec, root: str | Path, split: str, *, skip_unpaired: bool = False
     ) -> None:
-        """List and pair the files of `split` ("training" or "validation") below `root`.
+        """List and pair the files of a split.
 
-        Raises InputError where the root, a folder, or (without `skip_unpaired`) one file of a
-        pair is missing.
+        Args:
+            spec: the dataset.
+            root: folder of the dataset.
+            split: "training" or "validation".
+            skip_unpaired: leaves out files without a partner, which otherwise are an error.
+
+        Raises:
+            InputError: the root, a folder, or one file of a pair is missing.
         """
         pairs = find_pairs(spec, root, split)
         if pairs.unpaired and not skip_unpaired:

@@ -78,9 +78,8 @@ def random_resize(
 ) -> tuple[NewImage, NewLabel]:
     """Resize to `base` (long, short) times a ratio uniform in [low, high), aspect ratio kept.
 
-    The whole image, though a crop follows: OpenCV's grid starts at the image's corner, so a
-    window resized by itself has other pixels. Only what lies right of and below the window could
-    be left out, and that is 3 % of the time of a sample.
+    Resizes the whole image, though a crop follows: OpenCV's grid starts at the image's corner, so a
+    window resized by itself has other pixels.
     """
     ratio = rng.uniform(*ratio_range)
     size = keep_ratio_size(image.shape[:2], (int(base[0] * ratio), int(base[1] * ratio)))
@@ -90,10 +89,10 @@ def random_resize(
 def random_crop(
     image: Image, label: Label, rng: Generator, *, size: Size
 ) -> tuple[NewImage, NewLabel]:
-    """Cut out a window of at most `size`, never padded, at an offset uniform among all.
+    """Cut out a window of at most `size`, never padded, at a uniformly random offset.
 
-    An offset is redrawn while the window has fewer than two classes, or one that covers
-    `MAX_CLASS_SHARE` or more of its labeled pixels; the tenth redraw is taken unseen.
+    Redraws the offset while the window has fewer than two classes, or one that covers
+    `MAX_CLASS_SHARE` or more of its labeled pixels; takes the tenth redraw unchecked.
     """
     for redraws_left in reversed(range(CROP_REDRAWS + 1)):
         top, left = (
@@ -196,8 +195,16 @@ def train_transform(
 ) -> tuple[Float32[np.ndarray, "crop_h crop_w 3"], UInt8[np.ndarray, "crop_h crop_w"]]:
     """Augment one pair for training: all five steps of spec section 6, in their order.
 
-    `crop` is (height, width), `base` is (long, short). Takes images of any size and labels that
-    are ignored throughout.
+    Args:
+        image: uint8 RGB of any size.
+        label: class ids and 255, of the same size.
+        rng: source of all random numbers.
+        crop: (height, width) of the result.
+        base: (long, short) edge to which the image is resized at ratio 1.
+        ratio_range: [low, high) of the random ratio.
+
+    Returns:
+        Image float32 (normalized) and label uint8, both of size `crop`.
     """
     image, label = random_resize(image, label, rng, base=base, ratio_range=ratio_range)
     image, label = random_crop(image, label, rng, size=crop)

@@ -1,4 +1,4 @@
-"""Worker processes, which leave signals to the process that started them and end with it."""
+"""Worker processes that ignore signals of the terminal and end with their parent."""
 
 import multiprocessing
 import os
@@ -15,9 +15,9 @@ TERMINATION_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def blocked_signals(*numbers: int) -> Iterator[None]:
-    """Block signals in the processes and threads started inside, which inherit that.
+    """Block signals in the processes and threads that are started inside.
 
-    Without it, a worker that is still importing would print a traceback, or end.
+    Without it, a signal would end a worker that is still importing, with a traceback.
     """
     _start_resource_tracker()  # first: when Python starts it, it unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -28,7 +28,7 @@ def blocked_signals(*numbers: int) -> Iterator[None]:
 
 
 def _start_resource_tracker() -> None:
-    """Start the process that frees the shared memory of a run that was ended; let it be silent."""
+    """Start the process that frees the shared memory of a killed run, without its warnings."""
     silence = "ignore:resource_tracker:UserWarning"
     sys.warnoptions.append(silence)  # the tracker is started with these
     try:
@@ -38,7 +38,7 @@ def _start_resource_tracker() -> None:
 
 
 def exit_with_parent(*ignored: int) -> None:
-    """Ignore signals in this worker, and end it with its parent, which may be killed."""
+    """Ignore the signals `ignored` in this worker, and end it when its parent ends."""
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
