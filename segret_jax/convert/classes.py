@@ -1,4 +1,4 @@
-"""Which classes the outputs of a converted model mean: the file's, the user's, or a guess."""
+"""Classes of a converted model: the file's, the user's, or a guess by their number."""
 
 import colorsys
 from dataclasses import replace
@@ -22,10 +22,17 @@ def choose_classes(
 ) -> tuple[str, ClassTable]:
     """Return the name of the dataset that a model is for, and its classes.
 
-    If `given`, it is `dataset`: InputError if there is none of that name, it has another number of
-    classes, or the model is a classifier. Otherwise it is the one whose classes have the names that
-    the file gives (`named`); under other names the classes are the file's own. Where it gives
-    none, the number tells; if it is that of no known dataset, the classes get generic names.
+    Args:
+        recognized: the model.
+        dataset: name of the configured dataset.
+        named: classes that the file names. Names of a known dataset select it; otherwise the
+            classes are the file's own. Without names the number of classes selects a dataset, or
+            the classes get generic names.
+        given: whether the user chose `dataset`, which then wins.
+
+    Raises:
+        InputError: the user's dataset is unknown or has another number of classes, the model is a
+            classifier, or the file's names do not fit the model.
     """
     count = recognized.num_classes
     if recognized.model.task == "classification":
@@ -51,7 +58,7 @@ def choose_classes(
 
 
 def class_notes(table: ClassTable, named: FileClasses | None, *, given: bool) -> list[str]:
-    """Say in a sentence where the classes of a segmentation model come from.
+    """Return a sentence, if there is one to say, on the origin of a segmentation model's classes.
 
     `given` says whether the user chose the dataset, which then wins over the file.
     """
@@ -74,14 +81,14 @@ def class_notes(table: ClassTable, named: FileClasses | None, *, given: bool) ->
 
 
 def _plain(name: str) -> str:
-    """Return a name without what writers spell differently: "bed ", "SignSymbol", "sky-other"."""
+    """Normalize a name: writers differ in case and separators ("bed ", "SignSymbol")."""
     return "".join(filter(str.isalnum, name.casefold()))
 
 
 def _named(named: FileClasses, count: int, dataset: str) -> tuple[str, ClassTable]:
     """Return the dataset with these classes in this order, or `dataset` with the file's own.
 
-    Raises InputError if they cannot be those of the model's `count` outputs.
+    Raises InputError if the classes do not fit the model's `count` outputs.
     """
     if named.count != count:
         raise InputError(

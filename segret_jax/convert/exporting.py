@@ -1,4 +1,4 @@
-"""From our parameters back to the names, layouts and buffers of the PyTorch original."""
+"""Export of parameters to the names, layouts and buffers of the PyTorch original."""
 
 import os
 from collections.abc import Mapping
@@ -23,10 +23,20 @@ def export_tensors(
     *,
     unused: Tensors | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return every tensor of the original's state dict: its names and layouts, float32.
+    """Return every tensor of the original's state dict, in its names and layouts.
 
-    `unused` are the tensors that an import dropped; those not among them get their defaults.
-    Raises InputError for a model that PyTorch files cannot tell from another.
+    Args:
+        model: settings of the model.
+        num_classes: number of its classes.
+        params: nested dict of parameters.
+        batch_stats: nested dict of batch statistics.
+        unused: tensors that an import dropped; others that the original never uses get defaults.
+
+    Returns:
+        float32 arrays (counters int64) by name, sorted.
+
+    Raises:
+        InputError: PyTorch files cannot express the model's settings.
     """
     form, prefix = torch_format(model), model.task == "segmentation"
     form.check_export(model)

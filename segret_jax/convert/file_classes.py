@@ -1,4 +1,4 @@
-"""The classes that a file names: of mmsegmentation, of Hugging Face, or beside the weights."""
+"""Classes that a file names in the keys of mmsegmentation, mmengine or Hugging Face."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

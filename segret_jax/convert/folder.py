@@ -2,8 +2,8 @@
 
     model.safetensors, model.safetensors.index.json, or pytorch_model.bin in place of .safetensors
 
-An index maps each tensor to the file of the folder that holds it. It is believed only as far as the
-files bear it out, and names no file elsewhere.
+An index maps each tensor to the file of the folder that holds it. It must agree with the files, and
+may name none elsewhere.
 """
 
 import hashlib
@@ -34,9 +34,14 @@ def find_weights(folder: Path) -> str:
 
 
 def read_source(path: Path, *, wrapper: str = "") -> TensorFile:
-    """Read a file as `read_tensors` does, or the weights in a folder or of an index file.
+    """Read a file of weights, an index with its shards, or a folder of Hugging Face.
 
-    Raises InputError as `read_tensors` does, and for a folder whose files do not add up.
+    Args:
+        path: of the file or folder.
+        wrapper: as in `read_tensors`.
+
+    Raises:
+        InputError: as `read_tensors`; or the folder's files contradict each other or lie elsewhere.
     """
     if not path.is_dir():
         return _read_weights(path, wrapper)
@@ -74,7 +79,7 @@ def _locate(folder: Path, name: str) -> Path:
 
 
 def _read_weights(file: Path, wrapper: str) -> TensorFile:
-    """Read one file, or the shards of an index: each tensor where that says, and nowhere else."""
+    """Read one file, or the shards of an index, which must hold exactly the tensors it maps."""
     if not file.name.endswith(INDEX):
         return read_tensors(file, wrapper=wrapper)
     if wrapper:

@@ -1,7 +1,7 @@
-"""From the tensors of a PyTorch file to our parameters, strictly in both directions.
+"""Import of the tensors of a PyTorch file as parameters, strict in both directions.
 
-Every tensor of the file is used or dropped for a reason of `UNUSED`; every leaf of the model is
-filled; shapes agree. All that is otherwise is told in one error, unless `allow` names it.
+Every tensor of the file is used or dropped for a known reason; every leaf of the model is filled;
+shapes agree. One error lists all differences that `allow` does not match.
 """
 
 import re
@@ -37,11 +37,16 @@ COUNTERS = {"n_averaged", "steps", "step", "num_updates", "decay", "initted"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """A model out of a PyTorch file: nested dicts of float32 arrays, and what became of the file.
+    """A model from a PyTorch file.
 
-    `leaves` has the path and the PyTorch shape of each leaf by its PyTorch name. `dropped` and
-    `initialized` are names with reasons: tensors that were not used, leaves that keep their
-    initial value. `unused` are the dropped tensors that the way back cannot compute as well.
+    Attributes:
+        recognized: settings of the model.
+        params: nested dict of float32 parameters.
+        batch_stats: nested dict of float32 batch statistics.
+        leaves: path and PyTorch shape of each leaf, by PyTorch name.
+        dropped: reasons by tensor that was not used.
+        initialized: reasons by leaf that keeps its initial value.
+        unused: the dropped tensors that an export needs, as it cannot compute them.
     """
 
     recognized: TorchModel
@@ -56,14 +61,17 @@ class Imported:
 def import_tensors(
     tensors: Tensors, model: ModelConfig, *, given: Collection[str] = (), allow: Sequence[str] = ()
 ) -> Imported:
-    """Fill the model that `tensors`, by their PyTorch names, belong to.
+    """Recognize the model of `tensors` and fill it.
 
-    `model` has the settings that no file can tell; `given` names its fields that the file must
-    agree with. What `allow` (regular expressions, searched in names) matches may differ: a tensor
-    too many is dropped, a leaf without a fitting tensor keeps its initial value, and a model that
-    is recognized only without these tensors is recognized.
+    Args:
+        tensors: arrays by PyTorch name.
+        model: gives the settings that no file can tell.
+        given: fields of `model` that the file must agree with.
+        allow: regular expressions, searched in names. A matching tensor may be superfluous and is
+            dropped; a matching leaf may lack a fitting tensor and keeps its initial value.
 
-    Raises InputError, with all differences at once.
+    Raises:
+        InputError: lists all differences.
     """
     patterns = _compile_patterns(allow)
     found = _recognize(tensors, model, given, patterns)
@@ -156,7 +164,7 @@ def _is_counter(name: str, tensor: np.ndarray) -> bool:
 
 
 def _fault(tensor: np.ndarray, shape: tuple[int, ...]) -> str:
-    """Say why `tensor` cannot fill a leaf of `shape`; "" if it can."""
+    """Return why `tensor` cannot fill a leaf of `shape`; "" if it can."""
     if tensor.shape != shape:
         turned = " (transposed?)" if tensor.shape == shape[::-1] else ""
         return f"is {list(tensor.shape)}, the model needs {list(shape)}{turned}"
@@ -168,7 +176,7 @@ def _fault(tensor: np.ndarray, shape: tuple[int, ...]) -> str:
 
 
 def _split_surplus(tensors: Tensors, leaves: Leaves, found: TorchModel) -> tuple[Faults, Faults]:
-    """Return, of the tensors that no leaf takes, those to drop and why, and those left over."""
+    """Return the tensors that no leaf takes: the known ones to drop, with reasons, and the rest."""
     unused = found.format.unused(found.model, found.num_classes, leaves, prefix=found.prefix)
     reasons = found.format.unused_reasons
     known, surplus = {}, {}
@@ -185,7 +193,7 @@ def _split_surplus(tensors: Tensors, leaves: Leaves, found: TorchModel) -> tuple
 
 
 def _fault_of_unused(name: str, tensor: np.ndarray, default: np.ndarray) -> str:
-    """Say why `tensor` is not the one that the original has at `default`; "" if it is."""
+    """Return how `tensor` differs from the original's, of which `default` is the value; or ""."""
     if tensor.shape != default.shape:
         return f"is {list(tensor.shape)}, the original's is {list(default.shape)}"
     if COUNTER in name:
@@ -201,9 +209,9 @@ def _fault_of_unused(name: str, tensor: np.ndarray, default: np.ndarray) -> str:
 
 
 def _is_kept_for_export(name: str, tensor: np.ndarray) -> bool:
-    """Say whether a dropped tensor is better than its default, for the file of an export.
+    """Return whether an export should write a dropped tensor instead of its default.
 
-    16 bits round constants, which are computed anew, and overflow a counter. The original has no
+    16 bits round constants, which are computed again, and overflow a counter. The original has no
     counter of an average.
     """
     if _is_counter(name, tensor):

@@ -1,6 +1,6 @@
-"""The metadata of a checkpoint as plain values: what JSON can hold, bounded in size and depth.
+"""The metadata of a checkpoint as JSON values, bounded in size and depth.
 
-A pickle of a few kB can refer to one list a million times, so nothing is followed without end.
+The bounds are needed because a pickle of a few kB can refer to one list a million times.
 """
 
 import math
@@ -18,7 +18,7 @@ MAX_VALUES = 2**12  # in all; containers after that are only described
 
 
 def plain_metadata(metadata: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return metadata as what JSON holds; what is long, deep or no plain data is only described."""
+    """Return metadata as JSON values; long or deep values and other objects are only described."""
     left = MAX_VALUES
 
     def plain(value: Any, depth: int) -> Any:

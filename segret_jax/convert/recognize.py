@@ -1,4 +1,4 @@
-"""Which model a PyTorch file holds, by the names and shapes of its tensors."""
+"""Recognition of the model in a PyTorch file by the names and shapes of its tensors."""
 
 import dataclasses
 from collections.abc import Collection
@@ -24,7 +24,7 @@ class TorchModel:
 
     @property
     def format(self) -> TorchFormat:
-        """Return how the family's tensors are named and laid out."""
+        """Names and layouts of the family's tensors."""
         return torch_format(self.model)
 
 
@@ -37,10 +37,15 @@ def torch_format(model: ModelConfig) -> TorchFormat:
 
 
 def identify(tensors: Tensors, model: ModelConfig, given: Collection[str] = ()) -> TorchModel:
-    """Return the model of `tensors`, in the settings of `model` that no file can tell.
+    """Return the model of `tensors`.
 
-    `given` are the settings of `model` that the user set, such as "variant" or "settings.decay".
-    Raises InputError where the file contradicts one of them, or is no model of any family.
+    Args:
+        tensors: arrays by PyTorch name.
+        model: gives the settings that no file can tell.
+        given: settings of `model` that the user set, such as "variant" or "settings.decay".
+
+    Raises:
+        InputError: the file contradicts a setting of `given`, or holds no model of any family.
     """
     family, inferred = _infer(tensors, model, given)
     own = dataclasses.replace(model.settings) if model.family == family else None
@@ -62,7 +67,7 @@ def identify(tensors: Tensors, model: ModelConfig, given: Collection[str] = ()) 
 
 
 def _infer(tensors: Tensors, model: ModelConfig, given: Collection[str]) -> tuple[str, dict]:
-    """Return the family, and what its inference tells; the error of the last family tried."""
+    """Return the family and its inferred settings; raise the error of the last family tried."""
     names = [model.family] if "family" in given else list(FAMILIES)
     for name in names:
         implementation = get_family(name).load()

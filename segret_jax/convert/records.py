@@ -1,10 +1,10 @@
-"""Objects around the tensors of a pickle, as inert data: nothing is imported and nothing is called.
+"""Inert stand-ins for the objects of a pickle: nothing is imported and nothing is called.
 
 Checkpoints hold more than tensors: configs, histories of losses, paths, dates. They become
-`Record`s, out of which only numbers of NumPy are read.
+`Record`s, of which only NumPy numbers are read.
 
-An argument may be any earlier value of the pickle, again and again. So no function copies one that
-can be long, or a file of some kB could fill the memory.
+An argument may be any earlier value of the pickle, many times. So no function copies one that can
+be long: a file of some kB could fill the memory.
 """
 
 import re
@@ -26,7 +26,7 @@ class Name:
 
 @dataclass(slots=True)
 class Record:
-    """An object of no use here, as inert data: the name, the arguments and the state it was given.
+    """An object as inert data: its name, arguments and state.
 
     `state` is whatever the pickle holds; attributes, or the items of a dict, are a dict.
     """
@@ -61,7 +61,7 @@ def is_plain(key: Any) -> bool:
 
 
 def read_numbers(dtype: Any, data: Any, most: int) -> np.ndarray | None:
-    """Return the numbers in what NumPy saved, if they are no more than `most`; else None."""
+    """Return the numbers that NumPy saved, if there are at most `most`; else None."""
     if isinstance(data, Record) and data.name == "bytes":
         data = data.args[0][: 8 * most + 1].encode("latin1")
     match dtype:

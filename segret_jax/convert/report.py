@@ -1,4 +1,4 @@
-"""The report of a conversion: what the file was, where each tensor went, what was left out."""
+"""The report of a conversion: the file, the leaf of each tensor, the tensors left out."""
 
 import dataclasses
 import math
@@ -27,7 +27,16 @@ def make_report(
     allow: Sequence[str],
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what became of a file, as plain values for JSON; `notes` are of the classes."""
+    """Return the report of a conversion as JSON values.
+
+    Args:
+        path: of the file.
+        file: its content.
+        imported: the model.
+        table: its classes.
+        allow: the patterns of `--allow`.
+        notes: sentences on the classes.
+    """
     found, leaves = imported.recognized, imported.leaves
     mapped = {name: leaf for name, leaf in leaves.items() if name not in imported.initialized}
     dtypes = {name: str(file.tensors[name].dtype) for name in mapped}
@@ -62,7 +71,7 @@ def make_report(
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Write a report in lines for the terminal."""
+    """Format a report for the terminal."""
     where = f", under {report['wrapper']!r}" if report["wrapper"] else ""
     others = ", ".join(map(repr, report["other_wrappers"]))
     lines = [

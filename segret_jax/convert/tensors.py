@@ -1,4 +1,4 @@
-"""Tensors by name out of a PyTorch, safetensors or NumPy file, whatever its name ends in.
+"""Reading of tensors by name from a PyTorch, safetensors or NumPy file, told by its content.
 
 A checkpoint of PyTorch is a state dict (tensors by name), or a dict that holds one or several of
 them beside the optimizer, the epoch and so on: these are unwrapped here.
@@ -40,13 +40,18 @@ ENCODER = re.compile(r"((?:[^.]+\.)*?)(?:backbone\.)?layers\.\d{1,4}\.blocks\.\d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorFile:
-    """What `read_tensors` found.
+    """The content of a checkpoint.
 
-    Arrays are read-only, in PyTorch's layouts; some may be views of one memory. `wrapper` is the
-    key under which they lay ("" if at the top), `other_wrappers` the keys of further state dicts,
-    `prefix` what was cut off the names. `metadata` is plain data that JSON can hold; `beside` are
-    names of tensors that lie beside the state dict, where metadata does. `classes` are those that
-    the file names itself.
+    Attributes:
+        tensors: read-only arrays by name, in PyTorch's layouts; some may share memory.
+        format: of the file.
+        metadata: JSON values.
+        wrapper: the key of the state dict, "" at the top.
+        other_wrappers: keys of further state dicts.
+        prefix: what was cut off the names.
+        sha256: of the file.
+        beside: names of tensors beside the state dict, which are no part of the model.
+        classes: those that the file names.
     """
 
     tensors: dict[str, np.ndarray]
@@ -76,7 +81,7 @@ def read_tensors(path: str | Path, *, wrapper: str = "") -> TensorFile:
 
 
 def strip_prefixes(path: str | Path, file: TensorFile) -> TensorFile:
-    """Return what was read of `path` with the tensors under the model's own names.
+    """Return `file`, read from `path`, with the tensors under the model's own names.
 
     Cuts off the attributes of wrappers, and whatever all names of encoder blocks begin with, such
     as `net.`; other tensors keep their names, so that a counter beside them changes nothing.
@@ -130,7 +135,7 @@ def read_unstripped(path: str | Path, *, wrapper: str = "") -> TensorFile:
 
 
 def _read(file: BufferedReader, size: int, wrapper: str) -> TensorFile:
-    """Tell the format by content, and read it."""
+    """Recognize the format by content, and read it."""
     start = file.read(len(LEGACY_START))
     file.seek(0)
     if start.startswith(b"PK"):
@@ -214,7 +219,7 @@ def _has_tensors(value: Any) -> bool:
 
 
 def _is_name(key: Any) -> bool:
-    """Say whether a key can be printed in a line."""
+    """Return whether a key can be printed in a line."""
     return isinstance(key, str) and key.isprintable() and len(key) <= MAX_TEXT
 
 

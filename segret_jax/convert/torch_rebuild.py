@@ -1,9 +1,9 @@
-"""What the names in a PyTorch file's pickle stand for, by a closed list.
+"""Replacements for the names in a PyTorch file's pickle, by a closed list.
 
-`CONSTRUCTORS` holds the few functions and classes that the tensors and the usual metadata of a
-checkpoint need, each with a function in its place that makes plain data. Objects of packages
-outside Python and PyTorch (mmengine's `HistoryBuffer`, a user's own config class) become records,
-whatever they are. Of Python's own names only plain data's do: others are how attacks begin.
+`CONSTRUCTORS` maps the few functions and classes that the tensors and the usual metadata of a
+checkpoint need to functions here that return plain data. Objects of packages outside Python and
+PyTorch (mmengine's `HistoryBuffer`, a user's own config class) become inert records. Of Python's
+own names only those of plain data do: attacks use the others.
 """
 
 import math
@@ -82,7 +82,7 @@ def resolve(module: str, attribute: str) -> Name:
 
 
 def rebuild(callee: Name | Record, args: tuple) -> Any:
-    """Return what stands for a call of `callee`: the rebuilt value, or an inert record."""
+    """Return the value of a call of `callee`, rebuilt here, or an inert record."""
     if callee.name in NEVER_CALLED:
         raise TypeError(f"a call of {callee.name}")
     make = CONSTRUCTORS.get(callee.name)

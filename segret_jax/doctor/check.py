@@ -1,4 +1,4 @@
-"""The check of a data set: every pair is examined, and what was found put into words."""
+"""The label check of a dataset: examine every pair and report the findings."""
 
 import os
 from collections.abc import Iterator
@@ -30,9 +30,16 @@ SHOWN = 3  # places of a finding on the terminal; the report has more, findings.
 def check(
     spec: DatasetSpec, root: str | Path, *, split: str | None = None, workers: int = 0
 ) -> Diagnosis:
-    """Examine one split of a dataset or all that are there; `workers` 0 means all cores.
+    """Examine the pairs of a dataset.
 
-    Raises InputError where there is no split to examine.
+    Args:
+        spec: the dataset.
+        root: its folder, or prepared dataset.
+        split: "training" or "validation"; None means all that are there.
+        workers: number of processes; 0 means all cores.
+
+    Raises:
+        InputError: there is no split to examine.
     """
     sources, findings = _open_splits(spec, root, (split,) if split else SPLITS)
     scans = {}
@@ -64,7 +71,7 @@ def _open_splits(
 def _open_split(
     spec: DatasetSpec, root: str | Path, split: str
 ) -> tuple[RecordSource, list[Finding]]:
-    """Open a split as a run would, but where it stops at files without a partner, name them."""
+    """Open a split as training does, but report files without a partner as findings."""
     try:
         source = open_files(spec, root, split)
     except InputError as error:
@@ -94,7 +101,7 @@ def _not_read(pairs: FilePairs, split: str) -> Iterator[Finding]:
 
 
 def _has_folder(spec: DatasetSpec, root: Path, split: str) -> bool:
-    """Tell whether there is any folder of just this split: then it is broken, not left out."""
+    """Return whether a folder of just this split exists: then it is broken, not left out."""
     return any(
         (top / folder.format(split=layout.splits[split])).is_dir()
         for top in (root, root / spec.archive)
@@ -105,7 +112,7 @@ def _has_folder(spec: DatasetSpec, root: Path, split: str) -> bool:
 
 
 def summary(diagnosis: Diagnosis) -> str:
-    """Write what was found in lines for the terminal."""
+    """Format the findings for the terminal."""
     lines = [""]
     training = diagnosis.scans.get("training")
     if training and np.count_nonzero(training.pixels) > 1:

@@ -213,8 +213,14 @@ def _pairs(names: list[tuple[str, str]]) -> tuple[str, ...]:
 def class_weights(pixels: Int64[np.ndarray, "k"]) -> Float64[np.ndarray, "k"]:
     """Return loss weights 1 / ln(1.02 + p) of classes whose share of the labeled pixels is p.
 
-    Rare classes weigh more, none more than 36 times as much as another. Scaled to mean 1 over the
-    classes that occur; 1 for those that do not. From ENet (Paszke et al., 2016).
+    From ENet (Paszke et al., 2016). Rare classes weigh more, none more than 36 times as much as
+    another.
+
+    Args:
+        pixels: number of pixels by class.
+
+    Returns:
+        Weights with mean 1 over the classes that occur; 1 for those that do not.
     """
     present = pixels > 0
     weights = 1 / np.log(1.02 + pixels / max(int(pixels.sum()), 1))
@@ -224,6 +230,6 @@ def class_weights(pixels: Int64[np.ndarray, "k"]) -> Float64[np.ndarray, "k"]:
 
 
 def weights_setting(pixels: Int64[np.ndarray, "k"]) -> str:
-    """Write the suggested weights as an argument of `segret train`, which no shell changes."""
+    """Return the suggested weights as an argument of `segret train`, safe in any shell."""
     weights = ",".join(f"{weight:.3f}" for weight in class_weights(pixels))
     return f"--config.train.class_weights={weights}"

@@ -1,4 +1,4 @@
-"""The label doctor's report: one HTML file with its pictures inside, beside it findings.json."""
+"""The label doctor's report: an HTML file with embedded pictures, and findings.json."""
 
 import base64
 import dataclasses
@@ -35,7 +35,7 @@ figure img { max-width: 100%; } pre { white-space: pre-wrap; }
 
 
 def write_report(diagnosis: Diagnosis, folder: Path, *, seed: int) -> None:
-    """Write index.html and findings.json into `folder`, which is made."""
+    """Write index.html and findings.json into `folder`, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.html").write_text(html(diagnosis, seed=seed), encoding="utf-8")
     content = json.dumps(to_dict(diagnosis), indent=1)
@@ -43,7 +43,7 @@ def write_report(diagnosis: Diagnosis, folder: Path, *, seed: int) -> None:
 
 
 def to_dict(diagnosis: Diagnosis) -> dict[str, object]:
-    """Return all that was found as plain values."""
+    """Return the findings and statistics as JSON values."""
     training = diagnosis.scans.get("training")
     return {
         "dataset": diagnosis.spec.name,
@@ -148,10 +148,10 @@ def _weights(training: SplitScan | None) -> str:
 
 
 def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[Examined]]:
-    """Return the samples with most that is wrong, the worst first, and random others.
+    """Return the worst samples, the worst first, and random others; `seed` draws them.
 
-    Wrong are faults, pixels outside the table and ignored pixels, in that order. What cannot be
-    decoded cannot be shown.
+    Ranks by faults, then pixels outside the table, then ignored pixels. Leaves out samples that
+    cannot be decoded.
     """
     shown = [e for e in scan.examined if e.digest and e.stored]
     lookup = scan.source.layout.lookup

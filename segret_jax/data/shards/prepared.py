@@ -1,4 +1,4 @@
-"""Reading datasets that `prepare` wrote as ArrayRecord shards."""
+"""Reading of datasets that `prepare` wrote as ArrayRecord shards."""
 
 import operator
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class StoredRecords:
         return builders.open_records(str(self._folder), self._split, data_dir=self._shards_at)
 
     def where(self, index: int) -> str:
-        """Say in which shard a record lies, and as which."""
+        """Return the shard and the position in it of a record, for messages."""
         position = index
         for shard, num_records in self._shards.items():
             if position < num_records:
@@ -123,11 +123,11 @@ class PreparedSource(StoredRecords, RecordSource):
         return f"PreparedSource({self.spec.name}, {self.split}, {len(self)} images)"
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return the image's (height, width), which was noted when it was prepared."""
+        """Return the image's (height, width), as stored when it was prepared."""
         return self.sizes[index]
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
-        """Read one pair; InputError as in `RecordSource`, and for a size other than was noted."""
+        """Read one pair; InputError as in `RecordSource`, and for a size other than stored."""
         sample, noted = super().__getitem__(index), self.size(operator.index(index))
         size = sample["label"].shape
         if size != noted:  # an earlier version noted sizes before turning

@@ -1,4 +1,4 @@
-"""Prepared datasets at remote places, through fsspec: copied to the local disk, or read there.
+"""Prepared datasets in remote stores, through fsspec: copied to the local disk, or read there.
 
 ArrayRecord itself reads gs://, so only the small files are copied from there. From any other store
 all files are. A copy counts once its manifest is there, which comes last in both directions.
@@ -27,10 +27,17 @@ def cache_folder(url: str) -> Path:
 
 
 def fetch(url: str, places: tuple[str, ...]) -> tuple[Path, str]:
-    """Make the prepared dataset at `url` readable; return (its local folder, where its shards are).
+    """Copy the files of the prepared dataset at `url` that are needed locally and not there yet.
 
-    It lies at `url` or one of the `places` below. Files that were copied before are not copied
-    again. Raises InputError where there is none, or a file does not fit the manifest.
+    Args:
+        url: root of the dataset.
+        places: paths below `url` where it may lie.
+
+    Returns:
+        The local folder, and where the shards are.
+
+    Raises:
+        InputError: there is no dataset, or a file does not fit the manifest.
     """
     store = _store(url)
     tops = [f"{url.rstrip('/')}/{place}".removesuffix("/.") for place in places]
@@ -77,10 +84,10 @@ def is_complete(url: str) -> bool:
 
 
 def upload(folder: Path, manifest: Manifest, url: str) -> None:
-    """Copy a prepared dataset to `url`, the manifest last; a second run goes on where one stopped.
+    """Copy a prepared dataset to `url`, the manifest last; a second run continues the first.
 
-    A note of what is being written tells files of an interrupted run from those of another: the
-    shards of two preparations can have the same sizes.
+    A partial manifest tells the files of an interrupted run from those of another preparation,
+    whose shards can have the same sizes.
     """
     store, note = _store(url), f"{url}/{MANIFEST}.partial"
     content = manifest.to_json().encode()

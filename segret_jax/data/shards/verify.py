@@ -15,9 +15,10 @@ from segret_jax.errors import InputError
 
 
 def verify(folder: Path) -> list[str]:
-    """Return what is wrong with the prepared dataset in `folder`, one line each; empty if nothing.
+    """Return the faults of the prepared dataset in `folder`, one line each.
 
-    Raises InputError where there is no manifest, or it is damaged.
+    Raises:
+        InputError: the manifest is missing or damaged.
     """
     manifest = read_manifest(folder)
     faults = _faulty_files(folder, manifest)
