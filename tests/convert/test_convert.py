@@ -107,7 +107,7 @@ def test_the_report_is_printed_saved_and_kept_in_the_checkpoint(
 
 
 @pytest.mark.usefixtures("mini")
-def test_a_classifier_says_loudly_what_a_plain_encoder_would_lose(
+def test_a_classifier_warns_what_a_plain_encoder_loses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tensors(tmp_path / "a.npz", random_tensors(10, **CLASSIFIER), {})
@@ -160,7 +160,7 @@ def test_the_summary_can_be_printed_whatever_the_file_says() -> None:
 
 
 @pytest.mark.usefixtures("mini")
-def test_the_report_goes_where_it_can_be_written_or_nothing_is_done(tmp_path: Path) -> None:
+def test_an_unwritable_report_stops_the_conversion(tmp_path: Path) -> None:
     source, out = tmp_path / "a.npz", tmp_path / "out"
     write_tensors(source, random_tensors(11), {})
     message = fault(source, out, "--report", tmp_path / "report.txt")
@@ -178,7 +178,7 @@ def test_the_report_goes_where_it_can_be_written_or_nothing_is_done(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("mini")
-def test_what_is_not_as_released_is_said(
+def test_deviations_from_the_released_models_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors = {n: t for n, t in random_tensors(11).items() if "zeroLayer" not in n}

@@ -37,7 +37,7 @@ def test_zip_tricks_are_refused(tmp_path: Path) -> None:
     assert "its parts are larger than the file or overlap" in fault(path)
 
 
-def test_a_part_before_the_beginning_is_damage(tmp_path: Path) -> None:
+def test_a_zip_part_before_the_file_start_is_damage(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a", state(w=tensor()))
     content = bytearray(path.read_bytes())
     content[-6:-2] = b"\xff\xff\xff\x7f"  # the start of the directory, which all starts refer to
@@ -45,7 +45,7 @@ def test_a_part_before_the_beginning_is_damage(tmp_path: Path) -> None:
     assert fault(path).startswith("is damaged or cut off (")
 
 
-def test_legacy_files_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
+def test_inconsistent_legacy_files_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_legacy(path, state(w=tensor()), numel=3)
     assert "a storage has another length than its tensors say" in fault(path)
@@ -57,7 +57,7 @@ def test_legacy_files_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     assert "the end is missing" in fault(path)
 
 
-def test_without_checksums_lengths_still_tell(tmp_path: Path) -> None:
+def test_a_file_without_checksums_is_checked_by_its_lengths(tmp_path: Path) -> None:
     found = read_tensors(DATA / "unchecked.pth")
     assert found.format == "torch zip without checksums"
     np.testing.assert_array_equal(found.tensors["w"], BASE)

@@ -62,7 +62,7 @@ def test_import_and_export_are_bit_equal_under_the_released_names(family: str, v
 
 
 @pytest.mark.usefixtures("mini")
-def test_what_was_not_imported_gets_the_values_of_a_new_original() -> None:
+def test_tensors_not_imported_get_the_originals_initial_values() -> None:
     result = import_tensors(
         random_tensors() | {"decode_head.conv_seg.bias": np.ones(5)}, ModelConfig()
     )

@@ -99,7 +99,7 @@ def test_a_setting_that_contradicts_the_file_is_named_with_what_it_holds() -> No
         ({"\x1b[2J\ud800": np.zeros(1)}, r"its names begin with \\x1b\[2J\\ud800;"),
     ],
 )
-def test_another_model_is_refused_with_what_it_has(tensors: Tensors, what: str) -> None:
+def test_another_model_is_rejected_with_its_tensor_names(tensors: Tensors, what: str) -> None:
     with pytest.raises(InputError, match=f"tiny, small, base, large: .*{what}"):
         identify(tensors, ModelConfig())
 

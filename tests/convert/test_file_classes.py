@@ -87,7 +87,7 @@ def test_names_of_a_known_dataset_in_its_order_are_that_dataset(dataset: str, ta
     assert (name, chosen.class_names) == ("synthetic", names[::-1])
 
 
-def test_a_guess_is_said_to_be_one() -> None:
+def test_guessed_classes_are_reported_as_a_guess() -> None:
     _, table = choose_classes(family(11), "synthetic", given=False)
     (note,) = class_notes(table, None, given=False)
     assert note.startswith("NOTE: the file does not name its classes, and 11 are taken for those")

@@ -182,7 +182,7 @@ def test_a_tensor_lies_in_one_shard_and_the_index_names_it(sharded: Path) -> Non
     ],
     ids=["cut off", "a list", "empty", "no map", "a key twice", "deep", "a long number"],
 )
-def test_an_index_that_is_none_is_refused(tmp_path: Path, content: str, reason: str) -> None:
+def test_an_invalid_index_is_rejected(tmp_path: Path, content: str, reason: str) -> None:
     (tmp_path / INDEX).write_text(content)
     assert reason in fault(tmp_path)
 
@@ -194,7 +194,7 @@ def test_sizes_are_bounded(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "cannot be read (longer than 10 bytes)" in fault(sharded)
 
 
-def test_another_folder_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_folder_without_weights_lists_the_expected_names(tmp_path: Path) -> None:
     assert "has none of model.safetensors, model.safetensors.index.json, pytorch_" in fault(
         tmp_path
     )

@@ -103,7 +103,7 @@ def test_a_constant_of_another_shape_or_beyond_float32_is_another_model() -> Non
     assert "begins [1.e+300 1.e+300]" in line
 
 
-def test_what_is_never_used_has_its_shape_and_type_too() -> None:
+def test_unused_tensors_are_checked_for_shape_and_type() -> None:
     name = "decode_head.conv_seg.weight"
     wrong = {name: np.zeros((5, 256, 1, 1), np.float32), COUNTER: np.zeros((3, 3))}
     assert differences(random_tensors() | wrong) == [

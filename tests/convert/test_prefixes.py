@@ -53,7 +53,7 @@ def test_a_wrapper_of_one_part_is_cut_inside_of_the_names(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("other", ["n_averaged", "epoch", "criterion.weight"])
-def test_what_lies_beside_does_not_hide_the_prefix(tmp_path: Path, other: str) -> None:
+def test_tensors_beside_the_model_do_not_hide_the_prefix(tmp_path: Path, other: str) -> None:
     names = [other, *(f"module.net.{name}" for name in NAMES)]
     found = read_tensors(saved(tmp_path / "a.npz", names))
     assert list(found.tensors) == [other, *NAMES]
@@ -61,7 +61,7 @@ def test_what_lies_beside_does_not_hide_the_prefix(tmp_path: Path, other: str) -
 
 
 @pytest.mark.parametrize("model", ["segret_tiny", "rmt_tiny"])
-def test_the_released_names_stay(model: str) -> None:
+def test_released_names_have_no_prefix(model: str) -> None:
     names = golden.keys(model)
     assert cut_prefixes(names) == (list(names), "")
 

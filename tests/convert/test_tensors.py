@@ -122,7 +122,7 @@ def test_checkpoints_are_unwrapped_and_their_metadata_kept(file: str) -> None:
         ("module", "asks for 'torch.nn.modules.container.Sequential'"),
     ],
 )
-def test_what_is_no_plain_tensor_is_refused_by_name(file: str, name: str) -> None:
+def test_other_than_plain_tensors_are_rejected_by_name(file: str, name: str) -> None:
     message = fault(DATA / f"{file}.pth")
     assert name in message
     assert "load it in PyTorch and save model.state_dict() alone" in message
@@ -153,9 +153,7 @@ def entry(start: int, stop: int, shape: list[int], dtype: str = "F32") -> dict[s
         ({"__metadata__": {}}, "not as long as its header says"),
     ],
 )
-def test_safetensors_that_do_not_add_up_are_refused(
-    tmp_path: Path, header: object, reason: str
-) -> None:
+def test_inconsistent_safetensors_are_rejected(tmp_path: Path, header: object, reason: str) -> None:
     assert reason in fault(write_safetensors(tmp_path / "a", header, bytes(8)))
 
 

@@ -66,7 +66,7 @@ def error(root: Path, spec: DatasetSpec = CAMVID) -> str:
 # What is no file of the dataset
 
 
-def test_what_systems_and_tools_leave_behind_is_not_read(images: Path) -> None:
+def test_files_of_systems_and_tools_are_ignored(images: Path) -> None:
     for name in ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (images / name).write_bytes(b"\0\5\x16\7")
     for folder in (".ipynb_checkpoints", "__MACOSX", "@eaDir/a.jpg", ".AppleDouble"):
@@ -179,7 +179,7 @@ def test_labels_of_another_ending_say_the_key(images: Path) -> None:
     assert names(images, spec) == ["a", "b", "c"]
 
 
-def test_nothing_that_is_expected_says_what_is_there(tmp_path: Path) -> None:
+def test_a_folder_without_expected_files_names_those_present(tmp_path: Path) -> None:
     write(tmp_path / "images/training/x.tif", tmp_path / "images/training/y.bmp")
     (tmp_path / "annotations/training").mkdir(parents=True)
     message = error(tmp_path, own(tmp_path))
@@ -188,7 +188,7 @@ def test_nothing_that_is_expected_says_what_is_there(tmp_path: Path) -> None:
     assert "1 .bmp file there (y.bmp)" in message
 
 
-def test_a_single_odd_one_is_named(images: Path) -> None:
+def test_a_single_file_of_another_ending_is_named(images: Path) -> None:
     (images / "b.jpg").rename(images / "b.png")
     assert (
         f"1 label without image (b) in {images} and {labels_of(images)} (1 .png file there "
@@ -196,7 +196,7 @@ def test_a_single_odd_one_is_named(images: Path) -> None:
     ) in error(images.parents[1])
 
 
-def test_where_no_ending_is_named_the_usual_one_of_the_folder_is_read(images: Path) -> None:
+def test_without_a_given_ending_the_most_frequent_one_is_read(images: Path) -> None:
     """One .jpg among .png, which are looked for later, is the odd one and not the others."""
     for name in "bc":
         (images / f"{name}.jpg").rename(images / f"{name}.png")
@@ -205,7 +205,7 @@ def test_where_no_ending_is_named_the_usual_one_of_the_folder_is_read(images: Pa
     assert "(1 .jpg file there (a.jpg), but only *.png is read: convert" in message
 
 
-def test_the_other_files_of_an_archive_are_no_advice(tmp_path: Path) -> None:
+def test_other_files_of_an_archive_are_not_suggested(tmp_path: Path) -> None:
     write(tmp_path / "leftImg8bit/val/u/a_leftImg8bit.png")
     write(tmp_path / "leftImg8bit/val/u/b_leftImg8bit.png")
     write(tmp_path / "gtFine/val/u/a_gtFine_labelIds.png", tmp_path / "gtFine/val/u/b_color.png")

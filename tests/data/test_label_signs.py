@@ -63,7 +63,7 @@ def test_correct_files_give_no_sign(name):
 
 
 @pytest.mark.parametrize("name", ["ade20k-annotations", "coco_stuff10k-labelTrainIds"])
-def test_a_zero_that_was_reduced_already_is_certain(name):
+def test_a_zero_label_reduced_twice_is_a_certain_sign(name):
     layout = LAYOUTS[name]
     last = np.flatnonzero(layout.lookup < UNKNOWN)[-1]
     for counts in (reduced(realistic(layout)), reduced(reduced(realistic(layout)))):
@@ -89,7 +89,7 @@ def test_a_stored_255_alone_is_a_weak_sign():
     [("camvid-annotations", 11), ("cityscapes-labelTrainIds", 19),
      ("coco_stuff164k-labelTrainIds", 171), ("coco_stuff164k-stuffthingmaps", 182)],
 )  # fmt: skip
-def test_a_zero_that_was_not_reduced_is_certain(name, after):
+def test_a_zero_label_never_reduced_is_a_certain_sign(name, after):
     layout = LAYOUTS[name]
     found = signs(raised(realistic(layout)), layout)
     certain = [text for certain, text in found if certain]
@@ -100,7 +100,7 @@ def test_a_zero_that_was_not_reduced_is_certain(name, after):
     assert signs(more, layout) == []
 
 
-def test_coco_ids_whose_gaps_were_closed_are_certain():
+def test_coco_ids_without_gaps_are_a_certain_sign():
     layout = LAYOUTS["coco_stuff164k-stuffthingmaps"]
     counts = realistic(LAYOUTS["coco_stuff164k-labelTrainIds"])
     ((certain, text),) = signs(counts, layout)
@@ -108,7 +108,7 @@ def test_coco_ids_whose_gaps_were_closed_are_certain():
     assert "the files hold 11, 25, 28, 29, 44, 65, 67, 68, ..." in text
 
 
-def test_labels_without_any_class_are_certain():
+def test_labels_without_any_class_are_a_certain_sign():
     counts = np.zeros(256, np.int64)
     counts[[0, 255]] = 10
     ((certain, text),) = signs(counts, LAYOUTS["cityscapes-labelIds"])
@@ -116,7 +116,7 @@ def test_labels_without_any_class_are_certain():
     assert text == "no pixel has a class: the files hold 0, 255 and nothing else"
 
 
-def test_train_ids_under_the_name_of_label_ids_are_certain():
+def test_train_ids_named_label_ids_are_a_certain_sign():
     layout = LAYOUTS["cityscapes-labelIds"]
     ((certain, text),) = signs(realistic(LAYOUTS["cityscapes-labelTrainIds"]), layout)
     assert certain

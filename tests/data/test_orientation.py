@@ -92,7 +92,7 @@ def test_sizes_come_from_headers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 9, 77])
-def test_an_orientation_that_is_none_is_upright(value: int, tmp_path: Path) -> None:
+def test_an_invalid_orientation_is_upright(value: int, tmp_path: Path) -> None:
     tags = Image.Exif()
     tags[ORIENTATION] = value
     Image.fromarray(STORED).save(tmp_path / "a.png", exif=tags)

@@ -124,7 +124,7 @@ prepare(get_dataset("ade20k"), Path(sys.argv[1]), sys.argv[2], shards=2)
 """
 
 
-def test_what_a_killed_run_left_does_not_pass_and_is_removed(raw: Path, tmp_path: Path) -> None:
+def test_remains_of_a_killed_run_are_rejected_and_removed(raw: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     command = [sys.executable, "-c", KILLED, str(raw), str(data)]
     assert subprocess.run(command, capture_output=True).returncode == -9
@@ -136,7 +136,7 @@ def test_what_a_killed_run_left_does_not_pass_and_is_removed(raw: Path, tmp_path
     assert_complete(data)
 
 
-def test_stopped_before_its_manifest_it_does_not_pass(
+def test_data_of_a_run_stopped_before_its_manifest_is_rejected(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*args: object) -> None:

@@ -96,7 +96,7 @@ def test_real_photographs_give_what_their_folder_gives(
     assert_same(prepared, FolderSource(spec, SHARED / folder, "validation"))
 
 
-def test_it_goes_into_the_same_pipeline(made: Path) -> None:
+def test_prepared_data_gives_the_same_batches_as_its_folder(made: Path) -> None:
     batches = []
     for root in ("raw", "data"):
         config = DataConfig(dataset="camvid", root=str(made / root), crop=(32, 32))
@@ -107,12 +107,12 @@ def test_it_goes_into_the_same_pipeline(made: Path) -> None:
         np.testing.assert_array_equal(one["label"], two["label"])
 
 
-def test_the_root_may_be_any_folder_on_the_way(made: Path) -> None:
+def test_the_root_may_be_any_folder_above_the_prepared_data(made: Path) -> None:
     for below in ("", "camvid", "camvid/1.0.0"):
         assert len(open_files(CAMVID, made / "data" / below, "validation")) == 3
 
 
-def test_it_pickles_for_workers_and_names_no_machine(made: Path) -> None:
+def test_a_prepared_source_pickles_small_and_names_no_machine(made: Path) -> None:
     source = open_files(CAMVID, made / "data", "training")
     before = source[4]
     content = pickle.dumps(source)
@@ -184,7 +184,7 @@ def test_the_checksum_covers_name_image_and_label() -> None:
     assert whole not in [builders.checksum(*other) for other in others]
 
 
-def test_without_a_manifest_it_is_incomplete(data: Path) -> None:
+def test_prepared_data_without_a_manifest_is_incomplete(data: Path) -> None:
     folder = data / "camvid/1.0.0"
     (folder / MANIFEST).unlink()
     remedy = "has no manifest.json.*run segret data prepare again"

@@ -255,7 +255,7 @@ def test_classes_that_never_occur_or_not_in_training(folder):
     assert findings["training: classes that never occur: 1 of 11"] == never
 
 
-def test_a_mask_of_0_and_255_is_doubted(folder):
+def test_a_mask_with_its_foreground_ignored_is_an_error(folder):
     for split, count in (("training", 6), ("validation", 3)):
         for i in range(count):
             label = label_map(i)

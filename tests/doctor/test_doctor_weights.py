@@ -17,7 +17,7 @@ from segret_jax.training.losses import check_class_weights
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 150])
-def test_the_line_is_one_word_for_a_shell_and_sets_the_weights(num_classes: int) -> None:
+def test_the_weights_argument_is_one_shell_word_and_sets_them(num_classes: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 10**9, num_classes)
     line = weights_setting(pixels)
     assert shlex.split(line) == [line]
@@ -26,7 +26,9 @@ def test_the_line_is_one_word_for_a_shell_and_sets_the_weights(num_classes: int)
     check_class_weights(config.train, num_classes)
 
 
-def test_the_command_prints_it_unbroken(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_prints_the_weights_argument_on_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     for folder, ending, kind in (("images", "jpg", "RGB"), ("annotations", "png", "L")):
         path = tmp_path / folder / "training" / f"a.{ending}"
         path.parent.mkdir(parents=True)
