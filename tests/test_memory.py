@@ -48,7 +48,7 @@ def test_the_largest_scale_of_multi_scale_evaluation_stays_under_8_gb():
 CONVERT = """
 import re, sys
 from pathlib import Path
-from segret_jax.convert.__main__ import main
+from segret_jax.cli.convert import main
 
 main(sys.argv[1:])
 print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
