@@ -1,6 +1,7 @@
-"""Receipts of a config's programs."""
+"""Reports about the programs of a config: memory, operations and a bound on their time."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from segret_jax.aot import programs
@@ -12,64 +13,54 @@ from segret_jax.evaluation.plan import Size
 from segret_jax.models.config import model_name
 from segret_jax.models.flops import operations
 
-Receipt = dict[str, Any]
+Report = dict[str, Any]
 
 
-def train_report(config: Config, topology: Topology) -> Receipt:
-    """Compile the training step of `config` for `topology`."""
-    num_classes = class_table(config.data).num_classes
-    batch, crop = config.train.batch_size, config.data.crop
-    flops = 3 * batch * operations(config.model, num_classes, crop)  # backward: twice the forward
-    _announce(f"the train step for a global batch of {batch}")
-    lowered = programs.train_step(config, num_classes, topology)
-    receipt = compile_for(lowered, topology, num_chips=len(topology.devices), model_flops=flops)
-    receipt = _described(config, "train step", f"global batch {batch} of {_x(crop)}") | receipt
-    return receipt | ({"expected_batch": expected_batch(receipt)} if "bound" in receipt else {})
+def train_report(config: Config, topology: Topology) -> Report:
+    """Compile the training step of `config` for all chips of `topology`."""
+    batch, parts, crop = config.train.batch_size, config.train.accumulate, config.data.crop
+    shape = f"global batch {batch} of {crop[0]}x{crop[1]}"
+    shape += f" in {parts} parts" if parts > 1 else ""
+    shape += f", mesh.fsdp {config.mesh.fsdp}" if config.mesh.fsdp != 1 else ""
+    passes = 3 * batch  # the backward pass takes twice the operations of the forward pass
+    chips = len(topology.devices)
+    lower = programs.train_step
+    report = _report(config, topology, "train step", shape, lower, chips, passes, crop)
+    return report | ({"expected_batch": expected_batch(report)} if "bound" in report else {})
 
 
-def evaluation_report(config: Config, topology: Topology) -> Receipt:
+def evaluation_report(config: Config, topology: Topology) -> Report:
     """Compile the network of evaluation at its largest input for one host of `topology`."""
-    num_classes = class_table(config.data).num_classes
-    size, batch = programs.largest_input(config), config.eval.batch_size
-    num_chips = len(topology.one_host)
-    flops = batch * num_chips * operations(config.model, num_classes, size)
-    _announce(f"the evaluation network for {_x(size)}")
-    lowered = programs.evaluation(config, num_classes, topology)
-    receipt = compile_for(lowered, topology, num_chips=num_chips, model_flops=flops)
-    return _described(config, "evaluation", f"{batch} image of {_x(size)} per chip") | receipt
+    size, batch, chips = programs.largest_input(config), config.eval.batch_size, topology.one_host
+    shape, passes = f"{batch} image of {size[0]}x{size[1]} per chip", batch * len(chips)
+    lower = programs.evaluation
+    return _report(config, topology, "evaluation", shape, lower, len(chips), passes, size)
 
 
-def expected_batch(receipt: Receipt) -> int:
+def expected_batch(report: Report) -> int:
     """Return the largest batch that should fit, if memory grows with the images on a chip."""
-    unit = receipt["chips"] * receipt["accumulate"]
-    per_part = receipt["memory"]["temporary"] / (receipt["batch_size"] / unit)
-    room = receipt["limit"] - receipt["memory"]["total"] + receipt["memory"]["temporary"]
-    return int(room // per_part) * unit
+    unit = report["chips"] * report["accumulate"]
+    per_image = report["memory"]["temporary"] / (report["batch_size"] / unit)
+    room = report["limit"] - report["memory"]["total"] + report["memory"]["temporary"]
+    return int(room // per_image) * unit
 
 
-def _announce(program: str) -> None:
-    print(f"compiling {program}, which takes minutes", file=sys.stderr, flush=True)
-
-
-def _described(config: Config, program: str, shape: str) -> Receipt:
-    model, spread = config.model, config.mesh
+def _report(
+    config: Config, topology: Topology, program: str, shape: str,
+    lower: Callable, num_chips: int, passes: int, size: Size,
+) -> Report:  # fmt: skip
+    """Compile a program that makes `passes` forward passes of an image of `size`."""
+    print(f"compiling the {program} ({shape}), which takes minutes", file=sys.stderr, flush=True)
+    model, num_classes = config.model, class_table(config.data).num_classes
     remat = f", remat {','.join(map(str, model.remat))}" if model.remat else ""
-    parts = config.train.accumulate
-    if program == "train step":
-        shape += f" in {parts} parts" if parts > 1 else ""
-        remat += f", mesh.fsdp {spread.fsdp}" if spread.fsdp != 1 else ""
+    flops = passes * operations(model, num_classes, size)
+    lowered = lower(config, num_classes, topology)
     return {
         "model": model_name(model),
-        "dataset": config.data.dataset,
         "dtype": model.dtype,
-        "remat": list(model.remat),
-        "fsdp": spread.fsdp,
-        "accumulate": parts,
+        "accumulate": config.train.accumulate,
         "batch_size": config.train.batch_size,
         "program": f"{model_name(model)}: {program}",
         "shape": f"{shape}, {model.dtype}{remat}",
+        **compile_for(lowered, topology, num_chips=num_chips, model_flops=flops),
     }
-
-
-def _x(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"

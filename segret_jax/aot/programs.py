@@ -1,6 +1,6 @@
-"""The very programs of training and evaluation, lowered for chips that need not be there.
+"""The programs of training and evaluation, lowered for chips that need not be present.
 
-Only shapes are made, so that no memory is needed for a model of any size.
+Only shapes are created, so a model of any size needs no memory.
 """
 
 import math
@@ -29,18 +29,18 @@ def train_step(config: Config, num_classes: int, topology: Topology) -> Any:
     state = jax.tree.map(_placed, state, shardings(state, mesh))
     parts = config.train.accumulate
     lead = (parts, config.train.batch_size // parts) if parts > 1 else (config.train.batch_size,)
-    shapes = {
-        "image": ((*lead, *config.data.crop, 3), jnp.float32),
-        "label": ((*lead, *config.data.crop), jnp.uint8),
-        "index": (lead, jnp.int32),
-    }
     sharding = batch_sharding(mesh, parts)
+
+    def samples(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=sharding)
+
+    crop = config.data.crop
     batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for name, (shape, dtype) in shapes.items()
+        "image": samples(jnp.float32, *crop, 3),
+        "label": samples(jnp.uint8, *crop),
+        "index": samples(jnp.int32),
     }
-    step = make_train_step(graph, optimizer, config.train, mesh)
-    return step.lower(state, batch)
+    return make_train_step(graph, optimizer, config.train, mesh).lower(state, batch)
 
 
 def largest_input(config: Config) -> Size:
@@ -55,11 +55,9 @@ def evaluation(config: Config, num_classes: int, topology: Topology) -> Any:
     bundle = abstract(config.model, num_classes)
     whole = NamedSharding(mesh, PartitionSpec())
     variables = jax.tree.map(lambda x: _placed(x, whole), bundle.variables)
-    images = jax.ShapeDtypeStruct(
-        (config.eval.batch_size * mesh.size, *largest_input(config), 3),
-        jnp.uint8,
-        sharding=NamedSharding(mesh, PartitionSpec("data")),
-    )
+    shape = (config.eval.batch_size * mesh.size, *largest_input(config), 3)
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split)
     return compiled_programs(bundle.graph, mesh).network.lower(variables, images)
 
 

@@ -1,15 +1,14 @@
-"""Do weights compute what they should: each stage's map and the logits against a reference.
+"""The certificate: each stage's map and the logits of a model against a reference.
 
 The reference is tensors captured from the PyTorch model or, without any, a float64 forward of the
-same weights. Errors are relative to the RMS of what is expected. A wrong tensor shows in the first
-stage that uses it and, but for luck, in all that follow.
+same weights. Errors are relative to the RMS of the expected values. A wrong tensor shows in the
+first stage that uses it and usually in all that follow.
 """
 
 import functools
 import hashlib
 import io
 import math
-import platform
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from segret_jax.settings import flatten
 
 TOLERANCE = 1e-4  # of the largest error of a float32 forward; 1e-5 is typical
 TEST_INPUT = "input/verify", (1, 3, 136, 200)  # for `noise`; sides that are no multiples of 32
+MAX_SIDE = 2**14  # of `input_shape`: one that is damaged would take all memory
 FORM = (
     "it needs `input` [b, 3, H, W] and `logits`, and may hold c1, c2, c3, c4; of several cases "
     "0/input, 0/logits, 1/input, …"
@@ -51,62 +51,65 @@ class Case:
 
 
 def noise(name: str, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
-    """Return standard normal numbers that the name determines: an input anyone can make again.
+    """Return standard normal numbers that depend on the name alone.
 
-    NumPy's RandomState, seeded with the CRC-32 of the name.
+    They come from NumPy's RandomState, seeded with the CRC-32 of the name.
     """
     generator = np.random.RandomState(zlib.crc32(name.encode()))
     return generator.standard_normal(shape).astype(np.float32)
 
 
 def read_reference(file: Path, stages: Collection[str]) -> list[Case]:
-    """Read the tensors captured from PyTorch (NCHW) for a model that has these `stages`.
+    """Read tensors captured from PyTorch.
 
-    Raises InputError if that is not what is there.
+    Args:
+        file: an .npz with `N/input`, `N/logits` and perhaps other stages of each case N, in NCHW.
+            `N/input_shape` instead of `N/input` means `noise("input/N", shape)`.
+        stages: the names of the model's stages.
 
-    `N/input_shape` in the place of `N/input` means `noise("input/N", shape)`.
+    Raises:
+        InputError: the file cannot be read, or holds other tensors.
     """
     if not file.is_file():
         raise InputError(f"there is no file --reference {file}")
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
             arrays = dict(stored)
-    except Exception as error:  # a damaged file meets NumPy's reader anywhere
+    except Exception as error:  # NumPy's reader raises anything for a damaged file
         raise InputError(f"--reference {file} cannot be read as .npz ({error}); {FORM}") from error
-    if not arrays:
-        raise InputError(f"--reference {file} holds nothing; {FORM}")
     groups: dict[str, Outputs] = {}
     for key, array in arrays.items():
         if array.dtype.kind not in "fiu" or not array.size or not array.ndim:
             raise InputError(f"--reference {file}: {key} holds no numbers; {FORM}")
         name, _, tensor = key.rpartition("/")
         groups.setdefault(name, {})[tensor] = array
-    cases = []
-    for name, tensors in groups.items():
-        if "input_shape" in tensors:
-            shape = tensors["input_shape"].tolist()
-            if not (
-                isinstance(shape, list) and len(shape) == 4 and all(_is_side(n) for n in shape)
-            ):
-                raise InputError(f"--reference {file}: input_shape is {shape}; {FORM}")
-            tensors["input"] = noise(f"input/{name}", tuple(map(int, shape)))
-        unknown = sorted(tensors.keys() - {"input", "input_shape", *stages})
-        missing = sorted({"input", "logits"} - tensors.keys())
-        if unknown or missing:
-            wrong = f"the unknown tensor {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
-            raise InputError(f"--reference {file} has {wrong}; {FORM}")
-        if tensors["input"].ndim != 4 or tensors["input"].shape[1] != 3:
-            raise InputError(f"--reference {file}: input is {tensors['input'].shape}; {FORM}")
-        for stage in (stage for stage in stages if stage in tensors):
-            if tensors[stage].ndim not in ((2, 4) if stage == "logits" else (4,)):
-                raise InputError(f"--reference {file}: {stage} is {tensors[stage].shape}; {FORM}")
-        expected = {stage: _nhwc(tensors[stage]) for stage in stages if stage in tensors}
-        cases.append(Case(name, _nhwc(tensors["input"]).astype(np.float32), expected))
+    try:
+        cases = [_case(name, tensors, stages) for name, tensors in groups.items()]
+    except ValueError as error:
+        raise InputError(f"--reference {file}: {error}; {FORM}") from error
+    if not cases:
+        raise InputError(f"--reference {file} holds nothing; {FORM}")
     return cases
 
 
-def _is_side(n: Any) -> bool:
-    return isinstance(n, int) and 1 <= n <= 2**14
+def _case(name: str, tensors: Outputs, stages: Collection[str]) -> Case:
+    """Return a case of a reference; ValueError if its tensors have other names or shapes."""
+    shape = tensors.pop("input_shape", None)
+    if shape is not None:
+        is_valid = shape.dtype.kind != "f" and shape.shape == (4,)
+        if not is_valid or shape.min() < 1 or shape.max() > MAX_SIDE:
+            raise ValueError(f"input_shape is {shape.tolist()}")
+        tensors["input"] = noise(f"input/{name}", tuple(shape.tolist()))
+    if unknown := sorted(tensors.keys() - {"input", *stages}):
+        raise ValueError(f"the unknown tensor {unknown[0]!r}")
+    if missing := sorted({"input", "logits"} - tensors.keys()):
+        raise ValueError(f"no {missing[0]!r}")
+    for key, x in tensors.items():  # a classifier's logits are [b, k]
+        is_flat = key == "logits" and x.ndim == 2
+        if (x.ndim != 4 and not is_flat) or (key == "input" and x.shape[1] != 3):
+            raise ValueError(f"{key} is {x.shape}")
+    expected = {stage: _nhwc(tensors[stage]) for stage in stages if stage in tensors}
+    return Case(name, _nhwc(tensors["input"]).astype(np.float32), expected)
 
 
 def _nhwc(array: np.ndarray) -> np.ndarray:
@@ -116,20 +119,28 @@ def _nhwc(array: np.ndarray) -> np.ndarray:
 def certify(
     model: ModelConfig, num_classes: int, variables: Any, *, reference: Path | None = None
 ) -> dict[str, Any]:
-    """Return the certificate of `variables` (parameters, batch statistics) as plain values.
+    """Compare a model with a reference.
 
-    `reference` is a file for `read_reference`. Raises InputError if it cannot be read, or if it
-    has other shapes than the model's outputs.
+    Args:
+        model: the configuration; `dtype` is ignored.
+        num_classes: of the head.
+        variables: the parameters and batch statistics.
+        reference: a file for `read_reference`; by default a float64 forward is the reference.
+
+    Returns:
+        The certificate as plain values: "verdict" ("pass" or "fail"), "comparisons", and what
+        identifies the weights, the code and the device.
+
+    Raises:
+        InputError: the reference cannot be read, or has other shapes than the model's outputs.
     """
     run = functools.partial(_forward, model, num_classes, variables)
     stages = get_family(model.family).load().stages
     if reference:
-        comparisons = {
-            f"float32, case {case.name}" if case.name else "float32": compare(
-                run(case.image, "float32"), case.expected
-            )
-            for case in read_reference(reference, stages)
-        }
+        comparisons = {}
+        for case in read_reference(reference, stages):
+            name = f"float32, case {case.name}" if case.name else "float32"
+            comparisons[name] = compare(run(case.image, "float32"), case.expected)
     else:
         image = _nhwc(noise(*TEST_INPUT))
         exact = run(image, "float64")
@@ -148,33 +159,24 @@ def certify(
         "code": code_digest(PACKAGE),
         "device": jax.devices()[0].device_kind,
         "matmul_precision": model.matmul_precision,
-        "versions": {
-            "segret_jax": __version__,
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {"segret_jax": __version__, "jax": jax.__version__, "numpy": np.__version__},
     }
 
 
 def _verdict(comparisons: Mapping[str, dict[str, Any]], stages: list[str]) -> dict[str, Any]:
-    """Judge the float32 forwards; what is not a number is wrong.
+    """Judge the errors in float32; one that is not a number is wrong.
 
-    "starts_in" has the first wrong stage, and before it those between that and the last right one
-    of which the reference holds nothing: any of them may be the cause.
+    "starts_in" names the first wrong stage and, before it, the stages missing in the reference
+    since the last right one: each of them may be the cause.
     """
     judged = [c["errors"] for name, c in comparisons.items() if name.startswith("float32")]
-    compared = [stage for stage in stages if any(stage in errors for errors in judged)]
-    wrong = [
-        stage
-        for stage in compared
-        if any(not errors[stage]["largest"] <= TOLERANCE for errors in judged if stage in errors)
-    ]
-    if not wrong:
-        return {"verdict": "pass", "starts_in": []}
-    right = compared[: compared.index(wrong[0])]
-    first = stages.index(right[-1]) + 1 if right else 0
-    return {"verdict": "fail", "starts_in": stages[first : stages.index(wrong[0]) + 1]}
+    first = 0
+    for i, stage in enumerate(stages):
+        errors = [e[stage]["largest"] for e in judged if stage in e]
+        if not all(error <= TOLERANCE for error in errors):
+            return {"verdict": "fail", "starts_in": stages[first : i + 1]}
+        first = i + 1 if errors else first
+    return {"verdict": "pass", "starts_in": []}
 
 
 def compare(outputs: Outputs, expected: Outputs) -> dict[str, Any]:
@@ -192,10 +194,8 @@ def compare(outputs: Outputs, expected: Outputs) -> dict[str, Any]:
             )
         difference = ours.astype(np.float64) - theirs
         rms = max(_rms(theirs), np.finfo(np.float64).tiny)
-        errors[stage] = {
-            "largest": float(np.abs(difference).max() / rms),
-            "rms": _rms(difference) / rms,
-        }
+        largest = float(np.abs(difference).max() / rms)
+        errors[stage] = {"largest": largest, "rms": _rms(difference) / rms}
     equal = outputs["logits"].argmax(-1) == expected["logits"].argmax(-1)
     return {"errors": errors, "argmax": {"equal": int(equal.sum()), "of": equal.size}}
 
@@ -226,20 +226,19 @@ def _program(graph: nnx.GraphDef[Any]) -> Callable:
 def to_text(certificate: dict[str, Any]) -> str:
     """Return a certificate as Markdown."""
     stages, tolerance = certificate["starts_in"], certificate["tolerance"]
-    lines = [
-        f"# {certificate['verdict'].upper()}: {certificate['model']}, against "
-        f"{certificate['compared_with']}",
-        "",
+    model, compared_with = certificate["model"], certificate["compared_with"]
+    lines = [f"# {certificate['verdict'].upper()}: {model}, against {compared_with}", ""]
+    lines.append(
         f"float32 passes where no value is further off than {tolerance:g} of the RMS; 1e-5 is "
-        "typical.",
-    ]
+        "typical."
+    )
     if stages:
-        places = "; or ".join(f"{stage}: {certificate['stages'][stage]}" for stage in stages)
-        lines += ["", f"**It goes wrong first in {places}.**"]
+        suspects = "; or ".join(f"{stage}: {certificate['stages'][stage]}" for stage in stages)
+        lines += ["", f"**It goes wrong first in {suspects}.**"]
     if len(stages) > 1:
         lines += ["", f"Which of them, a reference with {', '.join(stages[:-1])} would tell."]
     lines += ["", "| forward | stage | largest error / RMS | RMS of the error / RMS |"]
-    lines += ["| --- | --- | --- | --- |"]
+    lines.append("| --- | --- | --- | --- |")
     for name, comparison in certificate["comparisons"].items():
         for part, error in comparison["errors"].items():
             lines.append(f"| {name} | {part} | {error['largest']:.1e} | {error['rms']:.1e} |")

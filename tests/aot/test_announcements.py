@@ -1,4 +1,4 @@
-"""The ahead-of-time commands say what they compile before they wait for it."""
+"""The ahead-of-time reports name the program before they compile it."""
 
 import jax
 import pytest
@@ -9,15 +9,15 @@ from segret_jax.config import Config
 
 
 @pytest.mark.parametrize(
-    ("receipt_of", "program"),
+    ("report_of", "program"),
     [
-        (fitting.train_report, "the train step for a global batch of 16"),
-        (fitting.evaluation_report, "the evaluation network for 32x64"),
+        (fitting.train_report, "train step (global batch 16 of 32x32)"),
+        (fitting.evaluation_report, "evaluation (1 image of 32x64 per chip)"),
     ],
 )
-def test_a_compilation_is_announced(mini, monkeypatch, capsys, receipt_of, program):
+def test_a_compilation_is_announced(mini, monkeypatch, capsys, report_of, program):
     def compile_for(*_: object, **__: object) -> dict:
-        assert capsys.readouterr().err == f"compiling {program}, which takes minutes\n"
+        assert capsys.readouterr().err == f"compiling the {program}, which takes minutes\n"
         return {}
 
     for name in ("train_step", "evaluation"):
@@ -25,4 +25,4 @@ def test_a_compilation_is_announced(mini, monkeypatch, capsys, receipt_of, progr
     monkeypatch.setattr(fitting, "compile_for", compile_for)
     config = Config()
     config.data.crop, config.eval.resize_target = (32, 32), (64, 32)
-    receipt_of(config, Topology("v5e:1x1", CHIPS["v5e"], jax.devices()[:1]))
+    report_of(config, Topology("v5e:1x1", CHIPS["v5e"], jax.devices()[:1]))

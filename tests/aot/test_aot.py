@@ -1,4 +1,4 @@
-"""The ahead-of-time report: what it is given, what it says, and the compiler where it is there."""
+"""The ahead-of-time report: its input, its text, and the TPU compiler where it is installed."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ def config_of(batch_size: int = 4) -> Config:
     return config
 
 
-def test_names_of_topologies():
+def test_topology_names_are_checked():
     assert parse("v5e:4x4") is CHIPS["v5e"]
     for name, remedy in (
         ("v5e:16", "v5e:4x4"), ("v4:4x4", "v4:2x2x4"), ("v5e", "v5e:4x4"), ("v5e:0x4", "v5e:4x4"),
@@ -47,36 +47,36 @@ def test_names_of_topologies():
 
 
 @pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is there")
-def test_without_its_compiler_a_topology_is_refused():
+def test_topology_without_its_compiler_is_rejected():
     with pytest.raises(InputError, match=r"Is the compiler installed \(libtpu, by pip install"):
         topology("v5e:4x4")
 
 
-def test_receipts_of_programs_compiled_for_these_devices(here):
-    receipt = train_report(config_of(), here)
-    assert receipt["chips"] == 2
-    assert receipt["fits"]
-    memory = receipt["memory"]
+def test_reports_of_programs_compiled_for_these_devices(here):
+    report = train_report(config_of(), here)
+    assert report["chips"] == 2
+    assert report["fits"]
+    memory = report["memory"]
     assert memory["total"] == sum(memory[k] for k in memory if k != "total")
     # On each chip parameters and two moments, batch statistics, counters, and half of the batch.
     _, params, batch_stats = abstract(config_of().model, 8)
     weights, statistics = (sum(x.size for x in jax.tree.leaves(t)) for t in (params, batch_stats))
     batch = 2 * 32 * 32 * (3 * 4 + 1) + 2 * 4
     assert memory["arguments"] == 4 * (3 * weights + statistics) + batch + 5 * 4
-    assert receipt["collectives"]["all-reduce"]["bytes"] > 4 * weights  # the gradients
-    assert receipt["flops_by_xla"] > 0
-    text = to_text(receipt)
+    assert report["collectives"]["all-reduce"]["bytes"] > 4 * weights  # the gradients
+    assert report["flops_by_xla"] > 0
+    text = to_text(report)
     assert "segret_tiny: train step on v5e:1x2 (2 chips): fits" in text
     assert "global batch 4 of 32x32, float32" in text
     assert "no faster than" in text
-    assert f"a global batch of about {receipt['expected_batch']} should fit" in text
+    assert f"a global batch of about {report['expected_batch']} should fit" in text
 
     evaluated = evaluation_report(config_of(), here)
     assert evaluated["shape"].startswith("1 image of 32x64 per chip")
     assert evaluated["collectives"] == {}
 
 
-def test_what_does_not_fit_is_said(here, monkeypatch):
+def test_report_says_that_a_program_does_not_fit(here, monkeypatch):
     class Refused:
         def compile(self) -> None:
             raise jax.errors.JaxRuntimeError(
@@ -85,23 +85,23 @@ def test_what_does_not_fit_is_said(here, monkeypatch):
             )
 
     monkeypatch.setattr(programs, "train_step", lambda *args: Refused())
-    receipt = train_report(config_of(), here)
-    assert not receipt["fits"]
-    assert "DOES NOT FIT, 86.29 GB of 16.91 GB per chip" in to_text(receipt)
+    report = train_report(config_of(), here)
+    assert not report["fits"]
+    assert "DOES NOT FIT, 86.29 GB of 16.91 GB per chip" in to_text(report)
 
 
 def test_the_bound_is_of_the_slowest_part():
-    receipt = {
+    report = {
         "chips": 2, "flops": 197e12, "bytes": 819e9 * 3,
         "collectives": {"all-reduce": {"count": 1, "bytes": 100e9}},
     }  # fmt: skip
-    assert bound(receipt, CHIPS["v5e"]) == {"compute": 1.0, "links": 1.0, "memory": 3.0}
+    assert bound(report, CHIPS["v5e"]) == {"compute": 1.0, "links": 1.0, "memory": 3.0}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu, an optional extra")
 def test_the_compiler_for_a_tpu_slice(tmp_path):
-    out = tmp_path / "receipts.json"
+    out = tmp_path / "reports.json"
     done = subprocess.run(
         [sys.executable, "-m", "segret_jax", "aot", "--config", "configs/ade_tiny.py",
          "--topology", "v5e:2x2", "--out", str(out), "--config.data.crop=(64,64)",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from segret_jax.aot.hlo import Traffic, collectives
+from segret_jax.aot.hlo import collectives
 from segret_jax.parallel.mesh import data_mesh
 
 LINES = NamedSharding(data_mesh(), PartitionSpec("data"))
@@ -24,12 +24,12 @@ def split(*shape: int) -> jax.ShapeDtypeStruct:
 
 def test_a_sum_over_devices_is_one_all_reduce_of_its_result():
     text = compiled_text(lambda x: x.sum(0), split(8, 100))
-    assert collectives(text) == {"all-reduce": Traffic(1, 400)}
+    assert collectives(text) == {"all-reduce": {"count": 1, "bytes": 400}}
 
 
 def test_an_all_gather_counts_what_arrives():
     assert collectives(compiled_text(lambda x: x, split(8, 100))) == {
-        "all-gather": Traffic(1, 3200)
+        "all-gather": {"count": 1, "bytes": 3200}
     }
 
 
@@ -44,7 +44,7 @@ def test_what_a_loop_sends_counts_as_often_as_it_runs():
         (7, 100), jnp.float32, sharding=NamedSharding(data_mesh(), PartitionSpec(None, "data"))
     )
     found = collectives(compiled_text(summed, lines))
-    assert found["all-reduce"] == Traffic(7, 7 * 400)
+    assert found["all-reduce"] == {"count": 7, "bytes": 7 * 400}
 
 
 def test_a_reduce_scatter_counts_what_is_sent_not_the_part_that_is_left():
@@ -54,7 +54,7 @@ ENTRY %main.1 (p: f32[100]) -> f32[25] {{
   %r = f32[25]{{0}} reduce-scatter(%p), channel_id=1, replica_groups={groups}, to_apply=%add
 }}
 """
-        assert collectives(text) == {"reduce-scatter": Traffic(1, 400)}
+        assert collectives(text) == {"reduce-scatter": {"count": 1, "bytes": 400}}
 
 
 def test_a_program_of_one_device_sends_nothing():
@@ -74,6 +74,6 @@ def test_asynchronous_and_tuple_results_as_a_tpu_writes_them():
     }
     """  # noqa: E501
     assert collectives(textwrap.dedent(text)) == {
-        "all-gather": Traffic(1, 64),
-        "all-reduce": Traffic(3, 3 * (8 + 16)),
+        "all-gather": {"count": 1, "bytes": 64},
+        "all-reduce": {"count": 3, "bytes": 3 * (8 + 16)},
     }

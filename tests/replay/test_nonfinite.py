@@ -1,6 +1,6 @@
 """The first tensor that is not finite is named, wherever in a program it is made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from segret_jax.replay.nonfinite import Fault, nonfinite
+from segret_jax.replay.nonfinite import Fault, _run, nonfinite
 
 
 def fault_of(function: Callable, *args: Any) -> Fault:
@@ -133,13 +133,21 @@ def test_the_iteration_of_a_loop(reverse):
     assert expected.out_avals[1].shape == found[1].shape
 
 
-def test_a_loop_gives_what_it_gives():
-    from segret_jax.replay.nonfinite import _Place, _Search, _Value
-
+def test_the_evaluation_gives_what_the_program_gives():
     def function(x, c):
-        return lax.scan(lambda a, r: (a * c + r, a - r), 1.0, x, reverse=True)
+        @jax.checkpoint
+        def body(a, r):
+            return a * c + r, a - r
+
+        return lax.cond(c > 0, lambda: lax.scan(body, 1.0, x, reverse=True), lambda: (c, x))
 
     args = jnp.array([1.0, 2.0, 5.0]), jnp.float32(0.5)
-    results = _Search(1).run(jax.make_jaxpr(function)(*args), [_Value(x) for x in args], _Place())
-    for result, expected in zip(results, jax.tree.leaves(function(*args)), strict=True):
-        assert jnp.array_equal(result.array, expected)
+    with jax.disable_jit():
+        program = jax.make_jaxpr(function)(*args)
+
+    def evaluated() -> Generator[Fault, None, None]:
+        results = yield from _run(program, args, "", "", set())
+        for result, expected in zip(results, jax.tree.leaves(function(*args)), strict=True):
+            assert jnp.array_equal(result, expected)
+
+    assert list(evaluated()) == []
