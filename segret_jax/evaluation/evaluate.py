@@ -1,4 +1,4 @@
-"""Evaluation of a predictor on every image of a source, and its results in words."""
+"""Evaluation of a predictor on every image of a source."""
 
 import itertools
 import json
@@ -23,16 +23,17 @@ from segret_jax.parallel import processes
 READERS = 4  # threads that decode and resize while the devices are at work
 
 Picture = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, label, prediction
+Predicted = tuple[int, Sample, Prediction]  # by the image's index
 
 
 @dataclass(frozen=True)
 class Result:
-    """Scores, some pictures, and what could not be evaluated."""
+    """Scores, some pictures, and the errors of images that could not be read."""
 
     metrics: Metrics
     num_images: int
     num_ties: int
-    """Labeled pixels where two classes are as good: what another batch size may turn over."""
+    """Labeled pixels where two classes tie: another batch size may change these."""
     confusion: ConfusionAccumulator
     pictures: list[Picture] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -62,10 +63,8 @@ class Result:
         order = np.argsort(self.metrics.iou)  # nan, a class that never occurs, comes last
         lines = [f"| {'class':<{width}} |   IoU |   Acc |", f"| {'-' * width} | ----: | ----: |"]
         for i in order:
-            iou, acc = (
-                "—" if np.isnan(score) else f"{100 * score:.2f}"
-                for score in (self.metrics.iou[i], self.metrics.acc[i])
-            )
+            scores = self.metrics.iou[i], self.metrics.acc[i]
+            iou, acc = ("—" if np.isnan(x) else f"{100 * x:.2f}" for x in scores)
             lines.append(f"| {table.class_names[i]:<{width}} | {iou:>5} | {acc:>5} |")
         return "\n".join(lines)
 
@@ -84,12 +83,26 @@ def evaluate(
 ) -> Result | None:
     """Predict every image at its own size and compare with the untouched label.
 
-    A faulty image raises InputError, or with `skip_faulty` is left out and named in the result.
-    `announce` is told before the start what will be needed. `on_prediction(name, image, pred)`
-    sees each, in the order of the plan; None is returned once `canceled()`.
+    Each of several processes predicts a share of the images, and all return the scores of all.
+    Pictures and calls of `on_prediction` are of a process's own share.
 
-    Of several processes each predicts a share of the images, and all return the scores of all; the
-    pictures are of a process's own share, as is what `on_prediction` sees.
+    Args:
+        predictor: the model.
+        source: the images and labels.
+        table: the classes.
+        num_pictures: number of images to keep in the result, from all over the set.
+        detailed: add boundary IoU and IoU by size, which take longer.
+        skip_faulty: leave out images that cannot be read, and name them in the result.
+        announce: called before the start with the plan, the memory and the time needed.
+        on_prediction: called with the name, the image and the prediction of each image, in the
+            order of the plan.
+        canceled: asked after each image whether to stop.
+
+    Returns:
+        The result, or None if any process was canceled.
+
+    Raises:
+        InputError: an image cannot be read, and `skip_faulty` is false.
     """
     share = range(jax.process_index(), len(source), jax.process_count())
     confusion = ConfusionAccumulator(len(source), table.num_classes, detailed=detailed)
@@ -97,62 +110,52 @@ def evaluate(
     plan = make_plan(reader.sizes, predictor.config, predictor.batch_size, stride=predictor.stride)
     if announce and plan.batches:
         announce(f"{plan.describe()}; {predictor.forecast(plan)}")
-    pictured = _spread(share, num_pictures)
+    spread = np.linspace(0, len(share) - 1, num_pictures).astype(int)  # neighbors may look alike
+    pictured = {share[i] for i in spread} if share else set()
     pictures, num_ties, stopped = {}, 0, False
 
-    def score(done: _Predicted) -> _Predicted:
-        confusion.add(done.index, done.prediction.label_map, done.sample["label"])
-        return done
+    def count(predicted: Predicted) -> Predicted:
+        index, sample, prediction = predicted
+        confusion.add(index, prediction.label_map, sample["label"])
+        return predicted
 
-    scored = prefetch(score, _predictions(predictor, reader, plan), workers=2, ahead=2)
-    total = sum(map(len, plan.batches))
-    bar = tqdm(
-        scored, "evaluate", total, unit="image", leave=False, mininterval=1,
-        disable=not processes.is_primary(),
-    )  # fmt: skip
-    for done in bar:
+    counted = prefetch(count, _predictions(predictor, reader, plan), workers=2, ahead=2)
+    total, is_hidden = sum(map(len, plan.batches)), not processes.is_primary()
+    bar = tqdm(counted, "evaluate", total, leave=False, unit="image", disable=is_hidden)
+    for index, sample, prediction in bar:
         if stopped := canceled():
             break
-        image, label, pred = done.sample["image"], done.sample["label"], done.prediction.label_map
-        num_ties += int((done.prediction.tied & (label != IGNORE)).sum())
-        if done.index in pictured:
-            pictures[done.index] = (image, label, pred)
+        image, label, pred = sample["image"], sample["label"], prediction.label_map
+        num_ties += int((prediction.tied & (label != IGNORE)).sum())
+        if index in pictured:
+            pictures[index] = (image, label, pred)
         if on_prediction:
-            on_prediction(done.sample["name"], image, pred)
-    scored.close()  # waits for what is being counted
-    found = {"stopped": stopped, "num_ties": num_ties, "faults": reader.faults}
+            on_prediction(sample["name"], image, pred)
+    counted.close()  # waits for the images that are being counted
+    found = {"stopped": stopped, "num_ties": num_ties, "faults": [*reader.faults.items()]}
     return _result_of_all(found, confusion, [pictures[i] for i in sorted(pictures)])
 
 
 def _result_of_all(
     found: dict[str, Any], confusion: ConfusionAccumulator, pictures: list[Picture]
 ) -> Result | None:
-    """Join what each process has found; None if any was told to stop."""
-    told = [json.loads(text) for text in processes.gather(json.dumps(found).encode())]
-    if any(one["stopped"] for one in told):
+    """Merge the results of all processes; None if any was canceled."""
+    every = [json.loads(text) for text in processes.gather(json.dumps(found).encode())]
+    if any(one["stopped"] for one in every):
         return None
     confusion.merge(processes.gather(confusion.to_bytes()))
-    # JSON has made text of the images' numbers.
-    faults = {int(i): fault for one in told for i, fault in one["faults"].items()}
     return Result(
         metrics=confusion.metrics(),
         num_images=int(confusion.counted.sum()),
-        num_ties=sum(one["num_ties"] for one in told),
+        num_ties=sum(one["num_ties"] for one in every),
         confusion=confusion,
         pictures=pictures,
-        faults=[faults[i] for i in sorted(faults)],
+        faults=[fault for _, fault in sorted(fault for one in every for fault in one["faults"])],
     )
 
 
-def _spread(share: range, count: int) -> set[int]:
-    """Choose images from all over the set: neighbors in a video look alike."""
-    if not share:
-        return set()
-    return {share[i] for i in np.linspace(0, len(share) - 1, count).astype(int)}
-
-
 class _Reader:
-    """Reads images and readies them for the network; notes or raises their faults."""
+    """Reads and prepares images; records or raises their errors."""
 
     def __init__(self, source: Source, indices: range, predictor: Predictor, *, skip_faulty: bool):
         self.source = source
@@ -161,21 +164,21 @@ class _Reader:
         self.faults: dict[int, str] = {}
         self.sizes: dict[int, Size] = {}
         for index in indices:
-            with self._noting_faults(index):
+            with self._recording_faults(index):
                 self.sizes[index] = source.size(index)
 
     def read(self, index: int) -> tuple[Sample | None, Prepared]:
-        """Return the sample, or None and a black image in the place of a faulty one.
+        """Return the sample and its input, or None and a black image instead of a faulty one.
 
-        So it does not depend on the others in which place of a batch an image goes.
+        An image's position in a batch must not depend on the others.
         """
-        with self._noting_faults(index):
+        with self._recording_faults(index):
             sample = self.source[index]
             return sample, self.predictor.prepare(sample["image"])
         return None, self.predictor.prepare(np.zeros((*self.sizes[index], 3), np.uint8))
 
     @contextmanager
-    def _noting_faults(self, index: int) -> Iterator[None]:
+    def _recording_faults(self, index: int) -> Iterator[None]:
         try:
             yield
         except InputError as error:
@@ -184,21 +187,14 @@ class _Reader:
             self.faults[index] = str(error)
 
 
-@dataclass(frozen=True)
-class _Predicted:
-    index: int
-    sample: Sample
-    prediction: Prediction
-
-
-def _predictions(predictor: Predictor, reader: _Reader, plan: Plan) -> Iterator[_Predicted]:
+def _predictions(predictor: Predictor, reader: _Reader, plan: Plan) -> Iterator[Predicted]:
     """Predict batch after batch, while threads read the next images."""
     order = itertools.chain.from_iterable(plan.batches)
     images = prefetch(reader.read, order, workers=READERS, ahead=READERS + predictor.batch_size)
 
-    def predict(indices: list[int]) -> list[_Predicted]:
+    def predict(indices: list[int]) -> list[Predicted]:
         samples, inputs = zip(*itertools.islice(images, len(indices)), strict=True)
         predicted = zip(indices, samples, predictor.predict(inputs), strict=True)
-        return [_Predicted(*one) for one in predicted if one[1] is not None]
+        return [one for one in predicted if one[1] is not None]
 
     return itertools.chain.from_iterable(prefetch(predict, plan.batches, workers=1, ahead=1))

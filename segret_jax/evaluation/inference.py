@@ -1,15 +1,14 @@
 """Inference as released: whole or by sliding window, at several scales, plain and mirrored.
 
-The network gives logits at its stride for each tile of each view of an image. From there the image
-is worked out in blocks of pixels: both resizes and the average over windows (`rescale`), softmax,
+The network computes logits at its stride for each tile of each view of an image. The rest is
+computed in blocks of pixels: both resizes and the average over windows (`rescale`), softmax,
 average over views, best class. Scores of all classes at full resolution are never held.
 
-A batch is split over the devices of a mesh, and each runs the same program on its share: the
-results are the same to the bit on any number of devices.
+A batch is split over the devices of a mesh, and each runs the same program: the results are the
+same to the bit on any number of devices.
 """
 
 import functools
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +46,8 @@ NOT_A_NUMBER = 255  # in a label map; no class has this number
 SLOW_PASS = 5.0  # seconds
 TIE = 1e-5  # a second best score this close to the best, relative to it or to 1, is a tie
 
+Views = list[Float[Array, "b h w k"]]
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -81,16 +82,13 @@ class Predictor:
     of its logits; the sizes of the images compile nothing.
     """
 
-    def __init__(
-        self,
-        bundle: ModelBundle,
-        config: EvalConfig,
-        *,
-        mesh: Mesh | None = None,
-    ):
-        """Images are split along the axis `data` of `mesh`; by default it is of all devices.
+    def __init__(self, bundle: ModelBundle, config: EvalConfig, *, mesh: Mesh | None = None):
+        """Place the weights on the devices.
 
-        The logits may be at any stride: the model's attribute `stride` says which.
+        Args:
+            bundle: the model; its attribute `stride` is that of its logits.
+            config: how to resize images, and which views to average.
+            mesh: images are split along its axis `data`; by default it has all devices.
         """
         self.config = config
         self.mesh = mesh or data_mesh()
@@ -132,18 +130,17 @@ class Predictor:
         Raises InputError if the network's output is not a number.
         """
         judged = [(corner, self.programs.best(views)) for corner, views in self._blocks(batch)]
-        best = assemble(((corner, classes) for corner, (classes, _) in judged), _largest(batch))
-        tied = assemble(((corner, ties) for corner, (_, ties) in judged), _largest(batch))
-        predictions = []
-        for i, (height, width) in enumerate(image.size for image in batch):
-            area = np.s_[i, :height, :width]
-            if best[area].max() == NOT_A_NUMBER:
-                raise InputError(
-                    "the network's output is not a number: the weights are damaged, or "
-                    "model.dtype=float32 is needed"
-                )
-            predictions.append(Prediction(best[area], tied[area]))
-        return predictions
+        best, tied = (
+            assemble(((corner, found[i]) for corner, found in judged), _largest(batch))
+            for i in (0, 1)
+        )
+        areas = [np.s_[i, : image.size[0], : image.size[1]] for i, image in enumerate(batch)]
+        if any(best[area].max() == NOT_A_NUMBER for area in areas):
+            raise InputError(
+                "the network's output is not a number: the weights are damaged, or "
+                "model.dtype=float32 is needed"
+            )
+        return [Prediction(best[area], tied[area]) for area in areas]
 
     def forecast(self, plan: Plan) -> str:
         """Compile the plan's largest input, run it, and return in words what all will need.
@@ -181,18 +178,17 @@ class Predictor:
         Large scales come first, while no other logits are held.
         """
         scales = sorted(range(len(self.config.scales)), key=lambda i: -self.config.scales[i])
-        views = (False, True) if self.config.flip else (False,)
+        counts = [max(image.scales[i][1].num_tiles for image in batch) for i in scales]
         return [
-            [
-                self._tile(batch, scale, number, mirrored=mirrored)
-                for number in range(max(image.scales[scale][1].num_tiles for image in batch))
-            ]
-            for scale, mirrored in itertools.product(scales, views)
+            [self._tile(batch, scale, number, mirrored=mirrored) for number in range(count)]
+            for scale, count in zip(scales, counts, strict=True)
+            for mirrored in ((False, True) if self.config.flip else (False,))
         ]
 
     def _tile(self, batch: Sequence[Prepared], scale: int, number: int, *, mirrored: bool) -> Tile:
         """Run the network on one tile of each image; an image without it counts nothing there."""
-        height, width = batch[0].scales[scale][1].tile
+        height, width = tile = batch[0].scales[scale][1].tile
+        expected = logits_size(tile, self.stride)
         pixels = np.zeros((self.batch_size, height, width, 3), np.uint8)
         rows: list[InterpolationMatrix | None] = [None] * self.batch_size
         columns = rows.copy()
@@ -203,13 +199,16 @@ class Predictor:
                 whole = whole[:, ::-1] if mirrored else whole
                 pixels[i] = whole[top : top + height, left : left + width]
                 rows[i], columns[i] = image_matrices(
-                    image.size, tiling, number,
-                    logits=logits_size(tiling.tile, self.stride), mirrored=mirrored,
-                )  # fmt: skip
-        # Waited for, so that no two passes take memory at once.
-        placed = self._split(pixels)
-        logits = jax.block_until_ready(self.programs.network(self.variables, placed))
-        self._check_logits(logits, (height, width))
+                    image.size, tiling, number, logits=expected, mirrored=mirrored
+                )
+        # Block here: two passes in flight would double peak memory.
+        logits = jax.block_until_ready(self.programs.network(self.variables, self._split(pixels)))
+        if logits.shape[1:-1] != expected:  # the gather below does not check bounds
+            found = "x".join(map(str, logits.shape[1:-1]))
+            raise ValueError(
+                f"the logits of an input of {height}x{width} are {found}, but the model's stride "
+                f"is {self.stride}: expected {expected[0]}x{expected[1]}; correct its `stride`"
+            )
         num_rows, num_columns = _largest(batch)
         return Tile(
             logits,
@@ -217,25 +216,15 @@ class Predictor:
             stack_matrices(columns, num_columns, multiple=BLOCK[1]),
         )
 
-    def _check_logits(self, logits: Array, tile: Size) -> None:
-        """Raise ValueError unless the logits of an input of `tile` are at the model's stride."""
-        expected, found = logits_size(tile, self.stride), logits.shape[1:-1]
-        if found != expected:
-            raise ValueError(
-                f"the logits of an input of {tile[0]}x{tile[1]} are {'x'.join(map(str, found))}, "
-                f"but the model's stride is {self.stride}, which makes {expected[0]}x{expected[1]}:"
-                " correct its attribute `stride`, or what it returns"
-            )
-
     def _blocks(self, batch: Sequence[Prepared]) -> Iterator[tuple[Size, list[Array]]]:
         def on_devices(program: Any) -> Callable[[Array, np.ndarray, np.ndarray], Array]:
-            return lambda logits, *taps: program(logits, *self._split(taps))
+            return lambda logits, *matrix: program(logits, *self._split(matrix))
 
         rows, columns = on_devices(self.programs.rows), on_devices(self.programs.columns)
         return blocks(self._views(batch), rows, columns)
 
     def _split(self, arrays: Any) -> Any:
-        """Put what the host made onto the devices: one of several processes must say where."""
+        """Put host arrays onto the devices, which JAX cannot infer with several processes."""
         return jax.device_put(arrays, NamedSharding(self.mesh, PartitionSpec("data")))
 
 
@@ -247,38 +236,33 @@ def _largest(batch: Sequence[Prepared]) -> Size:
 def compiled_programs(graph: nnx.GraphDef[Any], mesh: Mesh) -> Programs:
     """Build the programs; every evaluation in a training run uses the same compiled ones."""
 
-    def per_device(
-        function: Callable, *, replicated: int = 0, num_args: int = 1, check_vma: bool = True
-    ) -> Any:
-        specs = (PartitionSpec(),) * replicated + (PartitionSpec("data"),) * (num_args - replicated)
+    split = PartitionSpec("data")
+
+    def per_device(function: Callable, *specs: PartitionSpec, check_vma: bool = True) -> Any:
         return jax.jit(
             jax.shard_map(
-                function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data"),
-                check_vma=check_vma,
+                function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=check_vma
             ),
             in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
-        )  # fmt: skip
+        )
 
+    network = functools.partial(forward, graph)
     return Programs(
         # Its kernels do not declare over which axes their results vary.
-        network=per_device(
-            functools.partial(forward, graph), replicated=1, num_args=2, check_vma=False
-        ),
-        rows=per_device(multiply_rows, num_args=3),
-        columns=per_device(multiply_columns, num_args=3),
-        average=per_device(_average),
-        best=per_device(_best),
+        network=per_device(network, PartitionSpec(), split, check_vma=False),
+        rows=per_device(multiply_rows, split, split, split),
+        columns=per_device(multiply_columns, split, split, split),
+        average=per_device(_average, split),
+        best=per_device(_best, split),
     )
 
 
-def _average(views: list[Float[Array, "b h w k"]]) -> Float[Array, "b h w k"]:
+def _average(views: Views) -> Float[Array, "b h w k"]:
     """Return the mean of the views' probabilities."""
     return functools.reduce(jnp.add, map(jax.nn.softmax, views)) / len(views)
 
 
-def _best(
-    views: list[Float[Array, "b h w k"]],
-) -> tuple[UInt8[Array, "b h w"], Bool[Array, "b h w"]]:
+def _best(views: Views) -> tuple[UInt8[Array, "b h w"], Bool[Array, "b h w"]]:
     """Return the first best class, NOT_A_NUMBER where a score is nan, and whether it is a tie.
 
     The logits of a single view have the order of its probabilities.

@@ -10,14 +10,9 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from segret_jax.data.class_table import IGNORE
+from segret_jax.evaluation import pixel_counts
 from segret_jax.evaluation.boundary import boundary_areas
-from segret_jax.evaluation.pixel_counts import (
-    PixelCounts,
-    interval,
-    mean,
-    ratio,
-    resampled_mean_iou,
-)
+from segret_jax.evaluation.pixel_counts import PixelCounts, mean, ratio
 from segret_jax.evaluation.regions import SIZES, areas_by_size
 
 
@@ -57,24 +52,15 @@ class Metrics:
         return float(mean(self.acc))
 
     @property
-    def mean_dice(self) -> float:
-        return float(mean(self.dice))
-
-    @property
     def all_acc(self) -> float:
         return float(ratio(self.areas.intersection.sum(), self.areas.label.sum()))
 
-    @property
-    def frequency_weighted_iou(self) -> float:
-        weighted = np.where(self.areas.label > 0, self.areas.label * self.iou, 0)
-        return float(ratio(weighted.sum(), self.areas.label.sum()))
-
     def to_dict(self, class_names: tuple[str, ...]) -> dict[str, Any]:
         """Return plain values for JSON; nan becomes None."""
-        means = {
-            "mIoU": self.mean_iou, "mAcc": self.mean_acc, "aAcc": self.all_acc,
-            "fwIoU": self.frequency_weighted_iou, "mDice": self.mean_dice,
-        }  # fmt: skip
+        labeled = self.areas.label
+        weighted = np.where(labeled > 0, labeled * self.iou, 0).sum()
+        means = {"mIoU": self.mean_iou, "mAcc": self.mean_acc, "aAcc": self.all_acc}
+        means |= {"fwIoU": float(ratio(weighted, labeled.sum())), "mDice": float(mean(self.dice))}
         per_class = {"IoU": self.iou, "Acc": self.acc, "Dice": self.dice}
         if self.boundary:
             means["mBoundaryIoU"] = float(self.boundary.mean_iou)
@@ -101,7 +87,7 @@ class ConfusionAccumulator:
     """
 
     def __init__(self, num_images: int, num_classes: int, *, detailed: bool = False):
-        """Start at nothing; `detailed` adds boundary IoU and IoU by size, which take longer."""
+        """Start at zero; `detailed` adds boundary IoU and IoU by size, which take longer."""
         k = num_classes
         self.counts: Int64[np.ndarray, "k k"] = np.zeros((k, k), np.int64)
         self.counted = np.zeros(num_images, bool)
@@ -137,25 +123,16 @@ class ConfusionAccumulator:
             self._by_size += by_size
 
     def to_bytes(self) -> bytes:
-        """Return everything counted so far, for `merge`."""
+        """Return the counts for `merge`."""
         stored = io.BytesIO()
         np.savez(stored, *self._counts())
         return stored.getvalue()
 
-    def merge(self, boards: Sequence[bytes]) -> None:
-        """Take the sums of `boards`, made by `to_bytes`, in the place of what was counted here.
-
-        Raises ValueError if an image is on two of them.
-        """
-        for here in self._counts():
-            here[...] = 0
-        for board in boards:
-            with np.load(io.BytesIO(board)) as stored:
-                counts = [stored[key] for key in stored.files]
-            if (twice := self.counted & counts[1]).any():
-                raise ValueError(f"image {np.flatnonzero(twice)[0]} would be counted twice")
-            for here, there in zip(self._counts(), counts, strict=True):
-                here += there
+    def merge(self, contents: Sequence[bytes]) -> None:
+        """Set the counts to the sums of `contents`, each made by `to_bytes` of other images."""
+        counts = [np.load(io.BytesIO(content)) for content in contents]
+        for i, here in enumerate(self._counts()):
+            here[...] = sum(there[f"arr_{i}"] for there in counts)
 
     def _counts(self) -> list[np.ndarray]:
         return [self.counts, self.counted, self._images, self._boundary, self._by_size]
@@ -168,10 +145,8 @@ class ConfusionAccumulator:
     def metrics(self) -> Metrics:
         """Return the scores of everything counted so far."""
         return Metrics(
-            areas=PixelCounts(
-                self.counts.diagonal().copy(), self.counts.sum(1), self.counts.sum(0)
-            ),
-            interval=interval(resampled_mean_iou(self.images)),
+            areas=PixelCounts(self.counts.diagonal(), self.counts.sum(1), self.counts.sum(0)),
+            interval=pixel_counts.interval(pixel_counts.resampled_mean_iou(self.images)),
             boundary=PixelCounts(*self._boundary) if self._detailed else None,
             by_size=PixelCounts(*self._by_size) if self._detailed else None,
         )

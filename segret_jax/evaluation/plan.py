@@ -1,8 +1,8 @@
-"""Which parts of which images go through the network together, settled before the start.
+"""The plan of an evaluation: which parts of which images go through the network together.
 
-The network is compiled for each size of its input, and its input is never padded: padding changes
-the results. So images whose inputs have the same sizes share batches, and the sizes, hence the
-compilations, are known from the images' headers.
+The network is compiled for each size of its input. Its input is never padded, because padding
+changes the results. So images whose inputs have the same sizes share batches, and the images'
+headers tell the sizes and the compilations before the start.
 """
 
 import collections
@@ -116,21 +116,14 @@ def make_plan(
     views = 2 if config.flip else 1
     for tiles in sorted(groups, key=lambda tiles: -sum(map(math.prod, tiles))):
         # Alike in number of windows and in size: the fewer positions of a batch run idle.
-        alike = sorted(groups[tiles], key=lambda i: (_num_windows(tiled[i]), sizes[i]))
+        alike = sorted(groups[tiles], key=lambda i: (sum(t.num_tiles for t in tiled[i]), sizes[i]))
         for start in range(0, len(alike), batch_size):
             batch = alike[start : start + batch_size]
             batches.append(batch)
             for scale, tile in enumerate(tiles):
                 passes[tile] += views * max(tiled[i][scale].num_tiles for i in batch)
-    held = [
-        views * sum(_num_logits(tiling, stride) for tiling in scales) for scales in tiled.values()
-    ]
+    held = (
+        views * sum(t.num_tiles * math.prod(logits_size(t.tile, stride)) for t in scales)
+        for scales in tiled.values()
+    )
     return Plan(batches, passes, max(held, default=0))
-
-
-def _num_windows(scales: tuple[Tiling, ...]) -> int:
-    return sum(tiling.num_tiles for tiling in scales)
-
-
-def _num_logits(tiling: Tiling, stride: int) -> int:
-    return tiling.num_tiles * math.prod(logits_size(tiling.tile, stride))

@@ -1,16 +1,15 @@
-"""From the model's logits to scores at the image's own size, as released, block by block.
+"""Resize the model's logits to the image's own size, as released, in blocks of pixels.
 
 Everything up to the softmax is linear and acts on rows and columns separately. For each axis of
 each tile (the network's whole input, or a window of it) the chain
 
     image ← resize ← divide by the overlap count ← place the window ← resize ← logits
 
-is one sparse matrix with four weights per row, multiplied together on the host. Both resizes are
-in it: going to the image in one misses the released probabilities by 3e-3.
+is one sparse matrix with four weights per row, which the host multiplies together. It contains both
+resizes: a single resize to the image misses the released probabilities by 3e-3.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from segret_jax.evaluation.plan import Size, Tiling
 
 NUM_WEIGHTS = 4
-BLOCK = (64, 256)  # pixels worked out at once: 11 MB for 171 classes
+BLOCK = (64, 256)  # pixels computed at once: 11 MB for 171 classes
 
 
 class InterpolationMatrix(NamedTuple):
@@ -74,9 +73,9 @@ def tile_matrices(
     averaged = to_image.weights / count[to_image.indices]
     products = []
     for start in starts:
-        place = to_image.indices - start
-        inside = (place >= 0) & (place < tile)
-        placed = InterpolationMatrix(np.where(inside, place, 0), np.where(inside, averaged, 0))
+        index = to_image.indices - start
+        inside = (index >= 0) & (index < tile)
+        placed = InterpolationMatrix(np.where(inside, index, 0), np.where(inside, averaged, 0))
         products.append(_product(placed, to_tile))
     return products
 
@@ -98,9 +97,9 @@ def image_matrices(
     `logits` is the size of each tile's logits. The matrices of a mirrored view also mirror its
     scores back, at the image's size.
     """
-    tops_and_lefts = tiling.tops, tiling.lefts
     row, column = divmod(number, len(tiling.lefts))
-    axes = zip(size, tiling.size, tops_and_lefts, tiling.tile, logits, strict=True)
+    starts = tiling.tops, tiling.lefts
+    axes = zip(size, tiling.size, starts, tiling.tile, logits, strict=True)
     rows, columns = (tile_matrices(*axis) for axis in axes)
     if mirrored:
         return rows[row], InterpolationMatrix(*(array[::-1] for array in columns[column]))
@@ -129,55 +128,32 @@ Multiply = Callable[[Array, np.ndarray, np.ndarray], Array]
 def blocks(
     views: Sequence[Sequence[Tile]], multiply_rows: Multiply, multiply_columns: Multiply
 ) -> Iterator[tuple[Size, list[Array]]]:
-    """Yield the top left pixel of each block of the images and, for each view, its logits.
+    """Yield the top left pixel of each block of the images and each view's logits [b, *BLOCK, k].
 
-    They are [b, *BLOCK, k]; beyond an image's edges they mean nothing. The functions are those
-    below, compiled. Raises ValueError if a matrix is of more logits than its tile has.
+    Logits beyond an image's edges mean nothing. The functions are those below, compiled.
     """
-    for tile in itertools.chain.from_iterable(views):
-        _check_inside(tile)
     height, width = views[0][0].rows.indices.shape[1], views[0][0].columns.indices.shape[1]
     for top in range(0, height, BLOCK[0]):
-        strips = [_row_blocks(view, top, multiply_rows) for view in views]
+        row_blocks = [_row_blocks(view, top, multiply_rows) for view in views]
         for left in range(0, width, BLOCK[1]):
-            logits = [_sum(view, left, multiply_columns) for view in strips]
+            logits = [_sum(tiles, left, multiply_columns) for tiles in row_blocks]
             within = [scores for scores in logits if scores is not None]
             if within:  # a block outside of every image is so in every view
                 yield (top, left), within
 
 
-def _check_inside(tile: Tile) -> None:
-    """Raise ValueError if a matrix reaches beyond the logits: `_multiply` does not look."""
-    needed = tuple(int(taps.indices.max()) + 1 for taps in (tile.rows, tile.columns))
-    height, width = tile.logits.shape[1:3]
-    if needed[0] > height or needed[1] > width:
-        raise ValueError(
-            f"the matrices of a tile are of {needed[0]}x{needed[1]} logits or more, but it has "
-            f"{height}x{width}: make them by image_matrices with the size that it has"
-        )
+def _row_blocks(view: Sequence[Tile], top: int, multiply_rows: Multiply) -> list[Tile]:
+    """Return the tiles within a block of rows: these are the image's, the columns the tile's."""
+    parts = ((tile, tile.rows.part(top, BLOCK[0])) for tile in view)
+    return [Tile(multiply_rows(t.logits, *p), p, t.columns) for t, p in parts if p.used.any()]
 
 
-class _RowBlock(NamedTuple):
-    logits: Array  # [b, BLOCK[0], w, k]: the rows are the image's, the columns still the tile's
-    used: Bool[np.ndarray, " b"]
-    columns: InterpolationMatrix
-
-
-def _row_blocks(view: Sequence[Tile], top: int, multiply_rows: Multiply) -> list[_RowBlock]:
-    strips = []
-    for tile in view:
-        rows = tile.rows.part(top, BLOCK[0])
-        if rows.used.any():
-            strips.append(_RowBlock(multiply_rows(tile.logits, *rows), rows.used, tile.columns))
-    return strips
-
-
-def _sum(strips: Sequence[_RowBlock], left: int, multiply_columns: Multiply) -> Array | None:
+def _sum(tiles: Sequence[Tile], left: int, multiply_columns: Multiply) -> Array | None:
     total = None
-    for strip in strips:
-        columns = strip.columns.part(left, BLOCK[1])
-        if (strip.used & columns.used).any():
-            scores = multiply_columns(strip.logits, *columns)
+    for tile in tiles:
+        columns = tile.columns.part(left, BLOCK[1])
+        if (tile.rows.used & columns.used).any():
+            scores = multiply_columns(tile.logits, *columns)
             total = scores if total is None else total + scores
     return total
 
@@ -197,9 +173,9 @@ def multiply_columns(
 
 
 def _multiply(x: Array, indices: Array, weights: Array) -> Array:
-    """Gather and add: an argument, unlike a constant, compiles nothing for another image size.
+    """Gather and add rows; matrices are arguments, so that another image size compiles nothing.
 
-    `_check_inside` has looked at the indices; "clip" would make garbage of those beyond the end.
+    `image_matrices` makes indices in bounds for logits of the size that `Predictor` checks.
     """
     weights = weights.reshape(*weights.shape, *(1,) * (x.ndim - 1))
     rows = (x.at[indices[:, t]].get(mode="promise_in_bounds") for t in range(NUM_WEIGHTS))

@@ -74,8 +74,9 @@ def test_scores_of_a_case_done_by_hand():
     np.testing.assert_allclose(metrics.dice, [4 / 5, 4 / 6, 2 / 3])
     assert metrics.all_acc == pytest.approx(5 / 7)
     assert metrics.mean_iou == pytest.approx(5 / 9)
-    assert metrics.mean_dice == pytest.approx((4 / 5 + 4 / 6 + 2 / 3) / 3)
-    assert metrics.frequency_weighted_iou == pytest.approx((2 * 2 / 3 + 4 * 2 / 4 + 1 / 2) / 7)
+    content = metrics.to_dict(tuple("abc"))
+    assert content["mDice"] == pytest.approx((4 / 5 + 4 / 6 + 2 / 3) / 3)
+    assert content["fwIoU"] == pytest.approx((2 * 2 / 3 + 4 * 2 / 4 + 1 / 2) / 7)
 
 
 def test_areas_are_summed_over_the_set_and_not_averaged_over_images():
@@ -102,7 +103,7 @@ def test_nan_where_a_class_never_occurs_and_means_skip_it():
     assert metrics.mean_iou == pytest.approx(1 / 3)
     assert metrics.mean_acc == pytest.approx(2 / 3)
     np.testing.assert_array_equal(metrics.dice, [4 / 5, 0, np.nan, np.nan])
-    assert metrics.frequency_weighted_iou == pytest.approx(2 / 3)
+    assert metrics.to_dict(tuple("abcd"))["fwIoU"] == pytest.approx(2 / 3)
 
 
 def test_of_nothing_every_score_is_nan_and_none_in_json():

@@ -12,15 +12,7 @@ from jax.sharding import Mesh
 from segret_jax.config import EvalConfig
 from segret_jax.data.transforms import normalize
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.evaluation.plan import Tiling, make_plan, window_starts
-from segret_jax.evaluation.rescale import (
-    Tile,
-    blocks,
-    image_matrices,
-    multiply_columns,
-    multiply_rows,
-    stack_matrices,
-)
+from segret_jax.evaluation.plan import make_plan
 from segret_jax.models.factory import ModelBundle
 from tests.evaluation.test_rescale import released
 
@@ -82,15 +74,6 @@ def test_the_plan_counts_logits_at_the_model_s_stride(stride, cells):
 
 def test_logits_of_another_size_than_the_stride_says_are_refused():
     predictor = predictor_of(Strided(8, cut=1), WHOLE)
-    refusal = r"logits of an input of 32x64 are 4x7, but the model's stride is 8, which makes 4x8"
+    refusal = r"logits of an input of 32x64 are 4x7, but the model's stride is 8: expected 4x8"
     with pytest.raises(ValueError, match=refusal):
         predictor.label_map(picture((32, 64)))
-
-
-def test_matrices_of_more_logits_than_there_are_are_refused():
-    tiling = Tiling((32, 64), (32, 64), window_starts(32, 32, 32))
-    rows, columns = image_matrices((40, 50), tiling, 0, logits=(8, 16), mirrored=False)
-    taps = stack_matrices([rows], 40, multiple=64), stack_matrices([columns], 50, multiple=256)
-    tile = Tile(jnp.zeros((1, 8, 15, 2)), *taps)
-    with pytest.raises(ValueError, match=r"of 8x16 logits or more, but it has 8x15"):
-        list(blocks([[tile]], multiply_rows, multiply_columns))
