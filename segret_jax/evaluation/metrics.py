@@ -144,8 +144,9 @@ class ConfusionAccumulator:
 
     def metrics(self) -> Metrics:
         """Return the scores of everything counted so far."""
+        hits = self.counts.diagonal().copy()
         return Metrics(
-            areas=PixelCounts(self.counts.diagonal(), self.counts.sum(1), self.counts.sum(0)),
+            areas=PixelCounts(hits, self.counts.sum(1), self.counts.sum(0)),
             interval=pixel_counts.interval(pixel_counts.resampled_mean_iou(self.images)),
             boundary=PixelCounts(*self._boundary) if self._detailed else None,
             by_size=PixelCounts(*self._by_size) if self._detailed else None,

@@ -1,8 +1,8 @@
 """The fingerprint of an evaluation: what must agree for two scores to be compared.
 
-mIoU moves by a point or more with the size of the network's input, the scales, the flip, the
-images and what their labels mean. So every result carries these settings, and its `id` changes
-with each of them. What may differ, such as the weights, is recorded beside them.
+mIoU changes by a point or more with the size of the network's input, the scales, the flip, the
+images and the meaning of their labels. So every result records these settings, and its `id` changes
+with each of them. Settings that may differ, such as the weights, are recorded beside them.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from segret_jax import __version__
-from segret_jax.config import Config, EvalConfig
+from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
 from segret_jax.settings import flatten, rules
 from segret_jax.trees import named_leaves
@@ -35,21 +35,26 @@ def fingerprint(
     variables: Any,
     devices: Sequence[jax.Device],
 ) -> dict[str, Any]:
-    """Return {"id", "must_agree", "may_differ"} of plain values for JSON.
+    """Return what identifies an evaluation, as plain values for JSON.
 
-    `names` and `label_areas` (`ConfusionAccumulator.images.label`) are of the images that were counted, in
-    one order; `lookup` says what stored label values mean, None where nothing is stored;
-    `variables` are the parameters and batch statistics. `id` is a hash of `must_agree`.
+    Args:
+        config: of data, model and evaluation.
+        table: the classes.
+        split: the part of the data set.
+        names: of the images that were counted.
+        label_areas: pixels of each class in each image's label, in the order of `names`.
+        lookup: the class of each stored label value; None if no labels are stored.
+        variables: the parameters and batch statistics.
+        devices: those of the evaluation.
+
+    Returns:
+        {"id", "must_agree", "may_differ"}; the id is a hash of `must_agree`.
     """
-    order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
-    must_agree = {
-        **_data_settings(config, table, split, names),
-        **_settings(config.eval),
-        "num_images": len(names),
-        "labels": _sha256([label_areas[order].tobytes()]),
-    }
-    may_differ = {
-        **_model_settings(config, variables),
+    must_agree, may_differ = _known(config, table, split, names, variables)
+    order = np.argsort(np.array(names, object), kind="stable")
+    labels = _sha256([label_areas[order].tobytes()])
+    must_agree |= {"num_images": len(names), "labels": labels}
+    may_differ |= {
         "stored_labels": None if lookup is None else digest(lookup.tolist()),
         "batch_size": config.eval.batch_size,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
@@ -63,52 +68,40 @@ def fingerprint(
 def known_in_advance(
     config: Config, table: ClassTable, *, split: str, names: Sequence[str], variables: Any
 ) -> dict[str, Any]:
-    """Return what the fingerprint will say as far as it is known before the evaluation.
+    """Return the part of the fingerprint that is known before the evaluation, as plain values.
 
-    A result may replace another only if all of it agrees.
+    A result may replace another one only if all of it agrees.
     """
-    known = {
-        **_data_settings(config, table, split, names),
-        **_settings(config.eval),
-        **_model_settings(config, variables),
-    }
-    return json.loads(json.dumps(known))  # as it will be read from a file
+    must_agree, may_differ = _known(config, table, split, names, variables)
+    return json.loads(json.dumps(must_agree | may_differ))  # as it will be read from a file
 
 
-def _data_settings(
-    config: Config, table: ClassTable, split: str, names: Sequence[str]
-) -> dict[str, Any]:
-    dataset = config.data.dataset
-    return {
+def _known(
+    config: Config, table: ClassTable, split: str, names: Sequence[str], variables: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings that must agree and those that may differ, without the results."""
+    dataset, settings, scored = config.data.dataset, config.eval, rules(config.model)
+    slide = settings.mode == "slide"
+    must_agree = {
         "dataset": Path(dataset).stem if dataset.endswith(".json") else dataset,
         "split": split,
         "images": digest(sorted(names)),
         "classes": digest([*table.class_names, *table.raw_ids]),
+        "resize_target": list(settings.resize_target),
+        "multiple_of": settings.multiple_of,
+        "logits_resize": "bilinear twice: to the network's input, then to the image",
+        "mode": settings.mode,
+        "window": list(settings.window) if slide else None,
+        "stride": list(settings.stride) if slide else None,
+        "scales": list(settings.scales),
+        "flip": settings.flip,
     }
-
-
-def _model_settings(config: Config, variables: Any) -> dict[str, Any]:
-    scored = rules(config.model)
-    return {
+    may_differ = {
         "weights": weights_digest(variables),
         "data.root": config.data.root,
         **{f"model.{k}": v for k, v in flatten(config.model).items() if scored[k].scored},
     }
-
-
-def _settings(config: EvalConfig) -> dict[str, Any]:
-    """Return how images are put before the network; windows only where they are used."""
-    slide = config.mode == "slide"
-    return {
-        "resize_target": list(config.resize_target),
-        "multiple_of": config.multiple_of,
-        "logits_resize": "bilinear twice: to the network's input, then to the image",
-        "mode": config.mode,
-        "window": list(config.window) if slide else None,
-        "stride": list(config.stride) if slide else None,
-        "scales": list(config.scales),
-        "flip": config.flip,
-    }
+    return must_agree, may_differ
 
 
 def identify(must_agree: dict[str, Any]) -> str:

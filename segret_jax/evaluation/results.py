@@ -1,7 +1,7 @@
-"""A result as files: metrics.json, the areas of each image in per_image.npz, the confusion matrix.
+"""The files of a result: metrics.json, per_image.npz, and the confusion matrix.
 
-The scores can be made again from the areas, and compared image by image. metrics.json holds the
-hash of its per_image.npz, since two files can be parted or mixed up.
+per_image.npz has the areas of each image, from which scores can be computed again and compared.
+metrics.json holds the hash of its per_image.npz, since the two can be separated or mixed up.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ AGAIN = "evaluate again with segret eval"
 
 @dataclass(frozen=True)
 class SavedResult:
-    """What `read` found: the scores, and the areas of the images by name, names sorted."""
+    """A result read from files: the scores, and the areas of each image in the order of `names`."""
 
     file: Path
     content: dict[str, Any]
@@ -59,39 +59,53 @@ def save(
     table: ClassTable,
     checkpoint: Path,
 ) -> Path:
-    """Write what was evaluated into `folder`, with its protocol; return the path of metrics.json.
+    """Write a result into `folder` and return the path of metrics.json.
 
-    `source` holds the validation images. Raises InputError if the disk refuses.
+    Args:
+        folder: created if it does not exist.
+        result: the scores of `predictor` on `source`.
+        predictor: its weights and devices are recorded.
+        source: the validation images.
+        config: its settings of data, model and evaluation are recorded.
+        table: the classes.
+        checkpoint: the path to record.
+
+    Raises:
+        InputError: the disk refuses.
     """
-    board = result.confusion
-    names = [source.name(int(index)) for index in np.flatnonzero(board.counted)]
+    counted = result.confusion
+    names = [source.name(int(index)) for index in np.flatnonzero(counted.counted)]
     protocol = fingerprint(
         config,
         table,
         split="validation",
         names=names,
-        label_areas=board.images.label,
+        label_areas=counted.images.label,
         lookup=source.layout.lookup if isinstance(source, RecordSource) else None,
         variables=predictor.variables,
         devices=predictor.mesh.devices.flatten().tolist(),
     )
     content = {"checkpoint": str(checkpoint), **result.to_dict(table)}
-    file = write(folder, content, protocol=protocol, names=names, images=board.images)
+    file = write(folder, content, protocol=protocol, names=names, images=counted.images)
     as_csv, as_png = (folder / name for name in CONFUSION)
-    write_csv(board.counts, table.class_names, as_csv)
-    save_png(picture(board.counts, table.class_names), as_png)
+    write_csv(counted.counts, table.class_names, as_csv)
+    save_png(picture(counted.counts, table.class_names), as_png)
     return file
 
 
 def prepare_folder(folder: Path, known: dict[str, Any]) -> None:
-    """Make the folder for a result of `protocol.known_in_advance`, before the work.
+    """Create the folder of a result before the evaluation.
 
-    Raises InputError if nothing can be written there, or if it would replace a file that is not
-    ours, or the result of another checkpoint, of other data or settings.
+    Args:
+        folder: where `save` will write.
+        known: of `protocol.known_in_advance`.
+
+    Raises:
+        InputError: the folder cannot be written, or holds a file of the user or the result of
+            another checkpoint, of other data or other settings.
     """
-    present = [folder / name for name in (METRICS, PER_IMAGE, *CONFUSION)]
-    present = [file for file in present if os.path.lexists(file)]
-    if present:
+    files = [folder / name for name in (METRICS, PER_IMAGE, *CONFUSION)]
+    if present := [file for file in files if os.path.lexists(file)]:
         _check_same(folder, present[0], known)
     with disk_errors_as_input_errors(f"to {folder}"):
         make_folder(folder)
@@ -106,13 +120,13 @@ def _check_same(folder: Path, present: Path, known: dict[str, Any]) -> None:
         raise InputError(
             f"{present} exists and is no result of segret eval: give another --out, or delete it"
         )
-    theirs = content["protocol"]["may_differ"] | content["protocol"]["must_agree"]
-    if content.get("faults"):  # some images were left out, and will be perhaps again
-        theirs.pop("images", None)
+    stored = content["protocol"]["may_differ"] | content["protocol"]["must_agree"]
+    if content.get("faults"):  # some images were left out, perhaps again
+        stored.pop("images", None)
     for key in known:
-        if key in theirs and theirs[key] != known[key]:
-            hashed = key in ("weights", "images", "classes")
-            there = f"other {key}" if hashed else f"{key} {theirs[key]!r}, not {known[key]!r}"
+        if stored.get(key, known[key]) != known[key]:
+            is_hash = key in ("weights", "images", "classes")
+            there = f"other {key}" if is_hash else f"{key} {stored[key]!r}, not {known[key]!r}"
             raise InputError(
                 f"{folder} holds the result of {content.get('checkpoint')} ({there}), which is not "
                 "replaced: give another --out, or delete that folder"
@@ -135,14 +149,14 @@ def write(
     if len(names) != len(images.label):
         raise ValueError(f"{len(names)} names of {len(images.label)} images; give those counted")
     stored = io.BytesIO()
-    areas = (images.intersection, images.label, images.pred)
-    arrays = dict(zip(KEYS, (np.array(names, str), *areas), strict=True))
-    np.savez_compressed(stored, allow_pickle=False, **arrays)
-    _write(folder / PER_IMAGE, stored.getvalue())
-    belongs = hashlib.sha256(stored.getvalue()).hexdigest()
-    content = {**content, "protocol": protocol, "per_image": belongs}
+    arrays = (np.array(names, str), images.intersection, images.label, images.pred)
+    np.savez_compressed(stored, allow_pickle=False, **dict(zip(KEYS, arrays, strict=True)))
+    content = content | {"protocol": protocol, "per_image": _sha256(stored.getvalue())}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    _write(folder / METRICS, text.encode())
+    for name, data in ((PER_IMAGE, stored.getvalue()), (METRICS, text)):
+        with disk_errors_as_input_errors(folder / name):
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(folder / name, data)
     return folder / METRICS
 
 
@@ -164,7 +178,7 @@ def read(file: Path) -> SavedResult:
         raise InputError(f"{file}: the protocol's id is not that of its settings; {AGAIN}")
     beside = file.parent / PER_IMAGE
     stored = _bytes_of(beside, f"it belongs to {file.name}: put it there, or {AGAIN}")
-    if hashlib.sha256(stored).hexdigest() != content["per_image"]:
+    if _sha256(stored) != content["per_image"]:
         raise InputError(f"{beside} does not belong to {file.name}, its hash differs; {AGAIN}")
     with np.load(io.BytesIO(stored)) as arrays:
         names, *areas = (arrays[key] for key in KEYS)
@@ -173,13 +187,17 @@ def read(file: Path) -> SavedResult:
 
 
 def _is_result(content: Any) -> bool:
-    """Tell whether this is what `write` writes, as far as it is read."""
-    if not isinstance(content, dict) or not isinstance(content.get("protocol"), dict):
+    """Return whether a file's content has the parts of what `write` writes that are read."""
+    protocol = content.get("protocol") if isinstance(content, dict) else None
+    if not isinstance(protocol, dict) or "id" not in protocol or "per_image" not in content:
         return False
-    parts = [content["protocol"].get(key) for key in ("must_agree", "may_differ")]
-    parts.append(content.get("classes"))
-    lists = isinstance(content.get("faults", []), list) and "per_image" in content
-    return lists and "id" in content["protocol"] and all(isinstance(x, dict) for x in parts)
+    tables = protocol.get("must_agree"), protocol.get("may_differ"), content.get("classes")
+    faults = content.get("faults", [])
+    return all(isinstance(table, dict) for table in tables) and isinstance(faults, list)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _bytes_of(file: Path, remedy: str) -> bytes:
@@ -187,9 +205,3 @@ def _bytes_of(file: Path, remedy: str) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}); {remedy}") from error
-
-
-def _write(file: Path, content: bytes) -> None:
-    with disk_errors_as_input_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, content)
