@@ -1,4 +1,4 @@
-"""Pictures of predictions: overlays and grids, as 8-bit RGB images, and the files for them."""
+"""Pictures of predictions: overlays, grids and their files."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ def save_png(
     table: ClassTable | None = None,
     info: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a PNG, making its folder; it appears whole.
+    """Write a PNG atomically, and create its folder.
 
     Args:
         picture: RGB, or class ids, which are stored as they are.
-        path: a file that is there is replaced.
-        table: where `picture` holds class ids, stores its colors as the palette.
+        path: an existing file is replaced.
+        table: of class ids; its colors become the palette.
         info: text to store in the file.
 
     Raises:
@@ -50,7 +50,7 @@ def save_png(
 
 
 def colorize(label: Labels, table: ClassTable) -> RGB:
-    """Paint each class in its color; what is ignored or unknown is black."""
+    """Return each class's color; ignored and unknown ones are black."""
     return _palette(table)[label]
 
 
@@ -61,7 +61,7 @@ def _palette(table: ClassTable) -> UInt8[np.ndarray, "256 3"]:
 
 
 def overlay(image: RGB, pred: Labels, table: ClassTable, *, opacity: float = 0.55) -> RGB:
-    """Lay the prediction's colors over the image."""
+    """Mix the prediction's colors into the image."""
     mixed = np.empty_like(image)
     num_rows = max(1, BLOCK // image.shape[1])
     for top in range(0, len(image), num_rows):
@@ -76,38 +76,30 @@ def grid(
 ) -> RGB:
     """Draw rows of image, label and prediction with headings and a legend.
 
-    Each image is scaled to a width of `cell` pixels. What the label ignores is black in the label
-    alone: the prediction is shown as it is.
+    Args:
+        rows: images, labels and predictions of equal size; ignored pixels are black.
+        table: the names and colors of the classes.
+        title: drawn above.
+        cell: the width in pixels to which images are scaled.
     """
     width = 3 * cell + 4 * GAP
-    headings = [(GAP + i * (cell + GAP), text) for i, text in enumerate(HEADINGS)]
-    strips = [
-        _text([(GAP, title)], width, FONT_SIZE + 3, room=width - 2 * GAP),
-        _text(headings, width, FONT_SIZE, room=cell),
-    ]
+    lefts = [GAP + i * (cell + GAP) for i in range(3)]
+    head = canvas(2 * FONT_SIZE + 4 * GAP + 3, width)
+    large, room, below = FONT_SIZE + 3, width - 2 * GAP, 1.5 * FONT_SIZE + 3 * GAP + 3
+    draw(head, shortened(title, large, room), GAP, GAP + large / 2, large)
+    for left, heading in zip(lefts, HEADINGS, strict=True):
+        draw(head, shortened(heading, FONT_SIZE, cell), left, below, FONT_SIZE)
+    parts = [head]
     for image, label, pred in rows:
-        pictures = (image, colorize(label, table), colorize(pred, table))
-        strips.append(_row([_scaled(picture, cell) for picture in pictures], width))
-    shown = [labels for _, *both in rows for labels in both]
-    return np.concatenate([*strips, legend(table, shown, width=width)])
-
-
-def _row(pictures: Sequence[RGB], width: int) -> RGB:
-    height, cell = pictures[0].shape[:2]
-    strip = canvas(height + GAP, width)
-    for i, picture in enumerate(pictures):
-        left = GAP + i * (cell + GAP)
-        strip[:height, left : left + cell] = picture
-    return strip
+        shown = image, colorize(label, table), colorize(pred, table)
+        scaled = [_scaled(picture, cell) for picture in shown]
+        parts.append(canvas(len(scaled[0]) + GAP, width))
+        for left, picture in zip(lefts, scaled, strict=True):
+            parts[-1][:-GAP, left : left + cell] = picture
+    labels = [one for _, label, pred in rows for one in (label, pred)]
+    return np.concatenate([*parts, legend(table, labels, width=width)])
 
 
 def _scaled(picture: RGB, width: int) -> RGB:
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
-
-
-def _text(texts: Sequence[tuple[int, str]], width: int, size: int, *, room: int) -> RGB:
-    picture = canvas(size + 2 * GAP, width)
-    for x, text in texts:
-        draw(picture, shortened(text, size, room), x, GAP + size / 2, size)
-    return picture

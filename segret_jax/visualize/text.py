@@ -1,7 +1,7 @@
-"""Text in pictures, in the scripts that class names are written in.
+"""Text in pictures, in the scripts of class names.
 
-Pillow's built-in font covers ASCII alone and draws a box for every other character. OpenCV brings
-fonts for Latin, Greek, Cyrillic, Hebrew, Arabic, Chinese, Japanese and Korean, on every system.
+Pillow's built-in font covers ASCII alone and draws a box for every other character. OpenCV includes
+fonts for Latin, Greek, Cyrillic, Hebrew, Arabic, Chinese, Japanese and Korean on every system.
 """
 
 import functools
@@ -28,9 +28,9 @@ def _font() -> cv2.FontFace:
 
 
 def readable(text: str, instead: str) -> str:
-    """Return `text` as far as the font can draw it; `instead` if a letter or digit is missing.
+    """Return the part of `text` that the font can draw, or `instead` if it lacks a letter or digit.
 
-    Accents that the font lacks are dropped, and so are emoji and control characters.
+    Accents that the font lacks, emoji and control characters are dropped.
     """
     text = " ".join(unicodedata.normalize("NFC", text).split())
     drawn = "".join(map(_drawable, text)).strip()
@@ -40,20 +40,20 @@ def readable(text: str, instead: str) -> str:
 
 
 def _drawable(char: str) -> str:
-    """Return a character, without its accents if only so it can be drawn."""
+    """Return a character, without its accents if the font lacks it with them."""
     category = unicodedata.category(char)
     if category[0] == "C":  # a line break or NUL would end the line
         return ""
     if _has_glyph(char):
         return char
-    base = unicodedata.normalize("NFKD", char)
-    base = "".join(part for part in base if not unicodedata.combining(part))
+    parts = unicodedata.normalize("NFKD", char)
+    base = "".join(part for part in parts if not unicodedata.combining(part))
     return base if category[0] in "LN" or base.isascii() else ""
 
 
 @functools.cache
 def _has_glyph(char: str) -> bool:
-    """Tell whether the font can draw a character: what it lacks it draws as a question mark."""
+    """Return whether the font has a character; it draws others as a question mark."""
     return char == "?" or not np.array_equal(_glyph(char), _glyph("?"))
 
 
@@ -88,17 +88,3 @@ def shortened(text: str, size: int, room: int) -> str:
     while text and text_width(f"{text}…", size) > room:
         text = text[:-1].rstrip()
     return f"{text}…" if text else ""
-
-
-def wrapped(text: str, size: int, room: int, *, most: int = 3) -> list[str]:
-    """Break `text` into at most `most` lines of `room` pixels, at spaces where there are any."""
-    if room < 2 * size:
-        return [""]
-    lines: list[str] = []
-    while text_width(text, size) > room and len(lines) < most - 1:
-        fits = next(n for n in range(len(text), 0, -1) if text_width(text[:n], size) <= room)
-        space = text.rfind(" ", 0, fits + 1)
-        fits = space if space > 0 else fits
-        lines.append(text[:fits])
-        text = text[fits:].lstrip()
-    return [*lines, shortened(text, size, room)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segret_jax.visualize.text import canvas, draw, readable, shortened, text_width, wrapped
+from segret_jax.visualize.text import canvas, draw, readable, shortened, text_width
 
 
 def drawn(text: str) -> bytes:
@@ -60,13 +60,3 @@ def test_shortened_text_fits():
     assert short.endswith("…")
     assert text_width(short, 15) <= 60
     assert shortened("road", 15, 1) == ""
-
-
-def test_wrapped_text_keeps_every_word_while_three_lines_hold_it():
-    assert wrapped("road", 15, 200) == ["road"]
-    lines = wrapped("chest of drawers", 15, 70)
-    assert " ".join(lines) == "chest of drawers"
-    assert len(lines) > 1
-    assert all(text_width(line, 15) <= 70 for line in wrapped("x" * 80, 15, 70))
-    assert "".join(wrapped("x" * 20, 15, 70)) == "x" * 20
-    assert wrapped("road", 15, 10) == [""]
