@@ -1,6 +1,6 @@
 """TPU chips by name, with the peaks that bound a step, and slices of them to compile for.
 
-The peaks are the maker's published ones (Google Cloud's TPU pages).
+The peaks are those published by Google Cloud (TPU pages).
 """
 
 import re
@@ -15,7 +15,7 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Chip:
-    """What one chip can do at most; one chip is one JAX device."""
+    """The peaks of a chip, which is one JAX device."""
 
     flops: float  # per second, bfloat16 matrix products
     memory: float  # bytes of HBM
@@ -49,21 +49,22 @@ class Topology:
 
 
 def parse(name: str) -> Chip:
-    """Return the chip of a slice such as `v5e:4x4`; InputError says what is wrong."""
+    """Return the chip of a slice such as `v5e:4x4`; raise InputError for another form."""
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
         raise unknown_name("kind of chip", kind, CHIPS)
-    axes = CHIPS[kind].axes
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != axes:
+    axes, number = CHIPS[kind].axes, r"[1-9]\d*"
+    if not re.fullmatch("x".join([number] * axes), shape):
         example = "4x4" if axes == 2 else "2x2x4"
         raise InputError(f"--topology is {name!r}; write it like {kind}:{example}")
     return CHIPS[kind]
 
 
 def topology(name: str) -> Topology:
-    """Describe a slice of TPU chips to the compiler.
+    """Return the slice of TPU chips that `name` describes.
 
-    Raises InputError if the compiler is not installed, or does not know the shape.
+    Raises:
+        InputError: the compiler is not installed, or does not know the shape.
     """
     from jax.experimental import topologies
 

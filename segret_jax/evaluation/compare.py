@@ -1,8 +1,4 @@
-"""Compare two results: segret compare A/metrics.json B/metrics.json.
-
-Says whether they were made by one protocol; if so, how far B is from A, with a 95 % interval over
-images. Exit status: 0 comparable, 1 not comparable, 2 error.
-"""
+"""Comparison of two results: differences in protocol, and in mIoU with a 95 % interval."""
 
 from typing import Any
 
@@ -27,16 +23,16 @@ WHY = {
     "scales": "averaging over scales raises mIoU: by 0.2 to 1.1 points in the published results",
     "flip": "averaging with the mirrored image usually raises mIoU",
 }
+UNKNOWN = "a setting that this version does not know"
 IMPLIED = {"labels": "images", "window": "mode", "stride": "mode"}  # not told beside the other
 NUM_CLASSES = 5  # whose change is shown
 
 
 def differences(a: SavedResult, b: SavedResult) -> list[str]:
-    """Return a line for each setting that must agree and does not, with the reason."""
+    """Return a line for each setting that differs and must agree, with the reason."""
     lines = _differing(a.protocol["must_agree"], b.protocol["must_agree"])
-    unknown = "a setting that this version does not know"
     found = [
-        f"{line}\n      {WHY.get(key, unknown)}"
+        f"{line}\n      {WHY.get(key, UNKNOWN)}"
         for key, line in lines.items()
         if IMPLIED.get(key) not in lines
     ]
@@ -51,7 +47,7 @@ def differences(a: SavedResult, b: SavedResult) -> list[str]:
 
 
 def allowed(a: SavedResult, b: SavedResult) -> list[str]:
-    """Return a line for each setting that differs and may."""
+    """Return a line for each setting that differs and may differ."""
     return [*_differing(a.protocol["may_differ"], b.protocol["may_differ"]).values()]
 
 
@@ -79,33 +75,26 @@ def left_out(a: SavedResult, b: SavedResult) -> list[str]:
 def difference(a: SavedResult, b: SavedResult) -> str:
     """Return mIoU of both and B - A, each with its interval, and the classes that changed most.
 
-    The bootstrap is paired: both are scored on the same draws of images, so that what makes a
-    draw hard for both cancels.
+    The bootstrap is paired: both are scored on the same draws of images, so that the difficulty of
+    a draw cancels.
     """
     samples = [resampled_mean_iou(result.images) for result in (a, b)]
     iou = [result.images.total().iou for result in (a, b)]
-    scores = [float(mean(values)) for values in iou]
-    lines = [_score(*row) for row in zip(("A", "B"), scores, samples, strict=True)]
+    scores, lines = [float(mean(values)) for values in iou], []
+    for name, score, drawn in zip("AB", scores, samples, strict=True):
+        low, high = interval(drawn)
+        lines.append(f"{name} mIoU  {100 * score:.2f}  [{100 * low:.2f}, {100 * high:.2f}]")
     low, high = interval(samples[1] - samples[0])
-    verdict = (
-        "it includes 0: these images do not tell A from B"
-        if low <= 0 <= high
-        else f"it excludes 0: {'B' if low > 0 else 'A'} is better on images like these"
-    )
-    lines.append(
-        f"B - A   {100 * (scores[1] - scores[0]):+.2f}  [{100 * low:+.2f}, {100 * high:+.2f}], "
-        f"paired; {verdict}"
-    )
-    return "\n".join([*lines, "", *_changes(*iou, names=[*a.content["classes"]])])
-
-
-def _score(name: str, score: float, samples: np.ndarray) -> str:
-    low, high = interval(samples)
-    return f"{name} mIoU  {100 * score:.2f}  [{100 * low:.2f}, {100 * high:.2f}]"
+    verdict = f"it excludes 0: {'B' if low > 0 else 'A'} is better on images like these"
+    if low <= 0 <= high:
+        verdict = "it includes 0: these images do not tell A from B"
+    change = f"{100 * (scores[1] - scores[0]):+.2f}  [{100 * low:+.2f}, {100 * high:+.2f}]"
+    lines += [f"B - A   {change}, paired; {verdict}", ""]
+    return "\n".join(lines + _changes(*iou, names=[*a.content["classes"]]))
 
 
 def _changes(a: np.ndarray, b: np.ndarray, *, names: list[str]) -> list[str]:
-    """Describe the classes whose IoU changed most; one that is in neither, or in one, has none."""
+    """Describe the classes whose IoU changed most, of those that occur in both."""
     change = np.nan_to_num(b - a)
     most = [i for i in np.argsort(-np.abs(change), kind="stable")[:NUM_CLASSES] if change[i]]
     width = max((len(names[i]) for i in most), default=0)

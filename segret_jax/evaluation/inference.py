@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 from tqdm import tqdm
 
 from segret_jax.config import EvalConfig
-from segret_jax.data.transforms import normalize, resize_for_evaluation
+from segret_jax.data.transforms import resize_for_evaluation
 from segret_jax.errors import InputError
 from segret_jax.evaluation.plan import Plan, Size, Tiling, logits_size, scaled_target, tilings
 from segret_jax.evaluation.rescale import (
@@ -51,7 +51,7 @@ Views = list[Float[Array, "b h w k"]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image as the network will see it: 8-bit at each scale, with its tiling there."""
+    """The inputs of the network for an image: 8-bit at each scale, with the tiling there."""
 
     size: Size
     scales: list[tuple[UInt8[np.ndarray, "_ _ 3"], Tiling]]
@@ -59,14 +59,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Each pixel's best class, and where a second comes as close to it as rounding."""
+    """Each pixel's best class, and whether a second ties with it within rounding."""
 
     label_map: UInt8[np.ndarray, "h w"]
     tied: Bool[np.ndarray, "h w"]
 
 
 class Programs(NamedTuple):
-    """What runs on the devices, each on its share of a batch."""
+    """The compiled programs; each device runs them on its share of a batch."""
 
     network: Any
     rows: Any
@@ -112,22 +112,19 @@ class Predictor:
         averages = ((corner, self.programs.average(views)) for corner, views in parts)
         return assemble(averages, (image.shape[0], image.shape[1]))[0]
 
-    def network_input(
-        self, image: UInt8[np.ndarray, "h w 3"]
-    ) -> Float32[np.ndarray, "new_h new_w 3"]:
-        """Return the resized and normalized image that the network sees at scale 1."""
-        return normalize(self._resized(image, 1.0))
-
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
-        """Resize an image for `predict`: work for the host, which threads can do ahead."""
+        """Resize an image for `predict`; threads of the host can do this ahead."""
         size = image.shape[0], image.shape[1]
-        resized = [self._resized(image, scale) for scale in self.config.scales]
+        targets = [scaled_target(self.config, scale) for scale in self.config.scales]
+        multiple = self.config.multiple_of
+        resized = [resize_for_evaluation(image, target=t, multiple=multiple) for t in targets]
         return Prepared(size, list(zip(resized, tilings(size, self.config), strict=True)))
 
     def predict(self, batch: Sequence[Prepared]) -> list[Prediction]:
         """Predict up to `batch_size` images whose tiles have the same sizes, as in a `Plan`.
 
-        Raises InputError if the network's output is not a number.
+        Raises:
+            InputError: the network's output is not a number.
         """
         judged = [(corner, self.programs.best(views)) for corner, views in self._blocks(batch)]
         best, tied = (
@@ -143,9 +140,9 @@ class Predictor:
         return [Prediction(best[area], tied[area]) for area in areas]
 
     def forecast(self, plan: Plan) -> str:
-        """Compile the plan's largest input, run it, and return in words what all will need.
+        """Compile and run the plan's largest input; return the memory and time of the plan as text.
 
-        Memory is that of its weights and buffers and of the logits held; time is that of the
+        Memory is that of the weights, the buffers and the logits held; time is that of the
         compilations and the passes.
         """
         pixels = self._split(np.zeros((self.batch_size, *plan.largest, 3), np.uint8))
@@ -168,10 +165,6 @@ class Predictor:
             f"{tqdm.format_interval(seconds)}"
         )
 
-    def _resized(self, image: np.ndarray, scale: float) -> np.ndarray:
-        target = scaled_target(self.config, scale)
-        return resize_for_evaluation(image, target=target, multiple=self.config.multiple_of)
-
     def _views(self, batch: Sequence[Prepared]) -> list[list[Tile]]:
         """Run the network on every tile of every view, one after the other.
 
@@ -186,7 +179,7 @@ class Predictor:
         ]
 
     def _tile(self, batch: Sequence[Prepared], scale: int, number: int, *, mirrored: bool) -> Tile:
-        """Run the network on one tile of each image; an image without it counts nothing there."""
+        """Run the network on one tile of each image; an image without it gets zero weights."""
         height, width = tile = batch[0].scales[scale][1].tile
         expected = logits_size(tile, self.stride)
         pixels = np.zeros((self.batch_size, height, width, 3), np.uint8)
@@ -234,7 +227,7 @@ def _largest(batch: Sequence[Prepared]) -> Size:
 
 @functools.cache
 def compiled_programs(graph: nnx.GraphDef[Any], mesh: Mesh) -> Programs:
-    """Build the programs; every evaluation in a training run uses the same compiled ones."""
+    """Build the programs, once for all evaluations of a training run."""
 
     split = PartitionSpec("data")
 

@@ -1,6 +1,5 @@
-"""The pictures that a user points at: a file, or a folder as cameras and people leave it."""
+"""The pictures to predict: a file, or those in a folder."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ MOST_NAMED = 10
 
 @dataclass(frozen=True)
 class Found:
-    """Pictures to read, and in words what else lies there and is not read."""
+    """Pictures to read, and notes about other files that are not read."""
 
     files: list[Path]
     notes: list[str] = field(default_factory=list)
@@ -37,14 +36,16 @@ class Found:
 def find_pictures(path: Path) -> Found:
     """Return the picture `path`, or those in the folder `path`, sorted, without its subfolders.
 
-    Hidden files, system files and our own outputs are passed over. Raises InputError if there is no
-    picture.
+    Hidden files, system files and outputs of this package are left out.
+
+    Raises:
+        InputError: there is no picture.
     """
     if path.is_file():
         return Found([path])
     if not path.is_dir():
         raise InputError(f"there is no image or folder {path}")
-    files, others, ours, folders = [], Counter[str](), 0, []
+    files, others, outputs, folders = [], Counter[str](), 0, []
     for file in sorted(path.iterdir()):
         if file.name.startswith(".") or file.name.lower() in SYSTEM_FILES:
             continue
@@ -55,24 +56,24 @@ def find_pictures(path: Path) -> Found:
         elif file.suffix.lower() not in SUFFIXES:
             others[file.suffix.lower() or "without a suffix"] += 1
         elif is_own_output(file):
-            ours += 1
+            outputs += 1
         else:
             files.append(file)
-    notes = _notes(others, ours, [folder for folder in folders if _holds_pictures(folder)])
+    notes = _notes(others, outputs, [*filter(_holds_pictures, folders)])
     if not files:
         notes = notes or ["subfolders are not read"] * bool(folders)
         raise InputError("; ".join([f"no images in {path}", *notes]))
     return Found(files, notes)
 
 
-def _notes(others: Counter[str], ours: int, folders: Sequence[Path]) -> list[str]:
+def _notes(others: Counter[str], outputs: int, folders: Sequence[Path]) -> list[str]:
     notes = []
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         remedy = " (convert HEIC to JPEG first)" if others.keys() & HEIC else ""
         notes.append(f"not read, as no image of a known kind: {kinds}{remedy}")
-    if ours:
-        notes.append(f"not read, as written by segret predict or eval: {ours}")
+    if outputs:
+        notes.append(f"not read, as written by segret predict or eval: {outputs}")
     if folders:
         notes.append(f"subfolders are not read, but hold images: {abbreviated(folders)}")
     return notes
@@ -80,40 +81,37 @@ def _notes(others: Counter[str], ours: int, folders: Sequence[Path]) -> list[str
 
 def _holds_pictures(folder: Path) -> bool:
     """Look into a folder, not further; a link may lead anywhere, also back."""
-    if folder.is_symlink():
-        return False
     try:
-        with os.scandir(folder) as entries:
-            files = (Path(entry.path) for entry in entries if entry.is_file())
-            return any(
-                file.suffix.lower() in SUFFIXES and not is_own_output(file) for file in files
-            )
+        return not folder.is_symlink() and any(
+            file.suffix.lower() in SUFFIXES and file.is_file() and not is_own_output(file)
+            for file in folder.iterdir()
+        )
     except OSError:
         return False
 
 
 def abbreviated(things: Sequence[object]) -> str:
-    """Name things in a line, the first ones if there are many."""
+    """Return a line that lists the first things and the number of the others."""
     more = f" and {len(things) - MOST_NAMED} more" if len(things) > MOST_NAMED else ""
     return ", ".join(map(str, things[:MOST_NAMED])) + more
 
 
 def read_picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read a picture upright, as RGB, 0 to 255; InputError for whatever prevents it."""
+    """Read a picture upright, as RGB, 0 to 255; raise InputError if that fails in any way."""
     if file.suffix.lower() in HEIC:
         raise InputError(f"{file}: HEIC is not read; convert it to JPEG first")
     try:
         return decode_image(file, upright=True)
     except InputError:
         raise
-    except Exception as error:  # a damaged file meets Pillow's readers anywhere
+    except Exception as error:  # Pillow's readers raise anything for a damaged file
         raise InputError(f"{file}: cannot be read as an image ({error!r})") from error
 
 
 def num_frames(file: Path) -> int:
-    """Return how many frames or pages a picture file holds: the first one is read."""
+    """Return the number of frames or pages of a picture file, of which the first is read."""
     try:
         with Image.open(file) as image:
             return getattr(image, "n_frames", 1)
-    except Exception:  # what is read is whole; a damaged end of a film is no matter
+    except Exception:  # the first frame was read; damage in later ones does not matter
         return 1

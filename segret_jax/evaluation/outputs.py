@@ -1,6 +1,6 @@
-"""Which files may be replaced: our own outputs of the same picture, never any other file.
+"""The outputs of `segret predict`: they replace outputs of the same picture, and no other file.
 
-Every output holds PNG text that names this package and the picture that it was made from.
+Every output holds PNG text that names this package and the picture.
 """
 
 import hashlib
@@ -32,9 +32,12 @@ class Outputs:
 def plan_outputs(files: Sequence[Path], folder: Path) -> list[Outputs]:
     """Name the outputs of pictures in `folder`: NAME_label.png and NAME_overlay.png.
 
-    Names that differ in their suffix only keep it: x.jpg and x.png give x.jpg_label.png and
-    x.png_label.png. Raises InputError if two outputs would have one name, or if one would replace a
-    file that is not ours, or ours of another picture.
+    Names that differ only in their suffix keep it: x.jpg and x.png give x.jpg_label.png and
+    x.png_label.png.
+
+    Raises:
+        InputError: two outputs would have one name, or one would replace another file than an
+            output of the same picture.
     """
     stems = Counter(_folded(file.stem) for file in files)
     found: dict[str, Path] = {}
@@ -44,31 +47,30 @@ def plan_outputs(files: Sequence[Path], folder: Path) -> list[Outputs]:
         other = found.setdefault(_folded(name), file)
         if other is not file:
             raise InputError(f"{file} and {other} would be written to the same files: rename one")
-        paths = (folder / f"{name}_label.png", folder / f"{name}_overlay.png")
-        planned.append(Outputs(*paths, info=png_text(file.name, file)))
-        check_replaceable(dict.fromkeys(paths, planned[-1].info))
+        label, overlay = folder / f"{name}_label.png", folder / f"{name}_overlay.png"
+        info = png_text(file.name, file)
+        check_replaceable({label: info, overlay: info})
+        planned.append(Outputs(label, overlay, info))
     return planned
 
 
 def _folded(name: str) -> str:
-    """Return a form that is equal for names which some file systems take for one."""
+    """Return a form that is equal for names that some file systems do not distinguish."""
     return unicodedata.normalize("NFC", name).lower()
 
 
 def png_text(name: str, file: Path | None = None) -> dict[str, str]:
-    """Return the text for an output that is made from the picture `name`.
+    """Return the text for an output of the picture `name`.
 
     The path of `file` is stored as a hash, because outputs may be published.
     """
-    source = name
-    if file:
-        place = os.fsencode(os.path.realpath(file))
-        source = f"{name} ({hashlib.sha256(place).hexdigest()[:12]})"
-    return {"Software": SOFTWARE, "Source": source}
+    path = os.fsencode(os.path.realpath(file)) if file else b""
+    suffix = f" ({hashlib.sha256(path).hexdigest()[:12]})" if file else ""
+    return {"Software": SOFTWARE, "Source": name + suffix}
 
 
 def is_own_output(file: Path) -> bool:
-    """Return whether a file is one of our outputs."""
+    """Return whether a file is an output of this package."""
     return file.suffix.lower() == ".png" and _info(file).get("Software") == SOFTWARE
 
 
@@ -80,17 +82,15 @@ def check_replaceable(files: Mapping[Path, Mapping[str, str]]) -> None:
         found = _info(file)
         if found.get("Software") != SOFTWARE:
             raise InputError(f"{file} exists and is not an output of ours: give another --out")
-        if found.get("Source") != info["Source"]:
-            raise InputError(
-                f"{file} was made from another picture, {found.get('Source')}: give another --out, "
-                "or delete it"
-            )
+        if (source := found.get("Source")) != info["Source"]:
+            remedy = "give another --out, or delete it"
+            raise InputError(f"{file} was made from another picture, {source}: {remedy}")
 
 
 def _info(file: Path) -> dict[Any, Any]:
-    """Return the texts of a PNG; nothing of a file that is none."""
+    """Return the texts of a PNG, none of another file."""
     try:
         with Image.open(file, formats=["PNG"]) as image:
             return dict(image.info)
-    except Exception:  # a damaged file meets Pillow's reader anywhere
+    except Exception:  # Pillow's reader raises anything for a damaged file
         return {}

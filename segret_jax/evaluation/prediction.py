@@ -1,4 +1,4 @@
-"""Label maps and overlays of a user's pictures, as files."""
+"""Prediction of a user's pictures: label maps and overlays as files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,14 +17,14 @@ from segret_jax.visualize.pictures import overlay, save_png
 
 @dataclass
 class PredictionSummary:
-    """The number of pictures written, the errors of those not read, and those of several frames."""
+    """The number of predicted pictures, the errors of the others, and those of several frames."""
 
     count: int = 0
     faults: list[InputError] = field(default_factory=list)
     multi_frame: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
-        """Return lines about what the outputs leave out."""
+        """Return lines about frames that were not read."""
         if not self.multi_frame:
             return []
         return [f"of several frames only the first was read: {abbreviated(self.multi_frame)}"]
@@ -33,9 +33,16 @@ class PredictionSummary:
 def segment(
     predictor: Predictor, table: ClassTable, files: Sequence[Path], planned: Sequence[Outputs]
 ) -> PredictionSummary:
-    """Write the label map and the overlay of each picture, and skip those that cannot be read.
+    """Write the label map and the overlay of each picture.
 
-    Raises InputError if the disk refuses.
+    Args:
+        predictor: the model.
+        table: the classes.
+        files: the pictures; those that cannot be read are skipped.
+        planned: the outputs of each.
+
+    Raises:
+        InputError: the disk refuses.
     """
     done = PredictionSummary()
     bar = tqdm(files, "predict", unit="image", disable=len(files) == 1)

@@ -1,4 +1,4 @@
-"""A step that was not finite, made again from what `training.capture` kept of it."""
+"""Replay of a training step that was not finite and was saved by `training.capture`."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def find(folder: Path) -> Path:
-    """Return a folder of `capture`, or the newest one in a run's folder."""
+    """Return `folder` if it holds a captured step, or the newest such folder in it."""
     if (folder / "state").is_dir():
         return folder
     found = sorted(folder.glob("nonfinite_*"))
@@ -33,7 +33,7 @@ def find(folder: Path) -> Path:
 
 
 def faulty_inputs(captured: CapturedStep) -> list[str]:
-    """Name what is not finite of the state and of the batch."""
+    """Return the names of arrays of the state and the batch that are not finite."""
     trees = {
         "parameters": captured.state.params,
         "batch statistics": captured.state.batch_stats,
@@ -49,20 +49,28 @@ def faulty_inputs(captured: CapturedStep) -> list[str]:
 
 
 def replay(captured: CapturedStep, config: Config, dtype: str) -> bool:
-    """Make the step in one precision, tell what comes out, and return whether it is finite."""
+    """Run a captured step in one precision and print the result and its faults.
+
+    Args:
+        captured: the state and the batch.
+        config: the settings of model and training, perhaps others than those captured.
+        dtype: one of `PRECISIONS`.
+
+    Returns:
+        Whether loss and gradient are finite.
+
+    Raises:
+        InputError: `config` makes another model than the captured one.
+    """
     config.model.dtype = dtype
     train, state = config.train, captured.state
     platform = platform_of(jax.local_devices())
     bundle = abstract(config.model, captured.table.num_classes, platform=platform)
     if jax.tree.map(jnp.shape, bundle.params) != jax.tree.map(jnp.shape, state.params):
         raise InputError("the settings given make another model than the one that was captured")
-    part_loss = loss_function(bundle.graph, train)
-    gradient = jax.value_and_grad(part_loss, has_aux=True)
-    parts = train.accumulate
-    batch = {
-        key: jnp.asarray(x.reshape(parts, -1, *x.shape[1:]) if parts > 1 else x)
-        for key, x in captured.batch.items()
-    }
+    gradient = jax.value_and_grad(loss_function(bundle.graph, train), has_aux=True)
+    lead = (train.accumulate, -1) if train.accumulate > 1 else (-1,)
+    batch = {k: jnp.asarray(x.reshape(*lead, *x.shape[1:])) for k, x in captured.batch.items()}
 
     def step(state: Any, batch: Any) -> Any:
         grads, _, metrics = batch_gradient(gradient, state, batch, train)
@@ -77,5 +85,5 @@ def replay(captured: CapturedStep, config: Config, dtype: str) -> bool:
         for number, fault in enumerate(faults, start=1):
             print(f"  {number}. {fault}")
         if not faults:
-            print("  operation by operation all is finite: fused, they round another way")
+            print("  operation by operation all is finite: fused, they round differently")
     return finite
