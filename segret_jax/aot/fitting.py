@@ -1,7 +1,6 @@
 """Reports about the programs of a config: memory, operations and a bound on their time."""
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from segret_jax.aot import programs
@@ -13,6 +12,7 @@ from segret_jax.evaluation.plan import Size
 from segret_jax.models.config import model_name
 from segret_jax.models.flops import operations
 
+TRAIN_STEP, EVALUATION = "train step", "evaluation"
 Report = dict[str, Any]
 
 
@@ -23,18 +23,15 @@ def train_report(config: Config, topology: Topology) -> Report:
     shape += f" in {parts} parts" if parts > 1 else ""
     shape += f", mesh.fsdp {config.mesh.fsdp}" if config.mesh.fsdp != 1 else ""
     passes = 3 * batch  # the backward pass takes twice the operations of the forward pass
-    chips = len(topology.devices)
-    lower = programs.train_step
-    report = _report(config, topology, "train step", shape, lower, chips, passes, crop)
+    report = _report(config, topology, TRAIN_STEP, shape, passes, crop)
     return report | ({"expected_batch": expected_batch(report)} if "bound" in report else {})
 
 
 def evaluation_report(config: Config, topology: Topology) -> Report:
     """Compile the network of evaluation at its largest input for one host of `topology`."""
-    size, batch, chips = programs.largest_input(config), config.eval.batch_size, topology.one_host
-    shape, passes = f"{batch} image of {size[0]}x{size[1]} per chip", batch * len(chips)
-    lower = programs.evaluation
-    return _report(config, topology, "evaluation", shape, lower, len(chips), passes, size)
+    size, batch = programs.largest_input(config), config.eval.batch_size
+    shape = f"{batch} image of {size[0]}x{size[1]} per chip"
+    return _report(config, topology, EVALUATION, shape, batch * len(topology.one_host), size)
 
 
 def expected_batch(report: Report) -> int:
@@ -46,14 +43,16 @@ def expected_batch(report: Report) -> int:
 
 
 def _report(
-    config: Config, topology: Topology, program: str, shape: str,
-    lower: Callable, num_chips: int, passes: int, size: Size,
-) -> Report:  # fmt: skip
+    config: Config, topology: Topology, program: str, shape: str, passes: int, size: Size
+) -> Report:
     """Compile a program that makes `passes` forward passes of an image of `size`."""
     print(f"compiling the {program} ({shape}), which takes minutes", file=sys.stderr, flush=True)
     model, num_classes = config.model, class_table(config.data).num_classes
     remat = f", remat {','.join(map(str, model.remat))}" if model.remat else ""
     flops = passes * operations(model, num_classes, size)
+    is_train = program == TRAIN_STEP
+    lower = programs.train_step if is_train else programs.evaluation
+    chips = len(topology.devices if is_train else topology.one_host)
     lowered = lower(config, num_classes, topology)
     return {
         "model": model_name(model),
@@ -62,5 +61,5 @@ def _report(
         "batch_size": config.train.batch_size,
         "program": f"{model_name(model)}: {program}",
         "shape": f"{shape}, {model.dtype}{remat}",
-        **compile_for(lowered, topology, num_chips=num_chips, model_flops=flops),
+        **compile_for(lowered, topology, num_chips=chips, model_flops=flops),
     }

@@ -55,12 +55,15 @@ def picture(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> RGB
     The color goes with the square root of the share, so that a few percent are visible.
     """
     cell = int(np.clip(ROOM // len(counts), *CELLS))
+    size = min(FONT_SIZE, cell - 2)
     names = [text.readable(name, instead=f"class {i}") for i, name in enumerate(class_names)]
-    left = _names(names, cell)
+    short = [text.shortened(name, size, NAME_WIDTH) for name in names]
+    left = _column(short, cell, size, to_right=True)
     matrix = np.concatenate([left, _cells(_shares(counts), cell)], axis=1)
     below = _padded(np.rot90(left), left=left.shape[1])
-    words = _lines(HEADING), _lines(["Most confused:", *most_confused(counts, names)])
-    parts = [words[0], np.concatenate([matrix, below]), words[1]]
+    errors = ["Most confused:", *most_confused(counts, names)]
+    head, foot = (_column(lines, FONT_SIZE + GAP, FONT_SIZE) for lines in (HEADING, errors))
+    parts = [head, np.concatenate([matrix, below]), foot]
     width = max(part.shape[1] for part in parts)
     parts = [_padded(x, GAP, left=GAP, right=width - x.shape[1] + GAP) for x in parts]
     return _padded(np.concatenate(parts), below=GAP)
@@ -95,21 +98,11 @@ def _cells(shares: np.ndarray, side: int) -> RGB:
     return pixels
 
 
-def _names(names: Sequence[str], cell: int) -> RGB:
-    """Draw the name of each row, ending at the right."""
-    size = min(FONT_SIZE, cell - 2)
-    names = [text.shortened(name, size, NAME_WIDTH) for name in names]
-    widths = [text.text_width(name, size) for name in names]
-    picture = text.canvas(cell * len(names), max(widths) + GAP)
-    for i, (name, width) in enumerate(zip(names, widths, strict=True)):
-        text.draw(picture, name, max(widths) + GAP // 2 - width, cell * (i + 0.5), size)
-    return picture
-
-
-def _lines(lines: Sequence[str]) -> RGB:
-    height = FONT_SIZE + GAP
-    width = max(text.text_width(line, FONT_SIZE) for line in lines)
-    picture = text.canvas(height * len(lines), width + 1)
-    for i, line in enumerate(lines):
-        text.draw(picture, line, 0, height * i + FONT_SIZE / 2, FONT_SIZE)
+def _column(lines: Sequence[str], step: int, size: int, *, to_right: bool = False) -> RGB:
+    """Draw a line of text in the middle of every `step` rows."""
+    widths = [text.text_width(line, size) for line in lines]
+    picture = text.canvas(step * len(lines), max(widths) + GAP)
+    for i, (line, width) in enumerate(zip(lines, widths, strict=True)):
+        left = max(widths) + GAP // 2 - width if to_right else 0
+        text.draw(picture, line, left, step * (i + 0.5), size)
     return picture

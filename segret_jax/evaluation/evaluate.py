@@ -158,9 +158,7 @@ class _Reader:
     """Reads and prepares images; records or raises their errors."""
 
     def __init__(self, source: Source, indices: range, predictor: Predictor, *, skip_faulty: bool):
-        self.source = source
-        self.predictor = predictor
-        self.skip_faulty = skip_faulty
+        self.source, self.predictor, self.skip_faulty = source, predictor, skip_faulty
         self.faults: dict[int, str] = {}
         self.sizes: dict[int, Size] = {}
         for index in indices:

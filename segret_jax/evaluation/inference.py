@@ -26,24 +26,14 @@ from tqdm import tqdm
 from segret_jax.config import EvalConfig
 from segret_jax.data.transforms import resize_for_evaluation
 from segret_jax.errors import InputError
+from segret_jax.evaluation import rescale
 from segret_jax.evaluation.plan import Plan, Size, Tiling, logits_size, scaled_target, tilings
-from segret_jax.evaluation.rescale import (
-    BLOCK,
-    InterpolationMatrix,
-    Tile,
-    assemble,
-    blocks,
-    image_matrices,
-    multiply_columns,
-    multiply_rows,
-    stack_matrices,
-)
+from segret_jax.evaluation.rescale import BLOCK, InterpolationMatrix, Tile
 from segret_jax.models.factory import ModelBundle
 from segret_jax.models.forward import forward
 from segret_jax.parallel.mesh import data_mesh
 
 NOT_A_NUMBER = 255  # in a label map; no class has this number
-SLOW_PASS = 5.0  # seconds
 TIE = 1e-5  # a second best score this close to the best, relative to it or to 1, is a tie
 
 Views = list[Float[Array, "b h w k"]]
@@ -110,7 +100,7 @@ class Predictor:
         """Return each pixel's class probabilities at the image's own size."""
         parts = self._blocks([self.prepare(image)])
         averages = ((corner, self.programs.average(views)) for corner, views in parts)
-        return assemble(averages, (image.shape[0], image.shape[1]))[0]
+        return rescale.assemble(averages, (image.shape[0], image.shape[1]))[0]
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
         """Resize an image for `predict`; threads of the host can do this ahead."""
@@ -127,10 +117,8 @@ class Predictor:
             InputError: the network's output is not a number.
         """
         judged = [(corner, self.programs.best(views)) for corner, views in self._blocks(batch)]
-        best, tied = (
-            assemble(((corner, found[i]) for corner, found in judged), _largest(batch))
-            for i in (0, 1)
-        )
+        size = _largest(batch)
+        best, tied = (rescale.assemble(((c, x[i]) for c, x in judged), size) for i in (0, 1))
         areas = [np.s_[i, : image.size[0], : image.size[1]] for i, image in enumerate(batch)]
         if any(best[area].max() == NOT_A_NUMBER for area in areas):
             raise InputError(
@@ -149,13 +137,10 @@ class Predictor:
         start = time.perf_counter()
         program = self.programs.network.lower(self.variables, pixels).compile()
         compiled = time.perf_counter()
-        seconds = 0.0
-        for _ in range(2):  # the first run of a program is slow; a long one tells enough
-            if seconds < SLOW_PASS:
-                begun = time.perf_counter()
-                logits = jax.block_until_ready(self.programs.network(self.variables, pixels))
-                seconds = time.perf_counter() - begun
-        seconds *= plan.pixels / math.prod(plan.largest)
+        for _ in range(2):  # the first run of a program is slow
+            begun = time.perf_counter()
+            logits = jax.block_until_ready(program(self.variables, pixels))
+        seconds = (time.perf_counter() - begun) * plan.pixels / math.prod(plan.largest)
         seconds += len(plan.passes) * (compiled - start)
         needed = plan.held_logits * logits.shape[-1] * 4 * self.config.batch_size
         if (memory := program.memory_analysis()) is not None:
@@ -191,7 +176,7 @@ class Predictor:
                 top, left = tiling.corner(number)
                 whole = whole[:, ::-1] if mirrored else whole
                 pixels[i] = whole[top : top + height, left : left + width]
-                rows[i], columns[i] = image_matrices(
+                rows[i], columns[i] = rescale.image_matrices(
                     image.size, tiling, number, logits=expected, mirrored=mirrored
                 )
         # Block here: two passes in flight would double peak memory.
@@ -202,19 +187,14 @@ class Predictor:
                 f"the logits of an input of {height}x{width} are {found}, but the model's stride "
                 f"is {self.stride}: expected {expected[0]}x{expected[1]}; correct its `stride`"
             )
-        num_rows, num_columns = _largest(batch)
-        return Tile(
-            logits,
-            stack_matrices(rows, num_rows, multiple=BLOCK[0]),
-            stack_matrices(columns, num_columns, multiple=BLOCK[1]),
-        )
+        return Tile(logits, *map(rescale.stack_matrices, (rows, columns), _largest(batch), BLOCK))
 
     def _blocks(self, batch: Sequence[Prepared]) -> Iterator[tuple[Size, list[Array]]]:
         def on_devices(program: Any) -> Callable[[Array, np.ndarray, np.ndarray], Array]:
             return lambda logits, *matrix: program(logits, *self._split(matrix))
 
         rows, columns = on_devices(self.programs.rows), on_devices(self.programs.columns)
-        return blocks(self._views(batch), rows, columns)
+        return rescale.blocks(self._views(batch), rows, columns)
 
     def _split(self, arrays: Any) -> Any:
         """Put host arrays onto the devices, which JAX cannot infer with several processes."""
@@ -231,20 +211,18 @@ def compiled_programs(graph: nnx.GraphDef[Any], mesh: Mesh) -> Programs:
 
     split = PartitionSpec("data")
 
-    def per_device(function: Callable, *specs: PartitionSpec, check_vma: bool = True) -> Any:
+    def per_device(function: Callable, *specs: PartitionSpec, check: bool = True) -> Any:
         return jax.jit(
-            jax.shard_map(
-                function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=check_vma
-            ),
+            jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=check),
             in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
         )
 
     network = functools.partial(forward, graph)
     return Programs(
         # Its kernels do not declare over which axes their results vary.
-        network=per_device(network, PartitionSpec(), split, check_vma=False),
-        rows=per_device(multiply_rows, split, split, split),
-        columns=per_device(multiply_columns, split, split, split),
+        network=per_device(network, PartitionSpec(), split, check=False),
+        rows=per_device(rescale.multiply_rows, split, split, split),
+        columns=per_device(rescale.multiply_columns, split, split, split),
         average=per_device(_average, split),
         best=per_device(_best, split),
     )

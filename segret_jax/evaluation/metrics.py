@@ -1,4 +1,4 @@
-"""Scores of a set of images from counts of pixels, accumulated exactly in integers."""
+"""Scores of a set of images, from pixel counts in integers."""
 
 import io
 import threading
@@ -11,9 +11,8 @@ from jaxtyping import Float64, Int64, UInt8
 
 from segret_jax.data.class_table import IGNORE
 from segret_jax.evaluation import pixel_counts
-from segret_jax.evaluation.boundary import boundary_areas
+from segret_jax.evaluation.detailed_counts import SIZES, areas_by_size, boundary_areas
 from segret_jax.evaluation.pixel_counts import PixelCounts, mean, ratio
-from segret_jax.evaluation.regions import SIZES, areas_by_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +79,10 @@ class Metrics:
 
 
 class ConfusionAccumulator:
-    """Counts of pixels of a set of images; ignored pixels count neither in label nor prediction.
+    """Pixel counts of a set of images; ignored pixels count neither in label nor in prediction.
 
-    `counts` is the confusion matrix [label, prediction]. The areas of each image are kept too.
-    Images may come from several threads and in any order: the sums are the same.
+    `counts` is the confusion matrix [label, prediction]. The areas of each image are kept, too.
+    Several threads may add images in any order: the sums are the same.
     """
 
     def __init__(self, num_images: int, num_classes: int, *, detailed: bool = False):
@@ -100,19 +99,23 @@ class ConfusionAccumulator:
     def add(
         self, index: int, pred: UInt8[np.ndarray, "h w"], label: UInt8[np.ndarray, "h w"]
     ) -> None:
-        """Count image `index`. Predictions and labels are class ids; labels may be 255.
+        """Count image `index`.
 
-        Raises ValueError if it was counted before.
+        Args:
+            index: of the image in the set.
+            pred: class ids.
+            label: class ids, or 255 where pixels are ignored.
+
+        Raises:
+            ValueError: the image was counted before.
         """
         k = len(self.counts)
         valid = label != IGNORE
         pairs = k * label[valid].astype(np.int64) + pred[valid]
         counts = np.bincount(pairs, minlength=k * k).reshape(k, k)
-        boundary: np.ndarray | int = 0
-        by_size: np.ndarray | int = 0
-        if self._detailed:
-            judged = np.where(valid, pred, np.uint8(IGNORE))
-            boundary, by_size = boundary_areas(judged, label, k), areas_by_size(judged, label, k)
+        judged = np.where(valid, pred, np.uint8(IGNORE))
+        boundary = boundary_areas(judged, label, k) if self._detailed else 0
+        by_size = areas_by_size(judged, label, k) if self._detailed else 0
         with self._lock:
             if self.counted[index]:
                 raise ValueError(f"image {index} would be counted twice")

@@ -1,9 +1,9 @@
-"""Counts of pixels, the integers that every score is made of, and the bootstrap over images."""
+"""Counts of pixels, from which every score is computed, and the bootstrap over images."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
 RESAMPLES = 1000
 LEVEL = 95  # per cent
@@ -12,7 +12,7 @@ CHUNK = 100  # resamples drawn at once: bounds memory
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """Pixels of each class: in label and prediction at once, in the label, in the prediction."""
+    """Pixels of each class: in both label and prediction, in the label, in the prediction."""
 
     intersection: Int64[np.ndarray, "*sets k"]
     label: Int64[np.ndarray, "*sets k"]
@@ -36,19 +36,17 @@ class PixelCounts:
         """Return the sums over the first axis, the images."""
         return PixelCounts(self.intersection.sum(0), self.label.sum(0), self.pred.sum(0))
 
-    def __getitem__(
-        self, images: Int64[np.ndarray, " m"] | Bool[np.ndarray, " n"]
-    ) -> "PixelCounts":
+    def __getitem__(self, images: np.ndarray) -> "PixelCounts":
         return PixelCounts(self.intersection[images], self.label[images], self.pred[images])
 
 
 def ratio(part: np.ndarray | np.number, whole: np.ndarray | np.number) -> np.ndarray:
-    """Divide; nan where `whole` is 0, since no part of nothing can be right or wrong."""
+    """Divide; nan where `whole` is 0."""
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole != 0)
 
 
 def mean(scores: np.ndarray) -> np.ndarray:
-    """Return the mean over the last axis without the nans; nan where there is nothing else."""
+    """Return the mean over the last axis without the nans; nan where all are nan."""
     known = ~np.isnan(scores)
     return ratio(np.where(known, scores, 0).sum(-1), known.sum(-1))
 
@@ -56,8 +54,8 @@ def mean(scores: np.ndarray) -> np.ndarray:
 def resampled_mean_iou(images: PixelCounts, *, seed: int = 0) -> Float64[np.ndarray, " resamples"]:
     """Return mIoU of sets of n images, drawn from these n with replacement.
 
-    Equal n and seed draw equal sets, so that two predictions of the same images can be compared
-    set by set. Sums are matrix products of integers below 2**53, exact in float64.
+    Equal n and seed draw equal sets, so two predictions of the same images can be compared set by
+    set. Sums are matrix products of integers below 2**53, exact in float64.
     """
     num_images = len(images.label)
     rng, scores = np.random.default_rng(seed), []
@@ -72,10 +70,9 @@ def resampled_mean_iou(images: PixelCounts, *, seed: int = 0) -> Float64[np.ndar
 def interval(samples: Float64[np.ndarray, " resamples"]) -> tuple[float, float]:
     """Return the middle 95 % of the samples (percentile bootstrap); nan if there are none.
 
-    It answers how far the score would move had other images of the same kind been labeled. It
-    knows nothing of other trainings of the model, it is too narrow where images are not
-    independent (frames of a video), and a rough guide below some 50 images or where a class
-    occurs in a few of them only.
+    It estimates how the score varies with other images of the same kind. It does not include the
+    variation between trainings, it is too narrow for images that are not independent (frames of a
+    video), and it is rough below some 50 images or for a class that occurs in few of them.
     """
     samples = samples[~np.isnan(samples)]
     if not len(samples):

@@ -107,7 +107,7 @@ def image_matrices(
 
 
 def stack_matrices(
-    matrices: Sequence[InterpolationMatrix | None], num_rows: int, *, multiple: int
+    matrices: Sequence[InterpolationMatrix | None], num_rows: int, multiple: int
 ) -> InterpolationMatrix:
     """Put one matrix per image into [b, n, 4], n being `num_rows` up to a multiple.
 

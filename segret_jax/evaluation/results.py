@@ -31,6 +31,7 @@ METRICS = "metrics.json"
 PER_IMAGE = "per_image.npz"
 CONFUSION = ("confusion.csv", "confusion.png")
 KEYS = ("names", "intersection", "label_area", "pred_area")
+Plain = dict[str, Any]  # values of JSON
 AGAIN = "evaluate again with segret eval"
 
 
@@ -39,12 +40,12 @@ class SavedResult:
     """A result read from files: the scores, and the areas of each image in the order of `names`."""
 
     file: Path
-    content: dict[str, Any]
+    content: Plain
     names: list[str]
     images: PixelCounts
 
     @property
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> Plain:
         """The fingerprint; see `protocol.fingerprint`."""
         return self.content["protocol"]
 
@@ -93,7 +94,7 @@ def save(
     return file
 
 
-def prepare_folder(folder: Path, known: dict[str, Any]) -> None:
+def prepare_folder(folder: Path, known: Plain) -> None:
     """Create the folder of a result before the evaluation.
 
     Args:
@@ -111,7 +112,7 @@ def prepare_folder(folder: Path, known: dict[str, Any]) -> None:
         make_folder(folder)
 
 
-def _check_same(folder: Path, present: Path, known: dict[str, Any]) -> None:
+def _check_same(folder: Path, present: Path, known: Plain) -> None:
     try:
         content = json.loads((folder / METRICS).read_bytes())
     except (OSError, ValueError):
@@ -134,17 +135,19 @@ def _check_same(folder: Path, present: Path, known: dict[str, Any]) -> None:
 
 
 def write(
-    folder: Path,
-    content: dict[str, Any],
-    *,
-    protocol: dict[str, Any],
-    names: Sequence[str],
-    images: PixelCounts,
+    folder: Path, content: Plain, *, protocol: Plain, names: Sequence[str], images: PixelCounts
 ) -> Path:
-    """Write both files into `folder` and return the path of metrics.json.
+    """Write metrics.json and per_image.npz, each atomically; return the path of metrics.json.
 
-    `content` are the scores, `names` those of the images counted, in the order of `images`. Each
-    file appears whole or not at all. Raises InputError if the disk refuses.
+    Args:
+        folder: created if it does not exist.
+        content: the scores.
+        protocol: of `protocol.fingerprint`.
+        names: of the images counted.
+        images: the areas of each, in the order of `names`.
+
+    Raises:
+        InputError: the disk refuses.
     """
     if len(names) != len(images.label):
         raise ValueError(f"{len(names)} names of {len(images.label)} images; give those counted")
@@ -163,8 +166,9 @@ def write(
 def read(file: Path) -> SavedResult:
     """Read a metrics.json and the per_image.npz beside it.
 
-    Raises InputError if one is missing or damaged, if the file was written before results had a
-    protocol, or if the two do not belong together.
+    Raises:
+        InputError: one is missing or damaged, the file is older than protocols, or the two do not
+            belong together.
     """
     text = _bytes_of(file, "evaluate first, or give another file")
     try:

@@ -70,8 +70,6 @@ def read_reference(file: Path, stages: Collection[str]) -> list[Case]:
     Raises:
         InputError: the file cannot be read, or holds other tensors.
     """
-    if not file.is_file():
-        raise InputError(f"there is no file --reference {file}")
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
             arrays = dict(stored)
@@ -189,8 +187,8 @@ def compare(outputs: Outputs, expected: Outputs) -> dict[str, Any]:
         ours = outputs[stage]
         if ours.shape != theirs.shape:
             raise InputError(
-                f"{stage} of the reference has the shape {theirs.shape} (channels last), the "
-                f"model's {ours.shape}: it is of another model, or of other classes"
+                f"{stage} of the reference has the shape {theirs.shape} (channels last), that of "
+                f"the model {ours.shape}: give a reference of the same model and classes"
             )
         difference = ours.astype(np.float64) - theirs
         rms = max(_rms(theirs), np.finfo(np.float64).tiny)
@@ -226,18 +224,18 @@ def _program(graph: nnx.GraphDef[Any]) -> Callable:
 def to_text(certificate: dict[str, Any]) -> str:
     """Return a certificate as Markdown."""
     stages, tolerance = certificate["starts_in"], certificate["tolerance"]
-    model, compared_with = certificate["model"], certificate["compared_with"]
-    lines = [f"# {certificate['verdict'].upper()}: {model}, against {compared_with}", ""]
-    lines.append(
+    title = f"{certificate['model']}, against {certificate['compared_with']}"
+    lines = [
+        f"# {certificate['verdict'].upper()}: {title}\n",
         f"float32 passes where no value is further off than {tolerance:g} of the RMS; 1e-5 is "
-        "typical."
-    )
+        "typical.",
+    ]
     if stages:
         suspects = "; or ".join(f"{stage}: {certificate['stages'][stage]}" for stage in stages)
-        lines += ["", f"**It goes wrong first in {suspects}.**"]
+        lines.append(f"\n**It goes wrong first in {suspects}.**")
     if len(stages) > 1:
-        lines += ["", f"Which of them, a reference with {', '.join(stages[:-1])} would tell."]
-    lines += ["", "| forward | stage | largest error / RMS | RMS of the error / RMS |"]
+        lines.append(f"\nWhich of them, a reference with {', '.join(stages[:-1])} would tell.")
+    lines.append("\n| forward | stage | largest error / RMS | RMS of the error / RMS |")
     lines.append("| --- | --- | --- | --- |")
     for name, comparison in certificate["comparisons"].items():
         for part, error in comparison["errors"].items():

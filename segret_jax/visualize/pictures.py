@@ -92,14 +92,10 @@ def grid(
     parts = [head]
     for image, label, pred in rows:
         shown = image, colorize(label, table), colorize(pred, table)
-        scaled = [_scaled(picture, cell) for picture in shown]
-        parts.append(canvas(len(scaled[0]) + GAP, width))
-        for left, picture in zip(lefts, scaled, strict=True):
-            parts[-1][:-GAP, left : left + cell] = picture
+        height = max(1, round(image.shape[0] * cell / image.shape[1]))
+        parts.append(canvas(height + GAP, width))
+        for left, picture in zip(lefts, shown, strict=True):
+            scaled = Image.fromarray(picture).resize((cell, height), Image.Resampling.BOX)
+            parts[-1][:height, left : left + cell] = scaled
     labels = [one for _, label, pred in rows for one in (label, pred)]
     return np.concatenate([*parts, legend(table, labels, width=width)])
-
-
-def _scaled(picture: RGB, width: int) -> RGB:
-    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))

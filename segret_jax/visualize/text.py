@@ -30,25 +30,13 @@ def _font() -> cv2.FontFace:
 def readable(text: str, instead: str) -> str:
     """Return the part of `text` that the font can draw, or `instead` if it lacks a letter or digit.
 
-    Accents that the font lacks, emoji and control characters are dropped.
+    Other characters that the font lacks, such as emoji, are dropped, and so are control characters.
     """
     text = " ".join(unicodedata.normalize("NFC", text).split())
-    drawn = "".join(map(_drawable, text)).strip()
-    if (text and not drawn) or any(not _has_glyph(char) for char in drawn):
-        return instead
-    return drawn
-
-
-def _drawable(char: str) -> str:
-    """Return a character, without its accents if the font lacks it with them."""
-    category = unicodedata.category(char)
-    if category[0] == "C":  # a line break or NUL would end the line
-        return ""
-    if _has_glyph(char):
-        return char
-    parts = unicodedata.normalize("NFKD", char)
-    base = "".join(part for part in parts if not unicodedata.combining(part))
-    return base if category[0] in "LN" or base.isascii() else ""
+    kinds = [(char, unicodedata.category(char)[0]) for char in text]  # L: letter, N: number
+    kept = [c for c, kind in kinds if kind != "C" and (kind in "LN" or _has_glyph(c))]
+    drawn = "".join(kept).strip()
+    return drawn if all(map(_has_glyph, drawn)) and (drawn or not text) else instead
 
 
 @functools.cache

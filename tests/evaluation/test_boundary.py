@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from segret_jax.evaluation.boundary import boundary_areas, rim
+from segret_jax.evaluation.detailed_counts import boundary_areas, rim
 
 IGNORE = 255
 

@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from segret_jax.evaluation.boundary import boundary_areas
+from segret_jax.evaluation.detailed_counts import areas_by_size, boundary_areas
 from segret_jax.evaluation.metrics import ConfusionAccumulator, Metrics
-from segret_jax.evaluation.regions import areas_by_size
 from tests import golden_weights as golden
 
 IGNORE = 255
@@ -194,7 +193,7 @@ def test_threads_and_order_change_nothing():
     assert confusion.metrics().to_dict(names) == expected.metrics().to_dict(names)
 
 
-# Details: what they are is tested beside `boundary` and `regions`
+# Details: test_boundary.py and test_regions.py test what they are
 
 
 def test_details_are_summed_over_images_without_ignored_pixels():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from segret_jax.evaluation.detailed_counts import SIZES, areas_by_size, component_sizes
 from segret_jax.evaluation.pixel_counts import PixelCounts
-from segret_jax.evaluation.regions import SIZES, areas_by_size, component_sizes
 
 IGNORE = 255
 SMALL, MEDIUM, LARGE = range(3)
