@@ -120,8 +120,8 @@ def evaluate(
         return predicted
 
     counted = prefetch(count, _predictions(predictor, reader, plan), workers=2, ahead=2)
-    total, is_hidden = sum(map(len, plan.batches)), not processes.is_primary()
-    bar = tqdm(counted, "evaluate", total, leave=False, unit="image", disable=is_hidden)
+    total, hidden = sum(map(len, plan.batches)), not processes.is_primary()
+    bar = tqdm(counted, "evaluate", total, leave=False, mininterval=1, unit="image", disable=hidden)
     for index, sample, prediction in bar:
         if stopped := canceled():
             break

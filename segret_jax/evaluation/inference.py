@@ -12,7 +12,6 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -39,16 +38,14 @@ TIE = 1e-5  # a second best score this close to the best, relative to it or to 1
 Views = list[Float[Array, "b h w k"]]
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """The inputs of the network for an image: 8-bit at each scale, with the tiling there."""
 
     size: Size
     scales: list[tuple[UInt8[np.ndarray, "_ _ 3"], Tiling]]
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """Each pixel's best class, and whether a second ties with it within rounding."""
 
     label_map: UInt8[np.ndarray, "h w"]
@@ -190,11 +187,11 @@ class Predictor:
         return Tile(logits, *map(rescale.stack_matrices, (rows, columns), _largest(batch), BLOCK))
 
     def _blocks(self, batch: Sequence[Prepared]) -> Iterator[tuple[Size, list[Array]]]:
-        def on_devices(program: Any) -> Callable[[Array, np.ndarray, np.ndarray], Array]:
+        def run(program: Any) -> rescale.Multiply:
             return lambda logits, *matrix: program(logits, *self._split(matrix))
 
-        rows, columns = on_devices(self.programs.rows), on_devices(self.programs.columns)
-        return rescale.blocks(self._views(batch), rows, columns)
+        multiply = run(self.programs.rows), run(self.programs.columns)
+        return rescale.blocks(self._views(batch), *multiply)
 
     def _split(self, arrays: Any) -> Any:
         """Put host arrays onto the devices, which JAX cannot infer with several processes."""
@@ -208,7 +205,6 @@ def _largest(batch: Sequence[Prepared]) -> Size:
 @functools.cache
 def compiled_programs(graph: nnx.GraphDef[Any], mesh: Mesh) -> Programs:
     """Build the programs, once for all evaluations of a training run."""
-
     split = PartitionSpec("data")
 
     def per_device(function: Callable, *specs: PartitionSpec, check: bool = True) -> Any:

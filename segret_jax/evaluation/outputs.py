@@ -76,13 +76,11 @@ def is_own_output(file: Path) -> bool:
 
 def check_replaceable(files: Mapping[Path, Mapping[str, str]]) -> None:
     """Raise InputError for a file that exists, unless it holds the text that is given for it."""
-    for file, info in files.items():
-        if not os.path.lexists(file):
-            continue
+    for file in filter(os.path.lexists, files):
         found = _info(file)
         if found.get("Software") != SOFTWARE:
             raise InputError(f"{file} exists and is not an output of ours: give another --out")
-        if (source := found.get("Source")) != info["Source"]:
+        if (source := found.get("Source")) != files[file]["Source"]:
             remedy = "give another --out, or delete it"
             raise InputError(f"{file} was made from another picture, {source}: {remedy}")
 

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 RESAMPLES = 1000
-LEVEL = 95  # per cent
 CHUNK = 100  # resamples drawn at once: bounds memory
 
 
@@ -77,5 +76,5 @@ def interval(samples: Float64[np.ndarray, " resamples"]) -> tuple[float, float]:
     samples = samples[~np.isnan(samples)]
     if not len(samples):
         return float("nan"), float("nan")
-    low, high = np.percentile(samples, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    low, high = np.percentile(samples, [2.5, 97.5])
     return float(low), float(high)

@@ -154,7 +154,8 @@ def write(
     stored = io.BytesIO()
     arrays = (np.array(names, str), images.intersection, images.label, images.pred)
     np.savez_compressed(stored, allow_pickle=False, **dict(zip(KEYS, arrays, strict=True)))
-    content = content | {"protocol": protocol, "per_image": _sha256(stored.getvalue())}
+    per_image = hashlib.sha256(stored.getvalue()).hexdigest()
+    content = content | {"protocol": protocol, "per_image": per_image}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     for name, data in ((PER_IMAGE, stored.getvalue()), (METRICS, text)):
         with disk_errors_as_input_errors(folder / name):
@@ -182,7 +183,7 @@ def read(file: Path) -> SavedResult:
         raise InputError(f"{file}: the protocol's id is not that of its settings; {AGAIN}")
     beside = file.parent / PER_IMAGE
     stored = _bytes_of(beside, f"it belongs to {file.name}: put it there, or {AGAIN}")
-    if _sha256(stored) != content["per_image"]:
+    if hashlib.sha256(stored).hexdigest() != content["per_image"]:
         raise InputError(f"{beside} does not belong to {file.name}, its hash differs; {AGAIN}")
     with np.load(io.BytesIO(stored)) as arrays:
         names, *areas = (arrays[key] for key in KEYS)
@@ -198,10 +199,6 @@ def _is_result(content: Any) -> bool:
     tables = protocol.get("must_agree"), protocol.get("may_differ"), content.get("classes")
     faults = content.get("faults", [])
     return all(isinstance(table, dict) for table in tables) and isinstance(faults, list)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _bytes_of(file: Path, remedy: str) -> bytes:

@@ -76,18 +76,17 @@ def read_reference(file: Path, stages: Collection[str]) -> list[Case]:
     except Exception as error:  # NumPy's reader raises anything for a damaged file
         raise InputError(f"--reference {file} cannot be read as .npz ({error}); {FORM}") from error
     groups: dict[str, Outputs] = {}
-    for key, array in arrays.items():
-        if array.dtype.kind not in "fiu" or not array.size or not array.ndim:
-            raise InputError(f"--reference {file}: {key} holds no numbers; {FORM}")
-        name, _, tensor = key.rpartition("/")
-        groups.setdefault(name, {})[tensor] = array
     try:
-        cases = [_case(name, tensors, stages) for name, tensors in groups.items()]
+        for key, array in arrays.items():
+            if array.dtype.kind not in "fiu" or not array.size or not array.ndim:
+                raise ValueError(f"{key} holds no numbers")
+            name, _, tensor = key.rpartition("/")
+            groups.setdefault(name, {})[tensor] = array
+        if not groups:
+            raise ValueError("it holds nothing")
+        return [_case(name, tensors, stages) for name, tensors in groups.items()]
     except ValueError as error:
         raise InputError(f"--reference {file}: {error}; {FORM}") from error
-    if not cases:
-        raise InputError(f"--reference {file} holds nothing; {FORM}")
-    return cases
 
 
 def _case(name: str, tensors: Outputs, stages: Collection[str]) -> Case:

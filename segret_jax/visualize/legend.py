@@ -48,13 +48,10 @@ def legend(
         entries.append((i, name, left, top))
         left += needed + 2 * gap
     picture = text.canvas(top + size + gap if entries else 2 * gap, width)
+    edge = max(1, size // FONT_SIZE)
     for i, name, left, top in entries:
-        _draw_swatch(picture[top : top + size, left : left + size], table.colors[i])
+        swatch = picture[top : top + size, left : left + size]
+        swatch[:] = text.INK
+        swatch[edge:-edge, edge:-edge] = table.colors[i]
         text.draw(picture, name, left + size + gap // 2, top + size / 2, size)
     return picture
-
-
-def _draw_swatch(area: RGB, color: UInt8[np.ndarray, "3"]) -> None:
-    area[:] = text.INK
-    edge = max(1, len(area) // FONT_SIZE)
-    area[edge:-edge, edge:-edge] = color

@@ -27,13 +27,13 @@ def test_a_sum_over_devices_is_one_all_reduce_of_its_result():
     assert collectives(text) == {"all-reduce": {"count": 1, "bytes": 400}}
 
 
-def test_an_all_gather_counts_what_arrives():
+def test_all_gather_counts_its_result():
     assert collectives(compiled_text(lambda x: x, split(8, 100))) == {
         "all-gather": {"count": 1, "bytes": 3200}
     }
 
 
-def test_what_a_loop_sends_counts_as_often_as_it_runs():
+def test_collectives_in_a_loop_count_once_per_iteration():
     def summed(x):
         def body(carry, row):
             return lax.with_sharding_constraint(jnp.outer(row * carry, row).sum(0), WHOLE), None
@@ -47,7 +47,7 @@ def test_what_a_loop_sends_counts_as_often_as_it_runs():
     assert found["all-reduce"] == {"count": 7, "bytes": 7 * 400}
 
 
-def test_a_reduce_scatter_counts_what_is_sent_not_the_part_that_is_left():
+def test_reduce_scatter_counts_the_bytes_sent():
     for groups in ("[2,4]<=[8]", "{{0,1,2,3},{4,5,6,7}}"):
         text = f"""\
 ENTRY %main.1 (p: f32[100]) -> f32[25] {{

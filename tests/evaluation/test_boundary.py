@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from segret_jax.evaluation.detailed_counts import boundary_areas, rim
+from segret_jax.evaluation.detailed_counts import boundary_areas, boundary_mask
 
 IGNORE = 255
 
@@ -17,34 +17,36 @@ def random_blobs(shape: tuple[int, int], seed: int, num_classes: int = 4) -> np.
     return labels
 
 
-def rim_of(mask: np.ndarray, distance: int) -> np.ndarray:
+def expected_mask(mask: np.ndarray, distance: int) -> np.ndarray:
     """A mask less its erosion, in steps of one pixel, outside the image being background."""
     return mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=distance)
 
 
 @pytest.mark.parametrize("shape", [(80, 107), (1, 1), (3, 200)])
-def test_areas_equal_the_definition(shape):
+def test_boundary_areas_equal_the_definition(shape):
     label, pred = random_blobs(shape, 0), random_blobs(shape, 1)
     pred[label == IGNORE] = IGNORE
     pred[(pred == IGNORE) & (label != IGNORE)] = 3
     distance = max(1, round(0.02 * (shape[0] ** 2 + shape[1] ** 2) ** 0.5))
     expected = []
     for k in range(4):
-        in_label, in_pred = rim_of(label == k, distance), rim_of(pred == k, distance)
+        in_label, in_pred = expected_mask(label == k, distance), expected_mask(pred == k, distance)
         expected.append([(in_label & in_pred).sum(), in_label.sum(), in_pred.sum()])
     found = boundary_areas(pred, label, 4)
     np.testing.assert_array_equal(found, np.array(expected).T)
     assert found[0].sum() < found[1].sum() or label.size == 1
 
 
-def test_the_rim_of_a_square_and_of_the_image():
+def test_boundary_mask_of_a_square_and_of_the_image():
     labels = np.zeros((20, 20), np.uint8)
     labels[5:15, 5:15] = 1
     expected = np.ones((20, 20), bool)
-    expected[7:13, 7:13] = False  # the square less two pixels; between the rims nothing is left
+    expected[7:13, 7:13] = (
+        False  # the square less two pixels; between the boundaries nothing is left
+    )
     expected[2:3, 2:18] = expected[17:18, 2:18] = False
     expected[2:18, 2:3] = expected[2:18, 17:18] = False
-    np.testing.assert_array_equal(rim(labels, 2), expected)
+    np.testing.assert_array_equal(boundary_mask(labels, 2), expected)
 
 
 def test_a_shifted_edge_costs_a_large_object_more_here_than_in_iou():

@@ -152,9 +152,7 @@ def test_a_class_that_never_occurs_is_no_change(tmp_path, capsys):
         ({"tta": 1}, "tta: A None, B 1", "a setting that this version does not know"),
     ],
 )
-def test_a_setting_that_must_agree_and_does_not_ends_with_1_and_the_reason(
-    tmp_path, capsys, setting, shown, reason
-):
+def test_differing_protocols_exit_with_1_and_a_reason(tmp_path, capsys, setting, shown, reason):
     a, b = write(tmp_path / "a", areas()), write(tmp_path / "b", areas(), **setting)
     status, lines = verdict(a, b, capsys)
     assert status == 1
@@ -164,7 +162,7 @@ def test_a_setting_that_must_agree_and_does_not_ends_with_1_and_the_reason(
     assert len(lines) == start + 3  # and no difference
 
 
-def test_what_may_differ_is_listed_and_allowed(tmp_path, capsys):
+def test_settings_that_may_differ_are_listed(tmp_path, capsys):
     a = write(tmp_path / "a", areas())
     b = write(tmp_path / "b", areas(), may_differ={"model.dtype": "bfloat16", "batch_size": 4})
     status, lines = verdict(a, b, capsys)
@@ -176,7 +174,7 @@ def test_what_may_differ_is_listed_and_allowed(tmp_path, capsys):
     assert lines[start + 3] == ""
 
 
-def test_an_incomplete_result_is_not_comparable_and_says_what_is_missing(tmp_path, capsys):
+def test_incomplete_result_is_not_comparable_and_names_missing_images(tmp_path, capsys):
     a = write(tmp_path / "a", areas())
     b = write(
         tmp_path / "b", areas()[np.arange(38)], images="f" * 64, num_images=38, labels="f" * 64,
@@ -202,7 +200,7 @@ def test_the_first_image_with_other_labels_is_named(tmp_path, capsys):
     assert line(lines, "the first image").endswith("labels differ: frame07")
 
 
-def test_the_command_ends_with_the_status_and_errors_in_one_line(tmp_path):
+def test_command_exits_with_its_status_and_prints_errors_in_one_line(tmp_path):
     a, b = write(tmp_path / "a", areas()), write(tmp_path / "b", areas(), flip=True)
     for other, status in ((a, 0), (b, 1), (str(tmp_path / "none.json"), 2)):
         command = [sys.executable, "-m", "segret_jax", "compare", a, other]

@@ -15,7 +15,7 @@ NAMES = ("sky", "Straße, 道路", 'so-called "tree"')
 COUNTS = np.array([[80, 15, 5], [0, 300, 100], [0, 0, 0]])
 
 
-def test_csv_gives_the_counts_and_names_back(tmp_path: Path):
+def test_csv_restores_counts_and_names(tmp_path: Path):
     confusion.write_csv(COUNTS, NAMES, tmp_path / "confusion.csv")
     with (tmp_path / "confusion.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
@@ -29,7 +29,7 @@ def test_a_csv_that_cannot_be_written_is_named(tmp_path: Path):
         confusion.write_csv(COUNTS, NAMES, path)
 
 
-def test_the_most_confused_pairs_in_words_worst_first():
+def test_most_confused_pairs_come_worst_first():
     assert confusion.most_confused(COUNTS, NAMES) == [
         "25.0 % of Straße, 道路 is taken for so-called \"tree\" (20 % of all pixels)",
         "15.0 % of sky is taken for Straße, 道路 (3 % of all pixels)",

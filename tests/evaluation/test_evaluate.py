@@ -100,7 +100,7 @@ def result_of(counts: list[list[int]]) -> Result:
     return Result(confusion.metrics(), 7, 2, confusion)
 
 
-def test_a_perfect_predictor_scores_one_and_a_wrong_one_zero():
+def test_perfect_predictor_scores_one_and_wrong_one_zero():
     result = finished(Scenes())
     np.testing.assert_array_equal(result.metrics.iou, [1, 1, np.nan])
     assert (result.metrics.mean_iou, result.metrics.all_acc, result.num_images) == (1, 1, 4)
@@ -139,7 +139,7 @@ def test_skipped_images_mark_the_result_incomplete_and_are_named():
         np.testing.assert_array_equal(image, Scenes()[i]["image"])
 
 
-def test_a_fault_in_the_header_is_found_before_the_start():
+def test_faulty_header_is_found_before_the_start():
     predictor = Reads()
     with pytest.raises(InputError, match=r"/data/3\.jpg: no such file"):
         run(Scenes(headless=(3,)), predictor=predictor)
@@ -150,7 +150,7 @@ def test_a_fault_in_the_header_is_found_before_the_start():
 
 
 @pytest.mark.parametrize("faulty", [(), (2,)])
-def test_in_batches_every_image_counts_once_and_a_faulty_one_keeps_its_place(faulty):
+def test_batches_count_every_image_once_and_keep_positions_of_faulty_ones(faulty):
     predictor = Reads(batch_size=3)
     predictor.mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     result = finished(Scenes(8, faulty=faulty), predictor=predictor, skip_faulty=True)
@@ -167,7 +167,7 @@ def test_ties_are_counted_where_there_is_a_label():
     assert finished(Scenes()).num_ties == sum((label[:, 0] != 255).sum() for label in labels)
 
 
-def test_what_will_be_needed_is_announced_before_the_start():
+def test_plan_and_forecast_are_announced_before_the_start():
     predictor = Reads()
     said: list[str] = []
     finished(Scenes(), predictor=predictor, announce=lambda text: said.append(
@@ -179,7 +179,7 @@ def test_what_will_be_needed_is_announced_before_the_start():
     assert len(said) == 1  # nothing to do, nothing to say
 
 
-def test_reading_goes_ahead_by_a_bounded_number_of_images():
+def test_prefetch_reads_a_bounded_number_of_images():
     read: list[int] = []
     ahead: list[int] = []
 
@@ -210,7 +210,7 @@ def test_a_set_of_faulty_images_only_has_no_score():
     assert result.to_dict(TABLE)["mIoU"] is None
 
 
-def test_canceled_between_images_there_is_no_result():
+def test_canceled_evaluation_returns_none():
     seen: list[str] = []
     result = run(
         Scenes(),
@@ -221,7 +221,7 @@ def test_canceled_between_images_there_is_no_result():
     assert len(set(seen)) == 2
 
 
-def test_summary_and_table_in_percent_worst_class_first_absent_ones_last():
+def test_summary_and_table_list_the_worst_class_first_and_absent_ones_last():
     # sky: 8 of 10 found, no other pixel; road: 5 of 5, and 2 of the sky's; bicyclist: never
     result = result_of([[8, 2, 0], [0, 5, 0], [0, 0, 0]])
     assert result.summary() == "mIoU 75.71  mAcc 90.00  aAcc 86.67  (7 images)"
@@ -234,7 +234,7 @@ def test_summary_and_table_in_percent_worst_class_first_absent_ones_last():
     ]
 
 
-def test_the_result_as_json():
+def test_result_is_strict_json():
     result = result_of([[8, 2, 0], [0, 5, 0], [0, 0, 0]])
     content = result.to_dict(TABLE)
     added = {"num_images": 7, "num_ties": 2, "complete": True, "faults": []}

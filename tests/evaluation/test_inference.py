@@ -74,13 +74,13 @@ def network_input(predictor: Predictor, image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", ["whole", "resize"])
-def test_the_network_sees_what_the_original_saw(model, case):
+def test_network_input_equals_the_original(model, case):
     predictor = Predictor(ModelBundle(*model), CASES[case], mesh=mesh(1))
     expected = EXPECTED[f"{case}/network_input"].transpose(1, 2, 0)
     np.testing.assert_allclose(network_input(predictor, IMAGE), expected, rtol=0, atol=1e-6)
 
 
-def test_the_goldens_tell_one_resize_of_the_logits_from_two(model):
+def test_goldens_distinguish_one_resize_of_the_logits_from_two(model):
     """Going directly from stride 4 to the image misses the original: the tolerance is no alibi."""
     predictor = Predictor(ModelBundle(*model), WHOLE, mesh=mesh(1))
     (pixels, _) = predictor.prepare(IMAGE).scales[0]
@@ -90,7 +90,7 @@ def test_the_goldens_tell_one_resize_of_the_logits_from_two(model):
     assert np.abs(np.asarray(direct) - expected).max() > 1e-3
 
 
-def test_the_goldens_tell_one_resize_of_the_image_from_two():
+def test_goldens_distinguish_one_resize_of_the_image_from_two():
     """(100, 150) keeps its ratio at (128, 192): no second resize. Of (90, 150) there is one."""
     image = np.ascontiguousarray(IMAGE[:90])
     predictor = Predictor.__new__(Predictor)
@@ -199,7 +199,7 @@ def test_sizes_of_images_compile_nothing(small):
     assert compiled == {"network": 2, "rows": 2, "columns": 2, "average": 0, "best": 1}
 
 
-def test_an_image_is_predicted_as_it_is_whatever_came_before(small):
+def test_prediction_does_not_depend_on_earlier_images(small):
     one, other = images((32, 64), (32, 64))
     predictor = Predictor(ModelBundle(*small), SMALL, mesh=mesh(1))
     alone = predictor.probabilities(one)
@@ -307,7 +307,7 @@ def test_ties_are_found(small):
             assert (prediction.tied == expected).all()
 
 
-def test_an_output_that_is_not_a_number_is_refused(small):
+def test_nan_output_is_rejected(small):
     graph, params, stats = small
     broken = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
     predictor = Predictor(ModelBundle(graph, broken, stats), SMALL, mesh=mesh(1))

@@ -63,7 +63,7 @@ def test_counts_equal_a_double_loop():
     np.testing.assert_array_equal(count(pairs, 5).counts, expected)
 
 
-def test_scores_of_a_case_done_by_hand():
+def test_scores_equal_a_case_computed_by_hand():
     pred = as_uint8([[0, 0, 1, 1], [0, 2, 2, 2]])
     label = as_uint8([[0, 1, 1, 1], [0, 2, IGNORE, 1]])
     # class 0: 2 common, 3 predicted, 2 labeled; 1: 2, 2, 4; 2: 1, 2 (one is ignored), 1
@@ -105,7 +105,7 @@ def test_nan_where_a_class_never_occurs_and_means_skip_it():
     assert metrics.to_dict(tuple("abcd"))["fwIoU"] == pytest.approx(2 / 3)
 
 
-def test_of_nothing_every_score_is_nan_and_none_in_json():
+def test_scores_of_no_pixels_are_nan_and_null_in_json():
     metrics = score([(as_uint8([[0]]), as_uint8([[IGNORE]]))], 2, detailed=True)
     assert np.isnan([*metrics.iou, *metrics.acc, metrics.all_acc]).all()
     assert np.isnan([metrics.mean_iou, metrics.mean_acc]).all()
@@ -117,7 +117,7 @@ def test_of_nothing_every_score_is_nan_and_none_in_json():
     }  # fmt: skip
 
 
-def test_details_are_made_only_where_asked_for():
+def test_details_are_computed_only_on_request():
     metrics = score([random_pair(0)], 5)
     assert metrics.boundary is metrics.by_size is None
     content = metrics.to_dict(tuple("abcde"))

@@ -37,7 +37,7 @@ def test_resampled_scores_equal_a_loop():
     assert len(set(expected)) > 100
 
 
-def test_the_seed_alone_decides_so_that_two_predictions_are_scored_on_the_same_draws():
+def test_resamples_depend_on_the_seed_alone():
     one, other = random_images(9, 4, seed=1), random_images(9, 4, seed=2)
     expected = [mean_iou(other, d) - mean_iou(one, d) for d in draws(9, seed=0)]
     difference = resampled_mean_iou(other) - resampled_mean_iou(one)
@@ -59,7 +59,7 @@ def test_the_interval_is_the_middle_of_the_samples_without_nan():
     assert np.isnan(interval(np.zeros(0))).all()
 
 
-def test_of_images_all_alike_the_interval_is_a_point_and_of_none_it_is_nan():
+def test_interval_of_equal_images_is_a_point_and_of_none_is_nan():
     alike = PixelCounts(*(np.full((5, 2), x, np.int64) for x in (6, 8, 7)))
     assert interval(resampled_mean_iou(alike)) == (6 / 9, 6 / 9)
     assert np.isnan(interval(resampled_mean_iou(random_images(0, 2)))).all()

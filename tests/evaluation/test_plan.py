@@ -19,7 +19,7 @@ GOLDENS = {
 
 
 @pytest.mark.parametrize("case", GOLDENS)
-def test_network_sizes_equal_the_originals(case):
+def test_network_sizes_equal_the_original(case):
     config = GOLDENS[case]
     sizes = [tiling.size for tiling in tilings((100, 150), config)]
     expected = golden.load("inference_tiny_19")[f"{case}/sizes"]
@@ -27,7 +27,7 @@ def test_network_sizes_equal_the_originals(case):
 
 
 @pytest.mark.parametrize(("window", "stride"), [(8, 8), (8, 5), (8, 1), (3, 2)])
-def test_windows_are_as_many_as_specified_and_leave_no_pixel_out(window, stride):
+def test_windows_cover_every_pixel_in_the_specified_number(window, stride):
     for length in range(window, 40):
         starts = window_starts(length, window, stride)
         assert len(starts) == max(length - window + stride - 1, 0) // stride + 1
@@ -81,7 +81,7 @@ def test_each_image_is_in_one_batch_with_others_whose_tiles_have_its_sizes(mode)
     assert pixels == sorted(pixels, reverse=True)
 
 
-def test_the_plan_in_words_and_the_logits_that_it_holds():
+def test_plan_describes_itself_and_counts_held_logits():
     config = EvalConfig(
         resize_target=(64, 32), mode="slide", window=(32, 32), stride=(32, 16), flip=True
     )

@@ -39,7 +39,7 @@ def evaluation(**settings: Any) -> Config:
     return Config(eval=EvalConfig(**settings))
 
 
-def test_it_is_plain_json_and_the_same_each_time():
+def test_fingerprint_is_plain_json_and_deterministic():
     stored = json.loads(json.dumps(made(), allow_nan=False))
     assert stored == made()
     assert len(stored["id"]) == 12
@@ -116,14 +116,14 @@ def test_the_order_of_the_images_does_not_matter():
     assert differs(made(names=names)) == {"labels"}
 
 
-def test_the_name_of_a_users_own_data_set_is_not_its_place():
+def test_own_data_set_is_named_without_its_folder():
     places = ("mine.json", "/elsewhere/mine.json")
     prints = [made(Config(data=DataConfig(dataset=place))) for place in places]
     assert prints[0] == prints[1]
     assert prints[0]["must_agree"]["dataset"] == "mine"
 
 
-def test_every_setting_of_evaluation_is_of_the_protocol_or_known_not_to_be():
+def test_every_evaluation_setting_is_in_the_protocol_or_listed_as_excluded():
     settings = {field.name for field in dataclasses.fields(EvalConfig)}
     assert settings - made()["must_agree"].keys() == {"batch_size", "pictures"}
 

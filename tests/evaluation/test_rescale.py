@@ -55,7 +55,7 @@ def released(tiles: list[np.ndarray], tiling: Tiling, size: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize(("num_out", "num_in"), [(7, 3), (3, 7), (1, 5), (5, 1), (90, 24), (8, 8)])
-def test_one_resize_is_that_of_jax(num_out, num_in):
+def test_bilinear_matrix_equals_the_resize_of_jax(num_out, num_in):
     matrix = dense(bilinear_matrix(num_out, num_in), num_in)
     np.testing.assert_allclose(matrix, resized(np.eye(num_in), num_out), atol=1e-12)
     by_jax = jax.image.resize(jnp.eye(num_in), (num_out, num_in), "bilinear", antialias=False)
@@ -66,7 +66,7 @@ def test_one_resize_is_that_of_jax(num_out, num_in):
     ("num_out", "network", "tile", "stride"),
     [(50, 64, 64, 64), (131, 70, 32, 20), (31, 45, 17, 3), (1, 40, 16, 16), (9, 9, 8, 1)],
 )
-def test_the_matrices_of_an_axis_are_the_released_chain(num_out, network, tile, stride):
+def test_tile_matrices_equal_the_released_chain_of_resizes(num_out, network, tile, stride):
     starts, num_logits = window_starts(network, tile, stride), -(-tile // 4)
     rng = np.random.default_rng(0)
     tiles = [rng.standard_normal((num_logits, 1, 2)) for _ in starts]

@@ -24,7 +24,7 @@ def write(folder: Path, **scores: Any) -> Path:
     return results.write(folder, scores, protocol=PROTOCOL, names=NAMES, images=AREAS)
 
 
-def test_what_was_written_comes_back_sorted_by_name(tmp_path: Path):
+def test_read_restores_what_write_wrote_sorted_by_name(tmp_path: Path):
     file = write(tmp_path / "new" / "folder", mIoU=0.5, classes={"a": {}})
     assert file == tmp_path / "new" / "folder" / "metrics.json"
     assert sorted(path.name for path in file.parent.iterdir()) == ["metrics.json", "per_image.npz"]
@@ -39,7 +39,7 @@ def test_what_was_written_comes_back_sorted_by_name(tmp_path: Path):
         np.testing.assert_array_equal(stored, mine[[2, 0, 1]])
 
 
-def test_names_and_areas_must_be_as_many(tmp_path: Path):
+def test_different_numbers_of_names_and_areas_are_rejected(tmp_path: Path):
     with pytest.raises(ValueError, match="2 names of 3 images"):
         results.write(tmp_path, {}, protocol=PROTOCOL, names=NAMES[:2], images=AREAS)
 
@@ -118,7 +118,7 @@ def removed(file: Path) -> None:
         (mixed_up, r"per_image\.npz does not belong to metrics\.json, its hash differs; evaluate"),
     ],
 )
-def test_what_cannot_be_read_is_named_with_a_remedy_in_one_line(tmp_path: Path, harm, message):
+def test_unreadable_result_is_named_with_a_remedy_in_one_line(tmp_path: Path, harm, message):
     file = write(tmp_path, mIoU=0.5)
     harm(file)
     with pytest.raises(InputError, match=f"^{tmp_path}/{message}") as caught:

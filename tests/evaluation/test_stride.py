@@ -52,7 +52,7 @@ def picture(size: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("stride", [2, 8])
 @pytest.mark.parametrize("config", [WHOLE, SLIDE], ids=["whole", "slide"])
-def test_logits_at_any_stride_are_resized_as_the_loops_do(stride, config):
+def test_logits_at_any_stride_are_resized_as_by_loops(stride, config):
     image, model = picture((47, 85)), Strided(stride)
     predictor = predictor_of(model, config)
     (pixels, tiling), (h, w) = predictor.prepare(image).scales[0], (47, 85)
@@ -72,7 +72,7 @@ def test_the_plan_counts_logits_at_the_model_s_stride(stride, cells):
     assert make_plan({0: (32, 64)}, WHOLE, 1, stride=stride).held_logits == cells
 
 
-def test_logits_of_another_size_than_the_stride_says_are_refused():
+def test_logits_that_contradict_the_stride_are_rejected():
     predictor = predictor_of(Strided(8, cut=1), WHOLE)
     refusal = r"logits of an input of 32x64 are 4x7, but the model's stride is 8: expected 4x8"
     with pytest.raises(ValueError, match=refusal):

@@ -15,11 +15,11 @@ def fault_of(function: Callable, *args: Any) -> Fault:
     return nonfinite(function, *args)[0]
 
 
-def test_a_finite_program_has_none():
+def test_finite_program_has_no_fault():
     assert nonfinite(lambda x: jnp.sum(jax.nn.softmax(x)), jnp.arange(4.0)) == []
 
 
-def test_the_first_of_several_is_named_with_its_scope_and_numbers():
+def test_first_of_several_faults_has_its_scope_and_counts():
     def function(x):
         with jax.named_scope("fine"):
             x = x * 2
@@ -37,7 +37,7 @@ def test_the_first_of_several_is_named_with_its_scope_and_numbers():
     assert "float32[4] up to 6" in fault.inputs
 
 
-def test_what_only_the_gradient_makes_infinite():
+def test_fault_of_the_gradient_alone_is_found():
     """The root is fine at 0, its slope is not."""
 
     @jax.named_scope("roots")
@@ -48,7 +48,7 @@ def test_what_only_the_gradient_makes_infinite():
     assert fault_of(jax.grad(function), jnp.zeros(2)).scope == "roots"
 
 
-def test_the_backward_pass_is_told_from_the_forward_one():
+def test_backward_pass_is_distinguished_from_forward_pass():
     @jax.custom_vjp
     def function(x):
         return x * 2
@@ -70,7 +70,7 @@ def test_an_overflow_depends_on_the_precision(dtype):
         assert fault.inputs == ("float16[3] up to 300",) * 2
 
 
-def test_an_infinity_that_is_meant_is_no_fault():
+def test_infinity_of_a_mask_is_no_fault():
     def masked(x):
         scores = jnp.where(x > 0, x, -jnp.inf)
         return jax.nn.softmax(scores)
@@ -79,7 +79,7 @@ def test_an_infinity_that_is_meant_is_no_fault():
     assert fault_of(lambda x: masked(x), jnp.array([-1.0, -1.0])).num_nan > 0  # all masked
 
 
-def test_a_nan_for_a_case_that_does_not_come_is_no_fault():
+def test_nan_that_is_only_moved_is_no_fault():
     def guarded(x):
         return jnp.where(x > 0, x, jnp.nan) * 2
 
@@ -88,7 +88,7 @@ def test_a_nan_for_a_case_that_does_not_come_is_no_fault():
     assert nonfinite(jnp.var, jnp.arange(3.0)) == []
 
 
-def test_infinite_ones_are_named_up_to_the_first_nan():
+def test_infinite_tensors_are_reported_up_to_the_first_nan():
     def function(x):
         with jax.named_scope("harmless"):
             small = jnp.exp(-(x * x))
@@ -107,14 +107,14 @@ def test_infinite_ones_are_named_up_to_the_first_nan():
 @pytest.mark.parametrize(
     "wrap", [jax.jit, jax.checkpoint, lambda f: lambda x: lax.cond(x[0] > 0, f, f, x)]
 )
-def test_inside_of_other_programs(wrap):
+def test_fault_inside_a_called_program_is_found(wrap):
     inner = wrap(jax.named_scope("inner")(lambda x: jnp.log(x - 1)))
     assert fault_of(lambda x: inner(x) + 1, jnp.ones(2)).num_inf == 2
     assert nonfinite(inner, jnp.full(2, 3.0)) == []
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_iteration_of_a_loop(reverse):
+def test_fault_in_an_iteration_of_a_loop_is_found(reverse):
     """Both ways the carry becomes 0 once, and is divided by."""
 
     def function(x):
@@ -133,7 +133,7 @@ def test_the_iteration_of_a_loop(reverse):
     assert expected.out_avals[1].shape == found[1].shape
 
 
-def test_the_evaluation_gives_what_the_program_gives():
+def test_evaluation_returns_the_results_of_the_program():
     def function(x, c):
         @jax.checkpoint
         def body(a, r):

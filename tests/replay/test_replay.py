@@ -73,7 +73,7 @@ def test_a_pixel_that_is_not_finite_is_named(state, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("accumulate", [1, *slow(2)])
-def test_the_loss_is_the_step_s_own(state, tmp_path, capsys, accumulate):
+def test_replayed_loss_equals_that_of_the_step(state, tmp_path, capsys, accumulate):
     override = f"--config.train.accumulate={accumulate}"
     assert replayed(tmp_path, state, batch(), override) == 0
     printed = capsys.readouterr().out
@@ -112,7 +112,7 @@ def test_a_fault_inside_the_blocks_of_retention_is_named(state, tmp_path, capsys
     blocked_retention._by_blocks.clear_cache()
 
 
-def test_a_run_s_folder_gives_its_newest_step(state, tmp_path, capsys):
+def test_folder_of_a_run_gives_its_newest_step(state, tmp_path, capsys):
     for step in (3, 12):
         capture.write(
             tmp_path / f"nonfinite_{step + 1:06d}",
@@ -134,7 +134,7 @@ def test_a_gradient_norm_that_overflows_is_named(state, tmp_path, capsys):
     assert "1. gradient_norm (forward)" in capsys.readouterr().out
 
 
-def test_settings_of_another_model_are_refused(state, tmp_path):
+def test_settings_of_another_model_are_rejected(state, tmp_path):
     capture.write(tmp_path / "x", state=state, config=CONFIG, table=TABLE, batch=batch())
     with pytest.raises(InputError, match="another model than the one that was captured"):
         replay.main([str(tmp_path / "x"), "--config.model.settings.decoder_channels=8"])

@@ -40,7 +40,7 @@ def reference(mini, tmp_path) -> Path:
     return tmp_path / "reference.npz"
 
 
-def test_the_tensors_of_pytorch_pass(tmp_path):
+def test_tensors_of_pytorch_pass(tmp_path):
     """Of the real tiny; one case, to compile once."""
     tensors = golden.load("segret_tiny")
     one = {key: value for key, value in tensors.items() if key.startswith("1/")}
@@ -70,7 +70,7 @@ WRONG: list[tuple[str, Callable, str]] = [
 # fmt: on
 
 
-def test_a_wrong_tensor_fails_and_is_found_in_its_stage(reference):
+def test_wrong_tensor_fails_and_is_located_in_its_stage(reference):
     _, params, batch_stats = random_model(MODEL, NUM_CLASSES)
     for path, spoil, stage in WRONG:
         keys: list[Any] = [int(k) if k.isdigit() else k for k in path.split("/")]
@@ -94,7 +94,7 @@ def test_a_wrong_tensor_fails_and_is_found_in_its_stage(reference):
         (["c1", "c3", "logits"], ["c2", "c3"]),
     ],
 )
-def test_where_the_reference_holds_no_map_no_stage_is_cleared(reference, tmp_path, held, suspects):
+def test_stages_missing_in_the_reference_remain_suspects(reference, tmp_path, held, suspects):
     _, params, batch_stats = random_model(MODEL, NUM_CLASSES)
     q = params["encoder"]["stages"][1][0]["retention"]["q"]
     q["kernel"] = q["kernel"].T
@@ -109,7 +109,7 @@ def test_where_the_reference_holds_no_map_no_stage_is_cleared(reference, tmp_pat
     assert f"a reference with {', '.join(suspects[:-1])} would tell" in text
 
 
-def test_a_certificate_is_not_written_over_its_own_text(tmp_path):
+def test_out_must_not_be_the_markdown_file(tmp_path):
     with pytest.raises(InputError, match=r"certificate\.md: give a name that ends in \.json"):
         verify.main(["nowhere", "--out", str(tmp_path / "certificate.md")])
 
@@ -140,7 +140,7 @@ def test_the_command_prints_and_writes_the_certificate(reference, tmp_path, caps
     assert "- matmul precision: high\n" in printed
 
 
-def test_without_a_reference_float64_is_it(mini, monkeypatch):
+def test_default_reference_is_a_float64_forward(mini, monkeypatch):
     """The drift is rounding: 2⁻²⁴ and 2⁻⁹ times what a few dozen operations make of it."""
     monkeypatch.setattr(certificates, "TEST_INPUT", ("input/verify", (1, 3, 40, 56)))
     variables = random_model(MODEL, NUM_CLASSES)[1:]
@@ -218,19 +218,19 @@ def test_a_classifier_is_compared_by_its_logits(mini, tmp_path):
         ({"input": np.zeros((0, 3, 8, 8)), "logits": np.zeros((0, 5))}, "input holds no numbers"),
     ],
 )
-def test_a_reference_of_another_form_is_refused(tmp_path, tensors, message):
+def test_reference_with_other_tensors_is_rejected(tmp_path, tensors, message):
     np.savez(tmp_path / "reference.npz", **tensors)
     with pytest.raises(InputError, match=re.escape(message)) as error:
         read_reference(tmp_path / "reference.npz", STAGES)
     assert "it needs `input` [b, 3, H, W] and `logits`" in str(error.value)
 
 
-def test_a_reference_that_is_not_there_is_named(tmp_path):
+def test_missing_reference_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.npz cannot be read .*No such file"):
         read_reference(tmp_path / "nothing.npz", STAGES)
 
 
-def test_a_certificate_of_what_is_not_a_number_is_strict_json(mini, tmp_path):
+def test_certificate_with_nan_is_strict_json(mini, tmp_path):
     saved_model(tmp_path / "weights", MODEL, NUM_CLASSES)
     image = noise("input/0", (1, 3, 32, 32))
     tensors = captured(random_model(MODEL, NUM_CLASSES), image)
@@ -245,13 +245,13 @@ def test_a_certificate_of_what_is_not_a_number_is_strict_json(mini, tmp_path):
     assert certificate["comparisons"]["float32"]["errors"]["c2"]["largest"] == "nan"
 
 
-def test_an_out_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+def test_unwritable_out_is_rejected_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write --out .*file/c\.json: "):
         verify.main(["nowhere", "--out", str(tmp_path / "file" / "c.json")])
 
 
-def test_a_reference_that_is_cut_off_is_refused(tmp_path):
+def test_truncated_reference_is_rejected(tmp_path):
     file = tmp_path / "reference.npz"
     np.savez(file, input=np.zeros((1, 3, 8, 8)), logits=np.zeros((1, 5, 2, 2)))
     file.write_bytes(file.read_bytes()[:-40])
@@ -259,7 +259,7 @@ def test_a_reference_that_is_cut_off_is_refused(tmp_path):
         read_reference(file, STAGES)
 
 
-def test_a_reference_of_other_classes_is_refused(reference):
+def test_reference_of_other_classes_is_rejected(reference):
     variables = random_model(MODEL, NUM_CLASSES + 1)[1:]
     with pytest.raises(InputError, match=r"logits of the reference has the shape \(1, 16, 16, 5\)"):
         certify(MODEL, NUM_CLASSES + 1, variables, reference=reference)

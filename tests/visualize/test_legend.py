@@ -25,20 +25,20 @@ def ink(picture: np.ndarray) -> np.ndarray:
     return (picture != BACKGROUND).any(-1)
 
 
-def test_it_holds_exactly_the_classes_that_occur():
+def test_legend_has_exactly_the_classes_that_occur():
     picture = legend(CITY, [labels(0, 0, 11, 255), labels(8, 8, 8, 254)], width=400)
     assert picture.shape[1] == 400
     assert swatches(picture, CITY) == [0, 8, 11]
 
 
-def test_the_order_is_that_of_the_ids_in_every_picture():
+def test_legend_is_in_the_order_of_the_ids():
     for ids in ((11, 8, 8, 8, 0, 0), (0, 8, 11, 11, 11)):
         picture = legend(CITY, [labels(*ids)], width=600)
         lefts = [np.argwhere((picture == CITY.colors[i]).all(-1))[:, 1].min() for i in (0, 8, 11)]
         assert lefts == sorted(lefts)
 
 
-def test_a_legend_of_nothing_is_empty_but_a_picture():
+def test_legend_of_no_class_is_an_empty_picture():
     picture = legend(CITY, [labels(255)], width=100)
     assert picture.shape[1] == 100
     assert not ink(picture).any()
@@ -89,14 +89,14 @@ def test_a_tiny_picture_gets_swatches_that_are_inside(size):
         assert not ink(key)[:, -1].any()
 
 
-def test_it_is_put_below_an_unchanged_picture():
+def test_legend_is_below_an_unchanged_picture():
     image = np.random.default_rng(0).integers(0, 256, (30, 200, 3)).astype(np.uint8)
     picture = add_legend(image, CITY, [labels(3)])
     np.testing.assert_array_equal(picture[:30], image)
     assert swatches(picture[30:], CITY, SMALLEST_FONT) == [3]
 
 
-def test_it_grows_with_the_picture():
+def test_legend_grows_with_the_picture():
     heights = []
     for width in (200, 1000, 4000):
         picture = add_legend(np.zeros((width // 2, width, 3), np.uint8), CITY, [labels(3)])

@@ -39,13 +39,13 @@ def test_the_characters_of_one_script_differ():
         ("", ""),
     ],
 )
-def test_what_the_font_lacks_is_left_out_or_the_class_is_named_by_its_number(name, shown):
+def test_missing_glyphs_are_dropped_or_replaced_by_the_class_number(name, shown):
     found = readable(name, "class 3")
     assert found == shown
     assert drawn("\U0010ffff") not in {drawn(char) for char in found.replace("?", "")}
 
 
-def test_text_takes_the_room_that_was_measured():
+def test_text_width_equals_the_drawn_width():
     for text in ("road", "wäßrig", "道路", "jungle gym"):
         for size in (12, 40):
             picture = canvas(80, 500)
