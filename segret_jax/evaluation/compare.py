@@ -23,7 +23,6 @@ WHY = {
     "scales": "averaging over scales raises mIoU: by 0.2 to 1.1 points in the published results",
     "flip": "averaging with the mirrored image usually raises mIoU",
 }
-UNKNOWN = "a setting that this version does not know"
 IMPLIED = {"labels": "images", "window": "mode", "stride": "mode"}  # not told beside the other
 NUM_CLASSES = 5  # whose change is shown
 
@@ -32,7 +31,7 @@ def differences(a: SavedResult, b: SavedResult) -> list[str]:
     """Return a line for each setting that differs and must agree, with the reason."""
     lines = _differing(a.protocol["must_agree"], b.protocol["must_agree"])
     found = [
-        f"{line}\n      {WHY.get(key, UNKNOWN)}"
+        f"{line}\n      {WHY.get(key, 'a setting that this version does not know')}"
         for key, line in lines.items()
         if IMPLIED.get(key) not in lines
     ]
@@ -64,12 +63,9 @@ def _plain(value: Any) -> str:
 
 def left_out(a: SavedResult, b: SavedResult) -> list[str]:
     """Return a line for each result that misses images that could not be read."""
-    faults = {"A": a.content.get("faults"), "B": b.content.get("faults")}
-    return [
-        f"{name} is incomplete: {len(missing)} images were left out, such as {missing[0]}"
-        for name, missing in faults.items()
-        if missing
-    ]
+    faults = [("A", a.content.get("faults")), ("B", b.content.get("faults"))]
+    told = "images were left out, such as"
+    return [f"{n} is incomplete: {len(x)} {told} {x[0]}" for n, x in faults if x]
 
 
 def difference(a: SavedResult, b: SavedResult) -> str:

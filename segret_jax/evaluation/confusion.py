@@ -21,10 +21,7 @@ ROOM = 800  # side of the matrix, while that leaves cells of such a size
 NUMBERED = 30  # side from which a cell shows its number
 NAME_WIDTH = 150
 NUM_PAIRS = 10
-HEADING = (
-    "Rows: label (gray: none). Columns: prediction. Share of the row's pixels in percent,",
-    "blue where right and red where wrong; the color goes with the share's square root.",
-)
+HEADING = "Rows: label (gray: none). Columns: prediction. Percent of the row; blue right, red wrong"
 
 
 def write_csv(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str], path: Path) -> None:
@@ -62,7 +59,7 @@ def picture(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> RGB
     matrix = np.concatenate([left, _cells(_shares(counts), cell)], axis=1)
     below = _padded(np.rot90(left), left=left.shape[1])
     errors = ["Most confused:", *most_confused(counts, names)]
-    head, foot = (_column(lines, FONT_SIZE + GAP, FONT_SIZE) for lines in (HEADING, errors))
+    head, foot = (_column(lines, FONT_SIZE + GAP, FONT_SIZE) for lines in ([HEADING], errors))
     parts = [head, np.concatenate([matrix, below]), foot]
     width = max(part.shape[1] for part in parts)
     parts = [_padded(x, GAP, left=GAP, right=width - x.shape[1] + GAP) for x in parts]

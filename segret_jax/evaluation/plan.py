@@ -9,6 +9,7 @@ import collections
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from segret_jax.config import EvalConfig
 from segret_jax.data.transforms import aligned_size, keep_ratio_size
@@ -16,8 +17,7 @@ from segret_jax.data.transforms import aligned_size, keep_ratio_size
 Size = tuple[int, int]  # height, width
 
 
-@dataclass(frozen=True)
-class Tiling:
+class Tiling(NamedTuple):
     """One scale of an image: the network input, and the tiles of it that the network sees.
 
     A tile is the whole input, or one of the windows that begin at `tops` x `lefts`.

@@ -52,8 +52,7 @@ def fingerprint(
     """
     must_agree, may_differ = _known(config, table, split, names, variables)
     order = np.argsort(np.array(names, object), kind="stable")
-    labels = _sha256([label_areas[order].tobytes()])
-    must_agree |= {"num_images": len(names), "labels": labels}
+    must_agree |= {"num_images": len(names), "labels": _sha256([label_areas[order].tobytes()])}
     may_differ |= {
         "stored_labels": None if lookup is None else digest(lookup.tolist()),
         "batch_size": config.eval.batch_size,

@@ -6,9 +6,10 @@ not reported, because masks contain them; neither is a nan that is only moved, s
 `jnp.where(valid, x, nan)`.
 """
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,6 @@ MOVES = {
     "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "expand_dims", "reshape",
     "select_n", "slice", "squeeze", "transpose",
 }  # fmt: skip
-WRAPPERS = ("transpose(", "jvp(", "vmap(", "jit(", ")")  # in the names of scopes
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,17 @@ class Fault:
         )
 
 
+class _Call(NamedTuple):
+    """Where an operation is called."""
+
+    scope: str
+    line: str
+    given: set[int]  # ids of the outermost arguments: infinities in these are not meant
+
+
+Results = Generator[Fault, None, list[Any]]  # yields faults, returns results
+
+
 def nonfinite(function: Callable, *args: Any, most: int = 5) -> list[Fault]:
     """Evaluate `function(*args)`; return where its tensors stop being finite, in program order.
 
@@ -59,64 +70,71 @@ def nonfinite(function: Callable, *args: Any, most: int = 5) -> list[Fault]:
         The faults up to the first with a nan. Those before it are infinite, which may do no harm
         (exp(-inf) = 0).
     """
-    with jax.disable_jit():  # unrolls loops, and traces library functions where they are called
-        program = jax.make_jaxpr(function)(*args)
-    faults, leaves = [], jax.tree.leaves(args)
-    for fault in _run(program, leaves, "", "", {*map(id, leaves)}):
+    program, leaves = jax.make_jaxpr(function)(*args), jax.tree.leaves(args)
+    faults = []
+    for fault in _run(program, leaves, _Call("", "", {*map(id, leaves)})):
         faults.append(fault)
         if fault.num_nan or len(faults) == most:
             break
     return faults
 
 
-def _run(
-    program: ClosedJaxpr | Jaxpr, args: Sequence[Any], scope: str, line: str, given: set[int]
-) -> Generator[Fault, None, list[Any]]:
-    """Evaluate a program that is called in `scope` at `line`; yield faults, return its results.
-
-    `given` holds the ids of the outermost arguments: an infinity of theirs is not meant.
-    """
+def _run(program: ClosedJaxpr | Jaxpr, args: Sequence[Any], call: _Call) -> Results:
+    """Evaluate a program that is called in `call`."""
     jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    uses = [[v for v in eqn.invars if isinstance(v, Var)] for eqn in jaxpr.eqns]
-    last_use = {v: i for i, used in enumerate(uses) for v in used}
-    last_use |= {v: len(uses) for v in jaxpr.outvars if isinstance(v, Var)}
+    last_use = {v: i for i, e in enumerate(jaxpr.eqns) for v in e.invars if isinstance(v, Var)}
+    last_use |= {v: len(jaxpr.eqns) for v in jaxpr.outvars if isinstance(v, Var)}
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for i, eqn in enumerate(jaxpr.eqns):
-        results = yield from _apply(eqn, [read(v) for v in eqn.invars], scope, line, given)
+        results = yield from _apply(eqn, [read(v) for v in eqn.invars], call)
         values |= dict(zip(eqn.outvars, results, strict=True))
-        for v in {v for v in uses[i] if last_use[v] == i}:
+        for v in {v for v in eqn.invars if isinstance(v, Var) and last_use[v] == i}:
             del values[v]  # a large model would not fit with all of them
     return [read(v) for v in jaxpr.outvars]
 
 
-def _apply(
-    eqn: JaxprEqn, inputs: list[Any], scope: str, line: str, given: set[int]
-) -> Generator[Fault, None, list[Any]]:
+def _apply(eqn: JaxprEqn, inputs: list[Any], call: _Call) -> Results:
     name, params = eqn.primitive.name, eqn.params
-    scope, line = f"{scope}/{eqn.source_info.name_stack}", _line(eqn) or line
+    scope = f"{call.scope}/{eqn.source_info.name_stack}"
+    call = _Call(scope, _line(eqn) or call.line, call.given)
     if name in CALLS:
         called = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
-        return (yield from _run(called, inputs, scope, line, given))
+        return (yield from _run(called, inputs, call))
+    if name == "scan":
+        return (yield from _scan(params, inputs, call))
     if name == "cond":  # of the model's: one branch for each kind of backend
-        return (yield from _run(params["branches"][int(inputs[0])], inputs[1:], scope, line, given))
+        return (yield from _run(params["branches"][int(inputs[0])], inputs[1:], call))
     out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(params))
     results = out if eqn.primitive.multiple_results else [out]
     for array in results:
         if _is_finite(array):
             continue
         num_nan, num_inf = int(np.isnan(array).sum()), int(np.isinf(array).sum())
-        of_finite = all(id(x) in given or _is_finite(x) for x in inputs)
+        of_finite = all(id(x) in call.given or _is_finite(x) for x in inputs)
         if of_finite or (num_nan and name not in MOVES):
             kind, *kinds = (f"{x.dtype}{list(x.shape)}" for x in map(np.asarray, (array, *inputs)))
             largest = (np.abs(np.asarray(x, np.float64)).max(initial=0) for x in inputs)
             operands = tuple(f"{k} up to {x:.3g}" for k, x in zip(kinds, largest, strict=True))
-            path, where = _plain(scope), line or "an unknown line"
+            path, where = _plain(scope), call.line or "an unknown line"
             yield Fault(path, "transpose(" in scope, name, where, kind, num_nan, num_inf, operands)
     return results
+
+
+def _scan(params: dict[str, Any], inputs: list[Any], call: _Call) -> Results:
+    num_fixed, num_carry = params["num_consts"], params["num_carry"]
+    step = -1 if params["reverse"] else 1
+    fixed, carry = inputs[:num_fixed], inputs[num_fixed:][:num_carry]
+    sequences, rows = inputs[num_fixed + num_carry :], []
+    for i in range(params["length"])[::step]:
+        args = [*fixed, *carry, *(x[i] for x in sequences)]
+        results = yield from _run(params["jaxpr"], args, call)
+        carry, row = results[:num_carry], results[num_carry:]
+        rows.append(row)
+    return [*carry, *(jnp.stack(column) for column in zip(*rows[::step], strict=True))]
 
 
 def _is_finite(x: Any) -> bool:
@@ -125,8 +143,7 @@ def _is_finite(x: Any) -> bool:
 
 def _plain(scope: str) -> str:
     """Return encoder/stage1 for `transpose(jvp(encoder))/stage1`."""
-    for wrapper in WRAPPERS:
-        scope = scope.replace(wrapper, "")
+    scope = re.sub(r"(transpose|jvp|vmap|jit)\(|\)", "", scope)
     names = [n for n in scope.split("/") if n not in ("", "checkpoint", "rematted_computation")]
     if names and names[0] in names[1:]:  # inside of a recomputed block the whole path comes again
         names = names[len(names) - 1 - names[::-1].index(names[0]) :]

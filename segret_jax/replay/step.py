@@ -26,10 +26,9 @@ def find(folder: Path) -> Path:
     """Return `folder` if it holds a captured step, or the newest such folder in it."""
     if (folder / "state").is_dir():
         return folder
-    found = sorted(folder.glob("nonfinite_*"))
-    if not found:
-        raise InputError(f"{folder} is no nonfinite_STEP, and holds none")
-    return found[-1]
+    if found := sorted(folder.glob("nonfinite_*")):
+        return found[-1]
+    raise InputError(f"{folder} is no nonfinite_STEP, and holds none")
 
 
 def faulty_inputs(captured: CapturedStep) -> list[str]:

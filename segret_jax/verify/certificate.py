@@ -11,9 +11,9 @@ import io
 import math
 import zlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,8 +41,7 @@ FORM = (
 Outputs = dict[str, np.ndarray]  # by stage, NHWC; a classifier's logits are [b, k]
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """One input of a reference, NHWC, with the outputs expected of it."""
 
     name: str

@@ -42,13 +42,10 @@ def readable(text: str, instead: str) -> str:
 @functools.cache
 def _has_glyph(char: str) -> bool:
     """Return whether the font has a character; it draws others as a question mark."""
-    return char == "?" or not np.array_equal(_glyph(char), _glyph("?"))
-
-
-def _glyph(char: str) -> RGB:
-    picture = canvas(64, 64)
-    draw(picture, char, 16, 32, 24)
-    return picture
+    drawn, missing = canvas(64, 64), canvas(64, 64)
+    draw(drawn, char, 16, 32, 24)
+    draw(missing, "?", 16, 32, 24)
+    return char == "?" or not np.array_equal(drawn, missing)
 
 
 def text_width(text: str, size: int) -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from segret_jax.replay.nonfinite import Fault, _run, nonfinite
+from segret_jax.replay.nonfinite import Fault, _Call, _run, nonfinite
 
 
 def fault_of(function: Callable, *args: Any) -> Fault:
@@ -142,11 +142,10 @@ def test_evaluation_returns_the_results_of_the_program():
         return lax.cond(c > 0, lambda: lax.scan(body, 1.0, x, reverse=True), lambda: (c, x))
 
     args = jnp.array([1.0, 2.0, 5.0]), jnp.float32(0.5)
-    with jax.disable_jit():
-        program = jax.make_jaxpr(function)(*args)
+    program = jax.make_jaxpr(function)(*args)
 
     def evaluated() -> Generator[Fault, None, None]:
-        results = yield from _run(program, args, "", "", set())
+        results = yield from _run(program, args, _Call("", "", set()))
         for result, expected in zip(results, jax.tree.leaves(function(*args)), strict=True):
             assert jnp.array_equal(result, expected)
 
