@@ -23,7 +23,7 @@ WHY = {
     "scales": "averaging over scales raises mIoU: by 0.2 to 1.1 points in the published results",
     "flip": "averaging with the mirrored image usually raises mIoU",
 }
-IMPLIED = {"labels": "images", "window": "mode", "stride": "mode"}  # not told beside the other
+IMPLIED = {"labels": "images", "window": "mode", "stride": "mode"}  # left out beside the other
 NUM_CLASSES = 5  # whose change is shown
 
 
@@ -64,8 +64,8 @@ def _plain(value: Any) -> str:
 def left_out(a: SavedResult, b: SavedResult) -> list[str]:
     """Return a line for each result that misses images that could not be read."""
     faults = [("A", a.content.get("faults")), ("B", b.content.get("faults"))]
-    told = "images were left out, such as"
-    return [f"{n} is incomplete: {len(x)} {told} {x[0]}" for n, x in faults if x]
+    reason = "images were left out, such as"
+    return [f"{n} is incomplete: {len(x)} {reason} {x[0]}" for n, x in faults if x]
 
 
 def difference(a: SavedResult, b: SavedResult) -> str:

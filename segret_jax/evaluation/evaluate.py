@@ -104,14 +104,14 @@ def evaluate(
     Raises:
         InputError: an image cannot be read, and `skip_faulty` is false.
     """
-    share = range(jax.process_index(), len(source), jax.process_count())
+    own = range(jax.process_index(), len(source), jax.process_count())
     confusion = ConfusionAccumulator(len(source), table.num_classes, detailed=detailed)
-    reader = _Reader(source, share, predictor, skip_faulty=skip_faulty)
+    reader = _Reader(source, own, predictor, skip_faulty=skip_faulty)
     plan = make_plan(reader.sizes, predictor.config, predictor.batch_size, stride=predictor.stride)
     if announce and plan.batches:
         announce(f"{plan.describe()}; {predictor.forecast(plan)}")
-    spread = np.linspace(0, len(share) - 1, num_pictures).astype(int)  # neighbors may look alike
-    pictured = {share[i] for i in spread} if share else set()
+    spread = np.linspace(0, len(own) - 1, num_pictures).astype(int)  # neighbors may look alike
+    pictured = {own[i] for i in spread} if own else set()
     pictures, num_ties, stopped = {}, 0, False
 
     def count(predicted: Predicted) -> Predicted:

@@ -53,8 +53,8 @@ def bilinear_matrix(num_out: int, num_in: int) -> InterpolationMatrix:
     source = np.clip((np.arange(num_out) + 0.5) * num_in / num_out - 0.5, 0, num_in - 1)
     low = np.floor(source).astype(np.int64)
     high = np.minimum(low + 1, num_in - 1)
-    share = source - low
-    return InterpolationMatrix(np.stack([low, high], 1), np.stack([1 - share, share], 1))
+    weight = source - low  # of the higher one
+    return InterpolationMatrix(np.stack([low, high], 1), np.stack([1 - weight, weight], 1))
 
 
 def tile_matrices(

@@ -244,8 +244,8 @@ def to_text(certificate: dict[str, Any]) -> str:
         lines.append(f"- arg-max, {name}: {equal:,} of {count:,} equal ({equal / count:.3%})")
     for key in ("settings", "device", "matmul_precision", "versions"):
         value = certificate[key]
-        told = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        lines.append(f"- {key.replace('_', ' ')}: {told}")
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        lines.append(f"- {key.replace('_', ' ')}: {text}")
     for key in ("weights", "reference", "code"):
         lines.append(f"- SHA-256 of {key}: {certificate[key] or 'none'}")
     return "\n".join(lines)

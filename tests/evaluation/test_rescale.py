@@ -21,9 +21,9 @@ from segret_jax.evaluation.rescale import (
 )
 
 
-def dense(taps: InterpolationMatrix, num_in: int) -> np.ndarray:
-    matrix = np.zeros((len(taps.indices), num_in))
-    for i, (indices, weights) in enumerate(zip(*taps, strict=True)):
+def dense(sparse: InterpolationMatrix, num_in: int) -> np.ndarray:
+    matrix = np.zeros((len(sparse.indices), num_in))
+    for i, (indices, weights) in enumerate(zip(*sparse, strict=True)):
         for index, weight in zip(indices, weights, strict=True):
             matrix[i, index] += weight
     return matrix
@@ -73,7 +73,8 @@ def test_tile_matrices_equal_the_released_chain_of_resizes(num_out, network, til
     tiling = Tiling((network, 1), (tile, 1), starts)
     matrices = tile_matrices(num_out, network, starts, tile, num_logits)
     summed = sum(
-        dense(taps, num_logits) @ logits[:, 0] for taps, logits in zip(matrices, tiles, strict=True)
+        dense(matrix, num_logits) @ logits[:, 0]
+        for matrix, logits in zip(matrices, tiles, strict=True)
     )
     np.testing.assert_allclose(summed, released(tiles, tiling, (num_out, 1))[:, 0], atol=1e-6)
 
