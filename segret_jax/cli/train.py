@@ -34,7 +34,7 @@ def main(argv: list[str], *, command: str = "train", config_name: str = "") -> N
     from segret_jax.run import profiler
     from segret_jax.training.loop import train
 
-    steps = profiler.parse(args.profile, config.train.steps) if args.profile else None
+    steps = profiler.parse(args.profile, config.train.steps) if args.profile else ()
     result = train(config, workdir, profile=steps, wandb_project=args.wandb)
     if result is None or not processes.is_primary():
         return

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, TensorBoard events, one JSON line per record, W&B if wanted."""
+"""Log a run: a progress bar, TensorBoard events, JSON lines, and Weights & Biases if asked for."""
 
 import json
 import math
@@ -9,28 +9,33 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from segret_jax.files import atomic_write, disk_errors_as_input_errors
-from segret_jax.run.elapsed import show_elapsed
 from segret_jax.run.memory import device_memory
-from segret_jax.run.slow_compile import filter_slow_compile_alarm
 from segret_jax.run.wandb_log import WandbLogger
 
 # At most 80 columns with six-digit steps, 1000 hours left and the longest values.
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
-STEPS_TO_ESTIMATE = 10
+# Measured on a few CPU cores: tiny in half a minute, base in up to two (docs/performance.md).
+COMPILE_TIME = "usually 00:30 to 02:00"
 SPEED = ("steps_per_second", "images_per_second", "input_wait_share")
 
 
 class RunLogger:
-    """Writes the same numbers to the bar, to `metrics.jsonl`, to TensorBoard and to W&B.
+    """Write the same numbers to the bar, to `metrics.jsonl`, to TensorBoard and to W&B.
 
-    One process of a run does: with `active=False` nothing is written or printed.
+    Args:
+        workdir: The run's folder.
+        steps: The number of steps of the whole run.
+        start: The number of steps that are already made; records after it are dropped.
+        images_per_step: The global batch size.
+        wandb_project: A project of Weights & Biases, or "" for none.
+        config: What W&B shows as the run's config.
+        active: False in all processes but the primary one: nothing is written or printed.
     """
 
     def __init__(
@@ -38,16 +43,15 @@ class RunLogger:
         wandb_project: str = "", config: dict[str, Any] | None = None, active: bool = True,
     ):  # fmt: skip
         self._active, self._images_per_step = active, images_per_step
-        self._steps, self._start = steps, start
         self._wandb = None
-        if active and wandb_project:  # first: it may refuse
+        if active and wandb_project:  # first, because it may raise
             self._wandb = WandbLogger(wandb_project, workdir, config=config or {}, say=self.info)
         file = workdir / "metrics.jsonl" if active else Path(os.devnull)
         with disk_errors_as_input_errors(file):
             if active:
                 _drop_after(file, start)
             self._lines = file.open("a", buffering=1, encoding="utf-8")
-        # Purging hides what a killed run told of steps that are now made again.
+        # Purging hides the events of steps that a killed run made and this one makes again.
         self._events = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=active
         )
@@ -59,15 +63,12 @@ class RunLogger:
         )  # fmt: skip
         self._bar.set_description_str("starting")
         self._restart_clock(start)
-        self._training_since, self._timed_steps = 0.0, 0
         self._is_first = True
 
     def __enter__(self) -> "RunLogger":
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._bar.close()
         for file in (self._events, self._lines):
             with suppress(OSError):  # a full disk must not hide why the run ended
@@ -76,71 +77,57 @@ class RunLogger:
             self._wandb.finish(failed=error is not None)
 
     def advance(self) -> None:
-        """Count one completed step; the first one's time, most of it compilation, gives no speed.
-
-        After ten more, a line says how long the rest takes.
-        """
-        self._bar.set_description_str("train", refresh=False)
-        if self._is_first:
-            self._is_first = False
-            self._restart_clock(self._since[1] + 1)
-            self._training_since = time.perf_counter()
-            self._restart_bar()
-            return
-        self._bar.update()
-        self._timed_steps += 1
-        if self._timed_steps == STEPS_TO_ESTIMATE:
-            self._say_time_left()
-
-    def _restart_bar(self) -> None:
-        """Count one step and estimate the time left from the next ones alone."""
+        """Count one completed step; the first one, mostly compilation, counts for no speed."""
         bar = self._bar
-        if not bar.disable:
+        bar.set_description_str("train", refresh=False)
+        if not self._is_first:
+            bar.update()
+            return
+        self._is_first = False
+        self._restart_clock(self._since[1] + 1)
+        if not bar.disable:  # estimate the time left from the next steps alone
             bar.n = bar.initial = bar.last_print_n = bar.n + 1
             bar.start_t = bar.last_print_t = bar._time()
             bar.refresh()
 
-    def _say_time_left(self) -> None:
-        seconds = (time.perf_counter() - self._training_since) / self._timed_steps
-        left = self._steps - self._start - 1 - self._timed_steps
-        if left > 0 and seconds > 0:
-            self.info(
-                f"{left} steps left: about {tqdm.format_interval(left * seconds)} on this machine "
-                f"({self._images_per_step / seconds:.3g} images/s), and the evaluations"
-            )
-
     @contextmanager
-    def compiling(self, expected: str) -> Iterator[None]:
-        """Title the bar so; on a terminal with a clock that moves, in a log file once.
+    def compiling(self) -> Iterator[None]:
+        """Show "compiling" and the elapsed time: on a terminal each second, in a log file once."""
+        begin, over = time.monotonic(), threading.Event()
 
-        `expected` says in words how long it may take.
-        """
+        def show() -> None:
+            elapsed = tqdm.format_interval(time.monotonic() - begin)
+            self._bar.set_description_str(f"compiling {elapsed}, {COMPILE_TIME}")
 
-        def show(elapsed: str) -> None:
-            self._bar.set_description_str(f"compiling {elapsed}, {expected}")
+        def keep_showing() -> None:
+            while not over.wait(1.0 if sys.stderr.isatty() else threading.TIMEOUT_MAX):
+                show()
 
-        interval = 1.0 if sys.stderr.isatty() else threading.TIMEOUT_MAX
-        with filter_slow_compile_alarm(), show_elapsed(show, interval=interval):
+        show()
+        thread = threading.Thread(target=keep_showing, name="compilation time", daemon=True)
+        thread.start()
+        try:
             yield
+        finally:
+            over.set()
+            thread.join(timeout=5)  # a terminal may hang: the run goes on all the same
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Title the bar so, and leave this time out of the time left."""
-        begun = time.perf_counter()
+        """Show "evaluating", and leave its time out of the estimate of the time left."""
+        begin = time.perf_counter()
         self._bar.set_description_str("evaluating")
         try:
             yield
         finally:
-            seconds = time.perf_counter() - begun
-            self._training_since += seconds
             if not self._is_first:
                 self._bar.set_description_str("train", refresh=False)
             if not self._bar.disable:
-                self._bar.start_t += seconds
-                self._bar.last_print_t += seconds
+                self._bar.start_t += time.perf_counter() - begin
+                self._bar.last_print_t += time.perf_counter() - begin
 
     def add_input_wait(self, seconds: float) -> None:
-        """Count time that training stood still for lack of input."""
+        """Count time that training waited for input."""
         self._waited += seconds
 
     def record_training(self, step: int, values: dict[str, float]) -> None:
@@ -152,17 +139,12 @@ class RunLogger:
         """
         values = values | self._speed(step) | {"peak_memory_gb": device_memory() / 1e9}
         self._restart_clock(step)
-        speed = values["images_per_second"]
-        self._bar.set_postfix_str(
-            f"loss {values['loss']:.3f}"[:10]
-            + (
-                f", {values['skipped_samples']:.0f} skipped"
-                if values["skipped_samples"]
-                else f", acc {values['accuracy']:.1f} %"
-            )
-            + (f", {_three_digits(speed)} images/s" if math.isfinite(speed) else ""),
-            refresh=False,
-        )
+        skipped, speed = values["skipped_samples"], values["images_per_second"]
+        shown = [f"loss {values['loss']:.3f}"[:10]]
+        shown.append(f"{skipped:.0f} skipped" if skipped else f"acc {values['accuracy']:.1f} %")
+        if math.isfinite(speed):
+            shown.append(f"{speed:.0f} images/s" if speed >= 1000 else f"{speed:.3g} images/s")
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
         self._record("train", step, values)
 
     def record_evaluation(self, step: int, values: dict[str, float], message: str) -> None:
@@ -172,7 +154,7 @@ class RunLogger:
         self._restart_clock(step)  # evaluation is not training time
 
     def picture(self, step: int, file: Path) -> None:
-        """Show a picture file at W&B, if the run is there."""
+        """Log a picture file to W&B, if that is on."""
         if self._wandb is not None:
             self._wandb.picture(step, file)
 
@@ -189,33 +171,25 @@ class RunLogger:
         seconds = time.perf_counter() - then
         if step == before:  # the first one: mostly compilation
             return dict.fromkeys(SPEED, math.nan)
-        steps_per_second = (step - before) / seconds
-        return {
-            "steps_per_second": steps_per_second,
-            "images_per_second": steps_per_second * self._images_per_step,
-            "input_wait_share": min(1.0, self._waited / seconds),
-        }
+        rate = (step - before) / seconds
+        waited = min(1.0, self._waited / seconds)
+        return dict(zip(SPEED, (rate, rate * self._images_per_step, waited), strict=True))
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         plain = {k: None if math.isnan(v) else v for k, v in values.items()}  # JSON has no NaN
+        finite = {f"{kind}/{k}": v for k, v in values.items() if math.isfinite(v)}
         try:
             self._lines.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
-            for name, value in values.items():
-                if math.isfinite(value):
-                    self._events.add_scalar(f"{kind}/{name}", value, step)
+            for name, value in finite.items():
+                self._events.add_scalar(name, value, step)
         except OSError as error:
             self.info(f"cannot write to {self._lines.name}: {error.strerror}; training goes on")
         if self._wandb is not None:
-            shown = {f"{kind}/{name}": value for name, value in values.items()}
-            self._wandb.log(step, {k: v for k, v in shown.items() if math.isfinite(v)})
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+            self._wandb.log(step, finite)
 
 
 def _drop_after(file: Path, step: int) -> None:
-    """Forget records of steps that a killed run made after its last checkpoint."""
+    """Drop records of steps that a killed run made after its last checkpoint."""
     if file.exists():
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         atomic_write(file, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))

@@ -1,9 +1,8 @@
-"""The memory of this machine: what there is, what a run took at its peak, and how to free it."""
+"""The memory of this machine: its size, the peak of a run, and how to free it."""
 
 import ctypes
 import gc
 import math
-import os
 import re
 import resource
 import sys
@@ -13,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import psutil
 from jax.sharding import Mesh
 
 CGROUPS = Path("/sys/fs/cgroup")
-PROC = Path("/proc")
+OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,47 +41,34 @@ class Machine:
 
 
 def machine_of(mesh: Mesh) -> Machine:
-    """Return the machine that `mesh` is on, by its first device of this process."""
+    """Return the machine of `mesh`, described by its first device of this process."""
     device = mesh.local_devices[0]
     memory = host_memory() if device.platform == "cpu" else accelerator_memory(device.memory_stats)
     return Machine(device.platform, mesh.size, memory)
 
 
 def accelerator_memory(memory_stats: Callable[[], dict[str, int] | None]) -> Memory:
-    """Return the memory of an accelerator, from what JAX's device of it tells."""
+    """Return the memory of an accelerator from its JAX device's `memory_stats`."""
     stats = memory_stats() or {}
     total = float(stats.get("bytes_limit", math.nan))
     return Memory(total, total - float(stats.get("bytes_in_use", 0)))
 
 
-def host_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> Memory:
-    """Return the machine's memory, or what a container or a batch job (cgroup) may take of it."""
-    memory = _physical(proc)
-    for limit, used in _cgroup_limits(proc, cgroups):
+def host_memory(own_groups: Path = OWN_GROUPS, cgroups: Path = CGROUPS) -> Memory:
+    """Return the machine's memory, or the limit of a container or a batch job (cgroup)."""
+    machine = psutil.virtual_memory()
+    memory = Memory(float(machine.total), float(machine.available))
+    for limit, used in _cgroup_limits(own_groups, cgroups):
         if limit < memory.total:
             memory = Memory(limit, min(memory.free, max(limit - used, 0.0)))
     return memory
 
 
-def _physical(proc: Path) -> Memory:
+def _cgroup_limits(own_groups: Path, cgroups: Path) -> list[tuple[float, float]]:
+    """Return (limit, used) of the process's group and of its parents, for cgroup v1 and v2."""
     try:
-        lines = (proc / "meminfo").read_text(encoding="utf-8").splitlines()
-        kib = {line.split(":")[0]: float(line.split()[1]) for line in lines if line.endswith("kB")}
-        return Memory(1024 * kib["MemTotal"], 1024 * kib["MemAvailable"])
-    except (OSError, KeyError, ValueError):
-        pass  # not Linux
-    try:
-        total = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):
-        return Memory(math.nan, math.nan)
-    return Memory(total, math.nan)
-
-
-def _cgroup_limits(proc: Path, cgroups: Path) -> list[tuple[float, float]]:
-    """Return (limit, used) of the process's group and of each that it lies in, versions 1 and 2."""
-    try:
-        rows = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
+        rows = own_groups.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
         return []
     found = []
     for row in rows:
@@ -95,28 +82,25 @@ def _cgroup_limits(proc: Path, cgroups: Path) -> list[tuple[float, float]]:
             if not folder.is_relative_to(top):
                 break
             with suppress(OSError, ValueError):  # "max": no limit; or the root, which has no file
-                limit, used = (
-                    float((folder / f"memory.{name}").read_text(encoding="ascii")) for name in names
-                )
+                limit, used = (float((folder / f"memory.{name}").read_text()) for name in names)
                 found.append((limit, used - _reclaimable(folder)))
     return found
 
 
 def _reclaimable(folder: Path) -> float:
     """Return the bytes of a group's file cache, which the system frees on demand."""
-    with suppress(OSError, ValueError):
-        for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines():
-            key, _, value = line.partition(" ")
-            if key in ("inactive_file", "total_inactive_file"):
-                return float(value)
+    with suppress(OSError):
+        stat = (folder / "memory.stat").read_text(encoding="ascii")
+        if found := re.search(r"^(total_)?inactive_file (\d+)$", stat, re.MULTILINE):
+            return float(found[2])
     return 0.0
 
 
 def device_memory() -> float:
-    """Return the most bytes that one of this process's devices has had in use since its start.
+    """Return the peak bytes in use on one of this process's devices since its start.
 
-    On CPU, whose memory is the process's own: the most that the whole process had resident. NaN
-    for an accelerator that does not tell.
+    On CPU, whose memory is the process's own: the peak resident size of the process. NaN for an
+    accelerator that does not report it.
     """
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
@@ -126,11 +110,8 @@ def device_memory() -> float:
 
 
 def peak_resident() -> int:
-    """Return the most bytes that this process had resident.
-
-    On Linux, `getrusage` may give those of the process that started this one.
-    """
-    with suppress(OSError):
+    """Return the peak resident bytes of this process."""
+    with suppress(OSError):  # on Linux, `getrusage` may report those of the parent process
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         if found := re.search(r"VmHWM:\s*(\d+) kB", status):
             return int(found[1]) * 1024
@@ -139,7 +120,7 @@ def peak_resident() -> int:
 
 
 def trim_host_memory() -> None:
-    """Give the system back what this process has freed, but its C library keeps.
+    """Return freed memory that the C library keeps to the system.
 
     Compiling a training step on CPU, or loading it, leaves hundreds of megabytes of that.
     """

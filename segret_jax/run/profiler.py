@@ -1,10 +1,8 @@
 """Traces of a few training steps: where the time goes, on the host and on the device."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -12,63 +10,60 @@ import jax
 from segret_jax.errors import InputError
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Training steps from `start` to `stop`, both included, counted from 1."""
+def parse(text: str, last: int) -> range:
+    """Parse the steps to trace.
 
-    start: int
-    stop: int
+    Args:
+        text: "START:STOP", two step numbers, both included, counted from 1.
+        last: The number of steps of the run; 0 if it is not known yet.
 
-
-def parse(text: str, last: int) -> Steps:
-    """Read "START:STOP", of `last` steps in all (0: not known yet); InputError for what is not."""
+    Raises:
+        InputError: `text` is malformed, or the run ends before START.
+    """
     match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
-    steps = Steps(int(match[1]), int(match[2])) if match else None
-    if steps is None or not 1 <= steps.start <= steps.stop:
+    start, stop = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= start <= stop:
         raise InputError(
             f"steps to profile {text!r}: should be START:STOP, two step numbers with "
             "1 <= START <= STOP, such as 10:14"
         )
-    if 0 < last < steps.start:
+    if 0 < last < start:
         raise InputError(f"steps to profile {text!r}: the run has only {last} (train.steps)")
-    return steps
+    return range(start, stop + 1)
 
 
 class Profiler:
-    """Traces `steps` into `folder`; without steps, nothing.
+    """Trace training steps.
 
     Step 1 is mostly compilation, and each step's Python is traced too: a handful of later steps
-    tell more than many. A run that resumes between start and stop is traced from there.
+    tell more than many. A run that resumes in the middle of `steps` is traced from there.
+
+    Args:
+        folder: Where the trace is written.
+        steps: The steps to trace, counted from 1; empty for none.
+        say: Receives a message where the trace is, or why there is none.
     """
 
-    def __init__(self, folder: Path, steps: Steps | None, say: Callable[[str], None]):
-        """`say` is told where the trace is, or why there is none."""
+    def __init__(self, folder: Path, steps: Container[int], say: Callable[[str], None]):
         self._folder, self._steps, self._say = folder, steps, say
         self._running = False
 
     def __enter__(self) -> "Profiler":
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end()  # of a run that ended early
 
     def before(self, step: int) -> None:
         """Start the trace if `step` is the first of those to trace."""
-        if self._steps is None or self._running:
-            return
-        if self._steps.start <= step <= self._steps.stop:
+        if step in self._steps and not self._running:
             jax.profiler.start_trace(self._folder)
             self._running = True
 
-    def after(self, step: int, wait_for: Any) -> None:
-        """End the trace if `step` is the last.
-
-        `wait_for`: any pytree of that step's results; the device may still be at work on them.
-        """
-        if self._steps is not None and self._running and step >= self._steps.stop:
-            jax.block_until_ready(wait_for)
+    def after(self, step: int, results: Any) -> None:
+        """End the trace if `step` is the last, once the device has computed its `results`."""
+        if self._running and step + 1 not in self._steps:
+            jax.block_until_ready(results)
             self._end()
 
     def _end(self) -> None:

@@ -1,4 +1,4 @@
-"""Standard output and error that end no program: any encoding, and a reader that has gone."""
+"""Standard output and error that end no program: any encoding, and a closed pipe."""
 
 import os
 import sys
@@ -7,24 +7,15 @@ from typing import Any
 
 
 def make_safe() -> None:
-    """Let no print fail: results are on the disk, and a long run is worth more than its words.
+    """Make prints never fail: results are on the disk, and a long run outweighs its messages.
 
-    What the encoding lacks is written as an escape. After the reader of a pipe has gone
+    Characters that the encoding lacks are escaped. After the reader of a pipe has gone
     (`segret train | head`), further output is dropped.
     """
-    sys.stdout, sys.stderr = _Safe(sys.stdout), _Safe(_apart_from_native_code(sys.stderr))
+    sys.stdout, sys.stderr = _SafeStream(sys.stdout), _SafeStream(sys.stderr)
 
 
-def _apart_from_native_code(stream: Any) -> Any:
-    """Return the stream on a descriptor of its own: what native code writes can be filtered."""
-    try:
-        descriptor = os.dup(stream.fileno())  # never closed: the last words come at the very end
-        return open(descriptor, "w", buffering=1, encoding=stream.encoding, closefd=False)
-    except (OSError, ValueError, AttributeError):  # a stand-in, or none at all
-        return stream
-
-
-class _Safe:
+class _SafeStream:
     """A text stream whose `write` and `flush` do not raise."""
 
     def __init__(self, stream: Any):
@@ -48,11 +39,11 @@ class _Safe:
             self._drop()
 
     def _drop(self) -> None:
-        """Send what follows nowhere, what Python flushes at its end included."""
+        """Send further output to the null device, what Python flushes at its end included."""
         with suppress(OSError, ValueError, AttributeError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

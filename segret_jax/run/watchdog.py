@@ -1,4 +1,4 @@
-"""Says what a run waits for, and where in the code, when that takes far longer than usual.
+"""Report where a run waits when that takes far longer than usual.
 
 A full disk, a lost network drive or a device that hangs raise no error: the run just stands still.
 """
@@ -12,44 +12,53 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 
 # Seconds that a phase may take for the first time; any other phase 600.
 FIRST: Mapping[str, float] = MappingProxyType({"compile": 1800.0, "evaluation": 3600.0})
+FACTOR = 10  # times the median of a phase's past durations that it may take
 NUM_FRAMES = 12
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class _Phase:
     name: str
     start: float
-    thread: int
     on_device: bool
+    thread: int
     reported: float = 0.0  # seconds that the last report named; 0: none yet
 
 
 class Watchdog:
-    """Reports the phase that one thread, mostly the main one, has been in for too long.
+    """Report the phase that one thread, mostly the main one, has been in for too long.
 
-    A thread of its own looks every `interval` seconds. Too long is more than `factor` times the
-    median of that phase's own past, at least `least` seconds; without a past, `first`. Native code
-    that keeps the interpreter's lock is the one thing that it cannot report: XLA gives it up.
+    A thread of its own checks every `interval` seconds. Too long is more than `FACTOR` times the
+    median of that phase's own past, at least `least` seconds; without a past, `first`. It cannot
+    report native code that keeps the interpreter's lock; XLA releases it.
 
     A phase that dispatches to the device, or waits for it, mostly returns at once and sometimes
     takes a whole step. So `on_device` phases are compared with the time between completed steps.
+
+    Args:
+        say: Receives the reports.
+        least: Seconds that any phase may take.
+        first: Seconds that a phase may take for the first time, by its name; others 600.
+        clock: Returns the time in seconds.
+        interval: Seconds between two checks.
     """
 
     def __init__(
-        self, say: Callable[[str], None], *, factor: float = 10.0, least: float = 30.0,
+        self, say: Callable[[str], None], *, least: float = 30.0,
         first: Mapping[str, float] = FIRST, clock: Callable[[], float] = time.monotonic,
         interval: float = 1.0,
     ):  # fmt: skip
         self._say, self._clock, self._interval = say, clock, interval
-        self._factor, self._least, self._first = factor, least, first
+        self._least, self._first = least, first
         self._phases: list[_Phase] = []
-        self._history: defaultdict[str, deque[float]] = defaultdict(_recent)
-        self._step_times = _recent()
+        recent: Callable[[], deque[float]] = partial(deque, maxlen=101)
+        self._history, self._step_times = defaultdict(recent), recent()
         self._last_step: float | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -59,28 +68,34 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join(timeout=5)  # `say` may hang: the run must end all the same
 
     @contextmanager
     def phase(self, name: str, *, on_device: bool = False) -> Iterator[None]:
-        """Watch what happens inside. Of nested phases the innermost counts.
+        """Watch the block; all phases are entered by one thread.
 
-        The outer one's time goes on meanwhile. All phases are entered by one thread. `on_device`
-        phases are judged by the times that `steps_completed` measures.
+        Of nested phases the innermost counts; the time of the outer one goes on meanwhile.
+
+        Args:
+            name: What the block does, as the report names it.
+            on_device: Whether to compare it with the step times of `steps_completed`.
         """
-        phase = _Phase(
-            name=name, start=self._clock(), thread=threading.get_ident(), on_device=on_device
-        )
+        phase = _Phase(name, self._clock(), on_device, threading.get_ident())
         with self._lock:
             self._phases.append(phase)
         try:
             yield
         finally:
-            self._end(phase)
+            with self._lock:  # waits for a report under way, which comes before the end's message
+                self._phases.pop()
+                seconds = self._clock() - phase.start
+                if not on_device:
+                    self._history[name].append(seconds)
+            if phase.reported:
+                with suppress(Exception):
+                    self._say(f"{name} ended after all, after {_format(seconds)} s")
 
     def steps_completed(self, count: int) -> None:
         """Record that the device completed `count` more steps.
@@ -92,16 +107,6 @@ class Watchdog:
             if self._last_step is not None:
                 self._step_times.append((now - self._last_step) / count)
             self._last_step = now
-
-    def _end(self, phase: _Phase) -> None:
-        with self._lock:  # waits for a report under way: its end must not be told before it
-            self._phases.pop()
-            seconds = self._clock() - phase.start
-            if not phase.on_device:
-                self._history[phase.name].append(seconds)
-        if phase.reported:
-            with suppress(Exception):
-                self._say(f"{phase.name} ended after all, after {_plain(seconds)} s")
 
     def _watch(self) -> None:
         while not self._over.wait(self._interval):
@@ -115,27 +120,17 @@ class Watchdog:
             phase = self._phases[-1]
             seconds = self._clock() - phase.start
             history = self._step_times if phase.on_device else self._history.get(phase.name)
-            usual = median(history) if history else None
-            if seconds > max(self._allowed(phase.name, usual), 2 * phase.reported):
+            allowed, usual = self._first.get(phase.name, 600.0), "the first time"
+            if history:
+                allowed = max(self._least, FACTOR * median(history))
+                usual = f"usually {_format(median(history))} s"
+            if seconds > max(allowed, 2 * phase.reported):
                 phase.reported = seconds
-                self._say(_report(phase, seconds, usual))
-
-    def _allowed(self, name: str, usual: float | None) -> float:
-        if usual is None:
-            return self._first.get(name, 600.0)
-        return max(self._least, self._factor * usual)
+                frame = sys._current_frames()[phase.thread]
+                stack = "".join(traceback.format_stack(frame)[-NUM_FRAMES:]).rstrip()
+                waiting = f"{phase.name} has been waiting for {_format(seconds)} s ({usual}), here:"
+                self._say(f"{waiting}\n{textwrap.indent(stack, '  ')}")
 
 
-def _recent() -> deque[float]:
-    return deque(maxlen=101)
-
-
-def _report(phase: _Phase, seconds: float, usual: float | None) -> str:
-    before = "the first time" if usual is None else f"usually {_plain(usual)} s"
-    stack = traceback.format_stack(sys._current_frames()[phase.thread])[-NUM_FRAMES:]
-    where = textwrap.indent("".join(stack).rstrip(), "  ")
-    return f"{phase.name} has been waiting for {_plain(seconds)} s ({before}), here:\n{where}"
-
-
-def _plain(seconds: float) -> str:
+def _format(seconds: float) -> str:
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,10 +30,9 @@ from segret_jax.models.kernels import platform_of
 from segret_jax.parallel import processes
 from segret_jax.parallel.mesh import check_batch, make_mesh
 from segret_jax.parallel.sharding import shard_batch, shard_state
-from segret_jax.run.compile_time import expected_compilation
 from segret_jax.run.logger import RunLogger
 from segret_jax.run.memory import machine_of
-from segret_jax.run.profiler import Profiler, Steps
+from segret_jax.run.profiler import Profiler
 from segret_jax.run.stop import StopRequest
 from segret_jax.run.watchdog import Watchdog
 from segret_jax.run.workdir import claim_workdir
@@ -76,7 +75,7 @@ class Run:
 
 
 def train(
-    config: Config, workdir: Path, *, profile: Steps | None = None, wandb_project: str = ""
+    config: Config, workdir: Path, *, profile: Container[int] = (), wandb_project: str = ""
 ) -> Result | None:
     """Train `config` in `workdir`, continuing what is there; return the last evaluation.
 
@@ -122,7 +121,7 @@ def _open_data(config: Config) -> Data:
 
 def _open_run(
     stack: ExitStack, config: Config, workdir: Path, data: Data, mesh: Mesh, bundle: ModelBundle,
-    stop: StopRequest, *, profile: Steps | None, wandb_project: str,
+    stop: StopRequest, *, profile: Container[int], wandb_project: str,
 ) -> tuple[Run, TrainState]:  # fmt: skip
     """Restore the state, or start anew, and open what the run writes to and reads from."""
     optimizer = make_optimizer(config.optim, config.train.steps, get_family(config.model.family))
@@ -196,8 +195,7 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
     with run.watchdog.phase("compile" if is_first else "step", on_device=not is_first):
         placed = shard_batch(batch, run.mesh, run.config.train.accumulate)
         if is_first:
-            expectation = expected_compilation(run.config, run.mesh)
-            with expectation as words, run.logger.compiling(words):
+            with run.logger.compiling():
                 compile_ahead(run.train_step, state, placed)
         state, metrics = run.train_step(state, placed)
         run.log.add(metrics)

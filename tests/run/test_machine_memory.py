@@ -2,7 +2,9 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from segret_jax.run.memory import Memory, accelerator_memory, host_memory
@@ -46,19 +48,15 @@ def write(files: dict[Path, str]) -> None:
     ],
 )  # fmt: skip
 def test_host_memory_is_cut_to_the_limit(
-    tmp_path: Path, row: str, files: dict[str, str], total: float, free: float
-) -> None:
-    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
-    meminfo = f"MemTotal: {16 * 2**20} kB\nMemAvailable: {8 * 2**20} kB\nHugePages_Total: 0\n"
-    write({proc / "meminfo": meminfo, proc / "self/cgroup": f"9:pids:/\n{row}\n"})
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, files: dict[str, str],
+    total: float, free: float,
+) -> None:  # fmt: skip
+    machine = SimpleNamespace(total=16 << 30, available=8 << 30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+    own_groups, cgroups = tmp_path / "proc/self/cgroup", tmp_path / "cgroup"
+    write({own_groups: f"9:pids:/\n{row}\n"})
     write({cgroups / name: content for name, content in files.items()})
-    assert host_memory(proc, cgroups) == Memory(total * GIB, free * GIB)
-
-
-def test_without_proc_the_size_is_known_or_nan(tmp_path: Path) -> None:
-    found = host_memory(tmp_path, tmp_path)
-    assert math.isnan(found.free)
-    assert math.isnan(found.total) or found.total > 1e8
+    assert host_memory(own_groups, cgroups) == Memory(total * GIB, free * GIB)
 
 
 def test_an_accelerator_tells_its_limit_or_nothing() -> None:

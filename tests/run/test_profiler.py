@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from segret_jax.errors import InputError
-from segret_jax.run.profiler import Profiler, Steps, parse
+from segret_jax.run.profiler import Profiler, parse
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def traces(folder: Path) -> list[Path]:
 
 
 def test_two_numbers_are_read():
-    assert parse("10:14", 12) == Steps(10, 14)
-    assert parse("3:3", 3) == Steps(3, 3)
+    assert parse("10:14", 12) == range(10, 15)
+    assert parse("3:3", 3) == range(3, 4)
 
 
 @pytest.mark.parametrize("text", ["", "5", "0:3", "4:3", "-1:3", "1:2:3", "a:b", "1.5:2", "1: 2"])
@@ -43,7 +43,7 @@ def test_steps_beyond_the_run_are_refused():
 
 def test_the_steps_from_start_to_stop_are_traced(tmp_path, double):
     x, said = jnp.ones(4), []
-    with Profiler(tmp_path, Steps(2, 3), said.append) as profiler:
+    with Profiler(tmp_path, range(2, 4), said.append) as profiler:
         for step in range(1, 6):
             profiler.before(step)
             x = double(x)
@@ -58,7 +58,7 @@ def test_the_steps_from_start_to_stop_are_traced(tmp_path, double):
 
 def test_a_run_that_ends_early_keeps_its_trace(tmp_path, double):
     said = []
-    with Profiler(tmp_path, Steps(2, 100), said.append) as profiler:
+    with Profiler(tmp_path, range(2, 101), said.append) as profiler:
         profiler.before(5)  # a run that resumed after step 2
         double(jnp.ones(4))
         profiler.after(5, None)
@@ -72,7 +72,7 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, double, m
         raise RuntimeError("No space left on device")
 
     said = []
-    with Profiler(tmp_path, Steps(1, 1), said.append) as profiler:
+    with Profiler(tmp_path, range(1, 2), said.append) as profiler:
         profiler.before(1)
         with monkeypatch.context() as patch:
             patch.setattr(jax.profiler, "stop_trace", full)
@@ -83,7 +83,7 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, double, m
 
 
 def test_without_steps_nothing_happens(tmp_path):
-    with Profiler(tmp_path / "profile", None, pytest.fail) as profiler:
+    with Profiler(tmp_path / "profile", (), pytest.fail) as profiler:
         profiler.before(1)
         profiler.after(1, None)
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,6 @@ from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import evaluate
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.run.logger import RunLogger
-from segret_jax.run.profiler import Steps
 from segret_jax.run.watchdog import Watchdog
 from segret_jax.run.workdir import claim_workdir
 from segret_jax.training import capture, loop
@@ -217,7 +216,7 @@ def test_what_goes_on_is_told(tmp_path, monkeypatch, capfd):
     original_phase = Watchdog.phase
     monkeypatch.setattr(Watchdog, "phase", phase)
     monkeypatch.setattr(loop, "batches_from", odd)
-    assert train(config, tmp_path, profile=Steps(3, 3)) is not None
+    assert train(config, tmp_path, profile=range(3, 4)) is not None
     said = "".join(capfd.readouterr())
     assert "loss or gradient is not finite: skipped step 2\n" in said
     assert f"profile in {tmp_path / 'profile'}" in said
