@@ -1,4 +1,4 @@
-"""Settings of the environment that would end a run with a traceback, hours later or at once."""
+"""Environment variables that would end a run with a traceback, at once or hours later."""
 
 import os
 import sys

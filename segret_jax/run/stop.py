@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +15,15 @@ from tqdm import tqdm
 
 from segret_jax.parallel import processes
 from segret_jax.parallel.mesh import AXES
-from segret_jax.run.interrupts import (
-    InterruptCounter,
-    print_below_bar,
-    quit_at_once,
-    signal_listener,
-)
+from segret_jax.run import interrupts
 from segret_jax.run.workdir import newest_step
 
-DELAY = 2  # steps after which the processes know each other's wishes, without waiting for them
+DELAY = 2  # steps after which the processes know each other's requests, without waiting for them
 AFTER_STEP = "stopping after this step, saving"
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM ask for a clean stop after the current step; a second Ctrl-C quits.
+    """Ctrl-C and SIGTERM request a clean stop after the current step; a second Ctrl-C quits.
 
     Each is answered with a line at once, even while XLA compiles. `on_quit` is called last.
     """
@@ -37,37 +31,35 @@ class StopRequest:
     def __init__(self, mesh: Mesh, workdir: Path) -> None:
         self.requested = False
         self.on_quit: Callable[[], None] = lambda: None
-        self._workdir = workdir
-        self._presses = InterruptCounter()
+        self._workdir, self._num_devices = workdir, mesh.size
+        self._presses = interrupts.InterruptCounter()
         self._effect, self._said = AFTER_STEP, ""
-        self._stop_flags: deque[jax.Array] = deque()
-        self._shards = NamedSharding(mesh, PartitionSpec(AXES))
-        self._num_devices = mesh.size
+        self._flags: deque[jax.Array] = deque()
+        self._sharding = NamedSharding(mesh, PartitionSpec(AXES))
         self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._stack = ExitStack()
 
     def __enter__(self) -> "StopRequest":
         with ExitStack() as stack:
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
-            stack.enter_context(signal_listener(self._answer))
+            stack.enter_context(interrupts.signal_listener(self._answer))
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     @contextmanager
     def cancels(self, what: str) -> Iterator[None]:
-        """Say that a stop cancels `what`, where it comes inside."""
+        """Say that a stop cancels `what`, if it comes inside the block."""
         self._effect = f"canceling {what}"
         try:
             yield
         finally:
             self._effect = AFTER_STEP
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: object) -> None:
         self.requested = True
 
     def _answer(self, number: int) -> None:
@@ -76,7 +68,7 @@ class StopRequest:
             self._say(f"SIGTERM: {self._effect}")
         elif number == signal.SIGINT:
             if self._presses.add() > 1:
-                quit_at_once(self._say_last)
+                interrupts.quit_at_once(self._say_last)
             self._say(f"{self._effect}; press Ctrl-C again to quit without saving")
 
     def _say(self, message: str) -> None:
@@ -87,24 +79,21 @@ class StopRequest:
 
     def _say_last(self) -> None:
         step = newest_step(self._workdir)
-        then = (
-            f"the newest checkpoint is step {step}: the same command goes on from there"
-            if step
-            else "there is no checkpoint yet: the same command starts anew"
-        )
+        how = f"continues from the checkpoint of step {step}" if step else "starts anew"
         if processes.is_primary():
-            print_below_bar(f"stopped at once; {then}")
+            interrupts.print_below_bar(f"stopped at once; the same command {how}")
         self.on_quit()
 
     def agreed(self) -> bool:
-        """Tell, once after each step, whether all are to stop now: the same in every process.
+        """Return whether all processes are to stop now; to be called once after each step.
 
-        A signal does not come to all processes at the same step. So each gives its wish to a sum
-        over all devices, and reads the one that was begun two steps ago: by then it is there.
+        A signal does not reach all processes at the same step. So each contributes its request to
+        a maximum over all devices, and reads the one that was started two steps ago: by then it is
+        computed. All processes get the same answer.
         """
         if not processes.is_multiprocess():
             return self.requested
-        wish = np.full(self._num_devices, self.requested, np.int32)
-        shared = jax.make_array_from_callback(wish.shape, self._shards, lambda part: wish[part])
-        self._stop_flags.append(self._any(shared))
-        return len(self._stop_flags) > DELAY and bool(self._stop_flags.popleft())
+        own = np.full(self._num_devices, self.requested, np.int32)
+        flags = jax.make_array_from_callback(own.shape, self._sharding, lambda index: own[index])
+        self._flags.append(self._any(flags))
+        return len(self._flags) > DELAY and bool(self._flags.popleft())

@@ -58,7 +58,8 @@ class Watchdog:
         self._least, self._first = least, first
         self._phases: list[_Phase] = []
         recent: Callable[[], deque[float]] = partial(deque, maxlen=101)
-        self._history, self._step_times = defaultdict(recent), recent()
+        self._history: defaultdict[str, deque[float]] = defaultdict(recent)
+        self._step_times = recent()
         self._last_step: float | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()

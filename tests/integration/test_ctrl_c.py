@@ -75,7 +75,7 @@ def test_a_second_press_while_saving_is_one_line_and_the_run_goes_on(tmp_path):
     text = printed.read_text()
     assert "Traceback" not in text
     _, _, after = text.partition("stopping after this step, saving; press Ctrl-C again")
-    last = "stopped at once; the newest checkpoint is step 5: the same command goes on from there"
+    last = "stopped at once; the same command continues from the checkpoint of step 5"
     assert after.splitlines()[-1] == last
     assert (newest(workdir), (workdir / "status").read_text()) == (5, "stopped\n")
 

@@ -14,7 +14,6 @@ import pytest
 
 from segret_jax.parallel.mesh import data_mesh
 from segret_jax.run import interrupts
-from segret_jax.run import stop as stopping
 from segret_jax.run.stop import StopRequest
 
 FIRST = "stopping after this step, saving; press Ctrl-C again to quit without saving"
@@ -44,8 +43,8 @@ if __name__ == "__main__":
 def last_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is said instead of ending this process."""
     said: list[str] = []
-    monkeypatch.setattr(stopping, "print_below_bar", said.append)
-    monkeypatch.setattr(stopping, "quit_at_once", lambda say: say())
+    monkeypatch.setattr(interrupts, "print_below_bar", said.append)
+    monkeypatch.setattr(interrupts, "quit_at_once", lambda say: say())
     return said
 
 
@@ -99,12 +98,12 @@ def test_a_second_press_says_which_checkpoint_is_the_newest(
         assert (last_lines, quits) == ([], [])
         time_passes(0.2)
         send(signal.SIGINT)
-        assert "there is no checkpoint yet" in last_lines.pop()
+        assert last_lines.pop() == "stopped at once; the same command starts anew"
         for name in ("5", "10", "15.orbax-checkpoint-tmp"):
             (tmp_path / "checkpoints" / name).mkdir(parents=True)
         time_passes(0.6)
         send(signal.SIGINT)
-    then = "the newest checkpoint is step 10: the same command goes on from there"
+    then = "the same command continues from the checkpoint of step 10"
     assert last_lines == [f"stopped at once; {then}"]
     assert quits == [1, 1]
     assert FIRST in capsys.readouterr().err
@@ -131,8 +130,9 @@ def ends(process: psutil.Process) -> bool:
     ("context", "first", "last"),
     [
         ("StopRequest(data_mesh(), Path('none'))", FIRST,
-         "stopped at once; there is no checkpoint yet: the same command starts anew"),
-        ("interrupt_once()", "\ninterrupting after this operation; press Ctrl-C again to quit at once",
+         "stopped at once; the same command starts anew"),
+        ("interrupt_once()",
+         "\ninterrupting after this operation; press Ctrl-C again to quit at once",
          "interrupted"),
     ],
     ids=["training", "others"],
