@@ -1,4 +1,4 @@
-"""Checksums of arrays, made where they lie, modulo 2^32.
+"""Checksums of arrays, computed on their devices, modulo 2^32.
 
 An array's checksum is the sum of its 32-bit words, each mixed and then weighted by an odd hash of
 its index. Sums of integers do not depend on their order, so a checksum does not depend on how an
@@ -38,9 +38,7 @@ def sums(tree: Any, *, weighted: bool = True) -> dict[str, int]:
     return {name: int(x) for name, x in named_leaves(found).items()}
 
 
-def mismatched_checksums(
-    tree: Any, expected: dict[str, int], *, weighted: bool = True
-) -> list[str]:
+def mismatched_checksums(tree: Any, expected: dict[str, int], *, weighted: bool) -> list[str]:
     """Return the paths of the arrays whose checksum is not the expected one."""
     found = sums(tree, weighted=weighted)
     return sorted(name for name in found | expected if found.get(name) != expected.get(name))

@@ -1,4 +1,4 @@
-"""A disk that refuses while Orbax writes: seen before, told in one line, cleaned up after."""
+"""Disk errors while Orbax writes: foreseen, reported in one line, and cleaned up after."""
 
 import errno
 import re
@@ -11,9 +11,9 @@ import jax
 
 
 def check_space(folder: Path, tree: Any) -> None:
-    """Raise OSError if the disk is too full for `tree`: Orbax, once it writes, spreads tracebacks.
+    """Raise OSError if the disk is too full for `tree`: Orbax, once it writes, prints tracebacks.
 
-    A quota or a limit that the disk does not tell is met while writing all the same.
+    Quotas that the disk does not report appear only while writing.
     """
     while not folder.exists():
         folder = folder.parent
@@ -23,10 +23,16 @@ def check_space(folder: Path, tree: Any) -> None:
         raise OSError(errno.ENOSPC, f"it takes {needed:,.1f} MB, {free:,.1f} MB are free")
 
 
-def reraise_unless_disk_error(error: OSError | ValueError) -> None:
-    """Raise what is not the disk's refusal: TensorStore reports a full one as a ValueError."""
-    if isinstance(error, ValueError) and "os_error_code" not in str(error):
+def disk_error_reason(error: OSError | ValueError) -> str:
+    """Return why the disk refused, such as "File too large"; raise an error that is not the disk's.
+
+    TensorStore reports a full disk as a ValueError with a long message.
+    """
+    if found := re.search(r"([^:]+) \[os_error_code", str(error)):
+        return found[1].strip()
+    if isinstance(error, ValueError):
         raise error
+    return error.strerror or str(error).splitlines()[0]
 
 
 def remove_partial_checkpoint(folder: Path) -> None:
@@ -43,10 +49,3 @@ def remove_partial_checkpoint(folder: Path) -> None:
         if quiet == 8:
             return
         time.sleep(0.1)
-
-
-def reason(error: Exception) -> str:
-    """Return the last clause of TensorStore's long message, such as "File too large"."""
-    found = re.search(r"([^:]+) \[os_error_code", str(error))
-    strerror = getattr(error, "strerror", None)
-    return found[1].strip() if found else strerror or str(error).splitlines()[0]

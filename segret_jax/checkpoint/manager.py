@@ -15,12 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from segret_jax import config as configs
-from segret_jax.checkpoint.disk_errors import (
-    check_space,
-    reason,
-    remove_partial_checkpoint,
-    reraise_unless_disk_error,
-)
+from segret_jax.checkpoint import disk_errors
 from segret_jax.checkpoint.model import (
     FOLDER,
     METRICS,
@@ -92,7 +87,7 @@ class Checkpoints:
         items["data"] = ocp.args.JsonSave(self.data)
         try:
             if not processes.is_multiprocess():  # which would have to refuse together
-                check_space(self.folder, state)
+                disk_errors.check_space(self.folder, state)
             self._manager.save(step, args=ocp.args.Composite(**items), metrics={}, force=True)
         except (OSError, ValueError) as error:
             self._refused(error)
@@ -109,16 +104,16 @@ class Checkpoints:
 
     def _refused(self, error: OSError | ValueError) -> None:
         """Clear away what was written of the last checkpoint, and say so."""
-        reraise_unless_disk_error(error)
+        reason = disk_errors.disk_error_reason(error)
         step, self._writing, self._is_whole = self._writing, None, False
         with suppress(Exception):  # it would raise the same error again at whatever is next
             self._manager.close()
-        remove_partial_checkpoint(self.folder / str(step))
+        disk_errors.remove_partial_checkpoint(self.folder / str(step))
         self._manager = self._open()
         logging.error(
             "checkpoint of step %d was not saved in %s (%s). Earlier checkpoints are whole; "
             "free some space or choose another --workdir",
-            step, self.folder, reason(error),
+            step, self.folder, reason,
         )  # fmt: skip
 
     def add_score(self, step: int, mean_iou: float) -> None:

@@ -28,12 +28,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from segret_jax import config as configs
-from segret_jax.checkpoint.disk_errors import (
-    check_space,
-    reason,
-    remove_partial_checkpoint,
-    reraise_unless_disk_error,
-)
+from segret_jax.checkpoint import disk_errors
 from segret_jax.checkpoint.reading import (
     UnreadableError,
     read_arrays,
@@ -43,12 +38,7 @@ from segret_jax.checkpoint.reading import (
     verify_checksums,
 )
 from segret_jax.checkpoint.stored_state import FORMAT
-from segret_jax.data.class_table import (
-    MOST_CLASSES,
-    ClassTable,
-    parse_class_table,
-    read_json,
-)
+from segret_jax.data.class_table import MOST_CLASSES, ClassTable, parse_class_table, read_json
 from segret_jax.errors import InputError
 from segret_jax.models.config import model_name
 from segret_jax.models.factory import ModelBundle, abstract
@@ -77,23 +67,30 @@ def save_model(
         raise InputError(f"{folder} exists: choose another folder")
     items = {
         "model": ocp.args.StandardSave({"params": params, "batch_stats": batch_stats}),
-        "config": ocp.args.JsonSave(dataclasses.asdict(config)),
-        "classes": ocp.args.JsonSave(table.to_dict()),
         "source": ocp.args.JsonSave(source),
-        "format": ocp.args.JsonSave({"format": FORMAT}),
+        **description(config, table),
     }
     if kept:
         items["kept"] = ocp.args.StandardSave(kept)
     try:
-        check_space(folder.absolute().parent, (params, batch_stats, kept))
+        disk_errors.check_space(folder.absolute().parent, (params, batch_stats, kept))
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder.absolute(), args=ocp.args.Composite(**items))
     except (OSError, ValueError) as error:
-        reraise_unless_disk_error(error)
-        remove_partial_checkpoint(folder)
+        reason = disk_errors.disk_error_reason(error)
+        disk_errors.remove_partial_checkpoint(folder)
         raise InputError(
-            f"{folder} was not written ({reason(error)}): free some space or choose another folder"
+            f"{folder} was not written ({reason}): free some space or choose another folder"
         ) from error
+
+
+def description(config: configs.Config, table: ClassTable) -> dict[str, ocp.args.JsonSave]:
+    """Return the items that say what a checkpoint holds, and its format."""
+    return {
+        "config": ocp.args.JsonSave(dataclasses.asdict(config)),
+        "classes": ocp.args.JsonSave(table.to_dict()),
+        "format": ocp.args.JsonSave({"format": FORMAT}),
+    }
 
 
 def load_config(checkpoint: Path) -> configs.Config:

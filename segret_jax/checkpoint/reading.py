@@ -1,4 +1,4 @@
-"""Reading stored arrays: what can go wrong, told apart.
+"""Reading stored arrays, with faults of the file told apart from others.
 
 A fault of the file is an `UnreadableError`: something is missing, is not what was saved, or fails
 in Orbax. A tree of other arrays than expected is none; nor are the faults of the machine (memory,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from segret_jax.checkpoint.checksum import sums
-from segret_jax.checkpoint.model import load_format, restore_targets
+from segret_jax.checkpoint.model import description, load_format, restore_targets
 from segret_jax.checkpoint.reading import (
     UnreadableError,
     read_arrays,
@@ -64,10 +64,8 @@ def items_to_save(state: TrainState, config: Config, table: ClassTable) -> dict[
     return {
         "model": ocp.args.StandardSave(model),
         "training": ocp.args.StandardSave(training),
-        "config": ocp.args.JsonSave(dataclasses.asdict(config)),
-        "classes": ocp.args.JsonSave(table.to_dict()),
         "sums": ocp.args.JsonSave(checksums),
-        "format": ocp.args.JsonSave({"format": FORMAT}),
+        **description(config, table),
     }
 
 

@@ -11,11 +11,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from segret_jax.checkpoint import model as checkpoints
-from segret_jax.checkpoint.disk_errors import reason, reraise_unless_disk_error
+from segret_jax.checkpoint.disk_errors import disk_error_reason
 from segret_jax.checkpoint.reading import UnreadableError
 from segret_jax.checkpoint.restore import items_to_save, restore
 from segret_jax.checkpoint.state import TrainState
@@ -27,54 +28,49 @@ from segret_jax.parallel import processes
 from segret_jax.training.initialization import abstract_state
 
 SHARE = re.compile(r"batch_(\d+)-of-(\d+)\.npz")
+Batch = dict[str, np.ndarray]
 KEYS = ("image", "label", "index")
 
 
 @dataclass(frozen=True)
 class CapturedStep:
-    """What `write` was given, on one device; the batch is the global one, in its order."""
+    """The arguments of `write`, on one device; the batch is the global one, in its order."""
 
     config: Config
     table: ClassTable
     state: TrainState
-    batch: dict[str, np.ndarray]
+    batch: Batch
 
 
 def write(
-    folder: Path,
-    *,
-    state: TrainState,
-    config: Config,
-    table: ClassTable,
-    batch: dict[str, np.ndarray],
-    process_index: int = 0,
-    process_count: int = 1,
+    folder: Path, *, state: TrainState, config: Config, table: ClassTable, batch: Batch
 ) -> None:
-    """Keep the `state` before a bad step and this process's share of that step's batch.
+    """Write a step that was not finite; all processes call it together.
 
-    All processes call it together. Raises InputError if the disk refuses.
+    Args:
+        folder: Where; what is there is deleted.
+        state: The state before the step.
+        config: The run's config.
+        table: The run's classes.
+        batch: This process's samples of the step's batch.
+
+    Raises:
+        InputError: The disk refuses.
     """
-    items = ocp.args.Composite(**items_to_save(state, config, table))  # by all together
+    items = items_to_save(state, config, table)  # by all processes together
     with disk_errors_as_input_errors(f"the step that was not finite to {folder}"):
-        if process_index == 0:  # an earlier try may be of another number of processes
+        if processes.is_primary():  # an earlier try may be of another number of processes
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         processes.wait_for_all("folder for the step that was not finite")
-        write_share(folder, batch, process_index, process_count)
+        file = folder / f"batch_{jax.process_index()}-of-{jax.process_count()}.npz"
+        np.savez(file, allow_pickle=False, **{key: batch[key] for key in KEYS})
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-                checkpointer.save((folder / "state").absolute(), args=items, force=True)
+                arguments = ocp.args.Composite(**items)
+                checkpointer.save((folder / "state").absolute(), args=arguments, force=True)
         except ValueError as error:
-            reraise_unless_disk_error(error)
-            raise OSError(reason(error)) from error
-
-
-def write_share(
-    folder: Path, batch: dict[str, np.ndarray], process_index: int, process_count: int
-) -> None:
-    """Write one process's samples."""
-    file = folder / f"batch_{process_index}-of-{process_count}.npz"
-    np.savez(file, allow_pickle=False, **{key: batch[key] for key in KEYS})
+            raise OSError(disk_error_reason(error)) from error
 
 
 def load(folder: Path) -> CapturedStep:
@@ -90,7 +86,7 @@ def load(folder: Path) -> CapturedStep:
     return CapturedStep(config, table, state, batch)
 
 
-def _load_batch(folder: Path) -> dict[str, np.ndarray]:
+def _load_batch(folder: Path) -> Batch:
     """Join the shares, each sample in its place of the global batch."""
     found = {file: SHARE.fullmatch(file.name) for file in sorted(folder.glob("batch_*.npz"))}
     counts = {int(match[2]) for match in found.values() if match}

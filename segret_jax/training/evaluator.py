@@ -1,6 +1,7 @@
 """Evaluation in the middle of a run: scores, their protocol, and the picture."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +24,38 @@ from segret_jax.run.logger import RunLogger
 from segret_jax.visualize.pictures import grid, save_png
 
 
+@dataclass(frozen=True)
 class Evaluator:
-    """Scores the state of a run on the validation images."""
+    """Evaluate the state of a run on the validation images."""
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: Path,
-        *,
-        validation: Source,
-        table: ClassTable,
-        graph: nnx.GraphDef[Any],
-        mesh: Mesh,
-        logger: RunLogger,
-    ):
-        self.config, self.workdir = config, workdir
-        self.validation, self.table = validation, table
-        self.graph, self.mesh, self.logger = graph, mesh, logger
+    config: Config
+    workdir: Path
+    validation: Source
+    table: ClassTable
+    graph: nnx.GraphDef[Any]
+    mesh: Mesh
+    logger: RunLogger
 
     def score(
         self, state: TrainState, *, again: bool, canceled: Callable[[], bool]
     ) -> Result | None:
-        """Evaluate, write scores and picture; None if any process was told to stop meanwhile.
+        """Evaluate, and write scores and picture.
 
-        What is scored `again` is not recorded a second time.
+        Args:
+            state: The state, on the run's mesh.
+            again: Whether this step's scores are recorded already.
+            canceled: Returns whether to stop.
+
+        Returns:
+            The result; None if `canceled` was true in any process.
         """
         model = gather_replicated(state.model, self.mesh)
-        bundle = ModelBundle(self.graph, **model)
-        predictor = Predictor(bundle, self.config.eval)
-        result = evaluate(
-            predictor,
-            self.validation,
-            self.table,
-            num_pictures=self.config.eval.pictures,
-            skip_faulty=self.config.data.on_error == "skip",
-            canceled=canceled,
-        )
+        predictor = Predictor(ModelBundle(self.graph, **model), self.config.eval)
+        options: Any = {
+            "num_pictures": self.config.eval.pictures,
+            "skip_faulty": self.config.data.on_error == "skip",
+        }
+        result = evaluate(predictor, self.validation, self.table, canceled=canceled, **options)
         if result is None:
             return None
         metrics, step = result.metrics, int(state.step)
@@ -74,14 +71,10 @@ class Evaluator:
 
     def _write(self, predictor: Predictor, result: Result, step: int) -> None:
         """Write the scores with their protocol, and the picture."""
+        about: Any = {"config": self.config, "table": self.table}
+        checkpoint = Path(FOLDER, str(step))
         results.save(
-            self.workdir,
-            result,
-            predictor,
-            self.validation,
-            config=self.config,
-            table=self.table,
-            checkpoint=Path(FOLDER, str(step)),
+            self.workdir, result, predictor, self.validation, checkpoint=checkpoint, **about
         )
         if result.pictures:
             title = f"step {step}, mIoU {100 * result.metrics.mean_iou:.1f} %"

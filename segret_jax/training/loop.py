@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Container, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -85,10 +85,8 @@ def train(
     """
     mesh, data = make_mesh(config.mesh), _open_data(config)
     machine, num_classes = machine_of(mesh), data.table.num_classes
-    config, sizes = sizing.resolve(
-        config, workdir, machine,
-        training=data.training, validation=data.validation, num_classes=num_classes,
-    )  # fmt: skip
+    sources = data.training, data.validation
+    config, sizes = sizing.resolve(config, workdir, machine, *sources, num_classes)
     check_batch(config, mesh)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(mesh, workdir))
@@ -128,26 +126,33 @@ def _open_run(
     train_step = make_train_step(bundle.graph, optimizer, config.train, mesh)
     checkpoints = Checkpoints(workdir, config, data.table, data.training)
     stack.enter_context(closing(checkpoints))
-    averaged = config.train.ema_decay > 0
-    state = shard_state(new_state(*bundle.variables, optimizer, averaged=averaged), mesh)
+    state = new_state(*bundle.variables, optimizer, averaged=config.train.ema_decay > 0)
+    state = shard_state(state, mesh)
     state = checkpoints.restore_latest(state) or state
     start = int(state.step)
-    dataset = _dataset(data.training, config)
-    batches = stack.enter_context(
-        closing(batches_from(dataset, start, workers=config.data.workers))
+    dataset = training_dataset(
+        data.training,
+        config.data,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
+    batches = batches_from(dataset, start, workers=config.data.workers)
+    stack.enter_context(closing(batches))
     logger = RunLogger(
         workdir, steps=config.train.steps, start=start, config=asdict(config),
         images_per_step=config.train.batch_size, wandb_project=wandb_project,
         active=processes.is_primary(),
     )  # fmt: skip
     stack.enter_context(logger)
-    evaluator = Evaluator(
-        config, workdir, validation=data.validation, table=data.table, graph=bundle.graph,
-        mesh=mesh, logger=logger,
-    )  # fmt: skip
+    evaluated = data.validation, data.table, bundle.graph
+    evaluator = Evaluator(config, workdir, *evaluated, mesh, logger)
     watchdog = stack.enter_context(Watchdog(_local_logger(logger)))
-    profiler = stack.enter_context(Profiler(_profile_folder(workdir), profile, logger.info))
+    folder = workdir / "profile"
+    if processes.is_multiprocess():  # those of one host would write the same file
+        folder /= f"process_{jax.process_index()}"
+    profiler = stack.enter_context(Profiler(folder, profile, logger.info))
     log = StepLog(config, logger, train_step, watchdog.steps_completed)
     run = Run(
         config, workdir, data.table, mesh, dataset, batches, train_step, checkpoints, evaluator,
@@ -187,10 +192,15 @@ def _train(run: Run, state: TrainState) -> Result | None:
 
 
 def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainState:
-    with _saving_on_error(run, state), run.watchdog.phase("input"):
-        begun = time.perf_counter()
-        batch = next(run.batches)
-        run.logger.add_input_wait(time.perf_counter() - begun)
+    begin = time.perf_counter()
+    try:
+        with run.watchdog.phase("input"):
+            batch = next(run.batches)
+    except Exception:  # a file, or a data worker that was killed: keep the steps made so far
+        if not processes.is_multiprocess():  # a checkpoint takes all of them
+            run.checkpoints.save(state)
+        raise
+    run.logger.add_input_wait(time.perf_counter() - begin)
     run.log.count_skipped(batch.pop("skipped"))
     with run.watchdog.phase("compile" if is_first else "step", on_device=not is_first):
         placed = shard_batch(batch, run.mesh, run.config.train.accumulate)
@@ -201,23 +211,6 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
         run.log.add(metrics)
     run.log.report_compilation(step, placed)
     return state
-
-
-def _dataset(training: Source, config: Config) -> grain.MapDataset:
-    return training_dataset(
-        training,
-        config.data,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def _profile_folder(workdir: Path) -> Path:
-    """Return one of this process's own: processes of one host would write the same file."""
-    folder = workdir / "profile"
-    return folder / f"process_{jax.process_index()}" if processes.is_multiprocess() else folder
 
 
 def _local_logger(logger: RunLogger) -> Callable[[str], None]:
@@ -262,17 +255,6 @@ def _save(run: Run, state: TrainState) -> None:
         run.checkpoints.save(state)
 
 
-@contextmanager
-def _saving_on_error(run: Run, state: TrainState) -> Iterator[None]:
-    """Keep the steps made so far where a file, or a data worker that was killed, ends the run."""
-    try:
-        yield
-    except Exception:
-        if not processes.is_multiprocess():  # a checkpoint takes all of them
-            run.checkpoints.save(state)
-        raise
-
-
 def _save_and_stop(run: Run, state: TrainState) -> None:
     _save(run, state)
     with run.watchdog.phase("save"):
@@ -294,10 +276,8 @@ def _stop_if_nonfinite(run: Run, state: TrainState) -> None:
         kept.append(f"the state before it is saved in {run.checkpoints.folder / str(step)}")
     folder = run.workdir / f"nonfinite_{step + 1:06d}"
     try:
-        capture.write(
-            folder, state=state, config=run.config, table=run.table, batch=run.dataset[step],
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        )  # fmt: skip
+        batch = run.dataset[step]
+        capture.write(folder, state=state, config=run.config, table=run.table, batch=batch)
         kept.append(f"segret replay {folder} shows where it begins")
     except InputError as error:  # a full disk must not hide what happened
         run.logger.info(str(error))

@@ -51,8 +51,8 @@ class Data:
 
 
 def resolve(
-    config: Config, workdir: Path, machine: Machine, *,
-    training: Source, validation: Source, num_classes: int,
+    config: Config, workdir: Path, machine: Machine, training: Source, validation: Source,
+    num_classes: int,
 ) -> tuple[Config, tuple[str, ...]]:  # fmt: skip
     """Return `config` with the settings that it leaves open, and notes that say them.
 

@@ -55,13 +55,13 @@ def when_step(monkeypatch: pytest.MonkeyPatch) -> Callable:
     def install(number: int, action: Callable[[], None]) -> None:
         original, calls = RunLogger.advance, []
 
-        def advance(logger: RunLogger) -> None:
+        def tick(logger: RunLogger) -> None:
             original(logger)
             calls.append(1)
             if len(calls) == number:
                 action()
 
-        monkeypatch.setattr(RunLogger, "advance", advance)
+        monkeypatch.setattr(RunLogger, "advance", tick)
 
     return install
 
