@@ -29,12 +29,10 @@ def reading() -> Iterator[None]:
     """Raise UnreadableError for what damaged files may raise; other faults as they are."""
     try:
         yield
-    except (UnreadableError, InputError, MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            raise  # the disk's, or the network's
+    except FileNotFoundError as error:
         raise UnreadableError(f"{error.filename or _first_line(error)} is missing") from error
+    except (UnreadableError, InputError, MemoryError, OSError, jax.errors.JaxRuntimeError):
+        raise
     except Exception as error:  # Orbax's own, of whatever kind
         raise UnreadableError(f"{type(error).__name__}: {_first_line(error)}") from error
 

@@ -44,7 +44,13 @@ def restore(checkpoint: Path, like: TrainState) -> TrainState:
             raise UnreadableError(f"{checkpoint / item / 'metadata'} is missing")
     saved = read_stored_json(checkpoint / "sums") if version > 0 else None
     expected = dict(zip(ITEMS, items_of(stored_like(like, version)), strict=True))
-    _check_structure(checkpoint, expected)
+    for item, tree in expected.items():
+        if difference := structure_difference(checkpoint / item, tree):
+            raise InputError(
+                f"{checkpoint} holds another training state than this version makes of this "
+                f"config: {difference}. Go on with the version of segret_jax that wrote it, or "
+                f"start from its weights: --config.init_from={checkpoint} and another --workdir"
+            )
     _check_together(checkpoint, saved, weighted=version > 1)
     restored = {}
     for item, tree in expected.items():
@@ -85,16 +91,6 @@ def _joined(model: dict[str, Any], training: dict[str, Any]) -> TrainState:
     if "params" in training:
         return TrainState(**training, ema=model)
     return TrainState(**training, **model, ema=None)
-
-
-def _check_structure(checkpoint: Path, expected: dict[str, Any]) -> None:
-    for item, tree in expected.items():
-        if difference := structure_difference(checkpoint / item, tree):
-            raise InputError(
-                f"{checkpoint} holds another training state than this version makes of this "
-                f"config: {difference}. Go on with the version of segret_jax that wrote it, or "
-                f"start from its weights: --config.init_from={checkpoint} and another --workdir"
-            )
 
 
 def _check_together(checkpoint: Path, saved: Any, *, weighted: bool) -> None:

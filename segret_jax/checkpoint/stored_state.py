@@ -35,7 +35,8 @@ def to_stored(state: TrainState) -> TrainState:
     unpack_small = jax.jit(unpack, out_shardings=state.step.sharding)  # they are replicated
 
     def unpacked(packed: dict[str, Any]) -> Any:
-        return _merge(packed[LARGE], unpack_small(packed | {LARGE: {}}, small))
+        leaves = flatten_dict(unpack_small(packed | {LARGE: {}}, small))
+        return unflatten_dict(flatten_dict(packed[LARGE]) | leaves)
 
     return _with_moments(state, unpacked(adam.mu), unpacked(adam.nu))
 
@@ -66,9 +67,8 @@ def from_stored(stored: TrainState, version: int) -> TrainState:
     trees = [adam.mu, adam.nu]
     if version < 2:
         placement = jax.tree.map(lambda leaf: leaf.sharding, stored.params)
-        unpack_all = jax.jit(
-            partial(unpack, vector_of=_vector_of_format_1), out_shardings=placement
-        )
+        unpack_format_1 = partial(unpack, vector_of=_vector_of_format_1)
+        unpack_all = jax.jit(unpack_format_1, out_shardings=placement)
         trees = [unpack_all(packed, stored.params) for packed in trees]
     pack_small = jax.jit(pack, out_shardings=stored.step.sharding)
 
@@ -86,15 +86,10 @@ def _with_moments(state: TrainState, mu: Any, nu: Any) -> TrainState:
 
 def _divide(tree: Any) -> tuple[Any, Any]:
     """Return the large leaves of a tree, and the small ones."""
-    leaves = flatten_dict(tree)
-    large = {path: leaf for path, leaf in leaves.items() if small_or_large(path, leaf) == LARGE}
-    return unflatten_dict(large), unflatten_dict(
-        {p: x for p, x in leaves.items() if p not in large}
-    )
-
-
-def _merge(large: Any, small: Any) -> Any:
-    return unflatten_dict(flatten_dict(large) | flatten_dict(small))
+    parts: dict[str, dict[Path, Any]] = {LARGE: {}, "small": {}}
+    for path, leaf in flatten_dict(tree).items():
+        parts[small_or_large(path, leaf)][path] = leaf
+    return unflatten_dict(parts[LARGE]), unflatten_dict(parts["small"])
 
 
 def _vector_of_format_1(path: Path, leaf: Any) -> str:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,38 +19,35 @@ from segret_jax.errors import InputError
 
 HELP = "auto (Cloud TPU, SLURM, Kubernetes, Open MPI), or INDEX/COUNT@HOST:PORT of process 0"
 START_TIMEOUT = 300  # seconds to wait for the other processes
-_joined = False
 
 
 def start(spec: str | None) -> None:
-    """Join the other processes that `spec`, the value of --processes, tells of; None: be alone.
+    """Connect to the other processes of the run, before anything else of JAX.
 
-    To be called before anything else of JAX. `auto` reads the environment, as
-    `jax.distributed.initialize` does. Raises InputError if nothing is found there, if `spec` is
-    malformed, or if the others do not come.
+    Args:
+        spec: The value of --processes: None for a single process, INDEX/COUNT@HOST:PORT, or
+            `auto` to read the environment, as `jax.distributed.initialize` does.
+
+    Raises:
+        InputError: `spec` is malformed, the environment names no cluster, or the others are not
+            found within `START_TIMEOUT`.
     """
-    global _joined
     if spec is None:
         return
     explicit = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", spec)
     if spec != "auto" and not (explicit and int(explicit[1]) < int(explicit[2])):
         raise InputError(f"--processes is {spec!r}; give {HELP}, such as 0/2@node1:9876")
+    own: Any = {}
+    if explicit:
+        index, count, address = explicit.groups()
+        own = {"coordinator_address": address, "cluster_detection_method": "deactivate"}
+        own |= {"num_processes": int(count), "process_id": int(index)}
     try:
-        if explicit:
-            jax.distributed.initialize(
-                coordinator_address=explicit[3],
-                num_processes=int(explicit[2]),
-                process_id=int(explicit[1]),
-                cluster_detection_method="deactivate",
-                initialization_timeout=START_TIMEOUT,
-            )
-        else:
-            jax.distributed.initialize(initialization_timeout=START_TIMEOUT)
+        jax.distributed.initialize(initialization_timeout=START_TIMEOUT, **own)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--processes {spec}: the processes did not find each other ({reason}); "
                          f"give {HELP}") from error  # fmt: skip
-    _joined = True
 
 
 def is_primary() -> bool:
@@ -120,7 +118,7 @@ def leave(status: int) -> None:
 
     They end too, within the time-out of JAX's heartbeats.
     """
-    if _joined:
+    if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -4,10 +4,9 @@ Constants are fitted to what XLA's `memory_analysis` says of compiled steps, tho
 against it in tests/training/test_forecast.py; those of a model's tensors are its family's.
 """
 
-import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from segret_jax.config import Config
 from segret_jax.errors import InputError
@@ -95,24 +94,22 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
 
 
 def smaller(config: Config, num_devices: int) -> Iterator[tuple[Config, str]]:
-    """Yield configs that need ever less memory, with the flags that change `config` to them."""
-    batch = config.train.batch_size
-    for parts in range(config.train.accumulate + 1, batch // (4 * num_devices) + 1):
-        if batch % (parts * num_devices) == 0:
-            changed = copy.deepcopy(config)
-            changed.train.accumulate = parts
-            yield changed, f"--config.train.accumulate={parts}"
-    batch //= config.train.accumulate
-    while batch > num_devices:
-        batch = max(batch // 2 // num_devices, 1) * num_devices
-        changed = copy.deepcopy(config)
-        changed.train.batch_size, changed.train.accumulate = batch, 1
-        again = " --config.train.accumulate=1" if config.train.accumulate > 1 else ""
-        yield changed, f"--config.train.batch_size={batch}{again}"
-    height, width = (max(side // 2 // 32 * 32, 32) for side in config.data.crop)
-    changed = copy.deepcopy(changed if batch < config.train.batch_size else config)
-    changed.data.crop = (height, width)
-    yield changed, f"--config.train.batch_size={batch} --config.data.crop={height},{width}"
+    """Yield configs that need less and less memory, with the flags that change `config` to them."""
+    batch, parts = config.train.batch_size, config.train.accumulate
+    choices = [
+        (batch, n)
+        for n in range(parts + 1, batch // (4 * num_devices) + 1)
+        if batch % (n * num_devices) == 0
+    ]
+    small = batch // parts
+    while small > num_devices:
+        small = max(small // 2 // num_devices, 1) * num_devices
+        choices.append((small, 1))
+    for batch_size, accumulate in choices:
+        train = replace(config.train, batch_size=batch_size, accumulate=accumulate)
+        flags = [f"--config.train.batch_size={batch_size}"] * (batch_size != batch)
+        flags += [f"--config.train.accumulate={accumulate}"] * (accumulate != parts)
+        yield replace(config, train=train), " ".join(flags)
 
 
 def _gb(number: float) -> str:

@@ -59,17 +59,9 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        updated = TrainState(
-            step=state.step + 1,
-            num_bad=state.num_bad,
-            bad_step=state.bad_step,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema=_update_average(
-                state, {"params": params, "batch_stats": batch_stats}, config.ema_decay
-            ),
-        )
+        model = {"params": params, "batch_stats": batch_stats}
+        ema = _update_average(state, model, config.ema_decay)
+        updated = replace(state, step=state.step + 1, opt_state=opt_state, ema=ema, **model)
         metrics["gradient_norm"] = optax.tree.norm(pack(grads))
         metrics["update_norm"] = optax.tree.norm(pack(updates))
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
@@ -98,16 +90,12 @@ def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     can, so that what the backward pass makes again would lie there from the forward pass on. And to
     analyze more closely what overwrites what, or it copies the whole state before it is updated.
     """
-    if not _on_cpu(mesh):
+    if mesh.devices.flat[0].platform != "cpu":
         return {}
     return {
         "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
         "xla_cpu_copy_insertion_use_region_analysis": True,
     }
-
-
-def _on_cpu(mesh: Mesh) -> bool:
-    return mesh.devices.flat[0].platform == "cpu"
 
 
 def loss_function(
@@ -170,8 +158,7 @@ def _update_average(state: TrainState, model: Any, decay: float) -> Any:
     """
     if state.ema is None:
         return None
-    early = (1.0 + state.step) / (10.0 + state.step)
-    decay_now = jnp.minimum(decay, early)
+    decay_now = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
     return jax.tree.map(lambda old, new: old + (1 - decay_now) * (new - old), state.ema, model)
 
 
@@ -188,12 +175,9 @@ def _advance_if_finite(
     skipped = alive & ~finite & (state.num_bad < max_bad_steps)
     kept = jax.tree.map(lambda old, new: jnp.where(alive & finite, new, old), state, updated)
     stopped = alive & ~finite & ~skipped
-    return TrainState(
+    return replace(
+        kept,
         step=jnp.where(skipped, state.step + 1, kept.step),
         num_bad=state.num_bad + skipped,
         bad_step=jnp.where(stopped, state.step, state.bad_step),
-        params=kept.params,
-        batch_stats=kept.batch_stats,
-        opt_state=kept.opt_state,
-        ema=kept.ema,
     )
