@@ -29,7 +29,7 @@ from segret_jax.trees import leaf_name, named_leaves
 
 
 class InitialModel(NamedTuple):
-    """The model before the first step; `notes` say in words where its weights come from.
+    """The model before the first step; `notes` say where its weights come from.
 
     For a run that goes on with more steps they name the new schedule.
     """
@@ -41,51 +41,52 @@ class InitialModel(NamedTuple):
 def initialize(
     config: Config, table: ClassTable, workdir: Path, *, platform: Platform
 ) -> InitialModel:
-    """Build the model that a run in `workdir` starts with, from `config.init_from` if given.
+    """Build the model that a run in `workdir` starts with.
 
-    A run that goes on has its own checkpoint: other weights are not read. Raises InputError if
-    they are of another model, and for a model that cannot be trained.
+    With `config.init_from` its weights are those of that checkpoint: of a classifier the encoder,
+    of a segmentation model with another number of classes all but the last layer. A run that goes
+    on has its own checkpoint: other weights are not read.
+
+    Args:
+        config: The run's config.
+        table: The run's classes.
+        workdir: The run's folder.
+        platform: The devices that the model is built for.
+
+    Raises:
+        InputError: The weights are of another model, or the model cannot be trained.
     """
-    check_segmentation(config.model)
-    bundle = build(config.model, table.num_classes, seed=config.train.seed, platform=platform)
+    model = config.model
+    check_segmentation(model)
+    bundle = build(model, table.num_classes, seed=config.train.seed, platform=platform)
     if checkpoints.saved_in(workdir):
-        return InitialModel(bundle, longer_schedule(workdir, config))
+        return InitialModel(bundle, _longer_schedule(workdir, config))
     if not config.init_from:
         return InitialModel(bundle)
-    return start_from(Path(config.init_from).expanduser(), config.model, table, bundle)
-
-
-def start_from(
-    path: Path, model: ModelConfig, table: ClassTable, bundle: ModelBundle
-) -> InitialModel:
-    """Replace the initial values of a `model` for the classes of `table` by a checkpoint's.
-
-    `path` is a checkpoint's or a run's folder. Of a classifier the encoder is taken; of a
-    segmentation model with another number of classes all but the last layer.
-    """
-    checkpoint = checkpoints.find(path)
-    config = checkpoints.load_config(checkpoint)
+    checkpoint = checkpoints.find(Path(config.init_from).expanduser())
+    saved, their_table = checkpoints.load_config(checkpoint), checkpoints.load_table(checkpoint)
     family = get_family(model.family).load()
-    transfer = family.classifier_transfer if config.model.task == "classification" else None
-    _check_settings(checkpoint, config.model, model, transfer.may_differ(model) if transfer else ())
-    loaded = checkpoints.load_model(checkpoint, config)
-    theirs = named_leaves({"params": loaded.params, "batch_stats": loaded.batch_stats})
-    ours = {"params": bundle.params, "batch_stats": bundle.batch_stats}
-    same_count = checkpoints.load_table(checkpoint).num_classes == table.num_classes
+    transfer = family.classifier_transfer if saved.model.task == "classification" else None
+    _check_settings(checkpoint, saved.model, model, transfer.may_differ(model) if transfer else ())
 
     def is_taken(name: str) -> bool:
         if transfer:
             return transfer.takes(name, model)
-        return same_count or family.last_layer not in name
+        return their_table.num_classes == table.num_classes or family.last_layer not in name
 
-    taken = {name: leaf for name, leaf in theirs.items() if is_taken(name)}
-    expected = {name: leaf for name, leaf in named_leaves(ours).items() if is_taken(name)}
+    loaded = checkpoints.load_model(checkpoint, saved)
+    theirs = {"params": loaded.params, "batch_stats": loaded.batch_stats}
+    ours = {"params": bundle.params, "batch_stats": bundle.batch_stats}
+    taken, expected = (
+        {name: leaf for name, leaf in named_leaves(tree).items() if is_taken(name)}
+        for tree in (theirs, ours)
+    )
     _check_tensors(checkpoint, taken, expected)
     filled = jax.tree_util.tree_map_with_path(lambda p, x: taken.get(leaf_name(p), x), ours)
     if transfer:
-        notes = _classifier_notes(checkpoint, transfer.lost(config.model, model))
+        notes = _classifier_notes(checkpoint, transfer.lost(saved.model, model))
     else:
-        notes = _segmentation_notes(checkpoint, table)
+        notes = _segmentation_notes(checkpoint, their_table, table)
     return InitialModel(ModelBundle(bundle.graph, **filled), notes)
 
 
@@ -109,10 +110,11 @@ def _check_settings(
 
 
 def _check_tensors(checkpoint: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    there, here = ({name: x.shape for name, x in part.items()} for part in (theirs, ours))
     differences = [
-        f"{name} is {_shape(theirs, name)} there, {_shape(ours, name)} here"
-        for name in sorted(theirs.keys() | ours.keys())
-        if _shape(theirs, name) != _shape(ours, name)
+        f"{name} is {there.get(name, 'missing')} there, {here.get(name, 'missing')} here"
+        for name in sorted(there | here)
+        if there.get(name) != here.get(name)
     ]
     if differences:
         raise InputError(
@@ -121,24 +123,19 @@ def _check_tensors(checkpoint: Path, theirs: dict[str, Any], ours: dict[str, Any
         )
 
 
-def _shape(tensors: dict[str, Any], name: str) -> str:
-    return str(tuple(tensors[name].shape)) if name in tensors else "missing"
-
-
 def _classifier_notes(checkpoint: Path, lost: dict[str, str]) -> tuple[str, ...]:
-    first = f"started from the classifier {checkpoint}: its encoder; the decoder starts anew"
-    if not lost:
-        return (first,)
-    return (
-        first,
+    note = f"started from the classifier {checkpoint}: its encoder; the decoder starts anew"
+    flags = " ".join(f"--config.model.settings.{key}=true" for key in lost)
+    warning = (
         f"WARNING: LEFT OUT of that encoder: {' and '.join(lost.values())}, so it no longer "
-        "computes what it was trained to (the released code does the same); "
-        f"{' '.join(f'--config.model.settings.{key}=true' for key in lost)} would keep them",
+        f"computes what it was trained to (the released code does the same); {flags} would keep "
+        "them"
     )
+    return (note, warning) if lost else (note,)
 
 
-def _segmentation_notes(checkpoint: Path, table: ClassTable) -> tuple[str, ...]:
-    theirs, note = checkpoints.load_table(checkpoint), f"started from {checkpoint}"
+def _segmentation_notes(checkpoint: Path, theirs: ClassTable, table: ClassTable) -> tuple[str, ...]:
+    note = f"started from {checkpoint}"
     if theirs.num_classes != table.num_classes:
         note += (
             f": all but the last layer, which starts anew for {table.num_classes} classes "
@@ -163,10 +160,10 @@ def abstract_state(
     return bundle.graph, optimizer, jax.eval_shape(create, *bundle.variables)
 
 
-def longer_schedule(workdir: Path, config: Config) -> tuple[str, ...]:
-    """Say which schedule is followed if `config` has more steps than the run in `workdir` had.
+def _longer_schedule(workdir: Path, config: Config) -> tuple[str, ...]:
+    """Name the schedule that is followed if `config` has more steps than the run in `workdir` had.
 
-    To be asked before the folder is claimed, which saves the new config.
+    To be called before the folder is claimed, which saves the new config.
     """
     saved, start = workdir / "config.json", newest_step(workdir)
     if not (start and saved.is_file()):

@@ -153,7 +153,7 @@ def _open_run(
     if processes.is_multiprocess():  # those of one host would write the same file
         folder /= f"process_{jax.process_index()}"
     profiler = stack.enter_context(Profiler(folder, profile, logger.info))
-    log = StepLog(config, logger, train_step, watchdog.steps_completed)
+    log = StepLog(config, logger, watchdog.steps_completed)
     run = Run(
         config, workdir, data.table, mesh, dataset, batches, train_step, checkpoints, evaluator,
         logger, log, profiler, stop, watchdog,
@@ -209,7 +209,6 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
                 compile_ahead(run.train_step, state, placed)
         state, metrics = run.train_step(state, placed)
         run.log.add(metrics)
-    run.log.report_compilation(step, placed)
     return state
 
 

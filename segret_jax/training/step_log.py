@@ -18,12 +18,17 @@ SKIPPED_STEPS, SKIPPED_SAMPLES = 20, 100
 
 
 class StepLog:
-    """Collects what steps give until it is written, and sees to it that they do not run away."""
+    """Collect the metrics of steps until they are written, and bound the steps in flight.
+
+    Args:
+        config: The run's config.
+        logger: Receives the records and messages.
+        steps_completed: Receives the number of steps that the device has completed.
+    """
 
     def __init__(
-        self, config: Config, logger: RunLogger, train_step: Callable,
-        steps_completed: Callable[[int], None] = lambda count: None,
-    ):  # fmt: skip
+        self, config: Config, logger: RunLogger, steps_completed: Callable[[int], None]
+    ) -> None:
         self.logger = logger
         self.schedule = learning_rate_schedule(config.optim, config.train.steps)
         self.pending: list[dict[str, jax.Array]] = []
@@ -31,8 +36,6 @@ class StepLog:
         self._batch_size = config.train.batch_size
         self._skipped_before = 0  # of all processes, at the last log step
         self._skipped_steps = 0  # in a row, with nothing to learn from
-        self._train_step: Any = train_step
-        self._compiled = 1
         self._steps_completed, self._num_in_flight = steps_completed, 0
 
     def count_skipped(self, skipped: np.ndarray) -> None:
@@ -57,17 +60,6 @@ class StepLog:
         self._steps_completed(count)
         for _ in range(count):
             self.logger.advance()
-
-    def report_compilation(self, step: int, batch: dict[str, jax.Array]) -> None:
-        """Say so if the step was compiled once more, which costs as much as its first time."""
-        # JAX has no public word for it: its event of a compilation does not tell which function.
-        compiled = self._train_step._cache_size()
-        if compiled > self._compiled:
-            shapes = ", ".join(f"{k} {x.dtype}{list(x.shape)}" for k, x in batch.items())
-            self.logger.info(
-                f"step {step} was compiled anew ({compiled} times by now), for {shapes}"
-            )
-        self._compiled = max(compiled, 1)
 
     def write(self, step: int, state: TrainState) -> None:
         """Record the means since the last log step; of steps that were skipped only the number."""
