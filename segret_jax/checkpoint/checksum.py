@@ -7,6 +7,7 @@ multiplication by an odd number. Exchanged words change it but for a chance of a
 the mixing, numbers that differ in the sign alone could be exchanged unseen.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,10 +26,9 @@ def sums(tree: Any, *, weighted: bool = True) -> dict[str, int]:
         tree: Arrays of 4 bytes per element, on any devices.
         weighted: False for the plain sum of the words, as in checkpoints of format 1.
     """
-    program = _weighted_sum if weighted else _plain_sum
 
     def one(x: Any) -> UInt32[Array, ""]:
-        found = program(x)
+        found = _checksum(x, weighted)
         if getattr(x, "is_fully_replicated", True):
             return found
         # Block: many small programs that communicate, in flight at once, lock up on CPU.
@@ -44,26 +44,16 @@ def mismatched_checksums(tree: Any, expected: dict[str, int], *, weighted: bool)
     return sorted(name for name in found | expected if found.get(name) != expected.get(name))
 
 
-# One program for each shape, not one for the whole tree: that would take long to compile.
-@jax.jit
-def _weighted_sum(x: Array) -> UInt32[Array, ""]:
-    index, stride = jnp.zeros(x.shape, jnp.uint32), 1
-    for axis in reversed(range(x.ndim)):
-        index += lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
-        stride *= x.shape[axis]
-    return _total(_mixed(_words(x)) * (_mixed(index) | np.uint32(1)))
-
-
-@jax.jit
-def _plain_sum(x: Array) -> UInt32[Array, ""]:
-    return _total(_words(x))
-
-
-def _words(x: Array) -> Array:
-    return lax.bitcast_convert_type(x, jnp.uint32)
-
-
-def _total(words: Array) -> Array:
+# One program for each shape: one for the whole tree would take long to compile.
+@partial(jax.jit, static_argnums=1)
+def _checksum(x: Array, weighted: bool) -> UInt32[Array, ""]:
+    words = lax.bitcast_convert_type(x, jnp.uint32)
+    if weighted:
+        index, stride = jnp.zeros(x.shape, jnp.uint32), 1
+        for axis in reversed(range(x.ndim)):
+            index += lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
+            stride *= x.shape[axis]
+        words = _mixed(words) * (_mixed(index) | np.uint32(1))
     return lax.reduce(words, np.uint32(0), lax.add, tuple(range(words.ndim)))
 
 

@@ -59,9 +59,7 @@ class Checkpoints:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 best_fn=mean_iou_of,
-                best_mode="max",
                 preservation_policy=AnyPreservationPolicy(preserve),
-                enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
             ),
         )

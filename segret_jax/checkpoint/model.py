@@ -169,13 +169,13 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     try:
         version = load_format(checkpoint)
         if difference := structure_difference(folder, target):
-            same = load_config(checkpoint).model == config.model
+            remedy = "without --config the config saved with it is used"
+            if load_config(checkpoint).model == config.model:
+                remedy = "use the version of segret_jax that wrote it"
             raise InputError(
                 f"{checkpoint} does not hold {model_name(config.model)} with {num_classes} classes"
-                f": {difference}; "
-                + ("use the version of segret_jax that wrote it" if same else
-                   "without --config the config saved with it is used")
-            )  # fmt: skip
+                f": {difference}; {remedy}"
+            )
         with reading(), ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(folder, target)
         if version > 0 and not (checkpoint / "source").is_dir():
@@ -206,15 +206,11 @@ def find(path: Path) -> Path:
             f"{path} is a file, not a checkpoint's folder; weights of PyTorch are converted first: "
             f"segret convert {path} {path.with_suffix('')}"
         )
-    else:
-        inside = [step for step in _numbered(path) if (step / "model").is_dir()]
-        saved = saved_in(path) or inside
-        if not saved:
-            raise InputError(
-                f"no checkpoint in {path.absolute()}: train first, or give another folder"
-            )
+    elif saved := saved_in(path) or [one for one in _numbered(path) if (one / "model").is_dir()]:
         found = max(saved, key=lambda p: (saved_mean_iou(p), int(p.name)))
-    with suppress(UnreadableError):  # `load_model` tells
+    else:
+        raise InputError(f"no checkpoint in {path.absolute()}: train first, or give another folder")
+    with suppress(UnreadableError):  # `load_model` reports it
         load_format(found)
     return found
 

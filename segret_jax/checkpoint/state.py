@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+from optax import GradientTransformation, OptState
 
 
 @jax.tree_util.register_dataclass
@@ -22,7 +22,7 @@ class TrainState:
     bad_step: Any
     params: Any  # nested dicts of float32 arrays
     batch_stats: Any
-    opt_state: optax.OptState
+    opt_state: OptState
     ema: Any  # {"params", "batch_stats"}, averaged over the steps; None if that is off
 
     @property
@@ -32,11 +32,7 @@ class TrainState:
 
 
 def new_state(
-    params: Any,
-    batch_stats: Any,
-    optimizer: optax.GradientTransformation,
-    *,
-    averaged: bool = False,
+    params: Any, batch_stats: Any, optimizer: GradientTransformation, *, averaged: bool = False
 ) -> TrainState:
     """Return the state before the first step, with the weights' average if `averaged`."""
     model = {"params": params, "batch_stats": batch_stats}

@@ -38,11 +38,10 @@ def data_mesh() -> Mesh:
 def check_batch(config: Config, mesh: Mesh) -> None:
     """Raise InputError unless the global batch can be split over accumulation and devices."""
     train = config.train
-    if train.batch_size % (mesh.size * train.accumulate):
-        parts = f"{mesh.size} devices" + f" x train.accumulate {train.accumulate}" * (
-            train.accumulate > 1
-        )
+    parts = mesh.size * train.accumulate
+    if train.batch_size % parts:
+        times = f" x train.accumulate {train.accumulate}" * (train.accumulate > 1)
         raise InputError(
-            f"train.batch_size is {train.batch_size}, the batch of all {parts} together: give a "
-            f"multiple of {mesh.size * train.accumulate}"
+            f"train.batch_size is {train.batch_size}, the batch of all {mesh.size} devices{times} "
+            f"together: give a multiple of {parts}"
         )

@@ -4,10 +4,9 @@ import json
 import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from segret_jax.run.wandb_log import WandbLogger
 # At most 80 columns with six-digit steps, 1000 hours left and the longest values.
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 # Measured on a few CPU cores: tiny in half a minute, base in up to two (docs/performance.md).
-COMPILE_TIME = "usually 00:30 to 02:00"
+COMPILE_TIME = "usually 30 seconds to 2 minutes"
 SPEED = ("steps_per_second", "images_per_second", "input_wait_share")
 
 
-class RunLogger:
+class RunLogger(AbstractContextManager):
     """Write the same numbers to the bar, to `metrics.jsonl`, to TensorBoard and to W&B.
 
     Args:
@@ -65,9 +64,6 @@ class RunLogger:
         self._restart_clock(start)
         self._is_first = True
 
-    def __enter__(self) -> "RunLogger":
-        return self
-
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._bar.close()
         for file in (self._events, self._lines):
@@ -90,27 +86,9 @@ class RunLogger:
             bar.start_t = bar.last_print_t = bar._time()
             bar.refresh()
 
-    @contextmanager
-    def compiling(self) -> Iterator[None]:
-        """Show "compiling" and the elapsed time: on a terminal each second, in a log file once."""
-        begin, over = time.monotonic(), threading.Event()
-
-        def show() -> None:
-            elapsed = tqdm.format_interval(time.monotonic() - begin)
-            self._bar.set_description_str(f"compiling {elapsed}, {COMPILE_TIME}")
-
-        def keep_showing() -> None:
-            while not over.wait(1.0 if sys.stderr.isatty() else threading.TIMEOUT_MAX):
-                show()
-
-        show()
-        thread = threading.Thread(target=keep_showing, name="compilation time", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join(timeout=5)  # a terminal may hang: the run goes on all the same
+    def compiling(self) -> None:
+        """Show that the first step is compiled, until it completes."""
+        self._bar.set_description_str(f"compiling, {COMPILE_TIME}")
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Container
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def parse(text: str, last: int) -> range:
     return range(start, stop + 1)
 
 
-class Profiler:
+class Profiler(AbstractContextManager):
     """Trace training steps.
 
     Step 1 is mostly compilation, and each step's Python is traced too: a handful of later steps
@@ -47,9 +48,6 @@ class Profiler:
     def __init__(self, folder: Path, steps: Container[int], say: Callable[[str], None]):
         self._folder, self._steps, self._say = folder, steps, say
         self._running = False
-
-    def __enter__(self) -> "Profiler":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._end()  # of a run that ended early

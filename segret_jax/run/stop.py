@@ -40,11 +40,9 @@ class StopRequest:
         self._stack = ExitStack()
 
     def __enter__(self) -> "StopRequest":
-        with ExitStack() as stack:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
-            stack.enter_context(interrupts.signal_listener(self._answer))
-            self._stack = stack.pop_all()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+        self._stack.enter_context(interrupts.signal_listener(self._answer))
         return self
 
     def __exit__(self, *error: object) -> None:

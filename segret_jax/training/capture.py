@@ -6,7 +6,6 @@ A folder `nonfinite_STEP` with
     batch_I-of-N.npz the step's batch, a share from each process: data can change
 """
 
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from segret_jax.files import disk_errors_as_input_errors
 from segret_jax.parallel import processes
 from segret_jax.training.initialization import abstract_state
 
-SHARE = re.compile(r"batch_(\d+)-of-(\d+)\.npz")
 Batch = dict[str, np.ndarray]
 KEYS = ("image", "label", "index")
 
@@ -88,9 +86,9 @@ def load(folder: Path) -> CapturedStep:
 
 def _load_batch(folder: Path) -> Batch:
     """Join the shares, each sample in its place of the global batch."""
-    found = {file: SHARE.fullmatch(file.name) for file in sorted(folder.glob("batch_*.npz"))}
-    counts = {int(match[2]) for match in found.values() if match}
-    if len(counts) != 1 or len(found) != counts.pop():
+    found = list(folder.glob("batch_*.npz"))
+    expected = {folder / f"batch_{i}-of-{len(found)}.npz" for i in range(len(found))}
+    if not found or set(found) != expected:
         raise InputError(f"{folder} should hold the batch's shares of all processes, batch_*.npz")
     shares = []
     for file in found:

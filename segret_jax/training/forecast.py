@@ -76,12 +76,9 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
     if math.isnan(memory.total):
         return said
     if needed * (1 - ERROR) > memory.total:
-        fitting = (
-            f"{flags} ({_gb(need(changed))})"
-            for changed, flags in smaller(config, machine.num_devices)
-            if need(changed) < 0.9 * memory.total
-        )
-        remedy = next((f"give {flags}, or change" for flags in fitting), "change")
+        choices, most = smaller(config, machine.num_devices), 0.9 * memory.total
+        fitting = (f"give {flags} or change" for changed, flags in choices if need(changed) < most)
+        remedy = next(fitting, "change")
         raise InputError(
             f"{said}, but there are {_gb(memory.total)}: {remedy} train.batch_size, "
             "train.accumulate, data.crop, model.remat=1,2,3,4 or model.dtype=bfloat16 by "

@@ -205,8 +205,8 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
     with run.watchdog.phase("compile" if is_first else "step", on_device=not is_first):
         placed = shard_batch(batch, run.mesh, run.config.train.accumulate)
         if is_first:
-            with run.logger.compiling():
-                compile_ahead(run.train_step, state, placed)
+            run.logger.compiling()
+            compile_ahead(run.train_step, state, placed)
         state, metrics = run.train_step(state, placed)
         run.log.add(metrics)
     return state

@@ -11,8 +11,7 @@ from segret_jax.data.class_table import IGNORE
 from segret_jax.errors import InputError
 from segret_jax.training.pixel_loss import pixel_losses, weighted_loss
 
-# Bit patterns of float32 that bound every probability, and ignored pixels' infinity.
-_ZERO_BITS, _INFINITY_BITS = 0, 0x7F800000
+_INFINITY_BITS = 0x7F800000  # of a float32; ignored pixels are infinite
 
 
 def check_class_weights(config: TrainConfig, num_classes: int) -> None:
@@ -45,13 +44,19 @@ def cross_entropy(
     ohem_threshold: float = 0.0,
     ohem_min_kept: int = 1,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the sum of the pixels' losses over `pixels`, a `loss_normalizer`, and the accuracy in percent.
+    """Return the loss and the accuracy of logits, which are first resized to the label.
 
-    Logits are first resized to the label. Ignored pixels (255) contribute nothing. A pixel's loss
-    is multiplied by its class's entry of `class_weights`. OHEM, unless its threshold is 0, drops
-    all but the pixels of `hard_pixels`.
+    Args:
+        logits: Any size up to that of the label.
+        label: Class ids; 255 is ignored and contributes nothing to the loss.
+        pixels: What divides the sum of the pixels' losses, see `loss_normalizer`.
+        class_weights: What multiplies the loss of each class's pixels; empty for 1.
+        ohem_threshold: See `hard_pixels`, which drops all other pixels; 0 keeps them all.
+        ohem_min_kept: See `hard_pixels`.
 
-    The accuracy is of all pixels, ignored ones counted as wrong, as the released code logs it.
+    Returns:
+        The loss, and the accuracy in percent of all pixels, ignored ones counted as wrong, as the
+        released code logs it.
     """
     valid = label != IGNORE
     weight = valid.astype(jnp.float32)
@@ -67,19 +72,20 @@ def cross_entropy(
 
 
 def hard_pixels(
-    probability: Float[Array, "b h w"],
-    valid: Bool[Array, "b h w"],
-    *,
-    threshold: float,
-    min_kept: int,
+    probability: Float[Array, "b h w"], valid: Bool[Array, "b h w"], threshold: float, min_kept: int
 ) -> Bool[Array, "b h w"]:
     """Select the valid pixels that online hard example mining trains on.
 
-    `probability` is of the pixel's own class. Kept are pixels below `threshold`, and at least
-    the `min_kept` · b least probable ones of the whole batch: where fewer are valid all of them,
-    where the last of them ties with others those too. (mmsegmentation's OHEMPixelSampler is the
-    same but for those two cases, in which it keeps fewer.) A probability that is not a number is
-    kept, for the training step to see.
+    mmsegmentation's OHEMPixelSampler is the same, but keeps fewer pixels in case of ties, and
+    where fewer than `min_kept` · b are valid.
+
+    Args:
+        probability: The predicted probability of the pixel's own class. NaN is kept, for the
+            training step to see.
+        valid: Whether the pixel has a class.
+        threshold: Pixels below it are kept.
+        min_kept: At least the `min_kept` · b least probable valid pixels of the whole batch are
+            kept, and those that tie with the last of them.
     """
     num_kept = min(min_kept * valid.shape[0], valid.size)
     least = _kth_smallest(jnp.where(valid, probability, jnp.inf), num_kept)
@@ -100,5 +106,5 @@ def _kth_smallest(values: Float[Array, "b h w"], k: int) -> Float[Array, ""]:
         enough = jnp.sum(bits <= middle) >= k
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
-    bounds = (jnp.int32(_ZERO_BITS), jnp.int32(_INFINITY_BITS))
+    bounds = (jnp.int32(0), jnp.int32(_INFINITY_BITS))
     return lax.bitcast_convert_type(lax.fori_loop(0, 31, halve, bounds)[1], jnp.float32)

@@ -14,7 +14,7 @@ Shapes: b batch, h w logits, k classes (at most 255), H W labels; n blocks of i 
 rows and columns of slots. j comes after both, so that a slot of all cells of a row lies together.
 """
 
-import functools
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,7 @@ from segret_jax.data.class_table import IGNORE
 BLOCK_SIZE = 2**20  # resized logits of one image in a block, or those of one row of cells
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def weighted_loss(
     logits: Float[Array, "b h w k"],
     label: UInt8[Array, "b H W"],
@@ -136,7 +136,7 @@ class _Cells:
         return x[:, :, 1:-1].at[:, :, 0].add(x[:, :, 0]).at[:, :, -1].add(x[:, :, -1])
 
     def blocks(self) -> tuple[Array, Array | None]:
-        """Return each block's first row and its rows' weights, or None if all rows have the same."""
+        """Return each block's first row and its rows' weights; None if all rows have the same."""
         starts = jnp.arange(self.num_blocks) * self.rows_per_block
         if len(self.rows.weights) == 1:
             return starts, None
@@ -179,17 +179,13 @@ class _Cells:
         # Slots are added one by one: on CPU the sums that autodiff makes can be ten times slower.
         down, right = self._weights(row_weights)
 
-        def of_columns(weight_of: Array) -> Array:
-            return functools.reduce(
-                jnp.add, (slots[:, :, :, t] * weight_of[t] for t in range(slots.shape[3]))
-            )
+        def of_columns(weights: Array) -> Array:
+            return reduce(jnp.add, (slots[:, :, :, t] * weights[t] for t in range(slots.shape[3])))
 
         rows = _overlapping(of_columns(1 - right), of_columns(right), axis=3)
 
-        def of_rows(weight_of: Array) -> Array:
-            return functools.reduce(
-                jnp.add, (rows[:, :, s] * weight_of[:, s] for s in range(slots.shape[2]))
-            )
+        def of_rows(weights: Array) -> Array:
+            return reduce(jnp.add, (rows[:, :, s] * weights[:, s] for s in range(slots.shape[2])))
 
         return _overlapping(of_rows(1 - down), of_rows(down), axis=1)
 

@@ -62,7 +62,10 @@ def resolve(
     if not configs.left_open(config):
         return config, ()
     if (saved := workdir / "config.json").exists():
-        return fill(config, configs.load(saved)), ()
+        sized, values = copy.deepcopy(config), configs.flatten(configs.load(saved))
+        for key in configs.left_open(config):
+            configs.set_value(sized, key, values[key])
+        return configs.validate(sized), ()
     if processes.is_multiprocess():
         listed = ", ".join(configs.left_open(config))
         raise InputError(f"several processes do not choose {listed}: give --config.KEY=VALUE")
@@ -72,14 +75,6 @@ def resolve(
     chosen = choose(config, data, machine, speed=speed, num_params=num_params)
     sized = configs.validate(chosen)
     return sized, (describe(sized, data, images_per_second(sized, data, machine, speed)),)
-
-
-def fill(config: Config, chosen: Config) -> Config:
-    """Return `config` with the settings it leaves open taken from `chosen`."""
-    config, values = copy.deepcopy(config), configs.flatten(chosen)
-    for key in configs.left_open(config):
-        configs.set_value(config, key, values[key])
-    return configs.validate(config)
 
 
 def examine(training: Source, num_validation: int, num_classes: int) -> Data:
