@@ -29,10 +29,8 @@ def sums(tree: Any, *, weighted: bool = True) -> dict[str, int]:
 
     def one(x: Any) -> UInt32[Array, ""]:
         found = _checksum(x, weighted)
-        if getattr(x, "is_fully_replicated", True):
-            return found
         # Block: many small programs that communicate, in flight at once, lock up on CPU.
-        return jax.block_until_ready(found)
+        return found if getattr(x, "is_fully_replicated", True) else jax.block_until_ready(found)
 
     found = jax.device_get(jax.tree.map(one, tree))
     return {name: int(x) for name, x in named_leaves(found).items()}

@@ -1,6 +1,6 @@
-"""The checkpoints of a run: written behind its back, the newest few and the best by mIoU kept.
+"""The checkpoints of a run: saved asynchronously, the newest few and the best by mIoU kept.
 
-Their form, and how others read them, is `training.checkpoint`'s.
+Their format, and how other programs read them, is in `checkpoint.model`.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ from segret_jax.parallel import processes
 class Checkpoints:
     """The checkpoints of one working folder.
 
-    They are written behind the training's back: `save` returns once the state is copied, and
-    `finish` when it is on the disk. A checkpoint becomes visible only when it is whole.
+    They are saved asynchronously: `save` returns once the state is copied, and `finish` when it
+    is on the disk. A checkpoint becomes visible only when it is whole.
     """
 
     def __init__(self, workdir: Path, config: configs.Config, table: ClassTable, data: Source):
@@ -160,8 +160,7 @@ class Checkpoints:
     def _set_aside(self, step: int, fault: UnreadableError) -> None:
         if processes.is_primary():
             folder = self.folder / str(step)
-            aside = self.folder.parent / f"damaged_checkpoint_{step}"
-            number = 1
+            aside, number = self.folder.parent / f"damaged_checkpoint_{step}", 1
             while aside.exists():
                 number += 1
                 aside = aside.with_name(f"damaged_checkpoint_{step}_{number}")

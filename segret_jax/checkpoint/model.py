@@ -28,15 +28,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from segret_jax import config as configs
-from segret_jax.checkpoint import disk_errors
-from segret_jax.checkpoint.reading import (
-    UnreadableError,
-    read_arrays,
-    read_stored_json,
-    reading,
-    structure_difference,
-    verify_checksums,
-)
+from segret_jax.checkpoint import disk_errors, reading
+from segret_jax.checkpoint.reading import UnreadableError
 from segret_jax.checkpoint.stored_state import FORMAT
 from segret_jax.data.class_table import MOST_CLASSES, ClassTable, parse_class_table, read_json
 from segret_jax.errors import InputError
@@ -119,8 +112,8 @@ def load_kept(checkpoint: Path) -> dict[str, np.ndarray]:
     if not folder.is_dir():
         return {}
     try:
-        with reading():
-            return dict(read_arrays(folder))
+        with reading.damage_as_unreadable():
+            return dict(reading.read_arrays(folder))
     except UnreadableError as error:
         raise InputError(f"{folder} cannot be read ({error}): convert the weights again") from error
 
@@ -131,7 +124,7 @@ def load_format(checkpoint: Path) -> int:
     Raises InputError if it is a newer one than this version knows, and UnreadableError.
     """
     if (checkpoint / "format").is_dir():
-        version = int(read_stored_json(checkpoint / "format")["format"])
+        version = int(reading.read_stored_json(checkpoint / "format")["format"])
         if version > FORMAT:
             raise InputError(
                 f"{checkpoint} was written by a newer version of segret_jax (format {version}, "
@@ -140,7 +133,7 @@ def load_format(checkpoint: Path) -> int:
         return version
     if not ((checkpoint / "sums").is_dir() or (checkpoint / "data").is_dir()):
         return 0
-    if "format" in read_stored_json(checkpoint / "sums"):
+    if "format" in reading.read_stored_json(checkpoint / "sums"):
         raise UnreadableError(f"{checkpoint / 'format'} is missing")
     return 1
 
@@ -168,7 +161,7 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     folder = (checkpoint / "model").absolute()
     try:
         version = load_format(checkpoint)
-        if difference := structure_difference(folder, target):
+        if difference := reading.structure_difference(folder, target):
             remedy = "without --config the config saved with it is used"
             if load_config(checkpoint).model == config.model:
                 remedy = "use the version of segret_jax that wrote it"
@@ -176,11 +169,11 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
                 f"{checkpoint} does not hold {model_name(config.model)} with {num_classes} classes"
                 f": {difference}; {remedy}"
             )
-        with reading(), ocp.StandardCheckpointer() as checkpointer:
+        with reading.damage_as_unreadable(), ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(folder, target)
         if version > 0 and not (checkpoint / "source").is_dir():
-            expected = read_stored_json(checkpoint / "sums")["model"]
-            verify_checksums(restored, expected, weighted=version > 1)
+            expected = reading.read_stored_json(checkpoint / "sums")["model"]
+            reading.verify_checksums(restored, expected, weighted=version > 1)
     except UnreadableError as error:
         raise InputError(
             f"{checkpoint} cannot be loaded ({error}): give another checkpoint of that run, or "

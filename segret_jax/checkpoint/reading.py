@@ -25,7 +25,7 @@ class UnreadableError(Exception):
 
 
 @contextmanager
-def reading() -> Iterator[None]:
+def damage_as_unreadable() -> Iterator[None]:
     """Raise UnreadableError for what damaged files may raise; other faults as they are."""
     try:
         yield
@@ -39,7 +39,7 @@ def reading() -> Iterator[None]:
 
 def read_stored_json(folder: Path) -> Any:
     """Read a JSON item of a checkpoint. Raises UnreadableError."""
-    with reading():
+    with damage_as_unreadable():
         return json.loads((folder / "metadata").read_text(encoding="utf-8"))
 
 
@@ -57,7 +57,7 @@ def structure_difference(folder: Path, expected: Any) -> str:
     To be asked before reading: Orbax, once it reads, prints tracebacks of what does not fit.
     Raises UnreadableError.
     """
-    with reading():
+    with damage_as_unreadable():
         stored = _shapes(ocp.StandardCheckpointHandler().metadata(folder.absolute()).tree)
     ours = _shapes(expected)
     names = [x for x in sorted(stored | ours) if stored.get(x) != ours.get(x)]

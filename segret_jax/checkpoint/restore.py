@@ -7,16 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from segret_jax.checkpoint import reading
 from segret_jax.checkpoint.checksum import sums
 from segret_jax.checkpoint.model import description, load_format, restore_targets
-from segret_jax.checkpoint.reading import (
-    UnreadableError,
-    read_arrays,
-    read_stored_json,
-    reading,
-    structure_difference,
-    verify_checksums,
-)
+from segret_jax.checkpoint.reading import UnreadableError
 from segret_jax.checkpoint.state import TrainState
 from segret_jax.checkpoint.stored_state import FORMAT, from_stored, stored_like, to_stored
 from segret_jax.config import Config
@@ -42,10 +36,10 @@ def restore(checkpoint: Path, like: TrainState) -> TrainState:
     for item in ("config", "classes"):
         if not (checkpoint / item / "metadata").is_file():
             raise UnreadableError(f"{checkpoint / item / 'metadata'} is missing")
-    saved = read_stored_json(checkpoint / "sums") if version > 0 else None
+    saved = reading.read_stored_json(checkpoint / "sums") if version > 0 else None
     expected = dict(zip(ITEMS, items_of(stored_like(like, version)), strict=True))
     for item, tree in expected.items():
-        if difference := structure_difference(checkpoint / item, tree):
+        if difference := reading.structure_difference(checkpoint / item, tree):
             raise InputError(
                 f"{checkpoint} holds another training state than this version makes of this "
                 f"config: {difference}. Go on with the version of segret_jax that wrote it, or "
@@ -54,18 +48,20 @@ def restore(checkpoint: Path, like: TrainState) -> TrainState:
     _check_together(checkpoint, saved, weighted=version > 1)
     restored = {}
     for item, tree in expected.items():
-        with reading(), ocp.StandardCheckpointer() as checkpointer:
+        with reading.damage_as_unreadable(), ocp.StandardCheckpointer() as checkpointer:
             folder = (checkpoint / item).absolute()
             restored[item] = checkpointer.restore(folder, restore_targets(tree))
         if saved:
-            verify_checksums(restored[item], saved[item], weighted=version > 1)
-    return from_stored(_joined(**restored), version)
+            reading.verify_checksums(restored[item], saved[item], weighted=version > 1)
+    model, training = restored["model"], restored["training"]
+    rest = {"ema": model} if "params" in training else {**model, "ema": None}
+    return from_stored(TrainState(**training, **rest), version)
 
 
 def items_to_save(state: TrainState, config: Config, table: ClassTable) -> dict[str, Any]:
     """Return what Orbax saves of a state, with the config and the classes, by item."""
     model, training = items_of(to_stored(state))
-    training["bad_step"] = jnp.full_like(state.bad_step, -1)  # what is saved is before it
+    training["bad_step"] = jnp.full_like(state.bad_step, -1)  # the saved state is the one before it
     checksums = {"format": FORMAT, "model": sums(model), "training": sums(training)}
     return {
         "model": ocp.args.StandardSave(model),
@@ -78,19 +74,12 @@ def items_to_save(state: TrainState, config: Config, table: ClassTable) -> dict[
 def items_of(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a state into the items `model` and `training`.
 
-    With averaged weights these are the model, and those in training go with the optimizer's state.
+    Averaged weights are the model; the parameters being trained then go with the optimizer's state.
     """
     training = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     if training.pop("ema") is None:
         del training["params"], training["batch_stats"]
     return state.model, training
-
-
-def _joined(model: dict[str, Any], training: dict[str, Any]) -> TrainState:
-    """Undo `items_of`."""
-    if "params" in training:
-        return TrainState(**training, ema=model)
-    return TrainState(**training, **model, ema=None)
 
 
 def _check_together(checkpoint: Path, saved: Any, *, weighted: bool) -> None:
@@ -102,10 +91,10 @@ def _check_together(checkpoint: Path, saved: Any, *, weighted: bool) -> None:
 
     def check_alone() -> None:
         for item in ITEMS:
-            with reading():
-                stored = read_arrays(checkpoint / item)
+            with reading.damage_as_unreadable():
+                stored = reading.read_arrays(checkpoint / item)
             if saved:
-                verify_checksums(stored, saved[item], weighted=weighted)
+                reading.verify_checksums(stored, saved[item], weighted=weighted)
 
     if processes.is_multiprocess():
         processes.run_on_primary(check_alone, refusal=UnreadableError)

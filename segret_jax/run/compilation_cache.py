@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from segret_jax.run.environment import check_devices
+from segret_jax.errors import InputError
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable: another folder, or none if empty
 
@@ -20,7 +20,7 @@ def use_cache() -> None:
     processor: code compiled for one may not run on another that shares the home folder. Where it
     cannot be made, nothing is kept.
     """
-    check_devices()
+    _check_devices()
     if CACHE in os.environ:
         return
     try:
@@ -30,6 +30,19 @@ def use_cache() -> None:
     except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _check_devices() -> None:
+    """Raise InputError if JAX cannot use the devices that it is asked for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError without words for "cuda"
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        reason = (str(error).splitlines() or ["no such device"])[0]
+        raise InputError(
+            f"JAX finds no device for JAX_PLATFORMS={asked} ({reason}): unset JAX_PLATFORMS, or "
+            'install the support for that device, such as pip install "jax[cuda13]"'
+        ) from error
 
 
 def _processor() -> str:

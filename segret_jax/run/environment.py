@@ -29,18 +29,3 @@ def drop_unsafe_settings() -> None:
             raise InputError(f"{name}={value} is set, under which this program fails: unset {name}")
         del os.environ[name]
         print(f"{name}={value} is ignored: this program does not work under it", file=sys.stderr)
-
-
-def check_devices() -> None:
-    """Raise InputError if JAX cannot use the devices that it is asked for."""
-    import jax
-
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:  # an AssertionError without words for "cuda"
-        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
-        reason = (str(error).splitlines() or ["no such device"])[0]
-        raise InputError(
-            f"JAX finds no device for JAX_PLATFORMS={asked} ({reason}): unset JAX_PLATFORMS, or "
-            'install the support for that device, such as pip install "jax[cuda13]"'
-        ) from error

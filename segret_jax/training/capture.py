@@ -55,7 +55,7 @@ def write(
     Raises:
         InputError: The disk refuses.
     """
-    items = items_to_save(state, config, table)  # by all processes together
+    items = ocp.args.Composite(**items_to_save(state, config, table))  # by all together
     with disk_errors_as_input_errors(f"the step that was not finite to {folder}"):
         if processes.is_primary():  # an earlier try may be of another number of processes
             shutil.rmtree(folder, ignore_errors=True)
@@ -65,8 +65,7 @@ def write(
         np.savez(file, allow_pickle=False, **{key: batch[key] for key in KEYS})
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-                arguments = ocp.args.Composite(**items)
-                checkpointer.save((folder / "state").absolute(), args=arguments, force=True)
+                checkpointer.save((folder / "state").absolute(), args=items, force=True)
         except ValueError as error:
             raise OSError(disk_error_reason(error)) from error
 

@@ -146,19 +146,18 @@ def _open_run(
         active=processes.is_primary(),
     )  # fmt: skip
     stack.enter_context(logger)
-    evaluated = data.validation, data.table, bundle.graph
-    evaluator = Evaluator(config, workdir, *evaluated, mesh, logger)
+    table, graph = data.table, bundle.graph
+    evaluator = Evaluator(config, workdir, data.validation, table, graph, mesh, logger)
     watchdog = stack.enter_context(Watchdog(_local_logger(logger)))
     folder = workdir / "profile"
     if processes.is_multiprocess():  # those of one host would write the same file
         folder /= f"process_{jax.process_index()}"
     profiler = stack.enter_context(Profiler(folder, profile, logger.info))
     log = StepLog(config, logger, watchdog.steps_completed)
-    run = Run(
-        config, workdir, data.table, mesh, dataset, batches, train_step, checkpoints, evaluator,
+    return Run(
+        config, workdir, table, mesh, dataset, batches, train_step, checkpoints, evaluator,
         logger, log, profiler, stop, watchdog,
-    )  # fmt: skip
-    return run, state
+    ), state  # fmt: skip
 
 
 def _train(run: Run, state: TrainState) -> Result | None:
@@ -201,7 +200,7 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
             run.checkpoints.save(state)
         raise
     run.logger.add_input_wait(time.perf_counter() - begin)
-    run.log.count_skipped(batch.pop("skipped"))
+    run.log.skipped += int(batch.pop("skipped").sum())
     with run.watchdog.phase("compile" if is_first else "step", on_device=not is_first):
         placed = shard_batch(batch, run.mesh, run.config.train.accumulate)
         if is_first:
@@ -220,13 +219,13 @@ def _local_logger(logger: RunLogger) -> Callable[[str], None]:
 
 
 def _introduce(run: Run, start: int, notes: tuple[str, ...]) -> None:
-    model, device, count = run.config.model, run.mesh.devices.flat[0], jax.process_count()
+    model, count = run.config.model, jax.process_count()
+    device = run.mesh.devices.flat[0].device_kind + f" in {count} processes" * (count > 1)
+    continuing = f"; continuing at step {start}" * (start > 0)
     run.logger.info(
         f"{model_name(model)} on {run.config.data.dataset}, {run.table.num_classes} classes; "
-        f"{run.mesh.size} x {device.device_kind}"
-        + (f" in {count} processes" if count > 1 else "")
-        + f", {model.dtype}, matmul precision {model.matmul_precision}; in {run.workdir}"
-        + (f"; continuing at step {start}" if start else "")
+        f"{run.mesh.size} x {device}, {model.dtype}, matmul precision {model.matmul_precision}; "
+        f"in {run.workdir}{continuing}"
     )
     for note in notes:
         run.logger.info(note)

@@ -135,9 +135,8 @@ def _choose_sizes(config: Config, data: Data, machine: Machine) -> None:
     """Scale images to a shorter side that the machine can train on; crop most of that."""
     short, long = min(data.size), max(data.size)
     scale = min(1.0, (CPU_SIDE if machine.is_cpu else SIDE) / short)
-    base = round(scale * long), round(scale * short)
     if 0 in config.data.resize_base:
-        config.data.resize_base = base
+        config.data.resize_base = round(scale * long), round(scale * short)
     if 0 in config.eval.resize_target:
         config.eval.resize_target = config.data.resize_base
     if 0 in config.data.crop:

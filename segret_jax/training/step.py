@@ -51,17 +51,16 @@ def make_train_step(
         batch = lax.with_sharding_constraint(batch, batch_sharding(mesh, config.accumulate))
         # Gathered for their use, or the partitioner would split activations as the parameters are.
         whole = lax.with_sharding_constraint(state.params, NamedSharding(mesh, PartitionSpec()))
+        gathered = replace(state, params=whole)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for kernels to split by
-            grads, batch_stats, metrics = batch_gradient(
-                part_gradient, replace(state, params=whole), batch, config
-            )
+            grads, batch_stats, metrics = batch_gradient(part_gradient, gathered, batch, config)
         grads = lax.with_sharding_constraint(grads, shardings(grads, mesh))
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        model = {"params": params, "batch_stats": batch_stats}
+        model, count = {"params": params, "batch_stats": batch_stats}, state.step + 1
         ema = _update_average(state, model, config.ema_decay)
-        updated = replace(state, step=state.step + 1, opt_state=opt_state, ema=ema, **model)
+        updated = replace(state, step=count, opt_state=opt_state, ema=ema, **model)
         metrics["gradient_norm"] = optax.tree.norm(pack(grads))
         metrics["update_norm"] = optax.tree.norm(pack(updates))
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])

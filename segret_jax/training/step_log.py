@@ -32,15 +32,11 @@ class StepLog:
         self.logger = logger
         self.schedule = learning_rate_schedule(config.optim, config.train.steps)
         self.pending: list[dict[str, jax.Array]] = []
-        self.skipped = 0
+        self.skipped = 0  # samples that this process could not read (data.on_error=skip)
         self._batch_size = config.train.batch_size
         self._skipped_before = 0  # of all processes, at the last log step
         self._skipped_steps = 0  # in a row, with nothing to learn from
         self._steps_completed, self._num_in_flight = steps_completed, 0
-
-    def count_skipped(self, skipped: np.ndarray) -> None:
-        """Add up the samples that could not be read (data.on_error=skip)."""
-        self.skipped += int(skipped.sum())
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         """Keep one step's metrics.
