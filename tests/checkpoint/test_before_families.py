@@ -34,13 +34,13 @@ def run(mini, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_its_settings_are_read_where_they_are_now(run):
+def test_settings_of_older_configs_are_read(run):
     assert "family" not in json.loads((run / "config.json").read_text())["model"]
     assert configs.load(run / "config.json").model == segret(**SETTINGS)
     assert checkpoints.load_config(run / "checkpoints" / "3").model == segret(**SETTINGS)
 
 
-def test_its_model_is_loaded_and_it_goes_on_with_the_same_losses(run):
+def test_older_run_resumes_with_the_same_losses(run):
     config = config_of()
     config.model = segret(**SETTINGS)
     checkpoints.load_model(checkpoints.find(run), config)

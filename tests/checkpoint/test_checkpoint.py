@@ -73,7 +73,7 @@ def assert_equal(a: TrainState, b: TrainState) -> None:
         np.testing.assert_array_equal(leaf, theirs[name], err_msg=name, strict=True)
 
 
-def test_every_leaf_comes_back_bit_for_bit(checkpoints):
+def test_restore_returns_every_leaf_bit_for_bit(checkpoints):
     for step in (3, 7):
         assert saved(checkpoints, state_of(step))
     restored = checkpoints.restore_latest(state_of(0))
@@ -314,7 +314,7 @@ def test_where_all_are_damaged_nothing_is_moved(mini, tmp_path):
     in_a_process_of_its_own(use_none, mini, tmp_path)
 
 
-def test_what_is_no_fault_of_a_checkpoint_leaves_it_where_it_is(checkpoints, monkeypatch):
+def test_machine_errors_do_not_move_a_checkpoint(checkpoints, monkeypatch):
     saved(checkpoints, state_of(1))
     for error in (MemoryError(), PermissionError(13, "denied"), OSError(5, "input/output error")):
 

@@ -37,33 +37,33 @@ def by_hand(x: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4, 5)])
-def test_it_is_the_formula(shape):
+def test_checksum_equals_the_formula(shape):
     assert of(noise(*shape)) == by_hand(noise(*shape))
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 1), (0, 34), (13, 14)])
-def test_exchanged_words_are_seen(a, b):
+def test_exchanged_words_change_the_checksum(a, b):
     x = noise(35)
     assert of(exchanged(x, a, b)) != of(x)
     assert not mismatched_checksums({"x": exchanged(x, a, b)}, sums({"x": x}, weighted=False),
                               weighted=False)  # fmt: skip
 
 
-def test_exchanged_rows_and_shifted_words_are_seen():
+def test_exchanged_rows_and_shifted_words_change_the_checksum():
     x = noise(6, 5)
     assert of(exchanged(x, 1, 4)) != of(x)
     assert of(np.roll(x, 1)) != of(x)
     assert of(np.ascontiguousarray(x.T).reshape(6, 5)) != of(x)
 
 
-def test_exchanged_numbers_that_differ_in_the_sign_alone_are_seen():
+def test_exchanged_numbers_of_opposite_sign_change_the_checksum():
     """Their words differ by 2^31: times the even difference of two odd weights, that is nothing."""
     x = np.array([1, -1, 0.5, -0.5, 0, -0.0], np.float32)
     for a in (0, 2, 4):
         assert of(exchanged(x, a, a + 1)) != of(x)
 
 
-def test_any_single_bit_is_seen():
+def test_any_flipped_bit_changes_the_checksum():
     x, expected = noise(4), of(noise(4))
     for bit in range(32):
         changed = x.copy()
@@ -72,7 +72,7 @@ def test_any_single_bit_is_seen():
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_it_does_not_depend_on_sharding(weighted):
+def test_checksum_does_not_depend_on_sharding(weighted):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2))
     whole = {"a": noise(6, 5), "b": noise(3, 8), "c": noise(4, 2, 3), "d": noise(7)}
     specs = {"a": ("fsdp",), "b": (None, "fsdp"), "c": (None, None), "d": ()}

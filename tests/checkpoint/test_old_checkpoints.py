@@ -115,7 +115,7 @@ def test_a_run_of_format_1_goes_on_with_the_same_losses_and_is_saved_in_the_new_
     assert not list(workdir.glob("damaged*"))
 
 
-def test_a_format_that_is_lost_is_missing_and_not_taken_for_an_old_one(runs):
+def test_missing_format_is_not_taken_for_an_older_one(runs):
     """Only a checkpoint without that item *and* with plain sums is of format 1."""
     folder = runs / "plain" / "checkpoints" / "3"
     sums = json.loads((folder / "sums" / "metadata").read_text())

@@ -25,7 +25,7 @@ def folder_used(**environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_they_are_kept_in_the_user_s_cache(tmp_path):
+def test_programs_are_cached_in_the_user_s_cache_folder(tmp_path):
     folder = Path(folder_used(XDG_CACHE_HOME=str(tmp_path)))
     assert folder.parent == tmp_path / "segret_jax"
     assert list(folder.glob("jit__lambda*-cache"))
@@ -38,6 +38,6 @@ def test_another_folder_or_none_is_respected(tmp_path):
     assert folder_used(JAX_COMPILATION_CACHE_DIR="") in ("", "None")
 
 
-def test_without_a_place_nothing_is_kept(tmp_path):
+def test_without_a_cache_folder_nothing_is_cached(tmp_path):
     (tmp_path / "file").touch()
     assert folder_used(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"

@@ -210,7 +210,7 @@ def test_wandb_gets_the_same_scalars_and_the_pictures(tmp_path, wandb):
     assert wandb.called("finish") == [0]
 
 
-def test_a_resumed_run_goes_on_there_and_another_one_does_not(tmp_path, wandb):
+def test_resumed_run_keeps_its_wandb_id(tmp_path, wandb):
     for name in ("one", "one", "two"):
         (tmp_path / name).mkdir(exist_ok=True)
         RunLogger(tmp_path / name, steps=10, start=0, wandb_project="p").__exit__(None, None, None)
@@ -219,7 +219,7 @@ def test_a_resumed_run_goes_on_there_and_another_one_does_not(tmp_path, wandb):
     assert len(one) == 8
 
 
-def test_a_run_that_fails_is_failed_there(tmp_path, wandb):
+def test_failed_run_is_marked_failed_in_wandb(tmp_path, wandb):
     with (
         pytest.raises(InputError),
         RunLogger(tmp_path, steps=10, start=0, wandb_project="segret"),
@@ -229,7 +229,7 @@ def test_a_run_that_fails_is_failed_there(tmp_path, wandb):
 
 
 @pytest.mark.parametrize("broken", ["init", "log", "finish"])
-def test_what_fails_there_is_said_once_and_ends_nothing(tmp_path, capfd, wandb, broken):
+def test_wandb_failure_is_reported_once_and_training_continues(tmp_path, capfd, wandb, broken):
     wandb.broken = {broken}
     with RunLogger(tmp_path, steps=10, start=0, wandb_project="segret") as logger:
         for step in (1, 2):

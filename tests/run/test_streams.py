@@ -29,7 +29,7 @@ def start(tmp_path: Path, **environment: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_a_reader_that_has_gone_ends_nothing(tmp_path):
+def test_closed_pipe_does_not_end_the_program(tmp_path):
     with start(tmp_path) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -40,7 +40,7 @@ def test_a_reader_that_has_gone_ends_nothing(tmp_path):
     assert (tmp_path / "result").read_text(encoding="utf-8") == "the end"
 
 
-def test_letters_that_the_encoding_lacks_are_escaped(tmp_path):
+def test_characters_missing_in_the_encoding_are_escaped(tmp_path):
     with start(tmp_path, PYTHONIOENCODING="ascii") as process:
         printed, errors = process.communicate()
     assert (process.returncode, errors) == (0, "")
@@ -56,7 +56,7 @@ def test_a_program_without_a_standard_output_runs(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_other_questions_reach_the_stream(monkeypatch, name):
+def test_other_attributes_reach_the_stream(monkeypatch, name):
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(sys, stream, getattr(sys, stream))
     expected = getattr(sys, name).isatty()

@@ -81,7 +81,7 @@ def test_the_report_names_phase_time_median_and_the_waiting_function(watchdog, c
     assert 2 <= sum("File " in line for line in lines) <= 12
 
 
-def test_it_is_said_again_after_twice_the_time_only(watchdog, clock, reports):
+def test_report_repeats_only_after_twice_the_time(watchdog, clock, reports):
     pass_phase(watchdog, clock, "step", 0.001)
     with watchdog.phase("step"):
         clock.advance(0.1)
@@ -95,7 +95,7 @@ def test_it_is_said_again_after_twice_the_time_only(watchdog, clock, reports):
     assert reports.empty()  # at least `least`, and a phase in time ends in silence
 
 
-def test_without_a_past_the_first_time_is_allowed(watchdog, clock, reports):
+def test_first_occurrence_of_a_phase_has_its_own_limit(watchdog, clock, reports):
     with watchdog.phase("compile"):
         clock.advance(1.9)
         assert reports.empty()
@@ -140,7 +140,7 @@ def test_an_exception_passes_and_ends_the_phase(watchdog, clock, reports):
         assert only(reports).startswith("outer has been waiting")
 
 
-def test_it_goes_on_where_nothing_can_be_said(clock):
+def test_watchdog_continues_when_reporting_fails(clock):
     said = []
 
     def say(message: str) -> None:
@@ -153,7 +153,7 @@ def test_it_goes_on_where_nothing_can_be_said(clock):
     assert [message.split()[1] for message in said] == ["has", "ended", "has", "ended"]
 
 
-def test_the_thread_ends_with_it():
+def test_thread_ends_with_the_watchdog():
     with Watchdog(print, interval=0.001):
         assert "watchdog" in [thread.name for thread in threading.enumerate()]
     assert "watchdog" not in [thread.name for thread in threading.enumerate()]

@@ -44,7 +44,7 @@ def captured(mini, tmp_path: Path) -> Path:
     return folder
 
 
-def test_state_and_batch_come_back(captured):
+def test_load_returns_state_and_batch(captured):
     found = capture.load(captured)
     assert_equal(found.state, state_of(7))  # whose bad_step is -1
     assert found.config == Config()
@@ -54,7 +54,7 @@ def test_state_and_batch_come_back(captured):
             np.testing.assert_array_equal(found.batch[key], expected, strict=True)
 
 
-def test_what_is_missing_or_damaged_is_named(captured):
+def test_load_names_the_missing_or_damaged_file(captured):
     kept_state = captured.parent / "kept"
     shutil.copytree(captured, kept_state)
     sums = kept_state / "state" / "sums" / "metadata"

@@ -67,7 +67,7 @@ def check(config: Config, machine: Machine) -> str:
     return check_memory(config, machine, TINY, 150)
 
 
-def test_what_is_needed_is_said() -> None:
+def test_needed_memory_is_printed() -> None:
     assert "GB of memory; 50.0 GB are free" in check(Config(), machine(64e9, 50e9))
     assert check(Config(), machine(64e9, 2e9)).startswith("WARNING: training needs about ")
     assert check(Config(), machine(math.nan)).endswith("GB of memory")
@@ -94,7 +94,7 @@ def test_within_the_error_of_the_forecast_nothing_is_refused() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_what_is_offered_needs_less(accumulate: int) -> None:
+def test_suggested_settings_need_less_memory(accumulate: int) -> None:
     config = Config(train=TrainConfig(batch_size=16, accumulate=accumulate))
     offered = [forecast(c, machine(1e9), TINY, 150).activations for c, _ in smaller(config, 1)]
     assert len(offered) > 3

@@ -55,7 +55,7 @@ def split_by_source(tmp_path: Path, start: InitialModel, saved: Any, **model: An
     return anew
 
 
-def test_only_what_is_left_out_is_named(tmp_path):
+def test_note_names_only_left_out_parts_of_the_encoder(tmp_path):
     saved_model(tmp_path / "weights", CLASSIFIER, 1000)
     note = begin(tmp_path, rotary=True).notes[1]
     assert "convolutions" in note

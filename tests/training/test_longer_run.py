@@ -121,7 +121,7 @@ def test_a_run_that_saved_nothing_has_no_weights_to_start_from(tmp_path):
     assert "init_from" not in refused(tmp_path, of(6, poly_power=1.0))
 
 
-def test_the_same_steps_say_nothing(three_of_six):
+def test_unchanged_steps_give_no_note(three_of_six):
     table = class_table(of(6).data)
     assert initialize(of(6), table, three_of_six, platform=ANY_PLATFORM).notes == ()
     saved = json.loads((three_of_six / "config.json").read_text())

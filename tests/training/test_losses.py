@@ -45,7 +45,7 @@ def run(logits, label, normalizer="all_pixels", **options):
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
-def test_equals_the_formula(normalizer):
+def test_loss_equals_the_formula(normalizer):
     logits = bilinear(LOGITS.astype(np.float64), (8, 12))
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     valid = LABEL != 255

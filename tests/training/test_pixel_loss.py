@@ -47,7 +47,7 @@ def test_blocks_give_the_plain_loss_and_gradient(of_logits, of_label, block_size
     np.testing.assert_allclose(of_pixels, losses, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_left_out_may_be_infinite():
+def test_pixels_of_weight_zero_may_have_infinite_loss():
     logits = jnp.asarray(noise(1, 4, 4, 5)).at[0, 3, 3].set(jnp.inf)
     label = jnp.zeros((1, 16, 16), jnp.uint8)
     weight = jnp.ones(label.shape).at[:, 10:, 10:].set(0)  # those between it and its neighbors
@@ -56,7 +56,7 @@ def test_what_is_left_out_may_be_infinite():
     assert jnp.all(jnp.isfinite(grad))
 
 
-def test_the_gradient_is_scaled_by_what_comes_after():
+def test_gradient_is_scaled_by_the_cotangent():
     logits, label = jnp.asarray(noise(1, 2, 2, 3)), jnp.ones((1, 4, 4), jnp.uint8)
     weight = jnp.ones(label.shape)
     grad = jax.grad(lambda x, factor: factor * weighted_loss(x, label, weight)[0])

@@ -37,7 +37,7 @@ def own(*overrides: str) -> Config:
     return apply_overrides(load_config_file(str(OWN)), [f"--config.{o}" for o in overrides])
 
 
-def test_own_leaves_all_open_that_is_sized() -> None:
+def test_own_config_leaves_every_sized_setting_open() -> None:
     assert left_open(own()) == tuple(k for k, rule in rules(own()).items() if rule.sized)
     with pytest.raises(InputError, match=r"FILE\.json"):
         class_table(own().data)
