@@ -42,13 +42,13 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, config: configs.Config, table: ClassTable, data: Source):
-        """`data` are the training images: a run goes on only with the same ones."""
+        """Open the checkpoints of `workdir`; a run continues only with the same training `data`."""
         self.config, self.table = config, table
         self.data = _fingerprint(data)
         self.folder = (workdir / FOLDER).absolute()
         self._manager = self._open()
         self._writing: int | None = None  # the step whose checkpoint is not yet on the disk
-        self._is_whole = True  # the last one
+        self._is_saved = True  # the last one
 
     def _open(self) -> ocp.CheckpointManager:
         preserve = [
@@ -70,17 +70,17 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def has_score(self, step: int) -> bool:
-        """Tell whether the evaluation of a saved step came to its end."""
+        """Return whether a saved step has a score, as the primary process sees it."""
         found = saved_mean_iou(self.folder / str(step)) >= 0
-        return processes.gather(bytes([found]))[0] == b"\x01"  # all as the first one sees it
+        return processes.gather(bytes([found]))[0] == b"\x01"
 
     def save(self, state: TrainState) -> None:
-        """Begin to save `state`, unless it is; where the disk refuses, `finish` tells."""
+        """Start to save `state` unless it is saved; `finish` reports disk errors."""
         step = int(state.step)
         self.finish()
         if step == self.latest_step:
             return
-        self._writing, self._is_whole = step, True
+        self._writing, self._is_saved = step, True
         items = items_to_save(state, self.config, self.table)
         items["data"] = ocp.args.JsonSave(self.data)
         try:
@@ -88,22 +88,22 @@ class Checkpoints:
                 disk_errors.check_space(self.folder, state)
             self._manager.save(step, args=ocp.args.Composite(**items), metrics={}, force=True)
         except (OSError, ValueError) as error:
-            self._refused(error)
+            self._on_disk_error(error)
 
     def finish(self) -> bool:
-        """Wait until the last checkpoint is whole; return False, with a message, if it is not."""
+        """Wait for the last checkpoint; log an error and return False if it was not saved."""
         if self._writing is not None:
             try:
                 self._manager.wait_until_finished()
                 self._writing = None
             except (OSError, ValueError) as error:
-                self._refused(error)
-        return self._is_whole
+                self._on_disk_error(error)
+        return self._is_saved
 
-    def _refused(self, error: OSError | ValueError) -> None:
-        """Clear away what was written of the last checkpoint, and say so."""
+    def _on_disk_error(self, error: OSError | ValueError) -> None:
+        """Remove the incomplete last checkpoint, and log the error."""
         reason = disk_errors.disk_error_reason(error)
-        step, self._writing, self._is_whole = self._writing, None, False
+        step, self._writing, self._is_saved = self._writing, None, False
         with suppress(Exception):  # it would raise the same error again at whatever is next
             self._manager.close()
         disk_errors.remove_partial_checkpoint(self.folder / str(step))
@@ -115,9 +115,9 @@ class Checkpoints:
         )  # fmt: skip
 
     def add_score(self, step: int, mean_iou: float) -> None:
-        """Note the score of a step that was saved: by it the best one is kept.
+        """Store the score of a saved step; the best checkpoint is kept by it.
 
-        It is saved first, and evaluated then, so that an evaluation that is cut off costs no step.
+        The step is saved before its evaluation, so that an interrupted evaluation costs no step.
         """
         if not self.finish() or math.isnan(mean_iou):
             return
@@ -130,12 +130,20 @@ class Checkpoints:
         self._manager.reload()
 
     def restore_latest(self, like: TrainState) -> TrainState | None:
-        """Return the newest whole state, or None if none was saved.
+        """Restore the newest state that can be read.
 
-        `like` gives structure, shapes and placement. A checkpoint that cannot be read is named,
-        moved out of the way, and the one before it taken. If none can be read, the fault may lie
-        elsewhere: nothing is changed. Raises InputError then, and for a checkpoint of a newer
-        version, of another structure, of other classes or other training images.
+        A damaged checkpoint is logged and moved aside, and the one before it is used. If none can
+        be read, the cause may be elsewhere: nothing is moved.
+
+        Args:
+            like: The structure, shapes and sharding of the state.
+
+        Returns:
+            The state, or None if none was saved.
+
+        Raises:
+            InputError: No checkpoint can be read, or it is of a newer version, of another
+                structure, of other classes or of other training images.
         """
         faults: dict[int, UnreadableError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):

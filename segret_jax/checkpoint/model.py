@@ -1,4 +1,4 @@
-"""Orbax checkpoints, each with the config that made it: their form, and how they are read.
+"""Orbax checkpoints, each with the config that made it: their format, and how to read them.
 
 A checkpoint is a folder `checkpoints/STEP` with the items
 
@@ -8,7 +8,7 @@ A checkpoint is a folder `checkpoints/STEP` with the items
     classes   the class table: what the outputs mean
     data      number and names (their hash) of the training images
     sums      a checksum of each array
-    format    the number of this form (`stored_state.FORMAT`); formats 0 and 1 have none
+    format    the number of this format (`stored_state.FORMAT`); formats 0 and 1 have none
 
 Nothing of the data loader is saved: the place in the data is the step. A checkpoint made of
 converted weights, in any folder, has `source` (where they come from) and perhaps `kept` (tensors
@@ -51,10 +51,19 @@ def save_model(
     source: dict[str, Any],
     kept: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a model without training state as the checkpoint `folder`; it appears whole.
+    """Write a model without training state as a checkpoint; it appears complete or not at all.
 
-    `source` are plain values for JSON that tell where the weights come from; `kept` are arrays to
-    be handed back by `load_kept`. Raises InputError if `folder` exists or the disk refuses.
+    Args:
+        folder: The checkpoint's folder, which must not exist.
+        config: The config; evaluation reads `config.model`, `config.data` and `config.eval`.
+        table: The classes of the outputs.
+        params: Nested dicts of float32 arrays.
+        batch_stats: Nested dicts of float32 arrays.
+        source: Values for JSON that name the origin of the weights.
+        kept: Arrays for `load_kept` that the model does not use.
+
+    Raises:
+        InputError: `folder` exists, or the disk refuses.
     """
     if folder.exists():
         raise InputError(f"{folder} exists: choose another folder")
@@ -119,9 +128,11 @@ def load_kept(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def load_format(checkpoint: Path) -> int:
-    """Return the number of a checkpoint's form, as `stored_state` counts them.
+    """Return the number of a checkpoint's format, as listed in `stored_state`.
 
-    Raises InputError if it is a newer one than this version knows, and UnreadableError.
+    Raises:
+        InputError: The format is newer than this version's.
+        UnreadableError: The number cannot be read.
     """
     if (checkpoint / "format").is_dir():
         version = int(reading.read_stored_json(checkpoint / "format")["format"])
@@ -153,7 +164,15 @@ def check_table(checkpoint: Path, table: ClassTable) -> None:
 def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     """Read the model of a checkpoint, for the devices of this process.
 
-    `config` says which model it is; `load_config` gives the one that it was trained with.
+    Args:
+        checkpoint: The checkpoint's folder.
+        config: The model's config, such as that of `load_config`.
+
+    Returns:
+        The model on one device.
+
+    Raises:
+        InputError: The checkpoint is damaged, of a newer version, or of another model.
     """
     num_classes = load_table(checkpoint).num_classes
     bundle = abstract(config.model, num_classes, platform=platform_of(jax.local_devices()))

@@ -22,11 +22,11 @@ ITEMS = ("model", "training")
 
 
 def restore(checkpoint: Path, like: TrainState) -> TrainState:
-    """Return the state in `checkpoint`.
+    """Restore the state in `checkpoint`.
 
     Args:
         checkpoint: The checkpoint's folder, of any format up to this version's.
-        like: The structure, shapes and placement of the state.
+        like: The structure, shapes and sharding of the state.
 
     Raises:
         UnreadableError: A file is missing, an array is not what was saved, or reading it fails.
@@ -59,7 +59,7 @@ def restore(checkpoint: Path, like: TrainState) -> TrainState:
 
 
 def items_to_save(state: TrainState, config: Config, table: ClassTable) -> dict[str, Any]:
-    """Return what Orbax saves of a state, with the config and the classes, by item."""
+    """Return what Orbax saves, by item: the state, the config and the classes."""
     model, training = items_of(to_stored(state))
     training["bad_step"] = jnp.full_like(state.bad_step, -1)  # the saved state is the one before it
     checksums = {"format": FORMAT, "model": sums(model), "training": sums(training)}
@@ -83,10 +83,10 @@ def items_of(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _check_together(checkpoint: Path, saved: Any, *, weighted: bool) -> None:
-    """Raise UnreadableError in all of several processes if the first cannot read a checkpoint.
+    """Raise UnreadableError in all processes if the primary one cannot read a checkpoint.
 
-    Each would read a part of its own, and one that alone meets a fault would leave the others
-    waiting for it. So the first reads all of it before.
+    Each process restores a part of its own, and an error in one of them would leave the others
+    waiting. So the primary one reads everything first.
     """
 
     def check_alone() -> None:

@@ -1,7 +1,7 @@
-"""The form in which a train state is stored: Adam's moments as one array for each parameter.
+"""The format in which a train state is stored: Adam's moments as one array for each parameter.
 
 In memory small parameters are packed (`packing`). The packing may change from version to
-version, what is stored does not. `FORMAT` counts the changes of the stored form:
+version; the stored format does not. `FORMAT` counts its changes:
 
     0  no checksums
     1  checksums are plain sums; moments are packed by parameter names

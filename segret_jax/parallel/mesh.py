@@ -14,9 +14,14 @@ AXES = ("data", "fsdp")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Return the mesh that `config` asks for, of `devices` (default: all).
+    """Return the mesh of `devices` with the axes "data" and "fsdp".
 
-    Raises InputError if its axes do not multiply to their number.
+    Args:
+        config: The sizes of the axes; -1 for one of them means the rest.
+        devices: The devices; by default all.
+
+    Raises:
+        InputError: The sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     count, sizes = len(devices), [config.data, config.fsdp]

@@ -1,7 +1,7 @@
 """One run in several processes: one for each host of a TPU slice, or as a cluster starts them.
 
 Every process runs the same program on its own devices; `jax.distributed` makes them one mesh.
-The first (index 0) speaks and writes for all. The folder of a run must be shared by all hosts.
+The primary one (index 0) prints and writes for all. All hosts must share the folder of a run.
 """
 
 import os
@@ -51,23 +51,23 @@ def start(spec: str | None) -> None:
 
 
 def is_primary() -> bool:
-    """Tell whether this process speaks and writes for all."""
+    """Return whether this process prints and writes for all."""
     return jax.process_index() == 0
 
 
 def is_multiprocess() -> bool:
-    """Tell whether there are other processes."""
+    """Return whether there are other processes."""
     return jax.process_count() > 1
 
 
 def wait_for_all(where: str) -> None:
-    """Return when every process has come to `where`."""
+    """Wait until every process has reached `where`."""
     if is_multiprocess():
         multihost_utils.sync_global_devices(where)
 
 
 def gather(content: bytes) -> list[bytes]:
-    """Return what each process gives, in the order of the processes."""
+    """Return the `content` of each process, in the order of the processes."""
     if not is_multiprocess():
         return [content]
     # As bytes: JAX would make 32-bit numbers of 64-bit ones.
@@ -79,7 +79,7 @@ def gather(content: bytes) -> list[bytes]:
 
 
 def run_on_primary(action: Callable[[], None], refusal: type[Exception] = InputError) -> None:
-    """Let the first process do something; if that raises a `refusal`, all raise it."""
+    """Call `action` in the primary process; if it raises a `refusal`, all processes raise it."""
     fault = ""
     if is_primary():
         try:
@@ -93,7 +93,7 @@ def run_on_primary(action: Callable[[], None], refusal: type[Exception] = InputE
 
 
 def check_shared(folder: Path) -> None:
-    """Raise InputError if a file of the first process is not seen by all in `folder`."""
+    """Raise InputError unless all processes see a file that the primary one wrote in `folder`."""
     if not is_multiprocess():
         return
     file = folder / ".shared"
@@ -113,9 +113,9 @@ def check_shared(folder: Path) -> None:
 
 
 def leave(status: int) -> None:
-    """End this process at once if there are others, which would wait for it for ever.
+    """Exit at once if there are other processes, which would wait for this one forever.
 
-    They end too, within the time-out of JAX's heartbeats.
+    They exit too, within the timeout of JAX's heartbeats.
     """
     if jax.distributed.is_initialized():
         sys.stdout.flush()

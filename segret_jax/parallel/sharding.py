@@ -1,9 +1,9 @@
-"""Where arrays live: a mesh of all devices, and the axis of each array that it splits.
+"""The sharding of arrays over the mesh of all devices.
 
-The mesh has two axes. The batch is split over both. Along `fsdp` the large parameters are split
-as well, and with them their gradients and moments (ZeRO 3; "fully sharded data parallel"); XLA
-gathers each where it is used. Along `data` they are repeated. Nothing that is computed depends on
-the mesh: means over the batch are over the whole of it.
+The mesh has two axes. The batch is split over both. Large parameters, their gradients and moments
+are split along `fsdp` (ZeRO 3; "fully sharded data parallel") and replicated along `data`; XLA
+gathers each where it is used. No result depends on the mesh: means over the batch are over the
+global batch.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ def is_large(shape: Sequence[int]) -> bool:
 
 
 def partition(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """Return how a leaf of the state, or of a tree of parameters, is split.
+    """Return the partition of a leaf of the state, or of a tree of parameters.
 
-    Of a large kernel it is the last axis that `fsdp` divides: as a rule the outputs.
+    A large kernel is split along its last axis that `fsdp` divides: as a rule the outputs.
     """
     if fsdp > 1 and is_large(shape):
         for axis in reversed(range(len(shape))):
@@ -48,7 +48,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_state(tree: Any, mesh: Mesh) -> Any:
-    """Put a tree that every process holds whole onto the mesh, split as `shardings` says."""
+    """Put a tree that every process holds in full onto the mesh, sharded by `shardings`."""
 
     def put(x: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(x)
@@ -58,7 +58,7 @@ def shard_state(tree: Any, mesh: Mesh) -> Any:
 
 
 def gather_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Gather a tree from the mesh: the same arrays, whole, on one device of this process."""
+    """Gather a tree from the mesh: the full arrays on one device of this process."""
     if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
         whole = NamedSharding(mesh, PartitionSpec())
         tree = jax.jit(lambda x: x, out_shardings=whole)(tree)

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, so that only the first start has to compile them."""
+"""Cache compiled programs on the disk, so that only the first start compiles them."""
 
 import os
 import platform
@@ -14,11 +14,14 @@ CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable: another folder, or no
 
 
 def use_cache() -> None:
-    """Keep compiled programs in a folder of the user, unless JAX was told another or none.
+    """Cache compiled programs in a folder of the user, unless JAX's variable names another or none.
 
-    The folder is ~/.cache/segret_jax (or in XDG_CACHE_HOME), with a part for each kind of
+    The folder is ~/.cache/segret_jax (or in XDG_CACHE_HOME), with a subfolder for each kind of
     processor: code compiled for one may not run on another that shares the home folder. Where it
-    cannot be made, nothing is kept.
+    cannot be created, nothing is cached.
+
+    Raises:
+        InputError: JAX finds no device of the platform that it is asked for.
     """
     _check_devices()
     if CACHE in os.environ:
@@ -33,7 +36,7 @@ def use_cache() -> None:
 
 
 def _check_devices() -> None:
-    """Raise InputError if JAX cannot use the devices that it is asked for."""
+    """Raise InputError if JAX finds no device of the platform that it is asked for."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # an AssertionError without words for "cuda"
@@ -46,7 +49,7 @@ def _check_devices() -> None:
 
 
 def _processor() -> str:
-    """Return a short name of what this machine's processor can do."""
+    """Return a hash of the features of this machine's processor."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -1,4 +1,4 @@
-"""Ctrl-C is answered at once, also while native code keeps Python's signal handlers waiting."""
+"""Answer Ctrl-C at once, also while native code delays Python's signal handlers."""
 
 import multiprocessing
 import os
@@ -17,13 +17,13 @@ PATIENCE = 2.0  # seconds that the last line may take: a disk or a terminal may 
 
 
 class InterruptCounter:
-    """Counts presses of Ctrl-C."""
+    """Count presses of Ctrl-C."""
 
     def __init__(self) -> None:
         self._count, self._last = 0, -SAME_PRESS
 
     def add(self) -> int:
-        """Count a SIGINT, unless it belongs to the press before; return the number of presses."""
+        """Count a SIGINT unless it repeats the last press; return the number of presses."""
         now = monotonic()
         if now - self._last >= SAME_PRESS:
             self._count, self._last = self._count + 1, now
@@ -32,10 +32,7 @@ class InterruptCounter:
 
 @contextmanager
 def signal_listener(answer: Callable[[int], None]) -> Iterator[None]:
-    """Call `answer` with the number of each signal that has a Python handler.
-
-    A thread of its own does, so that it need not wait for the main thread.
-    """
+    """Call `answer`, in a separate thread, with the number of each signal that has a handler."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
 
@@ -59,12 +56,15 @@ def signal_listener(answer: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def interrupt_once() -> Iterator[threading.Event]:
-    """Raise one KeyboardInterrupt in the main thread; at the second press quit at once.
+    """Raise one KeyboardInterrupt in the main thread; quit at once on the second press.
 
-    Where native code keeps the first from being raised for a while, such as a compilation, a line
-    says so. A KeyboardInterrupt while another one unwinds the stack would print tracebacks. Yields
-    what is set once it is raised: libraries may turn it into another exception. Afterward Ctrl-C
-    ends the process without a word, since Python's own end would print a traceback, too.
+    If native code, such as a compilation, delays the first one, a line says so. A second
+    KeyboardInterrupt while the first unwinds the stack would print tracebacks. After the block
+    Ctrl-C ends the process silently, because Python's own exit would print a traceback, too.
+
+    Yields:
+        An event that is set once the interrupt is raised: libraries may turn it into another
+        exception.
     """
     presses, is_raised = InterruptCounter(), threading.Event()
 

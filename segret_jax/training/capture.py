@@ -1,9 +1,9 @@
-"""A step that was not finite, kept whole: what `segret replay` runs again.
+"""Store a step that was not finite, for `segret replay`.
 
-A folder `nonfinite_STEP` with
+A folder `nonfinite_STEP` holds
 
-    state            a checkpoint of the state before the step
-    batch_I-of-N.npz the step's batch, a share from each process: data can change
+    state             a checkpoint of the state before the step
+    batch_I-of-N.npz  the samples of process I of N in the step's batch: the data can change
 """
 
 import shutil
@@ -84,11 +84,11 @@ def load(folder: Path) -> CapturedStep:
 
 
 def _load_batch(folder: Path) -> Batch:
-    """Join the shares, each sample in its place of the global batch."""
+    """Return the global batch, with the samples in their order."""
     found = list(folder.glob("batch_*.npz"))
     expected = {folder / f"batch_{i}-of-{len(found)}.npz" for i in range(len(found))}
     if not found or set(found) != expected:
-        raise InputError(f"{folder} should hold the batch's shares of all processes, batch_*.npz")
+        raise InputError(f"{folder} should hold the samples of all processes, batch_*.npz")
     shares = []
     for file in found:
         try:

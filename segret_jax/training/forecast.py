@@ -1,7 +1,7 @@
-"""The memory that training needs, by formula: known before anything is compiled.
+"""Forecast the memory of training by formula, before anything is compiled.
 
-Constants are fitted to what XLA's `memory_analysis` says of compiled steps, those that are held
-against it in tests/training/test_forecast.py; those of a model's tensors are its family's.
+The constants are fitted to XLA's `memory_analysis` of compiled steps, as
+tests/training/test_forecast.py checks. Each model family has constants for its activations.
 """
 
 import math
@@ -22,7 +22,7 @@ ERROR = 0.15  # of the forecast, at most; 0.1 was found
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Bytes of one device (on CPU, of the process); those of `compiling` come before the others."""
+    """Bytes of one device (on CPU, of the process); `compiling` comes before the others."""
 
     state: float
     activations: float
@@ -39,10 +39,10 @@ class Forecast:
 
 
 def forecast(config: Config, machine: Machine, num_params: int, num_classes: int) -> Forecast:
-    """Return the memory that training with `config` will need on `machine`.
+    """Forecast the memory of one device for training with `config` on `machine`.
 
-    Of one device; the devices of a CPU share its memory, and all of them are counted. NaN for a
-    family that has no formula.
+    The devices of a CPU share its memory, so all of them are counted. NaN for a family that has no
+    formula.
     """
     costs = get_family(config.model.family).load().costs
     per_pixel = math.nan
@@ -61,9 +61,10 @@ def forecast(config: Config, machine: Machine, num_params: int, num_classes: int
 
 
 def check_memory(config: Config, machine: Machine, num_params: int, num_classes: int) -> str:
-    """Return in one line what memory training will need, and what there is.
+    """Return one line on the memory that training needs and that is free.
 
-    Raises InputError if all of the memory is less than the forecast, less its error.
+    Raises:
+        InputError: The total memory is less than the forecast minus its error.
     """
 
     def need(config: Config) -> float:
@@ -76,7 +77,7 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
     if math.isnan(memory.total):
         return said
     if needed * (1 - ERROR) > memory.total:
-        choices, most = smaller(config, machine.num_devices), 0.9 * memory.total
+        choices, most = smaller_configs(config, machine.num_devices), 0.9 * memory.total
         fitting = (f"give {flags} or change" for changed, flags in choices if need(changed) < most)
         remedy = next(fitting, "change")
         raise InputError(
@@ -90,7 +91,7 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
     return f"{said}; {_gb(free)} are free"
 
 
-def smaller(config: Config, num_devices: int) -> Iterator[tuple[Config, str]]:
+def smaller_configs(config: Config, num_devices: int) -> Iterator[tuple[Config, str]]:
     """Yield configs that need less and less memory, with the flags that change `config` to them."""
     batch, parts = config.train.batch_size, config.train.accumulate
     choices = [

@@ -1,7 +1,7 @@
-"""Weights to start training from: those of a checkpoint, strictly (`Config.init_from`).
+"""Initialize a run's model, from the weights of a checkpoint if asked (`Config.init_from`).
 
-Every tensor that both models have is taken as it is. What keeps its initial values, or is left
-out, is said; anything else that differs is an error that lists it.
+Every tensor that both models have is copied unchanged. Notes name what keeps its initial values or
+is left out; any other difference is an error that lists it.
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ def initialize(
 def _check_settings(
     checkpoint: Path, theirs: ModelConfig, ours: ModelConfig, may_differ: Sequence[str]
 ) -> None:
-    """Refuse weights of another model; `may_differ` are names of the family's own settings."""
+    """Reject weights of another model; `may_differ` names settings of the family."""
     there, here = flatten(theirs), flatten(ours)
     different = [
         key

@@ -56,7 +56,7 @@ class Data(NamedTuple):
 
 @dataclass
 class Run:
-    """What stays the same while a run goes on."""
+    """The parts of a run that do not change from step to step."""
 
     config: Config
     workdir: Path
@@ -77,11 +77,20 @@ class Run:
 def train(
     config: Config, workdir: Path, *, profile: Container[int] = (), wandb_project: str = ""
 ) -> Result | None:
-    """Train `config` in `workdir`, continuing what is there; return the last evaluation.
+    """Train a model, or continue the run in `workdir`.
 
-    The steps of `profile` are traced. Returns None if the run was stopped before its end. Raises
-    InputError for anything that the user can mend: data, config, another run's folder, a loss that
-    is not finite.
+    Args:
+        config: Model, data, optimizer and schedule.
+        workdir: The run's folder: checkpoints, logs, scores and pictures.
+        profile: The steps to trace for xprof, counted from 1.
+        wandb_project: A project of Weights & Biases to log to; "" for none.
+
+    Returns:
+        The last evaluation; None if the run was stopped before its end.
+
+    Raises:
+        InputError: Something that the user can correct: the data, the config, a folder that holds
+            another run, or a loss that is not finite.
     """
     mesh, data = make_mesh(config.mesh), _open_data(config)
     machine, num_classes = machine_of(mesh), data.table.num_classes
@@ -93,12 +102,12 @@ def train(
         platform = platform_of(mesh.devices.flat)
         initial = initialize(config, data.table, workdir, platform=platform)
         memory = check_memory(config, machine, initial.bundle.num_params, num_classes)
-        # After all that may refuse: the folder is not made for nothing.
+        # After all checks, so that a rejected run leaves no folder.
         mark = stack.enter_context(claim_workdir(workdir, config))
         stop.on_quit = partial(mark, "stopped")
         options: Any = {"profile": profile, "wandb_project": wandb_project}
         run, state = _open_run(stack, config, workdir, data, mesh, initial.bundle, stop, **options)
-        _introduce(run, int(state.step), (*sizes, memory, *initial.notes))
+        _log_run_description(run, int(state.step), (*sizes, memory, *initial.notes))
         result = _train(run, state)
         with run.watchdog.phase("save"):
             is_saved = run.checkpoints.finish()
@@ -121,7 +130,7 @@ def _open_run(
     stack: ExitStack, config: Config, workdir: Path, data: Data, mesh: Mesh, bundle: ModelBundle,
     stop: StopRequest, *, profile: Container[int], wandb_project: str,
 ) -> tuple[Run, TrainState]:  # fmt: skip
-    """Restore the state, or start anew, and open what the run writes to and reads from."""
+    """Restore or initialize the state, and open the run's inputs and outputs."""
     optimizer = make_optimizer(config.optim, config.train.steps, get_family(config.model.family))
     train_step = make_train_step(bundle.graph, optimizer, config.train, mesh)
     checkpoints = Checkpoints(workdir, config, data.table, data.training)
@@ -212,13 +221,13 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
 
 
 def _local_logger(logger: RunLogger) -> Callable[[str], None]:
-    """Return how this process tells what concerns it alone."""
+    """Return a function that prints messages about this process alone."""
     if processes.is_primary():
         return logger.info
     return lambda message: print(f"process {jax.process_index()}: {message}", file=sys.stderr)
 
 
-def _introduce(run: Run, start: int, notes: tuple[str, ...]) -> None:
+def _log_run_description(run: Run, start: int, notes: tuple[str, ...]) -> None:
     model, count = run.config.model, jax.process_count()
     device = run.mesh.devices.flat[0].device_kind + f" in {count} processes" * (count > 1)
     continuing = f"; continuing at step {start}" * (start > 0)

@@ -1,17 +1,18 @@
 """Cross-entropy of logits against labels several times their size, without the resized logits.
 
 Those would be the largest array of training: 16 images of 512x512 and 150 classes take 2.5 GB, and
-several such arrays are needed at once. Here they are made for some rows at a time. As the loss is a
-scalar, its gradient is known but for a factor: it is computed in the same pass, and nothing needs
-to be kept, or made again, for the backward one.
+several such arrays are needed at once. Here they are computed for a block of rows at a time. As the
+loss is a scalar, its gradient is known up to a factor: the forward pass computes it too, and the
+backward pass needs no stored or recomputed activations.
 
 The image is divided into cells. A cell lies between four neighboring logits, or beside the outer
-ones, and has slots for the label pixels in it; one without a pixel is ignored. Labels are usually
-four times as large as logits, and then a slot lies at the same place in every cell, so that
-resizing is a few sums of shifted arrays.
+ones, and has positions for the label pixels in it; a position without a pixel is ignored. Labels
+are usually four times as large as logits, and then a position has the same offset in every cell,
+so that resizing is a few sums of shifted arrays.
 
-Shapes: b batch, h w logits, k classes (at most 255), H W labels; n blocks of i rows of j cells, s t
-rows and columns of slots. j comes after both, so that a slot of all cells of a row lies together.
+Shapes: b batch, h w logits, k classes (at most 255), H W labels; n blocks of i rows of j cells,
+s t rows and columns of positions. j comes after both, so that one position of all cells of a row
+is contiguous.
 """
 
 from functools import partial, reduce
@@ -64,7 +65,7 @@ def _with_gradient(
 
     of_image = jnp.zeros(logits.shape[0], jnp.float32)  # so that devices add up once, in the end
     zeros = of_image, of_image, jnp.zeros_like(padded, jnp.float32)
-    blocks = (*cells.blocks(), cells.divide(label, IGNORE), cells.divide(weight, 0))
+    blocks = (*cells.blocks(), cells.to_cells(label, IGNORE), cells.to_cells(weight, 0))
     (loss, correct, gradient), _ = lax.scan(add, zeros, blocks)
     return (jnp.sum(loss), jnp.sum(correct)), cells.pad_transposed(gradient).astype(logits.dtype)
 
@@ -79,7 +80,7 @@ weighted_loss.defvjp(_with_gradient, _backward)
 def pixel_losses(
     logits: Float[Array, "b h w k"], label: UInt8[Array, "b H W"], block_size: int = BLOCK_SIZE
 ) -> Float[Array, "b H W"]:
-    """Return each pixel's cross-entropy; of no meaning where the label is of no class."""
+    """Return each pixel's cross-entropy; meaningless where the label is no class."""
     cells = _Cells(logits.shape, label.shape, block_size)
     padded = cells.pad(logits)
 
@@ -87,15 +88,15 @@ def pixel_losses(
         first_row, row_weights, label = block
         return _cross_entropy(cells.resize(padded, first_row, row_weights), label)[0]
 
-    return cells.join(lax.map(of_block, (*cells.blocks(), cells.divide(label, IGNORE))))
+    return cells.from_cells(lax.map(of_block, (*cells.blocks(), cells.to_cells(label, IGNORE))))
 
 
 class _Axis(NamedTuple):
     """One axis of the label by the cells of that axis, of which there is one more than logits."""
 
     length: int  # of the label
-    pixels: np.ndarray  # int [cells, slots]: of the label; `length` in an empty slot
-    weights: np.ndarray  # [cells or 1, slots]: of a cell's second logit; the first has the rest
+    pixels: np.ndarray  # int [cells, positions]: of the label; `length` in an empty position
+    weights: np.ndarray  # [cells or 1, positions]: of a cell's second logit; the first has the rest
 
 
 def _axis(length: int, num_logits: int) -> _Axis:
@@ -115,7 +116,7 @@ def _axis(length: int, num_logits: int) -> _Axis:
 
 
 class _Cells:
-    """How images are divided into cells, and these into blocks of a few rows of cells."""
+    """The division of images into cells, and of these into blocks of a few rows."""
 
     def __init__(self, logits: tuple[int, ...], label: tuple[int, ...], block_size: int):
         self.rows, self.columns = _axis(label[1], logits[1]), _axis(label[2], logits[2])
@@ -143,29 +144,29 @@ class _Cells:
         weights = np.pad(self.rows.weights, ((0, self.padding), (0, 0)))
         return starts, jnp.asarray(weights.reshape(self.num_blocks, self.rows_per_block, -1))
 
-    def divide(self, pixels: Shaped[Array, "b H W"], empty: int) -> Shaped[Array, "n b i s t j"]:
-        """Put the label's pixels into the slots of n blocks; `empty` into empty ones."""
+    def to_cells(self, pixels: Shaped[Array, "b H W"], empty: int) -> Shaped[Array, "n b i s t j"]:
+        """Arrange the label's pixels by the positions of n blocks; `empty` fills empty ones."""
         no_rows = ((0, self.padding), (0, 0))
         rows = np.pad(self.rows.pixels, no_rows, constant_values=self.rows.length)
         pixels = jnp.pad(pixels, ((0, 0), (0, 1), (0, 1)), constant_values=empty)
-        slots = pixels[:, rows][..., self.columns.pixels.T]
+        positions = pixels[:, rows][..., self.columns.pixels.T]
         return jnp.moveaxis(
-            slots.reshape(-1, self.num_blocks, self.rows_per_block, *slots.shape[2:]), 1, 0
+            positions.reshape(-1, self.num_blocks, self.rows_per_block, *positions.shape[2:]), 1, 0
         )
 
-    def join(self, slots: Shaped[Array, "n b i s t j"]) -> Shaped[Array, "b H W"]:
-        """Take the label's pixels out of their slots again."""
+    def from_cells(self, positions: Shaped[Array, "n b i s t j"]) -> Shaped[Array, "b H W"]:
+        """Undo `to_cells`."""
         rows, columns = (
             np.flatnonzero(axis.pixels < axis.length) for axis in (self.rows, self.columns)
         )
-        _, b, _, _, t, j = slots.shape
-        slots = slots.transpose(1, 0, 2, 3, 5, 4).reshape(b, -1, j * t)
-        return slots[:, rows][:, :, columns]
+        _, b, _, _, t, j = positions.shape
+        positions = positions.transpose(1, 0, 2, 3, 5, 4).reshape(b, -1, j * t)
+        return positions[:, rows][:, :, columns]
 
     def resize(
         self, padded: Float[Array, "b _ _ k"], first_row: Array, row_weights: Array | None
     ) -> Float[Array, "b i s t j k"]:
-        """Resize padded logits to the slots of one block, in float32."""
+        """Resize padded logits to the positions of one block, in float32."""
         down, right = self._weights(row_weights)
         logits = lax.dynamic_slice_in_dim(padded, first_row, self.rows_per_block + 1, axis=1)
         logits = logits.astype(jnp.float32)
@@ -174,18 +175,22 @@ class _Cells:
         return rows[..., :-1, :] * (1 - right) + rows[..., 1:, :] * right
 
     def resize_transposed(
-        self, slots: Float[Array, "b i s t j k"], row_weights: Array | None
+        self, positions: Float[Array, "b i s t j k"], row_weights: Array | None
     ) -> Float[Array, "b _ _ k"]:
         # Slots are added one by one: on CPU the sums that autodiff makes can be ten times slower.
         down, right = self._weights(row_weights)
 
         def of_columns(weights: Array) -> Array:
-            return reduce(jnp.add, (slots[:, :, :, t] * weights[t] for t in range(slots.shape[3])))
+            return reduce(
+                jnp.add, (positions[:, :, :, t] * weights[t] for t in range(positions.shape[3]))
+            )
 
         rows = _overlapping(of_columns(1 - right), of_columns(right), axis=3)
 
         def of_rows(weights: Array) -> Array:
-            return reduce(jnp.add, (rows[:, :, s] * weights[:, s] for s in range(slots.shape[2])))
+            return reduce(
+                jnp.add, (rows[:, :, s] * weights[:, s] for s in range(positions.shape[2]))
+            )
 
         return _overlapping(of_rows(1 - down), of_rows(down), axis=1)
 
@@ -205,8 +210,8 @@ def _overlapping(first: Array, second: Array, *, axis: int) -> Array:
 
 
 def _cross_entropy(
-    logits: Float[Array, "*slots k"], label: UInt8[Array, "*slots"]
-) -> tuple[Float[Array, "*slots"], Bool[Array, "*slots"], Float[Array, "*slots k"]]:
+    logits: Float[Array, "*positions k"], label: UInt8[Array, "*positions"]
+) -> tuple[Float[Array, "*positions"], Bool[Array, "*positions"], Float[Array, "*positions k"]]:
     """Return each pixel's loss, whether its class is the best, and the grad."""
     # Sums over the class axis rather than an indexed read, which accelerators are slow at.
     is_class = jnp.arange(logits.shape[-1], dtype=label.dtype) == label[..., None]

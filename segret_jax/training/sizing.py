@@ -1,8 +1,8 @@
-"""Settings that fit the data and the machine, for configs that leave them open.
+"""Choose settings that fit the data and the machine, for configs that leave them open.
 
 A config with `train.minutes` > 0 may leave each of `config.SIZED` at 0. They are chosen once, when
-the run starts, and saved with the config in its folder: a run that goes on takes them from there,
-on whatever machine.
+the run starts, and saved with the config in its folder. A resumed run reads them from there, on
+whatever machine.
 """
 
 import copy
@@ -34,30 +34,33 @@ EFFICIENCY, CPU_EFFICIENCY = 0.05, 0.5  # of a large matrix product's speed, mea
 INPUT_RATE = 60.0  # images per second that one process prepares, measured
 MEMORY_SHARE = 0.7  # of what is free
 TRAINING_SHARE = 0.85  # of the time; compilation, evaluation and checkpoints take the rest
-MOST_EVALUATIONS = 10
-MOST_PASSES = 300  # over the training images
-FEWEST_STEPS = 100
+MAX_EVALUATIONS = 10
+MAX_PASSES = 300  # over the training images
+MIN_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What sizing needs to know of the data; `size` is the images' median (height, width)."""
+    """The properties of the data that sizing uses; `size` is the median (height, width)."""
 
     num_training: int
     num_validation: int
     num_classes: int
     size: tuple[int, int]
-    is_mixed: bool = False  # upright and lying images
+    is_mixed: bool = False  # portrait and landscape images
 
 
 def resolve(
     config: Config, workdir: Path, machine: Machine, training: Source, validation: Source,
     num_classes: int,
 ) -> tuple[Config, tuple[str, ...]]:  # fmt: skip
-    """Return `config` with the settings that it leaves open, and notes that say them.
+    """Choose the settings that `config` leaves open, or read those of the run in `workdir`.
 
-    They are those of the run in `workdir`, if there is one. Raises InputError for several
-    processes, whose machines may differ.
+    Returns:
+        The complete config, and notes for the user.
+
+    Raises:
+        InputError: There are several processes, whose machines may differ.
     """
     if not configs.left_open(config):
         return config, ()
@@ -78,14 +81,14 @@ def resolve(
 
 
 def examine(training: Source, num_validation: int, num_classes: int) -> Data:
-    """Read the sizes of some images, spread over the whole, from their headers."""
+    """Read the sizes of some images, spread over all of them, from their headers."""
     count = len(training)
     sizes = [training.size(i) for i in range(0, count, math.ceil(count / SAMPLE))]
-    upright = sum(h > w for h, w in sizes) / len(sizes)
+    portrait = sum(h > w for h, w in sizes) / len(sizes)
     short = round(statistics.median(min(size) for size in sizes))
     long = round(statistics.median(max(size) for size in sizes))
-    size = (long, short) if upright > 0.5 else (short, long)
-    return Data(count, num_validation, num_classes, size, is_mixed=0.05 < upright < 0.95)
+    size = (long, short) if portrait > 0.5 else (short, long)
+    return Data(count, num_validation, num_classes, size, is_mixed=0.05 < portrait < 0.95)
 
 
 def measure_speed(dtype: str, machine: Machine) -> float:
@@ -118,12 +121,12 @@ def choose(
     if not train.steps:
         rate = images_per_second(config, data, machine, speed)
         steps = int(60 * train.minutes * TRAINING_SHARE * rate / train.batch_size)
-        most = MOST_PASSES * data.num_training // train.batch_size
-        train.steps = max(min(steps, most), FEWEST_STEPS)
+        most = MAX_PASSES * data.num_training // train.batch_size
+        train.steps = max(min(steps, most), MIN_STEPS)
     if not train.eval_every:
         # Evaluating an image costs a third of training on it: a tenth of the time in all.
         times = int(0.3 * train.steps * train.batch_size / max(data.num_validation, 1))
-        train.eval_every = math.ceil(train.steps / min(max(times, 1), MOST_EVALUATIONS))
+        train.eval_every = math.ceil(train.steps / min(max(times, 1), MAX_EVALUATIONS))
     if not optim.learning_rate:
         rate, batch = LEARNING_RATE["weights" if config.init_from else "scratch"]
         optim.learning_rate = float(f"{rate * math.sqrt(train.batch_size / batch):.2g}")
@@ -174,7 +177,7 @@ def images_per_second(config: Config, data: Data, machine: Machine, speed: float
 
 
 def describe(config: Config, data: Data, rate: float) -> str:
-    """Say what was chosen, and from what, in one line."""
+    """Describe in one line what was chosen, and from what."""
     train, num_images = config.train, config.train.steps * config.train.batch_size
     start = "from the weights of init_from" if config.init_from else "from scratch"
     return (

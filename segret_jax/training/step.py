@@ -31,18 +31,26 @@ def make_train_step(
     *,
     regularize: bool = True,
 ) -> jax.stages.Wrapped:
-    """Build the step (state, batch) -> (state, metrics), jitted, which takes the state's buffers.
+    """Build the jitted training step (state, batch) -> (state, metrics), which donates the state.
 
-    The batch is {"image" [b, h, w, 3], "label" [b, h, w], "index" [b]}.
-    State and batch are sharded as `training.sharding` says. Means over the batch (loss, batch
-    norm) are over the whole of it, whatever the number of devices. Drop path and dropout draw from
-    (seed, step, place of the sample in the global batch); `regularize=False` leaves them out, and
-    then no "index" is needed.
+    Means over the batch (loss, batch norm) are over the global batch, whatever the number of
+    devices. Drop path and dropout draw from (seed, step, index of the sample in the global batch).
 
-    With `config.accumulate` = a > 1 the batch is [a, b/a, ...], and the gradient the mean of those
-    of its parts, one after another. That is the whole batch's gradient but for batch norm, which
-    normalizes each part by its own statistics and moves the running ones a times, and for OHEM,
-    which chooses within each part.
+    With `config.accumulate` = a > 1 the gradient is the mean of the gradients of a parts, computed
+    one after another. It equals the gradient of the whole batch, except that batch norm normalizes
+    each part by its own statistics and updates the running ones a times, and that OHEM selects
+    pixels within each part.
+
+    Args:
+        graph: The model's graph.
+        optimizer: The optimizer of `make_optimizer`.
+        config: Loss, accumulation, averaging and seed.
+        mesh: The devices; state and batch are sharded as in `parallel.sharding`.
+        regularize: Whether to apply drop path and dropout.
+
+    Returns:
+        The step. Its batch is {"image" float32 [b, h, w, 3], "label" uint8 [b, h, w], "index"
+        int32 [b]}, with accumulation [a, b/a, ...]; "index" is needed only to regularize.
     """
     loss = loss_function(graph, config, regularize=regularize)
     part_gradient = jax.value_and_grad(loss, has_aux=True)
@@ -71,10 +79,10 @@ def make_train_step(
 
 
 def compile_ahead(step: jax.stages.Wrapped, state: TrainState, batch: Any) -> jax.stages.Compiled:
-    """Compile a step for such arguments; JAX keeps it, so the first call does not compile again.
+    """Compile a step for these arguments; JAX caches it, so the first call does not compile again.
 
-    Before and after, freed memory goes back to the system. Otherwise the peak of a run on CPU
-    would be the sum of what initializing, compiling and the steps take.
+    Freed memory is returned to the system before and after. Otherwise the peak of a run on CPU
+    would be the sum of the memory for initialization, compilation and steps.
     """
     trim_host_memory()
     compiled = step.lower(state, batch).compile()

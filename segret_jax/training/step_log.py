@@ -72,9 +72,9 @@ class StepLog:
         samples = sum(map(int, processes.gather(str(self.skipped).encode())))
         skipped = {"skipped_samples": samples, "skipped_steps": int(state.num_bad)}
         self.logger.record_training(step, means | skipped)
-        self._refuse_if_all_skipped(step, len(values), samples)
+        self._check_not_all_skipped(step, len(values), samples)
 
-    def _refuse_if_all_skipped(self, step: int, num_steps: int, samples: int) -> None:
+    def _check_not_all_skipped(self, step: int, num_steps: int, samples: int) -> None:
         """Raise InputError, in all processes, when all samples are skipped for long.
 
         For example, a disk has gone. Steps without a label still change the model: its weights

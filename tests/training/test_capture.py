@@ -78,7 +78,7 @@ def test_load_names_the_missing_or_damaged_file(captured):
     with pytest.raises(InputError, match=r"batch_1-of-2\.npz is damaged"):
         capture.load(captured)
     share.unlink()
-    with pytest.raises(InputError, match="should hold the batch's shares of all processes"):
+    with pytest.raises(InputError, match="should hold the samples of all processes"):
         capture.load(captured)
     share.write_bytes(kept)
     shutil.rmtree(captured / "state" / "training")

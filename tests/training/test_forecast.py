@@ -11,7 +11,7 @@ from segret_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from segret_jax.errors import InputError
 from segret_jax.run.memory import Machine, Memory
 from segret_jax.training import loop
-from segret_jax.training.forecast import check_memory, forecast, smaller
+from segret_jax.training.forecast import check_memory, forecast, smaller_configs
 
 TINY = 13_900_000  # parameters
 
@@ -96,7 +96,9 @@ def test_within_the_error_of_the_forecast_nothing_is_refused() -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_suggested_settings_need_less_memory(accumulate: int) -> None:
     config = Config(train=TrainConfig(batch_size=16, accumulate=accumulate))
-    offered = [forecast(c, machine(1e9), TINY, 150).activations for c, _ in smaller(config, 1)]
+    offered = [
+        forecast(c, machine(1e9), TINY, 150).activations for c, _ in smaller_configs(config, 1)
+    ]
     assert len(offered) > 3
     assert max(offered) < forecast(config, machine(1e9), TINY, 150).activations
 

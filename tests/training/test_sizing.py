@@ -89,13 +89,13 @@ def test_steps_fill_the_time_and_stop_at_a_number_of_passes() -> None:
 
     assert steps(120) == pytest.approx(2 * steps(60), abs=2)
     assert steps(60, speed=SLOW / 2) == pytest.approx(steps(60) / 2, abs=1)
-    assert steps(6000, replace(PHOTOS, num_training=40)) == sizing.MOST_PASSES * 40 // 8
-    assert steps(1) == sizing.FEWEST_STEPS
+    assert steps(6000, replace(PHOTOS, num_training=40)) == sizing.MAX_PASSES * 40 // 8
+    assert steps(1) == sizing.MIN_STEPS
 
 
 def test_evaluation_takes_a_tenth_of_the_time() -> None:
     few = choose(own(), PHOTOS, LAPTOP, SLOW).train
-    assert math.ceil(few.steps / few.eval_every) == sizing.MOST_EVALUATIONS
+    assert math.ceil(few.steps / few.eval_every) == sizing.MAX_EVALUATIONS
     many = choose(own(), replace(PHOTOS, num_validation=2000), LAPTOP, SLOW).train
     assert many.eval_every > few.eval_every
 
