@@ -1,7 +1,6 @@
-"""Settings: dataclass fields that carry their own rules, and groups of them as flat keys.
+"""Settings: dataclass fields with rules for their values, and groups of them as flat keys.
 
-Values are plain, so that each can be given on the command line, printed, compared and saved as
-JSON. A key is the path of attributes from the outermost group: `train.steps`.
+A key is the path of attributes from the outermost group: `train.steps`.
 """
 
 import dataclasses
@@ -12,49 +11,49 @@ from typing import Any
 
 from segret_jax.errors import InputError
 
-Bound = int | float | None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What holds for a setting; the bounds are of each number of a tuple."""
+    """Rules for the value of a setting; bounds apply to each number of a tuple."""
 
     choices: tuple[str, ...] = ()
-    above: Bound = None
-    minimum: Bound = None
-    maximum: Bound = None
-    below: Bound = None
-    entry: Any = None  # of a tuple of any length: one of its numbers
-    sized: bool = False  # with train.minutes, 0 is replaced to fit data and machine
-    may_change: bool = False  # between the start of a run and its continuation
-    compiled: bool = True  # the compiled training step depends on it
-    scored: bool = True  # of a model: it can change a score, and is recorded beside one
-    shared: bool = False  # weights mean something only to a model with the same value
+    above: int | float = -math.inf
+    minimum: int | float = -math.inf
+    maximum: int | float = math.inf
+    below: int | float = math.inf
+    entry: Any = None
+    """An example number of a tuple of any length."""
+    sized: bool = False
+    """With train.minutes, the value 0 is replaced to fit data and machine."""
+    may_change: bool = False
+    """A continued run may have another value."""
+    compiled: bool = True
+    """The compiled training step depends on the value."""
+    scored: bool = True
+    """Of a model: the value can change a score, and is recorded beside one."""
+    shared: bool = False
+    """Weights mean something only to a model with the same value."""
 
-    def bounds(self) -> str:
-        """Return the bounds in words."""
-        if self.maximum is not None:
+    def violation(self, number: int | float) -> str:
+        """Return the bound that `number` violates, in words; empty if none."""
+        if not self.minimum <= number <= self.maximum:
+            if self.maximum == math.inf:
+                return f"{self.minimum:g} or more"
             return f"from {self.minimum:g} to {self.maximum:g}"
-        if self.above is not None:
+        if number <= self.above:
             return "positive"
-        return f"{self.minimum:g} or more"
-
-    def allow(self, number: int | float) -> bool:
-        """Return whether `number` is within the bounds but for `below`."""
-        return (
-            (self.above is None or number > self.above)
-            and (self.minimum is None or number >= self.minimum)
-            and (self.maximum is None or number <= self.maximum)
-        )
+        if number >= self.below:
+            return f"below {self.below:g}"
+        return ""
 
 
-def setting(default: Any, meaning: str, **rules: Any) -> Any:
-    """Return a dataclass field with a default, what it means in a line, and `Rules`."""
-    return field(default=default, metadata={"meaning": meaning, "rules": Rules(**rules)})
+def setting(default: Any, **rules: Any) -> Any:
+    """Return a dataclass field with a default and the `Rules` of its values."""
+    return field(default=default, metadata={"rules": Rules(**rules)})
 
 
 def walk(group: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
-    """Yield (key, value, field) of each setting in a group and in the groups inside of it."""
+    """Yield (key, value, field) of each setting of a group, nested groups included."""
     for one in dataclasses.fields(group):
         value = getattr(group, one.name)
         if dataclasses.is_dataclass(value):
@@ -74,7 +73,7 @@ def rules(group: Any) -> dict[str, Rules]:
 
 
 def set_value(group: Any, key: str, value: Any) -> None:
-    """Change the setting that `flatten` calls `key`."""
+    """Set the value at `key`."""
     *path, name = key.split(".")
     for part in path:
         group = getattr(group, part)
@@ -92,10 +91,8 @@ def check(group: Any, *, ignore_bounds_of: tuple[str, ...] = ()) -> None:
         if isinstance(value, bool | str) or key in ignore_bounds_of:
             continue
         numbers = value if isinstance(value, tuple) else (value,)
-        if not all(map(rule.allow, numbers)):
-            raise InputError(f"{key} is {value}; it must be {rule.bounds()}")
-        if rule.below is not None and not value < rule.below:
-            raise InputError(f"{key} is {value}; it must be below {rule.below:g}")
+        if bound := next(filter(None, map(rule.violation, numbers)), ""):
+            raise InputError(f"{key} is {value}; it must be {bound}")
 
 
 def _check_type(key: str, value: Any, default: Any, rule: Rules) -> None:

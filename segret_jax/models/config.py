@@ -1,4 +1,4 @@
-"""The settings of a model: those that every family has, and the family's own. Free of JAX."""
+"""Settings of a model: those of every family, and the family's own. Free of JAX."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,52 +11,49 @@ from segret_jax.settings import setting
 
 @dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """The network. Defaults are the released SegRet."""
+    """Settings of the network. Defaults are the released SegRet."""
 
-    family: str = setting("segret", "of models", choices=tuple(FAMILIES), shared=True)
-    task: str = setting(
-        "segmentation", "or classification: an ImageNet classifier, converted",
-        choices=("segmentation", "classification"),
-    )  # fmt: skip
-    variant: str = setting("tiny", "one of the family's", shared=True)
-    drop_path: float = setting(-1.0, "of the last block; negative: the variant's own", below=1)
+    family: str = setting("segret", choices=tuple(FAMILIES), shared=True)
+    """The model family (models/families.py)."""
+    task: str = setting("segmentation", choices=("segmentation", "classification"))
+    """segmentation; classification is a converted ImageNet classifier."""
+    variant: str = setting("tiny", shared=True)
+    """One of the family's variants."""
+    drop_path: float = setting(-1.0, below=1)
+    """Drop path rate of the last block; negative: the variant's own."""
     remat: tuple[int, ...] = setting(
-        (), "stages, from 1, computed twice in training: less memory", entry=1,
-        minimum=1, maximum=4, may_change=True, scored=False,
-    )  # fmt: skip
-    kernels: str = setting(
-        "auto", "or reference: plain formulas, exportable; they hold all scores",
-        choices=("auto", "reference"), may_change=True,
-    )  # fmt: skip
-    dtype: str = setting(
-        "float32", "of the computation; parameters stay float32", choices=("float32", "bfloat16")
+        (), entry=1, minimum=1, maximum=4, may_change=True, scored=False
     )
-    matmul_precision: str = setting(
-        "default", "highest for parity on GPU and TPU", choices=("default", "high", "highest")
-    )
-    settings: Any = field(default_factory=SegRetSettings)  # the family's own: `choose_family`
+    """Stages, from 1, whose blocks the backward pass recomputes, to save memory."""
+    kernels: str = setting("auto", choices=("auto", "reference"), may_change=True)
+    """auto: the fastest kernels; reference: plain formulas, exportable, which hold all scores."""
+    dtype: str = setting("float32", choices=("float32", "bfloat16"))
+    """The dtype of the computation; parameters stay float32."""
+    matmul_precision: str = setting("default", choices=("default", "high", "highest"))
+    """Precision of matrix products; highest for parity with PyTorch on GPU and TPU."""
+    settings: Any = field(default_factory=SegRetSettings)
+    """The family's own settings (`choose_family`)."""
 
 
 def choose_family(model: ModelConfig, name: str) -> None:
-    """Make `model` one of another family, with the defaults of its own settings."""
+    """Set the family of `model`, with the default settings of that family."""
     model.family, model.settings = name, get_family(name).settings()
 
 
 def check_model(model: ModelConfig) -> None:
-    """Raise InputError if variant or own settings are not those of the model's family."""
+    """Raise InputError if the variant or the settings are of another family."""
     family = get_family(model.family)
-    if type(model.settings) is not family.settings:
-        raise InputError(
-            f"model.family is {model.family!r}, but model.settings are "
-            f"{type(model.settings).__name__}: call choose_family(config.model, {model.family!r})"
-        )
+    name, settings = model.family, type(model.settings)
+    if settings is not family.settings:
+        remedy = f"call choose_family(config.model, {name!r})"
+        raise InputError(f"model.family is {name!r}, not of {settings.__name__}: {remedy}")
     if model.variant not in family.variants:
         known = ", ".join(family.variants)
         raise InputError(f"model.variant is {model.variant!r}; choose one of {known}")
 
 
 def check_segmentation(model: ModelConfig) -> None:
-    """Raise InputError for a classifier: what segments or trains to segment needs a decoder."""
+    """Raise InputError for a classifier, which has no decoder."""
     if model.task != "segmentation":
         raise InputError(
             f"this is the classifier {model_name(model)}, which does not segment: train with its "
@@ -65,7 +62,7 @@ def check_segmentation(model: ModelConfig) -> None:
 
 
 def model_name(model: ModelConfig) -> str:
-    """Return what to call the model in messages: segret_tiny, or rmt_tiny for the classifier."""
-    is_classifier = model.task == "classification"
-    family = get_family(model.family).classifier if is_classifier else model.family
+    """Return the model's name for messages: segret_tiny, or rmt_tiny for the classifier."""
+    segments = model.task == "segmentation"
+    family = model.family if segments else get_family(model.family).classifier
     return f"{family}_{model.variant}"
