@@ -5,6 +5,7 @@ label_map = model.predict("photograph.jpg")  # [H, W] class ids
 model.classes.class_names[label_map[0, 0]]
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -24,54 +25,58 @@ from segret_jax.models.factory import ModelBundle
 from segret_jax.models.forward import forward
 from segret_jax.run import compilation_cache as compilation
 
-CACHE_FOLDER = "jax_compilation_cache_dir"
 
-
+@dataclasses.dataclass(eq=False)
 class Model:
-    """Weights with the config they were trained with and the classes of their outputs."""
+    """A model with its weights.
 
-    def __init__(
-        self,
-        config: Config,
-        classes: ClassTable,
-        bundle: ModelBundle,
-    ):
-        self.config = config
-        self.classes = classes
-        self.bundle = bundle
+    Attributes:
+        config: the config that it was trained with.
+        classes: the classes of its outputs.
+        bundle: the network and its weights.
+    """
+
+    config: Config
+    classes: ClassTable
+    bundle: ModelBundle
 
     def logits(
         self, images: UInt8[np.ndarray, "b H W 3"] | Float32[np.ndarray, "b H W 3"]
     ) -> Float32[Array, "b h w k"] | Float32[Array, "b k"]:
-        """Return the class scores before the softmax, at stride 4: h = ⌈⌈H/2⌉/2⌉.
+        """Return the class scores before the softmax.
 
-        A classifier's are [b, k].
-        `images` are RGB: uint8 of 0 to 255, normalized here, or float32 already normalized by
-        `normalization.MEAN` and `STD`. They are not resized. Each new shape compiles once.
+        Each new shape of the images compiles once.
+
+        Args:
+            images: RGB; uint8 from 0 to 255, normalized here, or float32 already normalized by
+                `normalization.MEAN` and `STD`. They are not resized.
+
+        Returns:
+            Logits at stride 4, h = ⌈H/4⌉ and w = ⌈W/4⌉; a classifier's are [b, k].
+
+        Raises:
+            InputError: the images have another form.
         """
         usable = images.ndim == 4 and images.size and images.shape[-1] == 3
         if not usable or images.dtype not in (np.uint8, np.float32):
-            raise InputError(
-                f"images are {images.dtype} of {images.shape}; give [b, H, W, 3], uint8 or "
-                "normalized float32"
-            )
+            form = f"{images.dtype} of {images.shape}"
+            raise InputError(f"images are {form}; give [b, H, W, 3], uint8 or normalized float32")
         return self._network(self.bundle.variables, images)
 
     def predict(
         self, image: UInt8[np.ndarray, "H W 3"] | Image.Image | str | Path
     ) -> UInt8[np.ndarray, "H W"]:
-        """Return each pixel's class id, at the size of the image, which may be any.
+        """Return each pixel's class id, at the size of the image.
 
-        The image is resized for the network as `config.eval` says, by a sliding window or at
-        several scales if it says so.
+        `config.eval` says how the image is resized for the network, and whether it is segmented
+        whole or by a sliding window, and at which scales.
 
         Args:
-            image: RGB, 0 to 255; or a PIL image of any mode with 8 bits per channel; or an image
-                file. PIL images and files are turned upright as their EXIF data says.
+            image: RGB from 0 to 255, of any size; or a PIL image of any mode with 8 bits per
+                channel; or an image file. PIL images and files are rotated by their EXIF data.
 
         Raises:
-            InputError: the image has another form or cannot be read, or the model is a classifier,
-                which has `logits` alone.
+            InputError: the image has another form or cannot be read, or the model is a classifier.
         """
         return self._predictor.label_map(_pixels(image))
 
@@ -91,10 +96,8 @@ def _pixels(image: np.ndarray | Image.Image | str | Path) -> UInt8[np.ndarray, "
     if isinstance(image, Image.Image):
         stored = stored_form(image) if isinstance(image, ImageFile.ImageFile) else ""
         if image.mode.startswith(("I", "F")) or ";16" in stored:
-            raise InputError(
-                f"the image is of mode {image.mode} (stored as {stored or image.mode}); give one "
-                "with 8 bits per channel"
-            )
+            form = f"mode {image.mode} (stored as {stored or image.mode})"
+            raise InputError(f"the image is of {form}; give one with 8 bits per channel")
         upright = ImageOps.exif_transpose(image)
         # A palette goes by way of RGBA: Pillow warns where it is partly transparent.
         return np.array((upright.convert("RGBA") if image.mode == "P" else upright).convert("RGB"))
@@ -106,10 +109,10 @@ def _pixels(image: np.ndarray | Image.Image | str | Path) -> UInt8[np.ndarray, "
 def load(path: Path) -> Model:
     """Load the model of a checkpoint's or a run's folder.
 
-    Compiled programs are kept for the next start, as by the commands, unless JAX was given a
-    folder for them already.
+    Compiled programs are cached for the next start, as by the commands, unless JAX has a folder
+    for them already.
     """
-    if not getattr(jax.config, CACHE_FOLDER):
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         compilation.use_cache()
     checkpoint = checkpoints.find(path)
     config = checkpoints.load_config(checkpoint)

@@ -197,22 +197,19 @@ def save(config: Config, path: Path) -> None:
 def load(path: Path) -> Config:
     """Read what `save` wrote; raise InputError if the file is missing or not a config."""
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+        groups = json.loads(path.read_text(encoding="utf-8"))
+        config = Config()
+        choose_family(config.model, groups.get("model", {}).get("family", config.model.family))
+        _fill(config, groups)
     except FileNotFoundError:
         raise InputError(f"no config at {path}: is this a run's folder?") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{path} does not hold a config of this version: {error}") from None
-
-
-def from_dict(groups: dict[str, Any]) -> Config:
-    """Build a Config from nested plain values (JSON lists become tuples)."""
-    config = Config()
-    choose_family(config.model, groups.get("model", {}).get("family", config.model.family))
-    _fill(config, groups)
     return config
 
 
 def _fill(group: Any, values: dict[str, Any]) -> None:
+    """Set a group's values from JSON, where tuples are lists."""
     for name, value in values.items():
         if isinstance(value, dict):
             _fill(getattr(group, name), value)

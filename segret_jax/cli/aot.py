@@ -1,11 +1,11 @@
-"""Compile a run for chips that are not there: will it fit, and what bounds its speed?
+"""Compile a run ahead of time (AOT) for TPUs that are not there: does it fit, how fast can it be?
 
   segret aot --config ade_large --topology v5e:4x4
 
-Compiles the very training step, and the network of evaluation at its largest input, for a slice of
-TPU chips, and prints memory per chip, operations, bytes moved, what is sent between chips, and the
-time that the chips' published peaks allow at best. Needs libtpu (pip install 'jax[tpu]'), no TPU;
-takes minutes. Exits with 0 if all fits, with 1 if not.
+Compiles the training step, and the network of evaluation at its largest input, for a slice of TPU
+chips, and prints memory per chip, operations, bytes moved, bytes sent between chips, and the
+shortest time that the chips' published peaks allow. Needs libtpu (pip install 'jax[tpu]'), no TPU;
+takes minutes. Exit status: 0 if all fits, 1 if not.
 """
 
 import json
@@ -16,7 +16,6 @@ from pathlib import Path
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation, left_open
 from segret_jax.errors import InputError
-from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
 
 PROGRAMS = ("train", "eval")
 STACK = 2**24  # bytes
@@ -37,8 +36,7 @@ def main(argv: list[str]) -> None:
     if is_open := left_open(config):
         raise InputError(f"only a run chooses {', '.join(is_open)}: give --config.KEY=VALUE")
     if args.out:
-        with disk_errors_as_input_errors(f"--out {args.out}"):
-            make_folder(args.out.parent)
+        cli.check_folder(f"--out {args.out}", args.out.parent)
 
     _prepare_compilers()
     from segret_jax.aot.chips import topology  # heavy imports, after the arguments
@@ -52,13 +50,12 @@ def main(argv: list[str]) -> None:
         receipts.append(compilers[program](config, chips))
         print(to_text(receipts[-1]), flush=True)
         if args.out:
-            with disk_errors_as_input_errors(f"--out {args.out}"):
-                atomic_write(args.out, json.dumps(receipts, indent=1) + "\n")
+            cli.write_output(f"--out {args.out}", args.out, json.dumps(receipts, indent=1) + "\n")
     sys.exit(0 if all(receipt["fits"] for receipt in receipts) else 1)
 
 
 def _prepare_compilers() -> None:
-    """Keep JAX from looking for a TPU, and libtpu from telling that there is none.
+    """Set the environment so that JAX looks for no TPU and libtpu does not report that.
 
     libtpu compiles in threads of 64 KiB, whatever ulimit says, and for v6e it needs more.
     """
@@ -68,7 +65,7 @@ def _prepare_compilers() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     for name in ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
         os.environ.setdefault(name, "3")
-    # Only to keep it from asking a cloud that is not there; the topology is that of --topology.
+    # Only to keep libtpu from asking a cloud; the topology is that of --topology.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is shared: no chip is used

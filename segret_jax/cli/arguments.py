@@ -15,9 +15,11 @@ from typing import Any
 from segret_jax.cli import program
 from segret_jax.config import Config, choose_family, flatten, set_value, validate
 from segret_jax.errors import InputError, unknown_name
+from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
 from segret_jax.settings import rules
 
 OVERRIDE = "--config."
+SETTINGS_HELP = "--config.GROUP.KEY=VALUE changes a setting (segret_jax/config.py)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,15 +29,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"segret {command}",
             description=description,
-            epilog="--config.GROUP.KEY=VALUE changes a setting (segret_jax/config.py)"
-            if has_settings
-            else None,
+            epilog=SETTINGS_HELP if has_settings else None,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
     def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Return the arguments and the overrides, as given."""
+        """Return the arguments, and the overrides as given."""
         overrides = [arg for arg in argv if arg.startswith(OVERRIDE)]
         for override in overrides:
             if "=" not in override:
@@ -47,10 +47,22 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (--help lists what there is)")
 
 
-def begin(processes_spec: str | None = None) -> None:
-    """Prepare JAX for a command that computes; to be called when its arguments are known.
+def check_folder(option: str, folder: Path) -> None:
+    """Create the folder of an output; raise InputError, before any work, if it is not writable."""
+    with disk_errors_as_input_errors(option):
+        make_folder(folder)
 
-    Joins the other processes that --processes tells of, and keeps compiled programs.
+
+def write_output(option: str, file: Path, text: str) -> None:
+    """Write a text file; raise InputError if the disk refuses it."""
+    with disk_errors_as_input_errors(option):
+        atomic_write(file, text)
+
+
+def begin(processes_spec: str | None = None) -> None:
+    """Prepare JAX for a command that computes, once its arguments are checked.
+
+    Joins the other processes that --processes names, and turns on the compilation cache.
     """
     from segret_jax.parallel import processes
     from segret_jax.run import compilation_cache
@@ -63,7 +75,7 @@ def begin(processes_spec: str | None = None) -> None:
 
 def shipped_configs() -> dict[str, Path]:
     """Return the configs that come with the project, by name."""
-    package = Path(__file__).parents[1]  # installed they lie in it, in a checkout beside it
+    package = Path(__file__).parents[1]  # installed they are in it, in a checkout beside it
     folders = (package / "configs", package.parent / "configs")
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.py"))}
 
@@ -75,33 +87,22 @@ def load_config_file(name: str) -> Config:
     if not file.is_file():
         near = difflib.get_close_matches(file.stem, known, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
-        raise InputError(
-            f"there is no config {name}: {guess}Known: {', '.join(known)}, or a FILE.py"
-        )
+        names = ", ".join(known)
+        raise InputError(f"there is no config {name}: {guess}Known: {names}, or a FILE.py")
     namespace = runpy.run_path(str(file))
     if "get_config" not in namespace:
         raise InputError(f"{name} has no get_config(): a config file defines it")
     try:
         config = namespace["get_config"]()
     except AttributeError as error:
-        misspelled = re.match(r"'(\w+)' object has no attribute '(\w+)'", str(error))
-        group = _groups(Config()).get(misspelled[1]) if misspelled else None
-        if misspelled is None or group is None:
+        found = re.match(r"'(\w*)(Config|Settings)' object has no attribute '(\w+)'", str(error))
+        if found is None:
             raise
-        key = f"{group}{misspelled[2]}"
-        raise _unknown_key(key, flatten(Config())) from error
+        group = "model.settings" if found[2] == "Settings" else found[1].lower()
+        raise _unknown_key(f"{group}.{found[3]}".strip("."), flatten(Config())) from error
     if not isinstance(config, Config):
         raise InputError(f"get_config() of {name} returns {type(config).__name__}, not a Config")
     return config
-
-
-def _groups(group: Any, prefix: str = "") -> dict[str, str]:
-    """Return {class of a group: prefix of its keys}."""
-    found = {type(group).__name__: prefix}
-    for name in group.__dataclass_fields__:
-        if hasattr(value := getattr(group, name), "__dataclass_fields__"):
-            found |= _groups(value, f"{prefix}{name}.")
-    return found
 
 
 def _unknown_key(key: str, settings: dict[str, Any]) -> InputError:

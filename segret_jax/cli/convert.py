@@ -17,21 +17,18 @@ from typing import Any
 from segret_jax.cli import arguments as cli
 from segret_jax.config import Config, flatten
 from segret_jax.errors import InputError
-from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
 
-# Endings of files that are not written; as names of folders they would surprise.
+# Endings of files that are not written, and that no checkpoint's folder should have.
 OTHER_ENDINGS = (".bin", ".ckpt", ".onnx", ".h5", ".pkl", ".msgpack")
 
 
 def main(argv: list[str]) -> None:
-    """Convert what `argv` names, and print what became of it."""
+    """Convert what `argv` names, and print a report."""
     parser = cli.Parser("convert", __doc__)
     parser.add_argument("src", metavar="SRC", type=Path)
     parser.add_argument("dst", metavar="DST", type=Path)
     parser.add_argument("--to", choices=("checkpoint", "torch"), help="default: by the name of DST")
-    parser.add_argument(
-        "--config", help="recipe to save with the weights, whose model they must be"
-    )
+    parser.add_argument("--config", help="recipe of this model, to save with the weights")
     parser.add_argument("--wrapper", default="", help="which state dict of a .pth: model_ema, ...")
     parser.add_argument(
         "--allow", action="append", default=[], metavar="REGEX",
@@ -49,19 +46,15 @@ def main(argv: list[str]) -> None:
     if args.dst.exists():
         raise InputError(f"{args.dst} exists: choose another name, or delete that one")
     if args.dst.suffix.lower() in OTHER_ENDINGS:
-        raise InputError(
-            f"{args.dst}: such files are not written; one for PyTorch ends in {endings}"
-        )
+        raise InputError(f"{args.dst}: such files are not written; use one of {endings}")
     if args.report:
         _check_report(args.report, args.dst)
     if not args.src.is_dir() or find_weights(args.src):
         _from_file(args, overrides, to_torch=to_torch)
     elif not to_torch:
-        raise InputError(f"{args.src} is a checkpoint already: for PyTorch, DST ends in {endings}")
+        raise InputError(f"{args.src} is a checkpoint already; a DST for PyTorch ends in {endings}")
     elif overrides or args.config or args.wrapper or args.allow or args.report:
-        raise InputError(
-            f"{args.src} is a checkpoint, which says what it is: give SRC and DST only"
-        )
+        raise InputError(f"{args.src} is a checkpoint and knows its model: give SRC and DST only")
     else:
         _from_checkpoint(args.src, args.dst)
 
@@ -75,7 +68,8 @@ def _from_file(args: argparse.Namespace, overrides: list[str], *, to_torch: bool
 
     base = cli.load_config_file(args.config) if args.config else Config()
     config = cli.apply_overrides(base, overrides)
-    keys = flatten(config) if args.config else map(_key, overrides)
+    overridden = [one.removeprefix(cli.OVERRIDE).partition("=")[0] for one in overrides]
+    keys = flatten(config) if args.config else overridden
     given = [key.removeprefix("model.") for key in keys if key.startswith(("model.", "data."))]
     dataset_given = "data.dataset" in given
     file = read_source(args.src, wrapper=args.wrapper)
@@ -92,31 +86,24 @@ def _from_file(args: argparse.Namespace, overrides: list[str], *, to_torch: bool
     report = make_report(args.src, file, imported, table, allow=args.allow, notes=notes)
     del file  # a large model need not be in memory twice while it is written
     model = {"params": imported.params, "batch_stats": imported.batch_stats}
+    unused = imported.unused
     if to_torch:
-        _write(args.dst, config, found.num_classes, **model, unused=imported.unused)
+        _write(args.dst, config, found.num_classes, **model, unused=unused)
     else:
-        save_model(
-            args.dst, config=config, table=table, **model, source=report, kept=imported.unused
-        )
-    print(summary(report))
-    print(f"written to {args.dst}")
+        save_model(args.dst, config=config, table=table, **model, source=report, kept=unused)
+    print(f"{summary(report)}\nwritten to {args.dst}")
     if args.report:
-        with disk_errors_as_input_errors(f"--report {args.report}"):
-            atomic_write(args.report, json.dumps(report, indent=1) + "\n")
+        content = json.dumps(report, indent=1) + "\n"
+        cli.write_output(f"--report {args.report}", args.report, content)
 
 
 def _check_report(file: Path, dst: Path) -> None:
-    """Raise InputError if the report could not be written: before the work, not after."""
+    """Raise InputError, before any work, if the report could not be written."""
     if file.suffix.lower() != ".json":
         raise InputError(f"--report {file}: give a name that ends in .json")
     if dst.absolute() in file.absolute().parents:
         raise InputError(f"--report {file} lies in {dst}, which keeps the report anyway: leave it")
-    with disk_errors_as_input_errors(f"--report {file}"):
-        make_folder(file.parent)
-
-
-def _key(override: str) -> str:
-    return override.removeprefix(cli.OVERRIDE).partition("=")[0]
+    cli.check_folder(f"--report {file}", file.parent)
 
 
 def _from_checkpoint(src: Path, dst: Path) -> None:

@@ -17,7 +17,7 @@ from segret_jax.files import make_folder
 
 
 def main(argv: list[str]) -> None:
-    """Check the dataset that `argv` names; leave with status 1 if it has errors."""
+    """Check the data set that `argv` names; exit with status 1 if it has errors."""
     parser = cli.Parser("data check", __doc__, has_settings=False)
     parser.add_argument("path", metavar="DIR", help="the folder that training is given")
     parser.add_argument("--dataset", required=True, help="a name, or your own as a .json file")
@@ -37,7 +37,11 @@ def main(argv: list[str]) -> None:
     from segret_jax.doctor.report import write_report
 
     spec = get_dataset(args.dataset)
-    _prepare_folder(args.report)
+    try:
+        make_folder(args.report)
+    except OSError as error:
+        fault = f"cannot be written to ({error.strerror}); name another folder"
+        raise InputError(f"--report={args.report}: {fault}") from error
     start = time.monotonic()
     diagnosis = check(spec, args.path, split=args.split, workers=args.workers)
     print(summary(diagnosis), flush=True)
@@ -45,13 +49,3 @@ def main(argv: list[str]) -> None:
     print(f"{time.monotonic() - start:.0f} s; report: {args.report / 'index.html'}")
     if diagnosis.count(ERROR):
         sys.exit(1)
-
-
-def _prepare_folder(folder: Path) -> None:
-    """Make the report's folder; InputError if nothing can be written there."""
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise InputError(
-            f"--report={folder}: cannot be written to ({error.strerror}); name another folder"
-        ) from error

@@ -15,9 +15,7 @@ def main(argv: list[str]) -> None:
     parser = cli.Parser("data prepare", __doc__, has_settings=False)
     parser.add_argument("dataset", help="a name, or your own as a .json file")
     parser.add_argument("--source", type=Path, required=True, help="the folder as downloaded")
-    parser.add_argument(
-        "--data_dir", required=True, help="where to write: a folder, gs:// or s3://"
-    )
+    parser.add_argument("--data_dir", required=True, help="to write to: a folder, gs:// or s3://")
     parser.add_argument("--shards", type=int, default=1, help="files per split (default: 1)")
     parser.add_argument("--download", action="store_true", help="get the archive into --source")
     args = parser.parse_args(argv)

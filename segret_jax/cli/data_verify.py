@@ -14,7 +14,7 @@ from segret_jax.errors import InputError
 
 
 def main(argv: list[str]) -> None:
-    """Verify what is below the folder that `argv` names; leave with status 1 if it is faulty."""
+    """Verify what is below the folder that `argv` names; exit with status 1 if it is damaged."""
     parser = cli.Parser("data verify", __doc__, has_settings=False)
     parser.add_argument("folder", help="DATA_DIR, DATA_DIR/NAME or the folder itself")
     where = parser.parse_args(argv).folder
@@ -22,9 +22,7 @@ def main(argv: list[str]) -> None:
     from segret_jax.data.shards.verify import find_folders, verify  # heavy, after the arguments
 
     if "://" in where:
-        raise InputError(
-            f"{where} is remote; its files are checked when they are copied from there"
-        )
+        raise InputError(f"{where} is remote; its files are checked when they are copied")
     top = Path(where).expanduser().absolute()
     folders = find_folders(top)
     if not folders:
@@ -35,7 +33,7 @@ def main(argv: list[str]) -> None:
             faults = verify(folder)
         except InputError as error:
             faults = [str(error)]
-        faulty = faulty or bool(faults)
+        faulty |= bool(faults)
         print("\n".join(faults) if faults else f"{folder}: as it was written")
     if faulty:
         sys.exit(1)

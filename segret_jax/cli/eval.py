@@ -10,16 +10,11 @@ result of another checkpoint or under other settings is never replaced.
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from segret_jax.data.class_table import ClassTable
 
 
 def main(argv: list[str]) -> None:
@@ -28,13 +23,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", help="default: the config saved with the checkpoint")
     parser.add_argument("--workdir", type=Path, help="a run's folder: its best checkpoint")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint's folder")
-    parser.add_argument(
-        "--out", type=Path, help="default: RUN/evaluation, or beside a converted CHECKPOINT"
-    )
+    parser.add_argument("--out", type=Path, help="default: RUN/evaluation, or beside CHECKPOINT")
     parser.add_argument("--overlays", action="store_true", help="write one of each image, too")
     parser.add_argument("--processes", help="auto, or INDEX/COUNT@HOST:PORT of process 0")
     args, overrides = parser.parse(argv)
-    where = args.checkpoint or args.workdir or _default_workdir(args.config)
+    where = args.checkpoint or args.workdir
+    if not where and not args.config:
+        raise InputError("give --workdir or --checkpoint, or the --config of a run in runs/")
+    where = where or Path("runs") / Path(args.config).stem
     cli.begin(args.processes)
 
     from segret_jax.checkpoint import model as checkpoints  # heavy imports, after the arguments
@@ -57,7 +53,7 @@ def main(argv: list[str]) -> None:
     known = known_in_advance(
         config, table, split="validation", names=names, variables=predictor.variables
     )
-    results.prepare_folder(out, known)  # one that cannot be written is told before the work
+    results.prepare_folder(out, known)  # before the work: the folder may not be writable
     on_prediction = _overlay_writer(out / "overlays", names, table) if args.overlays else None
     result = evaluate(
         predictor,
@@ -68,26 +64,20 @@ def main(argv: list[str]) -> None:
         announce=print if processes.is_primary() else None,
         on_prediction=on_prediction,
     )
-    assert result is not None  # it was not canceled
+    assert result is not None  # not canceled
     if not processes.is_primary():
         return
-    file = results.save(  # before a print, which may fail: the pipe closed, a name not ASCII
+    file = results.save(  # before printing, which may fail: a closed pipe, a name not ASCII
         out, result, predictor, source, config=config, table=table, checkpoint=checkpoint
     )
     print(f"{result.per_class(table)}\n\n{checkpoint}: {result.summary()}\nwritten to {file}")
-
-
-def _default_workdir(config: str | None) -> Path:
-    if config is None:
-        raise InputError("give --workdir or --checkpoint, or the --config of a run in runs/")
-    return Path("runs") / Path(config).stem
 
 
 def _default_out(checkpoint: Path) -> Path:
     """Return RUN/evaluation for a checkpoint of a run, else a folder beside the checkpoint."""
     from segret_jax.checkpoint.model import FOLDER
 
-    place = Path(os.path.abspath(checkpoint))  # not where a link leads: that may be others' folder
+    place = Path(os.path.abspath(checkpoint))  # links kept: their target may be another's folder
     converted = (place / "source").is_dir()
     if place.parent.name == FOLDER and place.name.isdigit() and not converted:
         return place.parent.parent / "evaluation"
@@ -95,16 +85,16 @@ def _default_out(checkpoint: Path) -> Path:
 
 
 def _overlay_writer(
-    folder: Path, names: Sequence[str], table: "ClassTable"
-) -> "Callable[[str, np.ndarray, np.ndarray], None]":
-    """Return what writes the overlay of an image; InputError if that would replace a user's."""
+    folder: Path, names: Sequence[str], table: Any
+) -> Callable[[str, Any, Any], None]:
+    """Return a function that writes overlays; InputError if one would replace a user's file."""
     from segret_jax.evaluation.outputs import check_replaceable, png_text
     from segret_jax.visualize.pictures import overlay, save_png
 
     files = {name: folder / f"{name}.png" for name in names}
     check_replaceable({file: png_text(name) for name, file in files.items()})
 
-    def write(name: str, image: "np.ndarray", pred: "np.ndarray") -> None:
+    def write(name: str, image: Any, pred: Any) -> None:
         save_png(overlay(image, pred, table), files[name], info=png_text(name))
 
     return write

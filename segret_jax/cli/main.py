@@ -31,6 +31,11 @@ GROUPS = {
         "aot": "compile for TPUs or GPUs that are not there: will it fit?",
     },
 }
+WELCOME = f"""\
+segret_jax {__version__}: semantic segmentation by retention, in JAX. Try first:
+
+  segret demo      train a small model on generated scenes (minutes, on a CPU)
+  segret --help    all commands"""
 COMPUTING = ("demo", "train", "predict", "eval")
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
@@ -43,23 +48,11 @@ def usage() -> str:
     return "\n".join([*lines, "", "segret COMMAND --help describes a command."])
 
 
-def welcome() -> str:
-    """Return what to try first."""
-    return "\n".join(
-        (
-            f"segret_jax {__version__}: semantic segmentation by retention, in JAX. Try first:",
-            "",
-            "  segret demo      train a small model on generated scenes (minutes, on a CPU)",
-            "  segret --help    all commands",
-        )
-    )
-
-
 def main(argv: list[str]) -> None:
     """Run the subcommand that `argv` begins with."""
     command = argv[0] if argv else ""
     if not argv:
-        print(welcome())
+        print(WELCOME)
     elif command in ("-h", "--help"):
         print(usage())
     elif command == "--version":

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
-from segret_jax.files import disk_errors_as_input_errors, make_folder
 
 
 def main(argv: list[str]) -> None:
@@ -38,8 +37,7 @@ def main(argv: list[str]) -> None:
     config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
     check_segmentation(config.model)
     table = checkpoints.load_table(checkpoint)
-    with disk_errors_as_input_errors(f"to {args.out}"):  # told before a model is loaded
-        make_folder(args.out)
+    cli.check_folder(f"to {args.out}", args.out)
     predictor = Predictor(checkpoints.load_model(checkpoint, config), config.eval)
     done = segment(predictor, table, found.files, planned)
     if done.faults and args.input.is_file():

@@ -32,8 +32,5 @@ def main(argv: list[str]) -> None:
         print(f"not finite before the step: {line}")
     finite = [replay(captured, config, dtype) for dtype in PRECISIONS]
     if all(finite) and not overrides:
-        print(
-            "The step is finite here. What differs is the machine: other devices, or versions of "
-            "JAX, round another way"
-        )
+        print("The step is finite here: other devices or versions of JAX round another way")
     sys.exit(0 if all(finite) else 1)

@@ -1,4 +1,4 @@
-"""Certify that weights compute what they should.
+"""Certify that a checkpoint's weights compute what they should.
 
   segret verify CHECKPOINT [--reference FILE.npz]
 
@@ -14,7 +14,6 @@ from pathlib import Path
 
 from segret_jax.cli import arguments as cli
 from segret_jax.errors import InputError
-from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
 
 
 def main(argv: list[str]) -> None:
@@ -27,19 +26,14 @@ def main(argv: list[str]) -> None:
     if args.out and args.out.suffix != ".json":
         raise InputError(f"--out {args.out}: give a name that ends in .json; FILE.md lies beside")
     if args.out:
-        with disk_errors_as_input_errors(f"--out {args.out}"):
-            make_folder(args.out.parent)  # known before the work, not after
+        cli.check_folder(f"--out {args.out}", args.out.parent)
 
-    from segret_jax.checkpoint import model as checkpoints
-    from segret_jax.verify.certificate import (  # heavy imports, after the arguments
-        certify,
-        plain,
-        to_text,
-    )
+    from segret_jax.checkpoint import model as checkpoints  # heavy imports, after the arguments
+    from segret_jax.verify.certificate import certify, plain, to_text
 
     checkpoint = checkpoints.find(args.checkpoint)
     config = checkpoints.load_config(checkpoint)
-    config.model.matmul_precision = "highest"  # as PyTorch's, unless the command line asks else
+    config.model.matmul_precision = "highest"  # as PyTorch; the command line may change it
     config = cli.apply_overrides(config, overrides)
     num_classes = checkpoints.load_table(checkpoint).num_classes
     _, *variables = checkpoints.load_model(checkpoint, config)
@@ -47,7 +41,7 @@ def main(argv: list[str]) -> None:
     text = to_text(certificate)
     print(text)
     if args.out:
-        with disk_errors_as_input_errors(f"--out {args.out}"):
-            atomic_write(args.out, json.dumps(plain(certificate), indent=2) + "\n")
-            atomic_write(args.out.with_suffix(".md"), text + "\n")
+        content = json.dumps(plain(certificate), indent=2) + "\n"
+        cli.write_output(f"--out {args.out}", args.out, content)
+        cli.write_output(f"--out {args.out}", args.out.with_suffix(".md"), text + "\n")
     sys.exit(0 if certificate["verdict"] == "pass" else 1)

@@ -1,8 +1,8 @@
-"""What a model family offers to the rest of the package. Free of JAX."""
+"""The interface of a model family to the rest of the package. Free of JAX."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 Path = tuple[str | int, ...]  # of a leaf in a tree of parameters
 Size = tuple[int, int]  # height, width
@@ -10,17 +10,19 @@ Size = tuple[int, int]  # height, width
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
-    """A family by what must be known before JAX is imported; `load` imports the rest."""
+    """The part of a family that is known before JAX is imported; `load` imports the rest."""
 
-    settings: type  # a dataclass, of what other families do not have
+    settings: type
+    """A dataclass of the family's own settings."""
     variants: Mapping[str, Any]
     load: Callable[[], "Implementation"]
-    classifier: str = ""  # what its ImageNet classifiers are called, before the variant
+    classifier: str = ""
+    """The name of its ImageNet classifiers, before the variant."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Implementation:
-    """A family by what computes; what has a default may be left out.
+    """The computing part of a family; fields with a default may be left out.
 
     `model` in the arguments is a `ModelConfig`.
     """
@@ -30,53 +32,84 @@ class Implementation:
     the attribute `stride` (a side of n pixels gives ⌈n/stride⌉ logits) and, for `segret verify`, a
     method `stages(image)` that returns {name: map} of `stages`."""
     stages: Mapping[str, str] = field(default_factory=lambda: {"logits": "the network"})
-    """Names of its maps, the logits last: what each comes from."""
+    """{name of a map: the modules that it comes from}, the logits last."""
     parameter_groups: Mapping[str, tuple[float, bool]] = field(
         default_factory=lambda: {"all": (1.0, True)}
     )
-    """Learning rate multiplier, and whether weight decay applies, by group."""
+    """{group: (learning rate multiplier, whether weight decay applies)}."""
     parameter_group: Callable[[Path], str] = lambda path: "all"
     last_layer: str = "/classify/"
-    """What the paths of those parameters hold whose shape depends on the number of classes."""
+    """Part of the paths of those parameters whose shape depends on the number of classes."""
     costs: "Costs | None" = None
     torch: "TorchFormat | None" = None
     classifier_transfer: "ClassifierTransfer | None" = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Costs:
-    """What a model takes, by formula."""
+@runtime_checkable
+class Costs(Protocol):
+    """Operations, parameters and memory of a model, by formula; a module may implement it."""
 
-    count: Callable[..., dict[str, Any]]  # (model, num_classes, size) -> {part: cost.Cost}
-    parameters: Callable[[Any], dict[str, int]]  # (params) -> {part: number}
-    notes: Callable[..., Sequence[str]]  # (model, size, batch) -> lines of `segret summary`
-    activation_bytes: Callable[..., float]
-    """(model, num_classes, *, on_cpu) -> bytes per input pixel at the peak of a training step."""
+    def count(self, config: Any, num_classes: int, size: Size) -> dict[str, Any]:
+        """Return {part: `flops.Cost`} of one image."""
 
+    def count_parameters(self, params: Any) -> dict[str, int]:
+        """Return {part: number of parameters}."""
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TorchFormat:
-    """Names and layouts of the family's PyTorch checkpoints."""
+    def notes(self, config: Any, size: Size, *, batch: int, total: Any) -> str:
+        """Return text for `segret summary`; `total` is the `Cost` of the batch."""
 
-    key: Callable[..., str]  # (path, *, prefix) -> name
-    to_torch: Callable[[Any, Path], Any]  # (array, path) -> array in PyTorch's layout
-    from_torch: Callable[[Any, Path], Any]
-    infer: Callable[..., dict[str, Any]]
-    """(tensors by name, model, given) -> fields of ModelConfig and of the settings.
-
-    `given` names those of `model` that the user set. InputError: a model of another family."""
-    class_layers: Mapping[str, Sequence[str]]  # by task: layers with an output for each class
-    unused: Callable[..., dict[str, Any]]
-    """(model, num_classes, names, *, prefix) -> what the original holds beside, at its defaults."""
-    unused_reasons: Mapping[str, str]  # by a part of the name
-    check_export: Callable[[Any], None]  # (model); InputError where a file could not tell it
-    describe: Callable[[Any], list[str]]  # (model) -> sentences for the report
+    def activation_bytes(self, config: Any, num_classes: int, *, on_cpu: bool) -> float:
+        """Return the bytes per input pixel at the peak of a training step."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ClassifierTransfer:
-    """What training takes from an ImageNet classifier of the family."""
+@runtime_checkable
+class TorchFormat(Protocol):
+    """Names and layouts of the family's PyTorch checkpoints; a module may implement it."""
 
-    may_differ: Callable[[Any], Sequence[str]]  # (model) -> settings that need not agree
-    takes: Callable[[str, Any], bool]  # (name of a tensor, model)
-    lost: Callable[[Any, Any], dict[str, str]]  # (theirs, ours) -> {setting that keeps it: part}
+    class_layers: Mapping[str, Sequence[str]]
+    """{task: layers with an output for each class}."""
+    unused_reasons: Mapping[str, str]
+    """{part of a name: why such a tensor is not read}."""
+
+    def key(self, path: Path, *, prefix: bool) -> str:
+        """Return the PyTorch name of the leaf at `path`."""
+
+    def to_torch(self, array: Any, path: Path) -> Any:
+        """Return the leaf at `path` in PyTorch's layout."""
+
+    def from_torch(self, tensor: Any, path: Path) -> Any:
+        """Return a PyTorch tensor in the layout of the leaf at `path`."""
+
+    def infer(
+        self, tensors: Mapping[str, Any], model: Any, given: Collection[str]
+    ) -> dict[str, Any]:
+        """Return the fields of ModelConfig and of the settings that `tensors` tell.
+
+        `given` names those of `model` that the user set. Raises InputError for tensors of another
+        family.
+        """
+
+    def unused(
+        self, model: Any, num_classes: int, names: Iterable[str], *, prefix: bool
+    ) -> dict[str, Any]:
+        """Return the tensors that the original has beside those of `names`, at their defaults."""
+
+    def check_export(self, model: Any) -> None:
+        """Raise InputError for a model that no PyTorch file can describe."""
+
+    def describe(self, model: Any) -> list[str]:
+        """Return sentences about the model, for the report of a conversion."""
+
+
+@runtime_checkable
+class ClassifierTransfer(Protocol):
+    """What training takes from an ImageNet classifier; a module may implement it."""
+
+    def may_differ(self, model: Any) -> Sequence[str]:
+        """Return the settings of `model` in which the classifier may differ."""
+
+    def takes(self, name: str, model: Any) -> bool:
+        """Return whether `model` starts from the tensor of this name."""
+
+    def lost(self, theirs: Any, ours: Any) -> dict[str, str]:
+        """Return {setting that keeps it: part} for the parts that `ours` leaves out."""

@@ -1,4 +1,4 @@
-"""Operations of a model, and what its backward pass keeps; no weight is allocated."""
+"""Operations of a model, and the memory of its backward pass; no weight is allocated."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +14,10 @@ from segret_jax.models.family import Size
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations on one image; sums and multiples are taken field by field."""
+    """Operations on one image; sums and multiples are by field."""
 
     mult_adds: int = 0
     extra: int = 0  # convolution biases, norms and ReLUs, as mmcv counts them
-    unseen: int = 0  # the share of `extra` that the paper's counter missed
     attention: int = 0  # products of queries, keys and values, retention's
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -29,11 +28,8 @@ class Cost:
 
     @property
     def layers(self) -> int:
+        """The count of mmcv, which the paper gives."""
         return self.mult_adds + self.extra
-
-    @property
-    def paper(self) -> int:
-        return self.layers - self.unseen
 
 
 def operations(config: ModelConfig, num_classes: int, size: Size) -> float:

@@ -1,7 +1,7 @@
-"""The layers that SegRet shares: PyTorch's arithmetic where it differs from Flax's defaults.
+"""Layers with PyTorch's arithmetic, where it differs from Flax's defaults.
 
-Everything is NHWC. Each function or class here exists because the library's own differs from the
-released model in one stated way; where Flax agrees (`nnx.Linear`), the models use Flax.
+Everything is NHWC. Each function or class here differs from the library's own in one stated way;
+where Flax agrees with the released model (`nnx.Linear`), the models use Flax.
 """
 
 import copy
@@ -19,11 +19,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from segret_jax.models.kernels import Kernels
 
-Rate = float | Float[Array, ""]  # of dropping; an array in a loop over blocks
+FeatureMap = Float[Array, "b h w c"]
+Rate = float | Float[Array, ""]  # a drop rate; an array in a scan over blocks
 
 
 def normal_init(std: float = 0.02) -> nnx.Initializer:
-    """Return N(0, std); 0.02 is the start of every Linear of the encoder and decoder."""
+    """Return an initializer N(0, std²); every Linear of encoder and decoder starts with 0.02."""
 
     def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         if isinstance(key, jax.core.Tracer):
@@ -34,9 +35,9 @@ def normal_init(std: float = 0.02) -> nnx.Initializer:
 
 
 def uniform_init(fan_in: int) -> nnx.Initializer:
-    """Return PyTorch's default for convolutions: uniform in ±1/√fan_in, kernel and bias alike.
+    """Return PyTorch's initializer of convolutions: uniform in ±1/√fan_in, kernel and bias alike.
 
-    That is Kaiming uniform with a = √5, for the kernel.
+    For the kernel that is Kaiming uniform with a = √5.
     """
     bound = 1 / math.sqrt(fan_in)
 
@@ -49,7 +50,7 @@ def uniform_init(fan_in: int) -> nnx.Initializer:
 
 
 def _host_generator(key: Array) -> np.random.Generator:
-    """Draw initial weights with NumPy: XLA would compile a sampler for each shape, 8 s for tiny.
+    """Return a NumPy generator: XLA would compile a sampler for each shape, 8 s for tiny.
 
     While tracing (`eval_shape`) the initializers above draw with JAX instead.
     """
@@ -166,7 +167,7 @@ def kernel_and_bias(
 
 
 class DepthwiseConv(nnx.Module):
-    """A k×k convolution of each channel with its own kernel, with bias, stride 1, zero padding."""
+    """A k×k convolution of each channel with its own kernel: bias, stride 1, zero padding."""
 
     def __init__(
         self, channels: int, size: int, *, kernels: Kernels, dtype: DTypeLike, rngs: nnx.Rngs
@@ -176,22 +177,20 @@ class DepthwiseConv(nnx.Module):
         self.bias = nnx.Param(init(rngs.params(), (channels,)))
         self.kernels, self.dtype = kernels, dtype
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: FeatureMap) -> FeatureMap:
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         convolve = _grouped_conv if self.kernels is Kernels.REFERENCE else depthwise_conv
         return convolve(x.astype(self.dtype), kernel) + bias
 
 
-def depthwise_conv(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c"]
-) -> Float[Array, "b h w c"]:
+def depthwise_conv(x: FeatureMap, kernel: Float[Array, "k k c"]) -> FeatureMap:
     """Convolve each channel with its own odd-sized kernel, in the backend's fast form.
 
     On CPU that is a sum of k² shifted copies, which XLA fuses; its grouped convolution is 20×
     slower there. The gradients are written out, since those that autodiff makes of the shifts
     (a sum of k² padded copies) are 5× slower again.
     """
-    # The backward pass is traced after the caller's precision context has ended: take it along.
+    # The backward pass is traced after the caller's precision context has ended: pass it along.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return _depthwise(x, kernel, precision)
 
@@ -200,12 +199,6 @@ def depthwise_conv(
 def _depthwise(x: Array, kernel: Array, precision: str | None) -> Array:
     grouped = functools.partial(_grouped_conv, precision=precision)
     return lax.platform_dependent(x, kernel, cpu=_sum_of_shifts, default=grouped)
-
-
-def _depthwise_forward(
-    x: Array, kernel: Array, precision: str | None
-) -> tuple[Array, tuple[Array, Array]]:
-    return _depthwise(x, kernel, precision), (x, kernel)
 
 
 def _depthwise_backward(
@@ -222,7 +215,10 @@ def _depthwise_backward(
     return _depthwise(grad, kernel[::-1, ::-1], precision), kernel_grad
 
 
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise.defvjp(
+    lambda x, kernel, precision: (_depthwise(x, kernel, precision), (x, kernel)),
+    _depthwise_backward,
+)
 
 
 def _pad_for(x: Array, kernel: Array) -> Array:
@@ -233,19 +229,20 @@ def _pad_for(x: Array, kernel: Array) -> Array:
 def _sum_of_shifts(x: Array, kernel: Array) -> Array:
     (h, w), size = x.shape[1:3], kernel.shape[0]
     x = _pad_for(x, kernel)
-    taps = [(i, j) for i in range(size) for j in range(size)]
-    return functools.reduce(jnp.add, (x[:, i : i + h, j : j + w] * kernel[i, j] for i, j in taps))
+    offsets = [(i, j) for i in range(size) for j in range(size)]
+    products = (x[:, i : i + h, j : j + w] * kernel[i, j] for i, j in offsets)
+    return functools.reduce(jnp.add, products)
 
 
 def _kernel_grad_by_shifts(x: Array, kernel: Array, grad: Array) -> Array:
     size, padded = kernel.shape[0], _pad_for(x, kernel)
 
-    def tap(index: Array) -> Array:
+    def grad_at(index: Array) -> Array:
         shifted = lax.dynamic_slice(padded, (0, index // size, index % size, 0), x.shape)
         return jnp.sum(shifted * grad, axis=(0, 1, 2), dtype=jnp.float32)
 
-    taps = lax.map(tap, jnp.arange(size * size))
-    return taps.reshape(kernel.shape).astype(kernel.dtype)
+    grads = lax.map(grad_at, jnp.arange(size * size))
+    return grads.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _grouped_conv(x: Array, kernel: Array, *, precision: str | None = None) -> Array:
@@ -258,10 +255,10 @@ def _grouped_conv(x: Array, kernel: Array, *, precision: str | None = None) -> A
 
 
 class SampleKeys:
-    """Randomness of a training step that belongs to the samples, not to their places.
+    """Random keys of the samples of a training step.
 
-    Each sample draws from a key of its own, made of the step's key and the sample's `index` in the
-    global batch, so that accumulation, devices and hosts may split the batch as they like.
+    Each sample draws from its own key, made of the step's key and the sample's `index` in the
+    global batch: the draws do not depend on how accumulation, devices and hosts split the batch.
     """
 
     def __init__(self, key: Array, index: Int[Array, " b"]):
@@ -269,34 +266,30 @@ class SampleKeys:
         self.draws: int | Int[Array, ""] = 0
 
     def bernoulli(self, probability: Rate, shape: tuple[int, ...]) -> Bool[Array, "b *shape"]:
-        """Draw anew, `shape` for each sample."""
+        """Draw an array of `shape` for each sample, independent of earlier draws."""
         keys = jax.vmap(lambda key: jax.random.fold_in(key, self.draws))(self.keys)
         self.draws += 1
         return jax.vmap(lambda key: jax.random.bernoulli(key, probability, shape))(keys)
 
     def reserve(self, users: int, draws: int) -> Int[Array, " users"]:
-        """Set draws aside for each of several users; return the first of each, for `at`."""
+        """Reserve `draws` draws for each user; return the number of each one's first, for `at`."""
         first = self.draws + draws * jnp.arange(users)
         self.draws += users * draws
         return first
 
     def at(self, draws: int | Int[Array, ""]) -> "SampleKeys":
-        """Return the same keys after so many draws."""
+        """Return the same keys after `draws` draws."""
         keys = copy.copy(self)
         keys.draws = draws
         return keys
 
 
-def drop_path(
-    x: Float[Array, "b h w c"], rate: Rate, *, keys: SampleKeys
-) -> Float[Array, "b h w c"]:
+def drop_path(x: FeatureMap, rate: Rate, *, keys: SampleKeys) -> FeatureMap:
     """Zero whole samples with probability `rate` and scale the others by 1/(1 − rate)."""
     return _drop(x, rate, (1, 1, 1), keys)
 
 
-def channel_dropout(
-    x: Float[Array, "b h w c"], rate: float, *, keys: SampleKeys
-) -> Float[Array, "b h w c"]:
+def channel_dropout(x: FeatureMap, rate: float, *, keys: SampleKeys) -> FeatureMap:
     """Zero whole channels, per sample, with probability `rate` and scale the others."""
     return _drop(x, rate, (1, 1, x.shape[-1]), keys)
 
@@ -307,17 +300,13 @@ def _drop(x: Array, rate: Rate, shape: tuple[int, ...], keys: SampleKeys) -> Arr
     return x * (keys.bernoulli(1 - rate, shape) / (1 - rate)).astype(x.dtype)
 
 
-def resize_bilinear(
-    x: Float[Array, "b h w c"], size: tuple[int, int]
-) -> Float[Array, "b new_h new_w c"]:
+def resize_bilinear(x: FeatureMap, size: tuple[int, int]) -> Float[Array, "b new_h new_w c"]:
     """Resize with half-pixel centers and, unlike `jax.image.resize` alone, no antialiasing."""
     shape = (x.shape[0], *size, x.shape[-1])
     return x if x.shape == shape else jax.image.resize(x, shape, "bilinear", antialias=False)
 
 
-def resize_by_products(
-    x: Float[Array, "b h w c"], size: tuple[Any, Any]
-) -> Float[Array, "b new_h new_w c"]:
+def resize_by_products(x: FeatureMap, size: tuple[Any, Any]) -> Float[Array, "b new_h new_w c"]:
     """Resize as `resize_bilinear` does, by a product with a matrix for each of the two axes.
 
     `size` may be symbolic (`jax.export`).
@@ -329,7 +318,7 @@ def resize_by_products(
 
 
 def _interpolation(num_in: Any, num_out: Any) -> Float[Array, "num_out num_in"]:
-    """Return the matrix of linear interpolation between the centers of `num_in` cells."""
-    position = (jnp.arange(num_out) + 0.5) * num_in / num_out - 0.5  # of each output, in cells
+    """Return the interpolation weights of each output position for `num_in` input pixels."""
+    position = (jnp.arange(num_out) + 0.5) * num_in / num_out - 0.5  # in input pixels
     position = jnp.clip(position, 0, num_in - 1)
     return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(num_in)), 0)

@@ -1,4 +1,4 @@
-"""The size of a model in words: parameters, multiply-adds, memory; no weight is allocated."""
+"""The report of `segret summary`: parameters, multiply-adds, memory; no weight is allocated."""
 
 from typing import Any
 
@@ -22,14 +22,11 @@ Each stage is counted with the downsample after it. G = 10^9, GB = 10^9 bytes.
   mult-adds   multiply-adds of convolutions and linear layers
   attention   multiply-adds of Q K^T and of scores x V; they are in no other column
   layers      mult-adds + 1 per output of a convolution's bias, 2 per normalized element,
-              1 per ReLU: what mmcv counts on the released model
-  paper       layers less the batch norms that the paper's count leaves out (inferred from its
-              four figures: mmcv does not count SyncBN)
+              1 per ReLU: what mmcv counts; the paper's figures are up to 0.3G smaller
 
 {notes}
 Kept for the backward pass: {saved:.2f} GB
-  What jax.vjp of the network, in {dtype} and without the loss, saves beside parameters.
-  XLA may keep less, by computing part of it again."""
+  What jax.vjp of the network saves in {dtype}, without parameters; XLA may recompute part of it."""
 
 
 def summarize(config: ModelConfig, num_classes: int, size: Size, *, batch: int = 1) -> str:
@@ -52,7 +49,7 @@ def summarize(config: ModelConfig, num_classes: int, size: Size, *, batch: int =
         size=f"{size[0]}x{size[1]}",
         batch=batch,
         num_classes=num_classes,
-        table=_table(costs.parameters(bundle.params), counts | {"total": total}),
+        table=_table(costs.count_parameters(bundle.params), counts | {"total": total}),
         notes=costs.notes(config, size, batch=batch, total=total),
         saved=saved_bytes(forward, bundle.variables, image) / 1e9,
         dtype=config.dtype,
@@ -61,9 +58,9 @@ def summarize(config: ModelConfig, num_classes: int, size: Size, *, batch: int =
 
 def _table(num_params: dict[str, int], counts: dict[str, Cost]) -> str:
     num_params = {**num_params, "total": sum(num_params.values())}
-    rows = [["", "parameters", "mult-adds", "attention", "layers", "paper"]]
+    rows = [["", "parameters", "mult-adds", "attention", "layers"]]
     for part, cost in counts.items():
-        columns = (cost.mult_adds, cost.attention, cost.layers, cost.paper)
+        columns = (cost.mult_adds, cost.attention, cost.layers)
         giga = (f"{operations / 1e9:.2f}G" for operations in columns)
         rows.append([part, f"{num_params[part]:,}", *giga])
     return "\n".join(f"{row[0]:<8}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows)

@@ -347,8 +347,7 @@ def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return cuda(*args)
 
     def forget() -> None:
-        module._forward_on_gpu.clear_cache()
-        module._backward_on_gpu.clear_cache()
+        module._on_gpu.clear_cache()
 
     platforms = types.SimpleNamespace(**vars(lax) | {"platform_dependent": choose})
     monkeypatch.setattr(module, "lax", platforms)

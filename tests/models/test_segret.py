@@ -133,7 +133,8 @@ def test_bfloat16_reaches_every_layer(mini):
 
 
 def test_token_head_adds_half_its_largest_logit(mini):
-    model = Classifier(mini, num_classes=5, token_head=True, rngs=nnx.Rngs(0))
+    settings = segret(task="classification", rotary=True, ffn_conv=True, token_head=True)
+    model = Classifier(settings, 5, rngs=nnx.Rngs(0))
     image = jnp.asarray(noise(2, 64, 70, 3))
     model.aux_head.kernel[...] = jnp.asarray(noise(16, 5))
     model.aux_head.bias[...] = jnp.asarray(noise(5))

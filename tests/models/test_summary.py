@@ -18,7 +18,6 @@ from segret_jax.models import factory
 from segret_jax.models.flops import Cost, saved_bytes
 from segret_jax.models.segret import costs
 from segret_jax.models.segret.costs import count, count_parameters, stage_sizes
-from segret_jax.models.segret.variants import VARIANTS
 from tests.settings import segret
 
 abstract = functools.cache(lambda variant: factory.abstract(ModelConfig(variant=variant), 150))
@@ -47,10 +46,13 @@ def giga(operations: int) -> float:
         ("large", 478.54, 478.80, 81.79, 119.70),
     ],
 )
-def test_totals_are_the_published_ones(variant, paper, layers, retention, layers_at_512):
+def test_totals_are_those_of_mmcv_and_near_the_papers(
+    variant, paper, layers, retention, layers_at_512
+):
     config = ModelConfig(variant=variant)
     cost = total(config, (512, 2048))
-    assert (giga(cost.paper), giga(cost.layers)) == (paper, layers)
+    assert giga(cost.layers) == layers
+    assert 0 < layers - paper < 0.3  # the paper's counter skips some batch norms
     assert giga(cost.attention) == retention
     assert giga(total(config, (512, 512)).layers) == layers_at_512
 
@@ -145,11 +147,6 @@ def equation_mult_adds(equation: Any) -> int:
     return times * sum(jaxpr_mult_adds(j) for j in inner if hasattr(j, "eqns"))
 
 
-def test_largest_scores():
-    assert costs.largest_scores(VARIANTS["tiny"], (1024, 2048)) == (8 * 8192**2, 3)
-    assert costs.largest_scores(VARIANTS["small"], (1024, 2048)) == (4 * 256 * 512 * 512, 1)
-
-
 def test_saved_bytes_of_a_known_function():
     def f(weight: jax.Array, x: jax.Array) -> jax.Array:
         y = jnp.sin(weight * x)  # saves x, and the cosine of weight * x
@@ -184,7 +181,7 @@ def test_command_prints_the_table():
     done = run("--model", "segret_tiny", "--size", "512x2048")
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("total"))
-    assert row.split()[1:] == ["13,474,998", "71.94G", "84.29G", "72.31G", "72.28G"]
+    assert row.split()[1:] == ["13,474,998", "71.94G", "84.29G", "72.31G"]
     assert "Full count (mult-adds + attention): 156.23G" in done.stdout
 
 

@@ -4,24 +4,23 @@ Head i of n has a negative constant, its log-decay
 
     d_i = log(1 − 2^(−initial − span·i/n)),
 
-so that early heads look near and late heads look far. Between two pixels the score q·k is
-lowered by d_i times their Manhattan distance. Two forms:
+so early heads look near and late heads look far. The score q·k of two pixels is lowered by |d_i|
+times their Manhattan distance. There are two forms:
 
 * whole: every pixel attends to every pixel,
       softmax(Q Kᵀ + d·(|Δx| + |Δy|)) V
-* decomposed: first along each row, then along each column, with the same Q and K,
+* decomposed: along each row, then along each column with the same Q and K,
       V' = softmax(Q Kᵀ + d·|Δx|) V,    out = softmax(Q Kᵀ + d·|Δy|) V'
 
-The paper (eq. 4) writes softmax(Q Kᵀ) ⊙ D with D = exp(d·distance) after the softmax; the
-released code, and so every checkpoint, adds log D before it. `Decay` names both.
+The paper (eq. 4) writes softmax(Q Kᵀ) ⊙ D with D = exp(d·distance) after the softmax; the released
+code, and so every checkpoint, adds log D before it. `Decay` names both.
 
-The functions below are these formulas as written: sequences of tokens, one softmax, no kernels.
-They hold every score. With `model.kernels=reference` the model runs them, in any size, even a
-symbolic one (`jax.export`); by default it computes the same by `retention.blocked`, which
-holds few. Tests compare the two.
+The functions below are these formulas as written: one softmax, no kernels. They hold every score.
+With `model.kernels=reference` the model runs them, at any size, even a symbolic one (`jax.export`);
+by default `retention.blocked` computes the same with few scores in memory. Tests compare the two.
 
-Decays are functions of the traced shape, never arrays of the model: any image size works and no
-mask is ever stored. Shapes: b batch, h w space, n heads, d head width, l tokens; q and k index the
+Distances come from the traced shape, never from arrays of the model: any image size works, and no
+mask is stored. Shapes: b batch, h w space, n heads, d head width, l tokens; q and k index the
 tokens of queries and keys.
 """
 
@@ -32,16 +31,21 @@ from jaxtyping import Array, Float, Int
 from segret_jax.models.layers import accum_dtype
 from segret_jax.models.retention.decay import Decay, LogDecay
 
+Heads = Float[Array, "b h w n d"]  # the tokens of images, divided into heads
+
 
 def whole_retention(
-    q: Float[Array, "b h w n d"],
-    k: Float[Array, "b h w n d"],
-    v: Float[Array, "b h w n d"],
-    log_decay: LogDecay,
-    *,
-    decay: Decay = Decay.ADDITIVE,
-) -> Float[Array, "b h w n d"]:
-    """Let every pixel attend to every pixel, by Manhattan distance."""
+    q: Heads, k: Heads, v: Heads, log_decay: LogDecay, *, decay: Decay = Decay.ADDITIVE
+) -> Heads:
+    """Compute softmax(Q Kᵀ + d·(|Δx| + |Δy|)) V over all pixels of an image.
+
+    Args:
+        q: queries.
+        k: keys, scaled by 1/√d for head width d.
+        v: values.
+        log_decay: d_i of each head (`head_log_decay`).
+        decay: whether the decay enters before or after the softmax.
+    """
     b, h, w, n, d = q.shape
     y, x = jnp.divmod(jnp.arange(h * w), w)  # of each token: pixels in row-major order
     distance = jnp.abs(y[:, None] - y) + jnp.abs(x[:, None] - x)
@@ -50,14 +54,12 @@ def whole_retention(
 
 
 def decomposed_retention(
-    q: Float[Array, "b h w n d"],
-    k: Float[Array, "b h w n d"],
-    v: Float[Array, "b h w n d"],
-    log_decay: LogDecay,
-    *,
-    decay: Decay = Decay.ADDITIVE,
-) -> Float[Array, "b h w n d"]:
-    """Attend along rows, then along columns with the same queries and keys."""
+    q: Heads, k: Heads, v: Heads, log_decay: LogDecay, *, decay: Decay = Decay.ADDITIVE
+) -> Heads:
+    """Compute softmax(Q Kᵀ + d·|Δy|) V' along columns of V' = softmax(Q Kᵀ + d·|Δx|) V along rows.
+
+    The arguments are those of `whole_retention`.
+    """
     y, x = (jnp.arange(length) for length in q.shape[1:3])
     v = attend(q, k, v, jnp.abs(x[:, None] - x), log_decay, decay)
     q, k, v = (jnp.swapaxes(t, 1, 2) for t in (q, k, v))  # each column a sequence
@@ -90,8 +92,8 @@ def attend(
     return out.astype(v.dtype)
 
 
-def rotate(x: Float[Array, "b h w n d"]) -> Float[Array, "b h w n d"]:
-    """Rotate channel pairs (2j, 2j+1) by y·w + x times 10000^(−j/(d/2−1)) (paper, eq. 3).
+def rotate(x: Heads) -> Heads:
+    """Rotate channel pairs (2j, 2j+1) by (y·w + x)·10000^(−j/(d/2−1)) (paper, eq. 3).
 
     The position is the row-major index of the pixel, in the decomposed form too.
     """

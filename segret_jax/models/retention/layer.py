@@ -1,20 +1,39 @@
-"""The layer of retention, computed by the formulas or by their fast equivalents."""
+"""The retention layer, computed by the formulas or by their fast equivalents."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from segret_jax.models.kernels import Kernels
-from segret_jax.models.layers import DepthwiseConv, kernel_and_bias, normal_init
+from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform
+from segret_jax.models.layers import DepthwiseConv, FeatureMap, kernel_and_bias, normal_init
 from segret_jax.models.retention.blocked import blocked_retention
 from segret_jax.models.retention.decay import Decay, LogDecay
 from segret_jax.models.retention.formulas import decomposed_retention, rotate, whole_retention
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetentionOptions:
+    """How retention is computed; the defaults are those of SegRet's released encoder."""
+
+    rotary: bool = False
+    decay: Decay = Decay.ADDITIVE
+    max_scores: int = 2**25
+    kernels: Kernels = Kernels.AUTO
+    platform: Platform = ANY_PLATFORM
+    dtype: DTypeLike = jnp.float32
+
+
 class Retention(nnx.Module):
-    """Multi-head retention with a 5×5 depthwise convolution of the values beside it (LePE)."""
+    """Multi-head retention, with a 5×5 depthwise convolution of the values added (LePE).
+
+        out = W_out (retention(R(W_q x), R(W_k x) / √d, W_v x) + LePE(W_v x))
+
+    R rotates by position (`rotate`) with the option `rotary`, else it is the identity.
+    """
 
     def __init__(
         self,
@@ -22,34 +41,34 @@ class Retention(nnx.Module):
         log_decay: LogDecay,
         *,
         decomposed: bool,
-        rotary: bool,
-        decay: Decay,
-        max_scores: int,
-        kernels: Kernels,
-        capability: float | None = None,
-        dtype: DTypeLike,
+        options: RetentionOptions,
         rngs: nnx.Rngs,
     ):
+        """Initialize the weights.
+
+        Args:
+            channels: width of the tokens, divided over the heads.
+            log_decay: negative constant of each head (`head_log_decay`).
+            decomposed: attend along rows, then columns; else over the whole image.
+            options: how to compute it.
+            rngs: the source of the initial weights.
+        """
+        dtype = options.dtype
+
         def linear() -> nnx.Linear:
             return nnx.Linear(channels, channels, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
 
         self.q, self.k, self.v, self.out = linear(), linear(), linear(), linear()
-        self.lepe = DepthwiseConv(channels, 5, kernels=kernels, dtype=dtype, rngs=rngs)
-        self.log_decay = log_decay
-        self.decomposed = decomposed
-        self.rotary = rotary
-        self.decay = decay
-        self.max_scores = max_scores
-        self.kernels = kernels
-        self.capability = capability  # of the GPUs that will run it, see `blocked_retention`
+        self.lepe = DepthwiseConv(channels, 5, kernels=options.kernels, dtype=dtype, rngs=rngs)
+        self.log_decay, self.decomposed, self.options = log_decay, decomposed, options
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: FeatureMap) -> FeatureMap:
         """Map tokens to tokens."""
         heads = (*x.shape[:3], len(self.log_decay), -1)
         q, k, v = self._project(x)
         q, k = q.reshape(heads), k.reshape(heads)
         k = k * k.shape[-1] ** -0.5
-        if self.rotary:
+        if self.options.rotary:
             q, k = rotate(q), rotate(k)
         out = self._attend(q, k, v.reshape(heads))
         with jax.named_scope("lepe"):
@@ -57,16 +76,17 @@ class Retention(nnx.Module):
         return self.out(out.reshape(x.shape) + nearby)
 
     def _attend(self, q: Array, k: Array, v: Array) -> Array:
-        if self.kernels is Kernels.REFERENCE:
+        options = self.options
+        if options.kernels is Kernels.REFERENCE:
             form = decomposed_retention if self.decomposed else whole_retention
-            return form(q, k, v, self.log_decay, decay=self.decay)
+            return form(q, k, v, self.log_decay, decay=options.decay)
         return blocked_retention(
-            q, k, v, self.log_decay, decomposed=self.decomposed, decay=self.decay,
-            max_scores=self.max_scores, capability=self.capability,
+            q, k, v, self.log_decay, decomposed=self.decomposed, decay=options.decay,
+            max_scores=options.max_scores, capability=options.platform.capability,
         )  # fmt: skip
 
-    def _project(self, x: Float[Array, "b h w c"]) -> list[Float[Array, "b h w c"]]:
-        """Return q, k and v, by one product."""
+    def _project(self, x: FeatureMap) -> list[FeatureMap]:
+        """Return q, k and v, computed by one product."""
         kernels, biases = zip(*map(kernel_and_bias, (self.q, self.k, self.v)), strict=True)
         kernel, bias = jnp.concatenate(kernels, 1), jnp.concatenate(biases)
         return jnp.split(x @ kernel.astype(x.dtype) + bias.astype(x.dtype), 3, axis=-1)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from segret_jax.models.kernels import Kernels
 from segret_jax.models.layers import (
     BatchNorm,
+    FeatureMap,
     SampleKeys,
     accum_dtype,
     channel_dropout,
@@ -32,9 +33,11 @@ from segret_jax.models.layers import (
     uniform_init,
 )
 
+Maps = Sequence[Float[Array, "b _h _w _c"]]  # of the four stages
+
 
 class Projection(nnx.Module):
-    """One stage's F_i; without the zero branch (the ablation) it is Linear_i alone, no ReLU."""
+    """F_i of one stage; without the zero branch (the paper's ablation) F_i = Linear_i(f_i)."""
 
     def __init__(
         self, c_in: int, c_out: int, *, zero_branch: bool, dtype: DTypeLike, rngs: nnx.Rngs
@@ -46,22 +49,25 @@ class Projection(nnx.Module):
             self.zero_conv = nnx.Linear(c_in, c_out, kernel_init=zeros, dtype=dtype, rngs=rngs)
             self.zero_norm = BatchNorm(c_out, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w k"]:
+    def __call__(self, x: FeatureMap, *, train: bool) -> Float[Array, "b h w k"]:
         if not self.zero_branch:
             return self.linear(x)
         if train:
             return jax.nn.relu(self.linear(x) + self.zero_norm(self.zero_conv(x), train=True))
         # In evaluation both branches are one product.
-        branches = (
-            kernel_and_bias(self.linear),
-            self.zero_norm.fold(*kernel_and_bias(self.zero_conv)),
-        )
-        kernel, bias = (jnp.add(*pair).astype(self.dtype) for pair in zip(*branches, strict=True))
+        zero = self.zero_norm.fold(*kernel_and_bias(self.zero_conv))
+        branches = zip(kernel_and_bias(self.linear), zero, strict=True)
+        kernel, bias = (jnp.add(*pair).astype(self.dtype) for pair in branches)
         return jax.nn.relu(x.astype(self.dtype) @ kernel + bias)
 
 
 class Decoder(nnx.Module):
-    """Fuse four feature maps into class logits at the resolution of the first."""
+    """Fuse the stages' maps into class logits at the resolution of the first.
+
+        logits = Classify(ReLU(BN(Fuse(concat(F_4↑, F_3↑, F_2↑, F_1)))))
+
+    ↑ is bilinear resizing to the size of F_1. In training, dropout drops channels before Classify.
+    """
 
     dropout = 0.1
 
@@ -81,25 +87,18 @@ class Decoder(nnx.Module):
             Projection(width, channels, zero_branch=zero_branch, dtype=dtype, rngs=rngs)
             for width in widths
         )
+        linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
         kaiming = normal_init(math.sqrt(2 / channels))  # for ReLU, by fan-out
-        self.fuse = nnx.Linear(
-            len(widths) * channels, channels,
-            use_bias=False, kernel_init=kaiming, dtype=dtype, rngs=rngs,
-        )  # fmt: skip
+        self.fuse = linear(len(widths) * channels, channels, use_bias=False, kernel_init=kaiming)
         self.fuse_norm = BatchNorm(channels, dtype=dtype)
         init = uniform_init(channels)
-        self.classify = nnx.Linear(
-            channels, num_classes, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs
-        )
+        self.classify = linear(channels, num_classes, kernel_init=init, bias_init=init)
 
     @jax.named_scope("decoder")
     def __call__(
-        self,
-        maps: Sequence[Float[Array, "b _h _w _c"]],
-        *,
-        train: bool = False,
-        keys: SampleKeys | None = None,
+        self, maps: Maps, *, train: bool = False, keys: SampleKeys | None = None
     ) -> Float[Array, "b h w k"]:
+        """Return the logits of the stages' maps; arguments as of `SegRet`."""
         fused = self._fuse(maps, train=train)
         with jax.named_scope("fuse"):
             x = jax.nn.relu(self.fuse_norm(fused, train=train))
@@ -109,9 +108,7 @@ class Decoder(nnx.Module):
             logits = self.classify(x)
         return logits.astype(accum_dtype(logits.dtype))
 
-    def _fuse(
-        self, maps: Sequence[Float[Array, "b _h _w _c"]], *, train: bool
-    ) -> Float[Array, "b h w c"]:
+    def _fuse(self, maps: Maps, *, train: bool) -> FeatureMap:
         """Return fuse(concat(F_4↑, F_3↑, F_2↑, F_1)) without building the concatenation.
 
         The fuse is linear, per pixel and without bias, so it commutes with the upsampling: each

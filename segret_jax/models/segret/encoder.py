@@ -1,7 +1,7 @@
-"""The encoder: Vision RetNet (RMT, Fan et al., CVPR 2024) in SegRet's and in its own flavor.
+"""The encoder: Vision RetNet (RMT, Fan et al., CVPR 2024), as SegRet and as RMT have it.
 
-Four stages of retention blocks at strides 4, 8, 16 and 32. SegRet's encoder leaves out two parts
-of the RMT ImageNet classifier, so the two families of checkpoints need different flavors:
+Four stages of retention blocks at strides 4, 8, 16 and 32. SegRet's encoder leaves out two parts of
+the RMT ImageNet classifier's, so their checkpoints need different options:
 
     SegRet        rotary=False, ffn_conv=False
     RMT ImageNet  rotary=True,  ffn_conv=True
@@ -15,14 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform
 from segret_jax.models.layers import (
     BatchNorm,
     DepthwiseConv,
+    FeatureMap,
     LayerNorm,
+    Rate,
     SampleKeys,
     conv3x3,
     drop_path,
@@ -30,24 +32,33 @@ from segret_jax.models.layers import (
     normal_init,
 )
 from segret_jax.models.retention.decay import Decay, head_log_decay
-from segret_jax.models.retention.layer import Retention
+from segret_jax.models.retention.layer import Retention, RetentionOptions
 from segret_jax.models.segret.variants import Variant
 
-MIN_LOOP = 16  # blocks of a stage, from which on a loop is worth its stacking of parameters
+MIN_LOOP = 16  # blocks of a stage from which on a loop is worth stacking their parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderOptions:
-    """What can be chosen beside the variant; the defaults are SegRet's released encoder."""
+class EncoderOptions(RetentionOptions):
+    """Options beside the variant; the defaults are SegRet's released encoder."""
 
-    rotary: bool = False
     ffn_conv: bool = False
-    decay: Decay = Decay.ADDITIVE
-    max_scores: int = 2**25
-    kernels: Kernels = Kernels.AUTO
-    platform: Platform = ANY_PLATFORM
-    dtype: DTypeLike = jnp.float32
-    remat: tuple[int, ...] = ()  # stages, from 1, whose blocks the backward pass computes again
+    remat: tuple[int, ...] = ()  # stages, from 1, whose blocks the backward pass recomputes
+
+
+def encoder_options(config: ModelConfig, platform: Platform = ANY_PLATFORM) -> EncoderOptions:
+    """Return the options that `config` sets, for the devices of `platform`."""
+    settings = config.settings
+    return EncoderOptions(
+        rotary=settings.rotary,
+        ffn_conv=settings.ffn_conv,
+        decay=Decay(settings.decay),
+        max_scores=settings.max_scores,
+        kernels=Kernels(config.kernels),
+        platform=platform,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+    )
 
 
 class Stem(nnx.Module):
@@ -62,14 +73,14 @@ class Stem(nnx.Module):
         self.norms = nnx.List(BatchNorm(o, dtype=options.dtype) for _, o, _ in plan)
 
     @jax.named_scope("stem")
-    def __call__(self, x: Float[Array, "b H W 3"], *, train: bool) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b H W 3"], *, train: bool) -> FeatureMap:
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x if i == 0 else gelu(x)), train=train)
         return x
 
 
 class FeedForward(nnx.Module):
-    """Linear, GELU, (in the RMT flavor a residual depthwise convolution,) Linear."""
+    """FFN(x) = W_2 C(GELU(W_1 x)); with `ffn_conv` C(h) = h + DWConv(h), else C(h) = h."""
 
     def __init__(self, channels: int, ratio: int, *, options: EncoderOptions, rngs: nnx.Rngs):
         hidden, dtype = ratio * channels, options.dtype
@@ -79,11 +90,11 @@ class FeedForward(nnx.Module):
             self.dwconv = DepthwiseConv(hidden, 3, kernels=options.kernels, dtype=dtype, rngs=rngs)
         self.has_conv = options.ffn_conv
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        # The backward pass makes the GELU's output again, which is `ratio` times as large as x.
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        # Recompute the GELU's output in the backward pass: it is `ratio` times as large as x.
         return jax.checkpoint(self._from_hidden)(self.fc1(x))
 
-    def _from_hidden(self, x: Float[Array, "b h w k"]) -> Float[Array, "b h w c"]:
+    def _from_hidden(self, x: Float[Array, "b h w k"]) -> FeatureMap:
         x = gelu(x)
         if self.has_conv:
             x = x + self.dwconv(x)
@@ -91,7 +102,14 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Positional convolution, retention and feed-forward, each a residual."""
+    """A retention block: three residual branches.
+
+        x ← x + DWConv(x)
+        x ← x + γ₁ · Retention(LN(x))
+        x ← x + γ₂ · FFN(LN(x))
+
+    Only stages with layer scale have γ. In training, drop path drops the last two branches.
+    """
 
     draws = 2  # from the keys, for drop path
 
@@ -105,45 +123,27 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         channels, dtype = variant.widths[stage], options.dtype
+        heads, span = variant.heads[stage], variant.decay_spans[stage]
+        log_decay = head_log_decay(heads, initial=variant.decay_initial, span=span)
+        decomposed = variant.decomposed[stage]
         self.pos = DepthwiseConv(channels, 3, kernels=options.kernels, dtype=dtype, rngs=rngs)
         self.norm1 = LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.retention = Retention(
-            channels,
-            head_log_decay(
-                variant.heads[stage],
-                initial=variant.decay_initial,
-                span=variant.decay_spans[stage],
-            ),
-            decomposed=variant.decomposed[stage],
-            rotary=options.rotary,
-            decay=options.decay,
-            max_scores=options.max_scores,
-            kernels=options.kernels,
-            capability=options.platform.capability,
-            dtype=dtype,
-            rngs=rngs,
+            channels, log_decay, decomposed=decomposed, options=options, rngs=rngs
         )
         self.norm2 = LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.ffn = FeedForward(channels, variant.ffn_ratios[stage], options=options, rngs=rngs)
 
-        def gamma() -> nnx.Param | None:
-            return (
-                nnx.Param(jnp.full(channels, 1e-6, jnp.float32))
-                if variant.layer_scale[stage]
-                else None
-            )
-
-        self.gamma1, self.gamma2 = gamma(), gamma()
+        gammas: list[Any] = [None, None]
+        if variant.layer_scale[stage]:
+            gammas = [nnx.Param(jnp.full(channels, 1e-6, jnp.float32)) for _ in range(2)]
+        self.gamma1, self.gamma2 = gammas
         self.drop_rate = drop_path
 
     def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        *,
-        train: bool,
-        keys: SampleKeys | None,
-        drop_rate: Float[Array, ""] | None = None,  # instead of its own
-    ) -> Float[Array, "b h w c"]:
+        self, x: FeatureMap, *, train: bool, keys: SampleKeys | None, drop_rate: Rate | None = None
+    ) -> FeatureMap:
+        """Map tokens to tokens; `drop_rate`, if given, replaces the block's own."""
         rate = self.drop_rate if drop_rate is None else drop_rate
 
         def scaled(branch: Array, gamma: nnx.Param | None) -> Array:
@@ -202,12 +202,8 @@ class Encoder(nnx.Module):
 
     @jax.named_scope("encoder")
     def __call__(
-        self,
-        image: Float[Array, "b H W 3"],
-        *,
-        train: bool = False,
-        keys: SampleKeys | None = None,
-    ) -> Sequence[Float[Array, "b h w c"]]:
+        self, image: Float[Array, "b H W 3"], *, train: bool = False, keys: SampleKeys | None = None
+    ) -> Sequence[FeatureMap]:
         x = self.stem(image, train=train)
         maps = []
         for i, blocks in enumerate(self.stages):
@@ -228,13 +224,9 @@ class Encoder(nnx.Module):
 
 
 def _in_loop(
-    blocks: Sequence[Block],
-    x: Float[Array, "b h w c"],
-    *,
-    keys: SampleKeys | None,
-    remat: Callable,
-) -> Float[Array, "b h w c"]:
-    """Train equal blocks one after another: one program, run for each with its parameters."""
+    blocks: Sequence[Block], x: FeatureMap, *, keys: SampleKeys | None, remat: Callable
+) -> FeatureMap:
+    """Apply equal blocks in training by a scan over their stacked parameters."""
     graphs, states = zip(*(nnx.split(block, nnx.Param) for block in blocks), strict=True)
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     rates = [block.drop_rate for block in blocks]

@@ -1,22 +1,14 @@
-"""SegRet as the rest of the package sees it."""
-
-from typing import Any
+"""SegRet's `Implementation`: what the rest of the package uses."""
 
 from flax import nnx
 
 from segret_jax.models.config import ModelConfig
-from segret_jax.models.family import (
-    ClassifierTransfer,
-    Costs,
-    Implementation,
-    Path,
-    TorchFormat,
-)
+from segret_jax.models.family import Implementation, Path
 from segret_jax.models.kernels import Platform
-from segret_jax.models.segret import costs, torch_format
+from segret_jax.models.segret import classifier, costs, torch_format
 from segret_jax.models.segret.classifier import Classifier
-from segret_jax.models.segret.model import SegRet, encoder_options
-from segret_jax.models.segret.variants import STAGES, VARIANTS
+from segret_jax.models.segret.model import SegRet
+from segret_jax.models.segret.variants import STAGES
 
 SOURCES = (
     "the stem or stage 1 (encoder/stem, encoder/stages/0)",
@@ -27,48 +19,22 @@ SOURCES = (
 )
 ENCODER_NORMS = {"norm", "norms", "norm1", "norm2"}  # stem, downsample and block norms
 DECODER_NORMS = {"zero_norm", "fuse_norm"}
-EXTRAS = {"rotary": "the rotation of queries and keys", "ffn_conv": "the FFN's convolutions"}
 
 
 def build(
     model: ModelConfig, num_classes: int, *, platform: Platform, rngs: nnx.Rngs
 ) -> SegRet | Classifier:
     """Return a model with initial weights."""
-    if model.task == "segmentation":
-        return SegRet(model, num_classes, platform=platform, rngs=rngs)
-    return Classifier(
-        VARIANTS[model.variant],
-        num_classes=num_classes,
-        token_head=model.settings.token_head,
-        options=encoder_options(model, platform),
-        matmul_precision=model.matmul_precision,
-        rngs=rngs,
-    )
+    network = SegRet if model.task == "segmentation" else Classifier
+    return network(model, num_classes, platform=platform, rngs=rngs)
 
 
 def parameter_group(path: Path) -> str:
-    """Return the group of a parameter, as the released code's rules divide them."""
+    """Return the group of a parameter by the rules of the released code."""
     modules = set(map(str, path))
     if path[0] == "encoder" and modules & ENCODER_NORMS:
         return "encoder_norms"
     return "decoder_norms" if modules & DECODER_NORMS else "others"
-
-
-def _left_out(model: ModelConfig) -> list[str]:
-    """Return the settings of what SegRet's plain encoder leaves out of the classifier's."""
-    return [key for key in EXTRAS if not getattr(model.settings, key)]
-
-
-def _may_differ(model: ModelConfig) -> list[str]:
-    return ["zero_branch", *_left_out(model)]
-
-
-def _takes(name: str, model: ModelConfig) -> bool:
-    return "/encoder/" in name and (model.settings.ffn_conv or "/ffn/dwconv/" not in name)
-
-
-def _lost(theirs: ModelConfig, ours: ModelConfig) -> dict[str, Any]:
-    return {key: EXTRAS[key] for key in _left_out(ours) if getattr(theirs.settings, key)}
 
 
 IMPLEMENTATION = Implementation(
@@ -79,22 +45,7 @@ IMPLEMENTATION = Implementation(
     },
     parameter_group=parameter_group,
     last_layer="/decoder/classify/",
-    costs=Costs(
-        count=costs.count,
-        parameters=costs.count_parameters,
-        notes=costs.notes,
-        activation_bytes=costs.activation_bytes,
-    ),
-    torch=TorchFormat(
-        key=torch_format.key,
-        to_torch=torch_format.to_torch,
-        from_torch=torch_format.from_torch,
-        infer=torch_format.infer,
-        class_layers=torch_format.CLASS_LAYERS,
-        unused=torch_format.unused,
-        unused_reasons=torch_format.UNUSED_REASONS,
-        check_export=torch_format.check_export,
-        describe=torch_format.describe,
-    ),
-    classifier_transfer=ClassifierTransfer(may_differ=_may_differ, takes=_takes, lost=_lost),
+    costs=costs,
+    torch=torch_format,
+    classifier_transfer=classifier,
 )  # fmt: skip

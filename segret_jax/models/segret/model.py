@@ -1,42 +1,25 @@
 """SegRet: the Vision RetNet encoder and the zero-initialized residual decoder as one model."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from segret_jax.models.config import ModelConfig
-from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform
+from segret_jax.models.kernels import ANY_PLATFORM, Platform
 from segret_jax.models.layers import SampleKeys
-from segret_jax.models.retention.decay import Decay
 from segret_jax.models.segret.decoder import Decoder
-from segret_jax.models.segret.encoder import Encoder, EncoderOptions
+from segret_jax.models.segret.encoder import Encoder, encoder_options
 from segret_jax.models.segret.variants import STAGES, VARIANTS
-
-
-def encoder_options(config: ModelConfig, platform: Platform = ANY_PLATFORM) -> EncoderOptions:
-    """Return the encoder's share of the settings."""
-    settings = config.settings
-    return EncoderOptions(
-        rotary=settings.rotary,
-        ffn_conv=settings.ffn_conv,
-        decay=Decay(settings.decay),
-        max_scores=settings.max_scores,
-        kernels=Kernels(config.kernels),
-        platform=platform,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-    )
 
 
 class SegRet(nnx.Module):
     """Map normalized images to class logits at stride 4.
 
-    Input sides may be any size: a side of n pixels gives ⌈n/4⌉ logits. Source: SegRet,
-    arXiv 2502.14014, and the released code where the two differ.
+    Images may have any size: a side of n pixels gives ⌈n/4⌉ logits. Source: SegRet (arXiv
+    2502.14014), and the released code where the two differ.
     """
 
-    stride = 4  # of the logits: a side of n pixels gives ⌈n/stride⌉; what predicts relies on it
+    stride = 4  # of the logits; prediction relies on ⌈n/stride⌉ logits for a side of n pixels
 
     def __init__(
         self,
@@ -63,25 +46,24 @@ class SegRet(nnx.Module):
         self.matmul_precision = config.matmul_precision
 
     def __call__(
-        self,
-        image: Float[Array, "b H W 3"],
-        *,
-        train: bool = False,
-        keys: SampleKeys | None = None,
+        self, image: Float[Array, "b H W 3"], *, train: bool = False, keys: SampleKeys | None = None
     ) -> Float[Array, "b h w k"]:
         """Return float32 logits.
 
         Args:
             image: normalized RGB.
-            train: use and update batch statistics.
-            keys: needed for training with drop path and dropout.
+            train: normalize by the batch, and update the running statistics.
+            keys: randomness of drop path and dropout in training; None: neither.
+
+        Returns:
+            Logits of the k classes; h = ⌈H/4⌉ and w = ⌈W/4⌉.
         """
         with jax.default_matmul_precision(self.matmul_precision):
             maps = self.encoder(image, train=train, keys=keys)
             return self.decoder(maps, train=train, keys=keys)
 
     def stages(self, image: Float[Array, "b H W 3"]) -> dict[str, Array]:
-        """Return the maps of the encoder's stages, and the logits."""
+        """Return the maps of the encoder's four stages, and the logits."""
         with jax.default_matmul_precision(self.matmul_precision):
             maps = self.encoder(image)
             return dict(zip(STAGES, (*maps, self.decoder(maps)), strict=True))

@@ -1,15 +1,15 @@
-"""The released PyTorch checkpoints: their names and layouts, and which model a file holds.
+"""Released PyTorch checkpoints: names and layouts of tensors, and which model a file holds.
 
     SegRet         backbone.…, decode_head.…                plain encoder
     RMT ImageNet   layers.…, proj, norm, head[, aux_head]   with rotary phase and FFN convolutions
 
-A file without `ffn.dwconv` has the plain encoder. Whether q and k are rotated leaves no trace in a
-file: the two extras go together in both kinds, so the one tells of the other.
+A file without `ffn.dwconv` has the plain encoder. Rotation of q and k leaves no trace in a file,
+but the released models have both extras or neither.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def _projection(match: re.Match) -> str:
     return f"decode_head.linear_c{int(match[1]) + 1}/"
 
 
-# Our path, joined by "/", to PyTorch's module; the leaf's own name follows from LEAVES.
+# Our path, joined by "/", to PyTorch's module; LEAVES has the leaf's own name.
 MODULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (r"encoder/stem/convs/(\d+)", _stem(0)),
     (r"encoder/stem/norms/(\d+)", _stem(1)),
@@ -59,15 +59,15 @@ LEAVES = {
 }  # fmt: skip
 DEPTHWISE = ("pos", "lepe", "dwconv")
 POINTWISE = ("zero_conv", "fuse", "classify")  # 1×1 convolutions there, Linears here
-CLASS_LAYERS = {  # with an output for each class
+class_layers: Mapping[str, Sequence[str]] = {  # with an output for each class
     "segmentation": ("decode_head.linear_pred", "decode_head.conv_seg"),
     "classification": ("head", "aux_head"),
 }
 BLOCK = re.compile(r"(?:backbone\.)?layers\.(\d{1,4})\.blocks\.(\d{1,4})\.")
 WIDTH = re.compile(r"(?:backbone\.)?layers\.(\d{1,4})\.blocks\.\d{1,4}\.pos\.conv\.bias")
-MAX_UNLIKE = 3  # of the 8 widths and depths: the nearest variant is meant, and compared strictly
+MAX_DIFFERENT = 3  # of 8 widths and depths: the nearest variant is meant, and compared strictly
 CONV_SEG_CHANNELS = 128  # the default of mmsegmentation's decode heads, in every variant
-UNUSED_REASONS = {
+unused_reasons: Mapping[str, str] = {
     ".num_batches_tracked": "counter of PyTorch's batch norm, read by nothing",
     ".Relpos.angle": "constant, equal to what is computed here",
     ".Relpos.decay": "constant, equal to what is computed here",
@@ -89,7 +89,7 @@ def key(path: Path, *, prefix: bool = True) -> str:
 
 
 def from_torch(tensor: np.ndarray, path: Path) -> np.ndarray:
-    """Bring a PyTorch tensor into the layout of the leaf at `path`."""
+    """Return a PyTorch tensor in the layout of the leaf at `path`."""
     if tensor.ndim == 4:
         if path[-1] in ("gamma1", "gamma2"):
             return tensor.reshape(-1)
@@ -102,7 +102,7 @@ def from_torch(tensor: np.ndarray, path: Path) -> np.ndarray:
 
 
 def to_torch(array: np.ndarray, path: Path) -> np.ndarray:
-    """Bring the leaf at `path` into PyTorch's layout; the exact inverse of `from_torch`."""
+    """Return the leaf at `path` in PyTorch's layout; the exact inverse of `from_torch`."""
     if path[-1] in ("gamma1", "gamma2"):
         return array.reshape(1, 1, 1, -1)
     if path[-1] != "kernel":
@@ -119,7 +119,7 @@ def infer(
 ) -> dict[str, Any]:
     """Return the fields of ModelConfig and of the settings that names and shapes tell.
 
-    A file cannot contradict a given `settings.rotary`. Raises InputError for another model.
+    No file contradicts a given `settings.rotary`. Raises InputError for another model.
     """
     variant = _variant(tensors)
     ffn_conv = any(".ffn.dwconv." in name for name in tensors)
@@ -151,21 +151,19 @@ def _variant(tensors: Mapping[str, np.ndarray]) -> str:
     widths = {int(m[1]): tensors[m[0]].size for m in map(WIDTH.fullmatch, tensors) if m}
     found = [(widths.get(stage, 0), depths[stage]) for stage in sorted(depths)]
 
-    def unlike(name: str) -> int:
-        expected = list(zip(VARIANTS[name].widths, VARIANTS[name].depths, strict=True))
+    def num_different(name: str) -> int:
+        expected = zip(VARIANTS[name].widths, VARIANTS[name].depths, strict=True)
         pairs = zip(expected, found, strict=False)
         return sum((a != c) + (b != d) for (a, b), (c, d) in pairs) + 8 * (len(found) != 4)
 
-    best = min(VARIANTS, key=unlike)
-    if unlike(best) <= MAX_UNLIKE:
+    best = min(VARIANTS, key=num_different)
+    if num_different(best) <= MAX_DIFFERENT:
         return best
     first = printable(", ".join(list(tensors)[:3]))
-    what = (
-        f"its stages have (width, blocks) {found[:8]}" if found else f"its names begin with {first}"
-    )
+    names = f"names begin with {first}"
+    what = f"stages have (width, blocks) {found[:8]}" if found else names
     raise InputError(
-        f"is no SegRet and no RMT classifier of the variants {', '.join(VARIANTS)}: {what}; "
-        "give a file of one of these models"
+        f"is no SegRet and no RMT classifier: its {what}. Give a file of {', '.join(VARIANTS)}"
     )
 
 
@@ -197,65 +195,46 @@ def unused(
 
 
 def check_export(model: ModelConfig) -> None:
-    """Raise InputError for a model that PyTorch files cannot tell from another."""
+    """Raise InputError for a model that no PyTorch file can describe."""
     settings = model.settings
-    if settings.rotary != settings.ffn_conv:
+    rotary, ffn_conv, decay = settings.rotary, settings.ffn_conv, settings.decay
+    if rotary != ffn_conv:
         raise InputError(
-            f"model.settings.rotary is {settings.rotary} and ffn_conv {settings.ffn_conv}: no "
-            "PyTorch model has the one without the other, and its file would be read as another"
+            f"model.settings.rotary is {rotary} and ffn_conv {ffn_conv}: no PyTorch model has one "
+            "without the other, and its file would be read as another model"
         )
-    if settings.decay != "additive":
-        raise InputError(
-            f"model.settings.decay is {settings.decay!r}; the PyTorch models have only 'additive'"
-        )
+    if decay != "additive":
+        raise InputError(f"model.settings.decay is {decay!r}; PyTorch models have only 'additive'")
 
 
 def describe(model: ModelConfig) -> list[str]:
-    """Say in sentences what a model is, for its use."""
-    settings = model.settings
-    extras = {"rotary phase": settings.rotary, "FFN convolutions": settings.ffn_conv}
-    parts = [
-        f"{word} {' and '.join(name for name in extras if extras[name] == present)}"
+    """Return sentences about a model: what it is, and where it is not as released."""
+    settings, segments = model.settings, model.task == "segmentation"
+    parts = {"rotary phase": settings.rotary, "FFN convolutions": settings.ffn_conv}
+    encoder = ", ".join(
+        f"{word} {' and '.join(part for part in parts if parts[part] == present)}"
         for word, present in (("with", True), ("without", False))
-        if present in extras.values()
-    ]
-    encoder = f"encoder {', '.join(parts)}"
-    sentences = _unusual(model)
-    if model.task == "segmentation":
-        return [f"SegRet for segmentation, {encoder}", *sentences]
+        if present in parts.values()
+    )
     head = ", with the second head of token labels" if settings.token_head else ""
-    sentences.insert(0, f"RMT ImageNet classifier{head}, {encoder}")
-    if settings.rotary or settings.ffn_conv:
-        lost = ["ffn.dwconv"] * settings.ffn_conv + ["the rotary phase"] * settings.rotary
-        keep = [
-            f"--config.model.settings.{key}=true"
-            for key in ("rotary", "ffn_conv")
-            if getattr(settings, key)
-        ]
-        sentences.append(
-            "NOTE: training that starts from it (--config.init_from) takes SegRet's plain encoder, "
-            f"and so drops {' and '.join(lost)}, which changes the function. To keep "
-            f"{'them' if len(lost) > 1 else 'it'}: {' '.join(keep)}"
+    kind = "SegRet for segmentation" if segments else f"RMT ImageNet classifier{head}"
+    extras = {"ffn_conv": "ffn.dwconv", "rotary": "the rotary phase"}
+    lost = {key: part for key, part in extras.items() if getattr(settings, key)}
+    keep = " ".join(f"--config.model.settings.{key}=true" for key in reversed(lost))
+    notes = []
+    if segments and not settings.zero_branch:
+        notes.append(
+            "the file has no zeroLayer, so this is taken for the ablation without the zero branch, "
+            "F_i = Linear_i(f_i); --config.model.settings.zero_branch=true makes that an error"
         )
-    return sentences
-
-
-def _unusual(model: ModelConfig) -> list[str]:
-    """Say where a model, but for the encoder's kind, is not a released one."""
-    settings = model.settings
-    sentences = []
-    if model.task == "segmentation" and not settings.zero_branch:
-        sentences.append(
-            "NOTE: the file has no zeroLayer, so this is taken for the ablation without the zero "
-            "branch, F_i = Linear_i(f_i); --config.model.settings.zero_branch=true makes that an "
-            "error"
-        )
-    if model.task == "segmentation" and settings.decoder_channels:
-        sentences.append(
-            f"NOTE: decoder of {settings.decoder_channels} channels, not the variant's"
-        )
+    if segments and settings.decoder_channels:
+        notes.append(f"decoder of {settings.decoder_channels} channels, not the variant's")
     if settings.decay != SegRetSettings().decay:
-        sentences.append(
-            f"NOTE: decay {settings.decay!r}, which no released weights are trained with"
+        notes.append(f"decay {settings.decay!r}, which no released weights are trained with")
+    if lost and not segments:
+        notes.append(
+            "training that starts from it (--config.init_from) takes SegRet's plain encoder, and "
+            f"so drops {' and '.join(lost.values())}, which changes the function. To keep "
+            f"{'them' if len(lost) > 1 else 'it'}: {keep}"
         )
-    return sentences
+    return [f"{kind}, encoder {encoder}", *(f"NOTE: {note}" for note in notes)]
