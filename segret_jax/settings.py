@@ -83,9 +83,8 @@ def set_value(group: Any, key: str, value: Any) -> None:
 def check(group: Any, *, ignore_bounds_of: tuple[str, ...] = ()) -> None:
     """Raise InputError for the first setting whose value breaks its rules."""
     for key, value, one in walk(group):
-        _check_type(key, value, one.default, one.metadata["rules"])
-    for key, value, one in walk(group):
         rule: Rules = one.metadata["rules"]
+        _check_type(key, value, one.default, rule)
         if rule.choices and value not in rule.choices:
             raise InputError(f"{key} is {value!r}; choose one of {', '.join(rule.choices)}")
         if isinstance(value, bool | str) or key in ignore_bounds_of:

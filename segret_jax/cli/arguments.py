@@ -85,10 +85,7 @@ def load_config_file(name: str) -> Config:
     known = shipped_configs()
     file = Path(name) if name.endswith(".py") else known.get(name, Path(name))
     if not file.is_file():
-        near = difflib.get_close_matches(file.stem, known, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
-        names = ", ".join(known)
-        raise InputError(f"there is no config {name}: {guess}Known: {names}, or a FILE.py")
+        raise unknown_name("config", file.stem, known)
     namespace = runpy.run_path(str(file))
     if "get_config" not in namespace:
         raise InputError(f"{name} has no get_config(): a config file defines it")
@@ -107,9 +104,7 @@ def load_config_file(name: str) -> Config:
 
 def _unknown_key(key: str, settings: dict[str, Any]) -> InputError:
     """Return the error that names the nearest key, else the keys of its group, else the groups."""
-    group, _, name = key.partition(".")
-    if f"{group}.settings.{name}" in settings:
-        return InputError(f"{key} has moved: write --config.{group}.settings.{name}=VALUE")
+    group = key.partition(".")[0]
     known = [one for one in settings if one.startswith(f"{group}.")]
     if difflib.get_close_matches(key, settings, n=1):
         known = list(settings)

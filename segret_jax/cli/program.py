@@ -1,4 +1,4 @@
-"""What every program does around its `main`: errors in one line, Ctrl-C, safe output."""
+"""The frame of every command: errors in one line, Ctrl-C, safe output, huge pages."""
 
 import logging
 import os
@@ -11,7 +11,6 @@ from segret_jax.errors import InputError
 from segret_jax.run import environment, interrupts, streams
 
 FAULT = 70  # exit status, as in sysexits.h
-HUGE_PAGES = "SEGRET_HUGE_PAGES"
 TUNABLES = "glibc.malloc.hugetlb=1"
 
 
@@ -44,7 +43,7 @@ def _say_interrupted() -> None:
 
 
 def _exit(status: int) -> NoReturn:
-    """End with `status`; one of several processes at once, since the others do not come along."""
+    """Exit with `status`; with several processes abort, since the others do not exit together."""
     processes: Any = sys.modules.get("segret_jax.parallel.processes")
     if processes:
         processes.leave(status)
@@ -52,19 +51,17 @@ def _exit(status: int) -> NoReturn:
 
 
 def _use_huge_pages() -> None:
-    """Start the program again with glibc's huge pages on, unless the user tuned glibc.
+    """Start the program again with glibc's huge pages on, unless GLIBC_TUNABLES is set.
 
-    XLA on CPU takes its buffers from malloc and gives them back at every step; with 4 KiB pages
-    the faults cost a third to a half of the time. glibc reads the setting only at start-up.
-    `say_huge_pages` tells it.
+    XLA on CPU allocates its buffers with malloc and frees them at every step; with 4 KiB pages the
+    faults take a third to a half of the time. glibc reads the setting only at start-up.
     """
-    is_off = os.environ.get(HUGE_PAGES) == "0" or "GLIBC_TUNABLES" in os.environ
-    if sys.platform == "linux" and not is_off:
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = TUNABLES
         os.execv(sys.executable, sys.orig_argv)
 
 
 def say_huge_pages() -> None:
-    """Say so if the program was started again to use huge pages."""
+    """Print a line if the program was started again to use huge pages."""
     if os.environ.get("GLIBC_TUNABLES") == TUNABLES:
-        print(f"memory in huge pages, for speed ({HUGE_PAGES}=0 turns it off)", file=sys.stderr)
+        print("memory in huge pages, for speed (GLIBC_TUNABLES= turns it off)", file=sys.stderr)

@@ -55,10 +55,8 @@ def check_model(model: ModelConfig) -> None:
 def check_segmentation(model: ModelConfig) -> None:
     """Raise InputError for a classifier, which has no decoder."""
     if model.task != "segmentation":
-        raise InputError(
-            f"this is the classifier {model_name(model)}, which does not segment: train with its "
-            "encoder, by segret train --config.init_from=CHECKPOINT"
-        )
+        fault = f"this is the classifier {model_name(model)}, which does not segment"
+        raise InputError(f"{fault}: segret train --config.init_from=CHECKPOINT takes its encoder")
 
 
 def model_name(model: ModelConfig) -> str:

@@ -1,4 +1,4 @@
-"""Which program computes the model: kernels where the devices run them, or the plain formulas."""
+"""The choice of kernels: the fastest for the devices, or the plain formulas."""
 
 import enum
 import functools
@@ -14,7 +14,7 @@ TRITON_CAPABILITY = 8.0  # of the oldest NVIDIA GPUs that run the Triton kernels
 
 
 class Kernels(enum.StrEnum):
-    """What `model.kernels` can be; both compute the same, with the same parameters."""
+    """The values of `model.kernels`; both compute the same function of the same parameters."""
 
     AUTO = "auto"  # the fastest form for the devices; scores are never held all at once
     REFERENCE = "reference"  # the formulas as written, on any backend; holds all scores
@@ -22,7 +22,7 @@ class Kernels(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Platform:
-    """The devices that are to run a model, as far as its program depends on them."""
+    """Properties of the devices that will run a model."""
 
     is_cpu: bool = False
     capability: float | None = None  # the lowest compute capability of NVIDIA GPUs; None: no limit
@@ -32,7 +32,7 @@ ANY_PLATFORM = Platform()
 
 
 def platform_of(devices: Iterable[Any]) -> Platform:
-    """Return the platform of `devices`; announces the fallback to blocks."""
+    """Return the platform of `devices`; print a line if they cannot run the Triton kernels."""
     devices = list(devices)
     found = [str(getattr(device, "compute_capability", "")) for device in devices]
     known = [float(text) for text in found if re.fullmatch(r"\d+\.\d+", text)]  # not AMD's gfx…
@@ -43,11 +43,8 @@ def platform_of(devices: Iterable[Any]) -> Platform:
 
 @functools.cache
 def announce_blocks(capability: float | None) -> None:
-    """Say in one line, once, if a GPU of this compute capability cannot run the Triton kernels."""
+    """Print once if a GPU of this compute capability cannot run the Triton kernels."""
     if capability is not None and capability < TRITON_CAPABILITY and jax.process_index() == 0:
-        print(
-            f"compute capability {capability}: the Triton kernels need {TRITON_CAPABILITY}, so "
-            "model.kernels=auto computes retention in blocks; bfloat16 is slow on this GPU, too: "
-            "prefer model.dtype=float32",
-            file=sys.stderr,
-        )
+        text = f"compute capability {capability} is below {TRITON_CAPABILITY} of the Triton kernels"
+        remedy = "bfloat16 is slow on this GPU, too: prefer model.dtype=float32"
+        print(f"{text}: auto computes retention in blocks; {remedy}", file=sys.stderr)

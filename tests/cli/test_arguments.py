@@ -86,8 +86,7 @@ def test_the_last_of_several_overrides_counts():
     [
         ("train.step=3", "unknown config key 'train.step': did you mean 'train.steps'?"),
         ("trian.batch_size=3", "unknown config key 'trian.batch_size': did you mean 'train.batch_"),
-        ("model.rotary=true", "model.rotary has moved: write --config.model.settings.rotary=VALUE"),
-        ("model.decay=x", "model.decay has moved: write --config.model.settings.decay=VALUE"),
+        ("model.rotary=true", "unknown config key 'model.rotary': did you mean 'model.settings."),
         ("model.family=segmen", "unknown model.family 'segmen'"),
         ("train=3", "unknown config key 'train'"),
         ("train.steps.x=3", "unknown config key 'train.steps.x': did you mean 'train.steps'?"),
@@ -138,10 +137,8 @@ def test_a_missing_config_file_names_the_nearest(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(ROOT)
     for name, near in [("configs/deom.py", "demo"), ("ade_tny", "ade_tiny"), ("demo.py", "demo")]:
         message = message_of(cli.load_config_file, name)
-        assert message.startswith(
-            f"there is no config {name}: did you mean {near}? Known: ade_base"
-        )
-    assert message_of(cli.load_config_file, "configs").startswith("there is no config configs")
+        assert message == f"unknown config {Path(name).stem!r}: did you mean {near!r}?"
+    assert message_of(cli.load_config_file, "configs").startswith("unknown config 'configs'")
 
 
 def test_a_shipped_config_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
@@ -194,7 +191,7 @@ def test_overrides_and_arguments_in_any_order():
             ["--config", "configs/demo.py", "--config.train.steps", "4"],
             "--config.train.steps has no value: write --config.train.steps=VALUE",
         ),
-        (["--config", "configs/deom.py"], "there is no config configs/deom.py: did you mean demo?"),
+        (["--config", "configs/deom.py"], "unknown config 'deom': did you mean 'demo'?"),
         (["--config", "configs/demo.py", "--config.train.stps=4"], "unknown config key 'train.st"),
         (
             ["--config", "configs/ade_tiny.py", "--config.data.root=/nowhere"],
@@ -331,14 +328,12 @@ def test_the_program_starts_again_once_with_huge_pages_and_says_so(started_again
     assert started_again == [(sys.executable, sys.orig_argv)]
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     program.say_huge_pages()
-    assert "SEGRET_HUGE_PAGES=0 turns it off" in capsys.readouterr().err
+    assert "GLIBC_TUNABLES= turns it off" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("GLIBC_TUNABLES", "the user's own"), ("SEGRET_HUGE_PAGES", "0")]
-)
-def test_huge_pages_can_be_turned_off(started_again, monkeypatch, name, value):
-    monkeypatch.setenv(name, value)
+@pytest.mark.parametrize("value", ["the user's own", ""])
+def test_huge_pages_can_be_turned_off(started_again, monkeypatch, value):
+    monkeypatch.setenv("GLIBC_TUNABLES", value)
     program.run(lambda argv: None, computes=True)
     assert started_again == []
 
@@ -356,7 +351,7 @@ def test_help_and_what_does_not_compute_starts_once(started_again, monkeypatch, 
     [
         (
             "train.py --config deom",
-            r"error: there is no config deom: did you mean demo\? Known: .*",
+            r"error: unknown config 'deom': did you mean 'demo'\?",
         ),
         (
             "-m segret_jax train --config demo --config.train.stpes=4",

@@ -216,8 +216,7 @@ def _by_queries(
         return jax.tree.map(jnp.add, total, for_keys), for_queries
 
     blocks = tuple(map(split, queries)), jnp.arange(num_blocks, dtype=jnp.int32) * size
-    first = tuple(t[0] for t in blocks[0])
-    _, sums = jax.eval_shape(of_block, first, keys, log_decay, 0)
+    _, sums = jax.eval_shape(of_block, tuple(t[0] for t in blocks[0]), keys, log_decay, 0)
     zero = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), sums)
     for_keys, for_queries = lax.scan(add, zero, blocks)
     return jax.tree.map(concatenate, for_queries), for_keys

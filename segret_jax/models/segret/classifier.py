@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
-from segret_jax.models.layers import BatchNorm, FeatureMap, accum_dtype, normal_init
+from segret_jax.models.layers import BatchNorm, accum_dtype, normal_init
 from segret_jax.models.segret.encoder import Encoder, encoder_options
 from segret_jax.models.segret.variants import STAGES, VARIANTS
 
@@ -17,8 +17,10 @@ EXTRAS = {"rotary": "the rotation of queries and keys", "ffn_conv": "the FFN's c
 class Classifier(nnx.Module):
     """The RMT ImageNet classifier, for checking converted weights; evaluation only.
 
-    Classifiers trained with token labels have a second head on stage 4's tokens, whose largest
-    logits are added with weight one half.
+        logits = Head(mean over tokens of SiLU(BN(Proj x)))
+
+    for the tokens x of stage 4. Classifiers trained with token labels have a second head on x, whose
+    largest logits are added with weight one half.
     """
 
     def __init__(
@@ -47,17 +49,13 @@ class Classifier(nnx.Module):
     def stages(self, image: Float[Array, "b H W 3"]) -> dict[str, Array]:
         """Return the maps of the encoder's four stages, and the logits."""
         with jax.default_matmul_precision(self.matmul_precision):
-            maps = self.encoder(image)
-            return dict(zip(STAGES, (*maps, self.classify(maps[-1])), strict=True))
-
-    def classify(self, tokens: FeatureMap) -> Float[Array, "b k"]:
-        """Return the logits of stage 4's tokens."""
-        features = jax.nn.silu(self.norm(self.proj(tokens)))
-        pooled = jnp.mean(features, (1, 2), dtype=accum_dtype(features.dtype))
-        logits = self.head(pooled)
-        if self.has_token_head:
-            logits = logits + 0.5 * jnp.max(self.aux_head(tokens), axis=(1, 2))
-        return logits
+            *maps, tokens = self.encoder(image)
+            features = jax.nn.silu(self.norm(self.proj(tokens)))
+            pooled = jnp.mean(features, (1, 2), dtype=accum_dtype(features.dtype))
+            logits = self.head(pooled)
+            if self.has_token_head:
+                logits = logits + 0.5 * jnp.max(self.aux_head(tokens), axis=(1, 2))
+            return dict(zip(STAGES, (*maps, tokens, logits), strict=True))
 
 
 def may_differ(model: ModelConfig) -> list[str]:

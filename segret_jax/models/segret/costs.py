@@ -81,10 +81,9 @@ def _decoder(config: ModelConfig, num_classes: int, sizes: Sequence[Size]) -> Co
         pixels = math.prod(size)
         cost += _linear(pixels, width, c)
         if config.settings.zero_branch:
-            relu = Cost(extra=pixels * c)
-            cost += _conv(pixels, width, c, 1) + _norm(pixels * c) + relu
+            cost += _conv(pixels, width, c, 1) + Cost(extra=3 * pixels * c)  # norm and ReLU
     pixels = math.prod(sizes[0])
-    fuse = _linear(pixels, 4 * c, c) + _norm(pixels * c) + Cost(extra=pixels * c)
+    fuse = _linear(pixels, 4 * c, c) + Cost(extra=3 * pixels * c)
     return cost + fuse + _conv(pixels, c, num_classes, 1)
 
 

@@ -124,7 +124,7 @@ class Block(nnx.Module):
     ):
         channels, dtype = variant.widths[stage], options.dtype
         heads, span = variant.heads[stage], variant.decay_spans[stage]
-        log_decay = head_log_decay(heads, initial=variant.decay_initial, span=span)
+        log_decay = head_log_decay(heads, span=span)
         decomposed = variant.decomposed[stage]
         self.pos = DepthwiseConv(channels, 3, kernels=options.kernels, dtype=dtype, rngs=rngs)
         self.norm1 = LayerNorm(channels, dtype=dtype, rngs=rngs)

@@ -129,7 +129,8 @@ def infer(
         token_head = any(name.startswith("aux_head.") for name in tensors)
         return encoder | {"task": "classification", "token_head": token_head}
     own = VARIANTS[variant].decoder_channels
-    channels = _length(tensors, "decode_head.linear_fuse.conv.weight") or own
+    fuse = tensors.get("decode_head.linear_fuse.conv.weight", np.zeros(()))
+    channels = next(iter(fuse.shape), 0) or own
     as_number = "settings.decoder_channels" in given and model.settings.decoder_channels > 0
     return encoder | {
         "task": "segmentation",
@@ -137,11 +138,6 @@ def infer(
         "decoder_channels": channels if as_number or channels != own else 0,
         "zero_branch": any(".zeroLayer." in name for name in tensors),
     }
-
-
-def _length(tensors: Mapping[str, np.ndarray], name: str) -> int | None:
-    """Return the length of a tensor's first axis, or None if there is no such tensor or axis."""
-    return next(iter(tensors[name].shape), None) if name in tensors else None
 
 
 def _variant(tensors: Mapping[str, np.ndarray]) -> str:
@@ -184,7 +180,7 @@ def unused(
     for i, (width, heads, span) in enumerate(stages):
         name = "backbone." * prefix + f"layers.{i}.Relpos"
         angle = np.repeat(10000.0 ** -np.linspace(0, 1, width // heads // 2), 2)
-        decay = head_log_decay(heads, initial=variant.decay_initial, span=span)
+        decay = head_log_decay(heads, span=span)
         tensors[f"{name}.angle"] = angle.astype(np.float32)
         tensors[f"{name}.decay"] = np.array(decay, np.float32)
     if model.task == "segmentation":

@@ -9,7 +9,7 @@ STAGES = ("c1", "c2", "c3", "c4", "logits")  # what `stages` of a model returns
 class Variant:
     """One published size; tuples have an entry per stage.
 
-    Head i of n decays by log(1 − 2^(−decay_initial − decay_span·i/n)). `decomposed` stages attend
+    Head i of n decays by log(1 − 2^(−2 − decay_span·i/n)). `decomposed` stages attend
     along rows, then columns; `layer_scale` stages have γ. `drop_path` is the last block's rate.
     """
 
@@ -22,7 +22,6 @@ class Variant:
     layer_scale: tuple[bool, ...]
     drop_path: float
     decoder_channels: int
-    decay_initial: float = 2.0
 
 
 VARIANTS = {
