@@ -1,19 +1,25 @@
-"""Errors that the user can mend, as against faults of the program."""
+"""Errors that the user can correct, as opposed to bugs."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """Something the user can mend: a path, a name, a file, a setting.
+    """A mistake that the user can correct: a path, a name, a file, a setting.
 
-    The message is one line that names the offending value and the remedy. Entry points print it
-    alone, without a traceback, and exit with status 2.
+    The message is one line with the wrong value and the remedy. Commands print it without a
+    traceback and exit with status 2.
     """
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """Return (not raise) the error for a `name` that is not among the `known` ones of a `kind`."""
+    """Return the error for an unknown name, to be raised by the caller.
+
+    Args:
+        kind: what is named, such as "dataset".
+        name: the unknown name.
+        known: all known names; they are listed if they are few or none is similar.
+    """
     names = sorted(known)
     near = get_close_matches(name, names, n=1)
     if near and len(names) > 12:
@@ -23,5 +29,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def printable(text: str) -> str:
-    """Return `text` with line ends, escape sequences and halves of surrogate pairs spelled out."""
+    """Return `text` with unprintable characters escaped: line ends, control codes, surrogates."""
     return text if text.isprintable() else repr(text)[1:-1]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that are known to take them."""
+"""Atomic writes, and checks that a folder is writable."""
 
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from segret_jax.errors import InputError
 
 @contextmanager
 def disk_errors_as_input_errors(what: object) -> Iterator[None]:
-    """Turn the disk's refusal into InputError: "cannot write WHAT", and why."""
+    """Convert OSError to InputError: "cannot write WHAT", and why."""
     try:
         yield
     except OSError as error:
@@ -18,9 +18,10 @@ def disk_errors_as_input_errors(what: object) -> Iterator[None]:
 
 
 def atomic_write(file: Path, content: str | bytes) -> None:
-    """Write a file; until the new content is whole, what was there stays.
+    """Write a file by renaming a complete one; on failure the old content stays.
 
-    Raises OSError, such as for a full disk.
+    Raises:
+        OSError: the disk refused it, for example because it is full.
     """
     partial = file.with_name(f"{file.name}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -28,7 +29,7 @@ def atomic_write(file: Path, content: str | bytes) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and try to write in it: before long work, not after. Raises OSError."""
+    """Create a folder and check, before long work, that it is writable; raise OSError if not."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass

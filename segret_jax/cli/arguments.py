@@ -104,7 +104,9 @@ def load_config_file(name: str) -> Config:
 
 def _unknown_key(key: str, settings: dict[str, Any]) -> InputError:
     """Return the error that names the nearest key, else the keys of its group, else the groups."""
-    group = key.partition(".")[0]
+    group, _, name = key.partition(".")
+    if f"{group}.settings.{name}" in settings:
+        return InputError(f"{key} has moved: write --config.{group}.settings.{name}=VALUE")
     known = [one for one in settings if one.startswith(f"{group}.")]
     if difflib.get_close_matches(key, settings, n=1):
         known = list(settings)

@@ -27,10 +27,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--overlays", action="store_true", help="write one of each image, too")
     parser.add_argument("--processes", help="auto, or INDEX/COUNT@HOST:PORT of process 0")
     args, overrides = parser.parse(argv)
-    where = args.checkpoint or args.workdir
-    if not where and not args.config:
+    if not (args.checkpoint or args.workdir or args.config):
         raise InputError("give --workdir or --checkpoint, or the --config of a run in runs/")
-    where = where or Path("runs") / Path(args.config).stem
+    where = args.checkpoint or args.workdir or Path("runs") / Path(args.config).stem
     cli.begin(args.processes)
 
     from segret_jax.checkpoint import model as checkpoints  # heavy imports, after the arguments
@@ -77,11 +76,11 @@ def _default_out(checkpoint: Path) -> Path:
     """Return RUN/evaluation for a checkpoint of a run, else a folder beside the checkpoint."""
     from segret_jax.checkpoint.model import FOLDER
 
-    place = Path(os.path.abspath(checkpoint))  # links kept: their target may be another's folder
-    converted = (place / "source").is_dir()
-    if place.parent.name == FOLDER and place.name.isdigit() and not converted:
-        return place.parent.parent / "evaluation"
-    return place.with_name(f"{place.name}_evaluation")
+    path = Path(os.path.abspath(checkpoint))  # links kept: their target may be another's folder
+    converted = (path / "source").is_dir()
+    if path.parent.name == FOLDER and path.name.isdigit() and not converted:
+        return path.parent.parent / "evaluation"
+    return path.with_name(f"{path.name}_evaluation")
 
 
 def _overlay_writer(

@@ -36,7 +36,7 @@ segret_jax {__version__}: semantic segmentation by retention, in JAX. Try first:
 
   segret demo      train a small model on generated scenes (minutes, on a CPU)
   segret --help    all commands"""
-COMPUTING = ("demo", "train", "predict", "eval")
+COMPUTING = {"demo", "train", "predict", "eval"}
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
@@ -65,4 +65,4 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Run `main` as a program."""
-    program.run(main, computes=sys.argv[1:2] != [] and sys.argv[1] in COMPUTING)
+    program.run(main, computes=not COMPUTING.isdisjoint(sys.argv[1:2]))

@@ -27,8 +27,7 @@ def main(argv: list[str]) -> None:
     captured = capture.load(find(args.folder))
     config = cli.apply_overrides(captured.config, overrides)
     print(f"step {int(captured.state.step) + 1}, batch of {len(captured.batch['index'])} images")
-    faults = faulty_inputs(captured)
-    for line in faults:
+    for line in faulty_inputs(captured):
         print(f"not finite before the step: {line}")
     finite = [replay(captured, config, dtype) for dtype in PRECISIONS]
     if all(finite) and not overrides:

@@ -46,7 +46,7 @@ def check_model(model: ModelConfig) -> None:
     name, settings = model.family, type(model.settings)
     if settings is not family.settings:
         remedy = f"call choose_family(config.model, {name!r})"
-        raise InputError(f"model.family is {name!r}, not of {settings.__name__}: {remedy}")
+        raise InputError(f"model.settings are {settings.__name__}, of another family: {remedy}")
     if model.variant not in family.variants:
         known = ", ".join(family.variants)
         raise InputError(f"model.variant is {model.variant!r}; choose one of {known}")

@@ -1,4 +1,4 @@
-"""Models by their settings: with initial weights, or as shapes alone."""
+"""Build models from their settings: with initial weights, or as shapes alone."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from segret_jax.models.kernels import ANY_PLATFORM, Platform
 
 
 class ModelBundle(NamedTuple):
-    """A model as its graph and two nested dicts of float32 arrays, or of shapes."""
+    """A model as its graph and two nested dicts of float32 arrays, or of their shapes."""
 
     graph: nnx.GraphDef[Any]
     params: Any
@@ -20,7 +20,7 @@ class ModelBundle(NamedTuple):
 
     @property
     def variables(self) -> tuple[Any, Any]:
-        """Return what `models.forward` takes."""
+        """Return (params, batch_stats), which `models.forward` takes."""
         return self.params, self.batch_stats
 
     @property
@@ -32,14 +32,21 @@ class ModelBundle(NamedTuple):
 def build(
     config: ModelConfig, num_classes: int, *, seed: int, platform: Platform = ANY_PLATFORM
 ) -> ModelBundle:
-    """Initialize a model for the devices of `platform`."""
+    """Initialize a model.
+
+    Args:
+        config: settings of the model.
+        num_classes: number of output channels.
+        seed: seed of the initial weights; the same seed gives the same bits.
+        platform: the devices that will run the model (`kernels.platform_of`).
+    """
     return _bundle(_model(config, num_classes, platform, nnx.Rngs(seed)))
 
 
 def abstract(
     config: ModelConfig, num_classes: int, *, platform: Platform = ANY_PLATFORM
 ) -> ModelBundle:
-    """Return what `build` does with shapes in the place of arrays, in a fraction of the time."""
+    """Build a model with shapes in the place of arrays; see `build`. Allocates no weights."""
 
     def initialize() -> nnx.Module:
         rngs = nnx.Rngs(0)

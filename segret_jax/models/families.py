@@ -8,7 +8,7 @@ FAMILIES: dict[str, Family] = {"segret": segret.FAMILY}
 
 
 def get_family(name: str) -> Family:
-    """Return a family; InputError for an unknown name."""
+    """Return a family; raise InputError for an unknown name."""
     if name not in FAMILIES:
         raise unknown_name("model.family", name, FAMILIES)
     return FAMILIES[name]

@@ -1,4 +1,4 @@
-"""The forward pass of every use but training: normalization, then the network."""
+"""The forward pass for inference: normalization, then the network."""
 
 from typing import Any
 
@@ -12,16 +12,21 @@ Images = UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"]
 
 
 def forward(graph: nnx.GraphDef[Any], variables: Any, images: Images) -> Float[Array, "b *h_w k"]:
-    """Return the logits of RGB images, 0 to 255, or of floats that are normalized already.
+    """Return the logits of a batch of images.
 
-    `variables` are the parameters and batch statistics of a `ModelBundle`. A segmentation model's
-    logits are [b, h, w, k], a classifier's [b, k].
+    Args:
+        graph: the graph of a `ModelBundle`.
+        variables: its parameters and batch statistics.
+        images: RGB; uint8 from 0 to 255, or floats that are normalized already.
+
+    Returns:
+        [b, h, w, k] of a segmentation model, [b, k] of a classifier.
     """
     return nnx.merge(graph, *variables)(normalized(images))
 
 
 def stage_maps(graph: nnx.GraphDef[Any], variables: Any, images: Images) -> dict[str, Array]:
-    """Return the map of each stage of the model, the logits last; arguments as of `forward`."""
+    """Return {stage: map}, the logits last; arguments as of `forward`."""
     model = nnx.merge(graph, *variables)
     images = normalized(images)
     return model.stages(images) if hasattr(model, "stages") else {"logits": model(images)}

@@ -201,9 +201,11 @@ def _depthwise(x: Array, kernel: Array, precision: str | None) -> Array:
     return lax.platform_dependent(x, kernel, cpu=_sum_of_shifts, default=grouped)
 
 
-def _depthwise_backward(
-    precision: str | None, saved: tuple[Array, Array], grad: Array
-) -> tuple[Array, Array]:
+def _depthwise_forward(x: Array, kernel: Array, precision: str | None) -> tuple[Array, Any]:
+    return _depthwise(x, kernel, precision), (x, kernel)
+
+
+def _depthwise_backward(precision: str | None, saved: Any, grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
 
     def kernel_grad_of_grouped_conv(x: Array, kernel: Array, grad: Array) -> Array:
@@ -215,10 +217,7 @@ def _depthwise_backward(
     return _depthwise(grad, kernel[::-1, ::-1], precision), kernel_grad
 
 
-_depthwise.defvjp(
-    lambda x, kernel, precision: (_depthwise(x, kernel, precision), (x, kernel)),
-    _depthwise_backward,
-)
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _pad_for(x: Array, kernel: Array) -> Array:

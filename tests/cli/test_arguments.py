@@ -86,7 +86,8 @@ def test_the_last_of_several_overrides_counts():
     [
         ("train.step=3", "unknown config key 'train.step': did you mean 'train.steps'?"),
         ("trian.batch_size=3", "unknown config key 'trian.batch_size': did you mean 'train.batch_"),
-        ("model.rotary=true", "unknown config key 'model.rotary': did you mean 'model.settings."),
+        ("model.rotary=true", "model.rotary has moved: write --config.model.settings.rotary=VALUE"),
+        ("model.decay=x", "model.decay has moved: write --config.model.settings.decay=VALUE"),
         ("model.family=segmen", "unknown model.family 'segmen'"),
         ("train=3", "unknown config key 'train'"),
         ("train.steps.x=3", "unknown config key 'train.steps.x': did you mean 'train.steps'?"),

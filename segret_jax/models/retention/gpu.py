@@ -10,7 +10,6 @@ the rows or columns of an image, or 1 for the whole of it.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -124,7 +123,7 @@ def _view(sequences: AxialSequences, x: Array) -> Array:
 
 
 def _like_images(sequences: AxialSequences, x: Array, count: int) -> tuple[Any, ...]:
-    return (jax.eval_shape(functools.partial(_view, sequences), x),) * count
+    return (jax.eval_shape(lambda x: _view(sequences, x), x),) * count
 
 
 def _call(
@@ -146,8 +145,8 @@ def _call(
 
     def of_block(log_decay: Any, *refs: Any) -> None:
         head, index, block, image = map(pl.program_id, range(4))
-        place = (log_decay[head], head, index, block, image)
-        kernel(_Program(sequences, blocks, full_precision and not interpret, *place), *refs)
+        position = (log_decay[head], head, index, block, image)
+        kernel(_Program(sequences, blocks, full_precision and not interpret, *position), *refs)
 
     log_decay = jnp.asarray(sequences.log_decay, jnp.float32) * LOG2_E
     return pl.pallas_call(
@@ -173,10 +172,6 @@ class _Program:
     index: Any  # of the sequence
     block: Any
     image: Any
-
-    @property
-    def length(self) -> int:
-        return self.sequences.length
 
     def load(self, ref: Any, start: Any, size: int) -> Array:
         """Read [size, d] of an image, with zeros beyond the end of the sequence."""
@@ -211,9 +206,9 @@ class _Program:
         return ref.at[self.image, rows, columns, self.head, :]
 
     def _mask(self, start: Any, size: int, ndim: int, **other: float) -> dict[str, Any]:
-        if self.length % size == 0:
+        if self.sequences.length % size == 0:
             return {}
-        inside = start + jnp.arange(size) < self.length
+        inside = start + jnp.arange(size) < self.sequences.length
         return {"mask": inside.reshape(-1, *[1] * (ndim - 1)), **other}
 
     def product(self, a: Array, b: Array, **transposed: bool) -> Array:
@@ -226,8 +221,9 @@ class _Program:
         of_queries, of_keys = self._coordinates(q_start, len(q)), self._coordinates(k_start, len(k))
         distance = sum(jnp.abs(a[:, None] - b) for a, b in zip(of_queries, of_keys, strict=True))
         scores = LOG2_E * self.product(q, k, trans_b=True) + self.log_decay * distance
-        if self.length % len(k):
-            scores = jnp.where(k_start + jnp.arange(len(k)) < self.length, scores, -jnp.inf)
+        if self.sequences.length % len(k):
+            is_inside = k_start + jnp.arange(len(k)) < self.sequences.length
+            scores = jnp.where(is_inside, scores, -jnp.inf)
         return scores
 
     def _coordinates(self, start: Any, size: int) -> list[Array]:
@@ -246,7 +242,7 @@ class _Program:
 
     def fold(self, size: int, step: Callable, carry: Any) -> Any:
         """Apply `step(start, carry)` to each block of `size` queries, or keys, of the sequence."""
-        num_blocks = pl.cdiv(self.length, size)
+        num_blocks = pl.cdiv(self.sequences.length, size)
         if num_blocks == 1:
             return step(0, carry)
         return lax.fori_loop(0, num_blocks, lambda i, carry: step(i * size, carry), carry)

@@ -19,8 +19,8 @@ class Classifier(nnx.Module):
 
         logits = Head(mean over tokens of SiLU(BN(Proj x)))
 
-    for the tokens x of stage 4. Classifiers trained with token labels have a second head on x, whose
-    largest logits are added with weight one half.
+    for the tokens x of stage 4. Classifiers trained with token labels have a second head on x,
+    whose largest logits are added with weight one half.
     """
 
     def __init__(

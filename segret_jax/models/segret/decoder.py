@@ -19,19 +19,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from segret_jax.models import layers
 from segret_jax.models.kernels import Kernels
-from segret_jax.models.layers import (
-    BatchNorm,
-    FeatureMap,
-    SampleKeys,
-    accum_dtype,
-    channel_dropout,
-    kernel_and_bias,
-    normal_init,
-    resize_bilinear,
-    resize_by_products,
-    uniform_init,
-)
+from segret_jax.models.layers import FeatureMap, SampleKeys
 
 Maps = Sequence[Float[Array, "b _h _w _c"]]  # of the four stages
 
@@ -42,12 +32,12 @@ class Projection(nnx.Module):
     def __init__(
         self, c_in: int, c_out: int, *, zero_branch: bool, dtype: DTypeLike, rngs: nnx.Rngs
     ):
-        self.linear = nnx.Linear(c_in, c_out, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
+        linear = functools.partial(nnx.Linear, c_in, c_out, dtype=dtype, rngs=rngs)
+        self.linear = linear(kernel_init=layers.normal_init())
         self.zero_branch, self.dtype = zero_branch, dtype
         if zero_branch:
-            zeros = nnx.initializers.zeros_init()
-            self.zero_conv = nnx.Linear(c_in, c_out, kernel_init=zeros, dtype=dtype, rngs=rngs)
-            self.zero_norm = BatchNorm(c_out, dtype=dtype)
+            self.zero_conv = linear(kernel_init=nnx.initializers.zeros_init())
+            self.zero_norm = layers.BatchNorm(c_out, dtype=dtype)
 
     def __call__(self, x: FeatureMap, *, train: bool) -> Float[Array, "b h w k"]:
         if not self.zero_branch:
@@ -55,8 +45,8 @@ class Projection(nnx.Module):
         if train:
             return jax.nn.relu(self.linear(x) + self.zero_norm(self.zero_conv(x), train=True))
         # In evaluation both branches are one product.
-        zero = self.zero_norm.fold(*kernel_and_bias(self.zero_conv))
-        branches = zip(kernel_and_bias(self.linear), zero, strict=True)
+        zero = self.zero_norm.fold(*layers.kernel_and_bias(self.zero_conv))
+        branches = zip(layers.kernel_and_bias(self.linear), zero, strict=True)
         kernel, bias = (jnp.add(*pair).astype(self.dtype) for pair in branches)
         return jax.nn.relu(x.astype(self.dtype) @ kernel + bias)
 
@@ -88,10 +78,10 @@ class Decoder(nnx.Module):
             for width in widths
         )
         linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
-        kaiming = normal_init(math.sqrt(2 / channels))  # for ReLU, by fan-out
+        kaiming = layers.normal_init(math.sqrt(2 / channels))  # for ReLU, by fan-out
         self.fuse = linear(len(widths) * channels, channels, use_bias=False, kernel_init=kaiming)
-        self.fuse_norm = BatchNorm(channels, dtype=dtype)
-        init = uniform_init(channels)
+        self.fuse_norm = layers.BatchNorm(channels, dtype=dtype)
+        init = layers.uniform_init(channels)
         self.classify = linear(channels, num_classes, kernel_init=init, bias_init=init)
 
     @jax.named_scope("decoder")
@@ -103,10 +93,10 @@ class Decoder(nnx.Module):
         with jax.named_scope("fuse"):
             x = jax.nn.relu(self.fuse_norm(fused, train=train))
         if train and keys is not None:
-            x = channel_dropout(x, self.dropout, keys=keys)
+            x = layers.channel_dropout(x, self.dropout, keys=keys)
         with jax.named_scope("classify"):
             logits = self.classify(x)
-        return logits.astype(accum_dtype(logits.dtype))
+        return logits.astype(layers.accum_dtype(logits.dtype))
 
     def _fuse(self, maps: Maps, *, train: bool) -> FeatureMap:
         """Return fuse(concat(F_4↑, F_3↑, F_2↑, F_1)) without building the concatenation.
@@ -117,7 +107,8 @@ class Decoder(nnx.Module):
         """
         kernels = jnp.split(self.fuse.kernel[...], len(maps))  # F_4's rows first
         _, h, w, _ = maps[0].shape
-        resize = resize_by_products if self.kernels is Kernels.REFERENCE else resize_bilinear
+        is_plain = self.kernels is Kernels.REFERENCE
+        resize = layers.resize_by_products if is_plain else layers.resize_bilinear
         terms = []
         by_stage = zip(maps, self.projections, reversed(kernels), strict=True)
         for i, (f, project, kernel) in enumerate(by_stage, start=1):

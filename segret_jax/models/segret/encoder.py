@@ -17,20 +17,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from segret_jax.models import layers
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform
-from segret_jax.models.layers import (
-    BatchNorm,
-    DepthwiseConv,
-    FeatureMap,
-    LayerNorm,
-    Rate,
-    SampleKeys,
-    conv3x3,
-    drop_path,
-    gelu,
-    normal_init,
-)
+from segret_jax.models.layers import FeatureMap, Rate, SampleKeys
 from segret_jax.models.retention.decay import Decay, head_log_decay
 from segret_jax.models.retention.layer import Retention, RetentionOptions
 from segret_jax.models.segret.variants import Variant
@@ -68,14 +58,14 @@ class Stem(nnx.Module):
         half = channels // 2
         plan = [(3, half, 2), (half, half, 1), (half, channels, 2), (channels, channels, 1)]
         self.convs = nnx.List(
-            conv3x3(i, o, stride=stride, dtype=options.dtype, rngs=rngs) for i, o, stride in plan
+            layers.conv3x3(i, o, stride=s, dtype=options.dtype, rngs=rngs) for i, o, s in plan
         )
-        self.norms = nnx.List(BatchNorm(o, dtype=options.dtype) for _, o, _ in plan)
+        self.norms = nnx.List(layers.BatchNorm(o, dtype=options.dtype) for _, o, _ in plan)
 
     @jax.named_scope("stem")
     def __call__(self, x: Float[Array, "b H W 3"], *, train: bool) -> FeatureMap:
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x if i == 0 else gelu(x)), train=train)
+            x = norm(conv(x if i == 0 else layers.gelu(x)), train=train)
         return x
 
 
@@ -83,11 +73,12 @@ class FeedForward(nnx.Module):
     """FFN(x) = W_2 C(GELU(W_1 x)); with `ffn_conv` C(h) = h + DWConv(h), else C(h) = h."""
 
     def __init__(self, channels: int, ratio: int, *, options: EncoderOptions, rngs: nnx.Rngs):
-        hidden, dtype = ratio * channels, options.dtype
-        self.fc1 = nnx.Linear(channels, hidden, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, channels, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
+        hidden, dtype, kernels = ratio * channels, options.dtype, options.kernels
+        init = layers.normal_init()
+        self.fc1 = nnx.Linear(channels, hidden, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden, channels, kernel_init=init, dtype=dtype, rngs=rngs)
         if options.ffn_conv:
-            self.dwconv = DepthwiseConv(hidden, 3, kernels=options.kernels, dtype=dtype, rngs=rngs)
+            self.dwconv = layers.DepthwiseConv(hidden, 3, kernels=kernels, dtype=dtype, rngs=rngs)
         self.has_conv = options.ffn_conv
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
@@ -95,7 +86,7 @@ class FeedForward(nnx.Module):
         return jax.checkpoint(self._from_hidden)(self.fc1(x))
 
     def _from_hidden(self, x: Float[Array, "b h w k"]) -> FeatureMap:
-        x = gelu(x)
+        x = layers.gelu(x)
         if self.has_conv:
             x = x + self.dwconv(x)
         return self.fc2(x)
@@ -122,16 +113,15 @@ class Block(nnx.Module):
         options: EncoderOptions,
         rngs: nnx.Rngs,
     ):
-        channels, dtype = variant.widths[stage], options.dtype
+        channels, dtype, kernels = variant.widths[stage], options.dtype, options.kernels
         heads, span = variant.heads[stage], variant.decay_spans[stage]
         log_decay = head_log_decay(heads, span=span)
-        decomposed = variant.decomposed[stage]
-        self.pos = DepthwiseConv(channels, 3, kernels=options.kernels, dtype=dtype, rngs=rngs)
-        self.norm1 = LayerNorm(channels, dtype=dtype, rngs=rngs)
+        self.pos = layers.DepthwiseConv(channels, 3, kernels=kernels, dtype=dtype, rngs=rngs)
+        self.norm1 = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.retention = Retention(
-            channels, log_decay, decomposed=decomposed, options=options, rngs=rngs
+            channels, log_decay, decomposed=variant.decomposed[stage], options=options, rngs=rngs
         )
-        self.norm2 = LayerNorm(channels, dtype=dtype, rngs=rngs)
+        self.norm2 = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.ffn = FeedForward(channels, variant.ffn_ratios[stage], options=options, rngs=rngs)
 
         gammas: list[Any] = [None, None]
@@ -143,14 +133,14 @@ class Block(nnx.Module):
     def __call__(
         self, x: FeatureMap, *, train: bool, keys: SampleKeys | None, drop_rate: Rate | None = None
     ) -> FeatureMap:
-        """Map tokens to tokens; `drop_rate`, if given, replaces the block's own."""
+        """Return the block's output; `drop_rate`, if given, replaces the block's own."""
         rate = self.drop_rate if drop_rate is None else drop_rate
 
         def scaled(branch: Array, gamma: nnx.Param | None) -> Array:
             if gamma is not None:
                 branch = gamma[...].astype(branch.dtype) * branch
             if train and keys is not None:
-                branch = drop_path(branch, rate, keys=keys)
+                branch = layers.drop_path(branch, rate, keys=keys)
             return branch
 
         with jax.named_scope("pos"):
@@ -165,8 +155,8 @@ class Downsample(nnx.Module):
     """Halve the resolution: 3×3 convolution of stride 2, batch norm."""
 
     def __init__(self, c_in: int, c_out: int, *, options: EncoderOptions, rngs: nnx.Rngs):
-        self.conv = conv3x3(c_in, c_out, stride=2, dtype=options.dtype, rngs=rngs)
-        self.norm = BatchNorm(c_out, dtype=options.dtype)
+        self.conv = layers.conv3x3(c_in, c_out, stride=2, dtype=options.dtype, rngs=rngs)
+        self.norm = layers.BatchNorm(c_out, dtype=options.dtype)
 
     @jax.named_scope("downsample")
     def __call__(self, x: Float[Array, "b H W c"], *, train: bool) -> Float[Array, "b h w k"]:

@@ -156,8 +156,7 @@ def _variant(tensors: Mapping[str, np.ndarray]) -> str:
     if num_different(best) <= MAX_DIFFERENT:
         return best
     first = printable(", ".join(list(tensors)[:3]))
-    names = f"names begin with {first}"
-    what = f"stages have (width, blocks) {found[:8]}" if found else names
+    what = f"stages have (width, blocks) {found[:8]}" if found else f"names begin with {first}"
     raise InputError(
         f"is no SegRet and no RMT classifier: its {what}. Give a file of {', '.join(VARIANTS)}"
     )
@@ -192,14 +191,13 @@ def unused(
 
 def check_export(model: ModelConfig) -> None:
     """Raise InputError for a model that no PyTorch file can describe."""
-    settings = model.settings
-    rotary, ffn_conv, decay = settings.rotary, settings.ffn_conv, settings.decay
+    rotary, ffn_conv = model.settings.rotary, model.settings.ffn_conv
     if rotary != ffn_conv:
         raise InputError(
             f"model.settings.rotary is {rotary} and ffn_conv {ffn_conv}: no PyTorch model has one "
             "without the other, and its file would be read as another model"
         )
-    if decay != "additive":
+    if (decay := model.settings.decay) != "additive":
         raise InputError(f"model.settings.decay is {decay!r}; PyTorch models have only 'additive'")
 
 

@@ -9,8 +9,8 @@ STAGES = ("c1", "c2", "c3", "c4", "logits")  # what `stages` of a model returns
 class Variant:
     """One published size; tuples have an entry per stage.
 
-    Head i of n decays by log(1 − 2^(−2 − decay_span·i/n)). `decomposed` stages attend
-    along rows, then columns; `layer_scale` stages have γ. `drop_path` is the last block's rate.
+    Head i of n decays by log(1 − 2^(−2 − decay_span·i/n)). `decomposed` stages attend along rows,
+    then columns; `layer_scale` stages have γ. `drop_path` is the rate of the last block.
     """
 
     widths: tuple[int, ...]
