@@ -119,13 +119,13 @@ def test_pil_images_and_files_are_turned_as_their_exif_data_says(sees, tmp_path,
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_pil_images_of_more_bits_are_refused(sees, tmp_path, dtype):
+def test_pil_images_of_more_bits_are_rejected(sees, tmp_path, dtype):
     image = Image.fromarray(np.full((4, 4), 300, dtype))
     with pytest.raises(InputError, match=r"mode .*; give one with 8 bits per channel"):
         sees(image)
 
 
-def test_a_file_that_is_none_is_named(sees, tmp_path):
+def test_a_missing_file_is_reported(sees, tmp_path):
     with pytest.raises(InputError, match=r"none\.jpg: no such file"):
         sees(tmp_path / "none.jpg")
 
@@ -172,7 +172,7 @@ def test_a_classifier_has_logits_alone(tmp_path):
         model.predict(image)
 
 
-def test_images_of_another_form_are_refused(tmp_path):
+def test_images_of_another_form_are_rejected(tmp_path):
     saved_model(tmp_path / "weights", ModelConfig(), NUM_CLASSES)
     model = segret_jax.load(tmp_path / "weights")
     logits, predict = (inspect.unwrap(f) for f in (type(model).logits, type(model).predict))

@@ -240,7 +240,7 @@ def test_choices_are_the_names_that_the_model_knows() -> None:
         ),
     ],
 )
-def test_impossible_value_is_refused_by_name(key: str, value: Any, message: str) -> None:
+def test_an_impossible_value_is_rejected_by_name(key: str, value: Any, message: str) -> None:
     config = Config()
     set_value(config, key, value)
     with pytest.raises(InputError, match="^" + re.escape(message)):

@@ -118,7 +118,7 @@ def test_the_last_of_several_overrides_counts():
         ("model.drop_path=1.0", "model.drop_path is 1.0; it must be below 1"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_with_what_would_be_right(override, message):
+def test_a_mistake_is_reported_with_its_remedy(override, message):
     assert refused(override).startswith(message)
 
 
@@ -148,7 +148,7 @@ def test_a_shipped_config_is_found_by_name_from_any_folder(tmp_path, monkeypatch
     assert set(cli.shipped_configs()) == {file.stem for file in (ROOT / "configs").glob("*.py")}
 
 
-def test_a_file_that_is_no_config(tmp_path: Path):
+def test_a_file_without_get_config_is_rejected(tmp_path: Path):
     file = tmp_path / "notes.py"
     file.write_text("x = 1\n")
     assert message_of(cli.load_config_file, str(file)) == (
@@ -215,7 +215,7 @@ def test_train_tells_what_is_wrong(argv, message, monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()  # nothing is left behind
 
 
-def test_synthetic_scenes_that_are_too_small(monkeypatch, tmp_path):
+def test_synthetic_scenes_that_are_too_small_are_rejected(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     argv = ["--config", "configs/demo.py", "--workdir", str(tmp_path)]
     try:
@@ -301,7 +301,7 @@ def test_ctrl_c_is_one_line_and_status_130(becomes, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "interrupted\n")
 
 
-def test_faults_of_the_program_have_their_own_status(monkeypatch, capsys):
+def test_bugs_exit_with_status_70(monkeypatch, capsys):
     def broken(argv: list[str]) -> None:
         raise ZeroDivisionError
 
@@ -323,7 +323,7 @@ def started_again(monkeypatch) -> list[Any]:
     return started
 
 
-def test_the_program_starts_again_once_with_huge_pages_and_says_so(started_again, capsys):
+def test_the_program_restarts_once_with_huge_pages_and_prints_it(started_again, capsys):
     program.run(lambda argv: None, computes=True)
     program.run(lambda argv: None, computes=True)
     assert started_again == [(sys.executable, sys.orig_argv)]
@@ -340,7 +340,7 @@ def test_huge_pages_can_be_turned_off(started_again, monkeypatch, value):
 
 
 @pytest.mark.parametrize("argv", [["train", "--help"], ["predict", "-h"], ["data", "check"]])
-def test_help_and_what_does_not_compute_starts_once(started_again, monkeypatch, argv):
+def test_commands_that_do_not_compute_do_not_restart(started_again, monkeypatch, argv):
     monkeypatch.setattr(sys, "argv", ["segret", *argv])
     with contextlib.suppress(SystemExit):
         main.run()
@@ -391,7 +391,7 @@ def test_a_misspelled_key_in_a_config_file_is_named(tmp_path):
         ("wxyz.wxyz", "Known: data, eval, init_from, mesh, model, optim, train."),
     ],
 )
-def test_an_unknown_key_names_those_of_its_group_and_not_all(key, known):
+def test_an_unknown_key_lists_only_the_keys_of_its_group(key, known):
     message = refused(f"{key}=1")
     assert known in message
     assert ("optim.beta1" in message, "data.root" in message) == (False, False)

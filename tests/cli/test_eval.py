@@ -78,7 +78,7 @@ def mean_iou_and_checkpoint(folder: Path) -> tuple[float, str]:
 # Where results go
 
 
-def test_converted_checkpoints_have_results_of_their_own_beside_them(tmp_path: Path):
+def test_results_of_a_converted_checkpoint_are_written_beside_it(tmp_path: Path):
     for name in ("a", "b"):
         run("--checkpoint", saved(tmp_path / "deep" / "zoo" / name))
     assert names(tmp_path) == ["deep"]  # nothing outside of the folder of the checkpoints
@@ -90,13 +90,13 @@ def test_converted_checkpoints_have_results_of_their_own_beside_them(tmp_path: P
         assert mean_iou_and_checkpoint(folder)[1].endswith(f"zoo/{name}")
 
 
-def test_a_converted_checkpoint_below_a_folder_checkpoints_is_no_runs(tmp_path: Path):
+def test_a_converted_checkpoint_in_a_folder_named_checkpoints_is_not_a_run(tmp_path: Path):
     run("--checkpoint", saved(tmp_path / "checkpoints" / "4"))
     assert names(tmp_path) == ["checkpoints"]
     assert names(tmp_path / "checkpoints") == ["4", "4_evaluation"]
 
 
-def test_a_runs_result_is_in_the_run_also_from_within(tmp_path: Path, monkeypatch):
+def test_results_of_a_run_are_written_into_the_run(tmp_path: Path, monkeypatch):
     saved(tmp_path / "run" / "checkpoints" / "4", converted=False)
     run("--workdir", tmp_path / "run")
     assert names(tmp_path / "run" / "evaluation") == FILES
@@ -127,7 +127,9 @@ def test_the_same_evaluation_replaces_its_result(tmp_path: Path):
         ("4", "data.root=/foggy", "data.root '', not '/foggy'"),
     ],
 )
-def test_the_result_of_another_is_not_replaced(tmp_path: Path, checkpoint, setting, message):
+def test_the_result_of_another_evaluation_is_not_replaced(
+    tmp_path: Path, checkpoint, setting, message
+):
     for step in ("4", "8"):
         saved(tmp_path / "run" / "checkpoints" / step, converted=False)
     run("--checkpoint", tmp_path / "run" / "checkpoints" / "4")
@@ -175,7 +177,7 @@ class Closed:
 @pytest.mark.parametrize(
     "error", [BrokenPipeError(), UnicodeEncodeError("ascii", "ä", 0, 1, "not in range")]
 )
-def test_a_print_that_fails_loses_no_result(tmp_path: Path, monkeypatch, error):
+def test_the_result_is_saved_even_if_printing_fails(tmp_path: Path, monkeypatch, error):
     checkpoint = saved(tmp_path / "a")
     monkeypatch.setattr(sys, "stdout", Closed(error))
     with pytest.raises(type(error)):

@@ -105,7 +105,7 @@ def test_a_file_of_the_user_is_never_replaced(run, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_nor_one_that_is_no_picture_in_another_folder(run, tmp_path):
+def test_a_users_file_in_another_folder_is_never_replaced(run, tmp_path):
     file = picture(tmp_path / "x.jpg")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x_overlay.png").write_text("my notes")
@@ -152,7 +152,7 @@ def test_pictures_that_differ_in_their_ending_get_outputs_of_their_own(run, tmp_
 @pytest.mark.parametrize(
     ("one", "other"), [("A.jpg", "a.jpg"), ("e\u0301.jpg", "\u00e9.jpg"), ("a.jpg", "a.JPG")]
 )
-def test_names_that_some_file_systems_take_for_one_are_refused_together(run, tmp_path, one, other):
+def test_names_that_collide_on_some_file_systems_are_rejected(run, tmp_path, one, other):
     picture(tmp_path / "in" / one)
     picture(tmp_path / "in" / other)
     if len(names(tmp_path / "in")) == 1:
@@ -162,9 +162,7 @@ def test_names_that_some_file_systems_take_for_one_are_refused_together(run, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_read(
-    run, tmp_path, monkeypatch
-):
+def test_an_unwritable_folder_is_reported_before_the_model_is_loaded(run, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "load_model", lambda *_: pytest.fail("the model was read"))
     file = picture(tmp_path / "x.jpg")
     for out in (file, file / "out"):
@@ -175,7 +173,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_read(
 # What is read
 
 
-def test_a_folder_as_cameras_and_systems_leave_it(run, tmp_path):
+def test_only_the_pictures_of_a_folder_are_segmented(run, tmp_path):
     folder = tmp_path / "in"
     picture(folder / "PHOTO.JPG")
     picture(folder / "scan.tiff")
@@ -199,7 +197,7 @@ def test_a_folder_as_cameras_and_systems_leave_it(run, tmp_path):
     ]  # fmt: skip
 
 
-def test_broken_pictures_end_nothing_and_are_listed(run, tmp_path):
+def test_broken_pictures_are_skipped_and_listed(run, tmp_path):
     folder = tmp_path / "in"
     picture(folder / "a.jpg")
     picture(folder / "z.png")
@@ -219,7 +217,7 @@ def test_broken_pictures_end_nothing_and_are_listed(run, tmp_path):
     assert len(names(tmp_path / "out")) == 4
 
 
-def test_a_broken_picture_that_was_named_is_an_error(run, tmp_path):
+def test_a_broken_picture_given_by_name_is_an_error(run, tmp_path):
     (tmp_path / "a.jpg").touch()
     with pytest.raises(InputError, match=r"a\.jpg: cannot be read as an image"):
         run(tmp_path / "a.jpg", tmp_path / "out")
@@ -228,7 +226,7 @@ def test_a_broken_picture_that_was_named_is_an_error(run, tmp_path):
         run(tmp_path / "a.heic", tmp_path / "out")
 
 
-def test_further_frames_are_named(run, tmp_path):
+def test_additional_frames_are_reported(run, tmp_path):
     more = [Image.fromarray(np.full((24, 32, 3), value, np.uint8)) for value in (9, 200)]
     picture(tmp_path / "in" / "film.gif", save_all=True, append_images=more)
     picture(tmp_path / "in" / "pages.tif", save_all=True, append_images=more[:1])
@@ -239,14 +237,14 @@ def test_further_frames_are_named(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
-def test_every_format_is_turned_as_its_exif_data_says(run, tmp_path, name):
+def test_every_format_is_rotated_by_its_exif_data(run, tmp_path, name):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to show
     run(picture(tmp_path / "in" / name, size=(40, 20), exif=exif), tmp_path / "out")
     assert decode_label(tmp_path / "out" / "a_label.png").shape == (40, 20)
 
 
-def test_a_folder_without_pictures_says_what_is_there(run, tmp_path):
+def test_a_folder_without_pictures_lists_its_files(run, tmp_path):
     with pytest.raises(InputError, match=f"^no images in {tmp_path}$"):
         run(tmp_path, tmp_path / "out")
     picture(tmp_path / "deep" / "deeper" / "a.jpg")

@@ -48,7 +48,7 @@ def serialized(graph: Any, variables: list[Any]) -> bytes:
 
 
 @pytest.mark.slow
-def test_an_exported_reference_computes_the_same_in_a_process_of_its_own(tmp_path: Path):
+def test_an_exported_reference_computes_the_same_in_another_process(tmp_path: Path):
     models = [SegRet(ModelConfig(kernels=k), 150, rngs=nnx.Rngs(0)) for k in ("auto", "reference")]
     for model in models:
         randomize(model)

@@ -197,11 +197,11 @@ def test_the_reference_has_one_program_for_all_sizes_and_platforms(mini):
 
 
 @pytest.mark.parametrize("new_size", [(5, 4), (9, 7), (3, 11), (1, 1)])
-def test_a_resize_by_products_is_the_other(new_size):
+def test_resize_by_products_equals_resize_bilinear(new_size):
     x = jnp.asarray(noise(2, 5, 4, 3))
     expected = resize_bilinear(x, new_size)
     np.testing.assert_allclose(resize_by_products(x, new_size), expected, atol=4e-6)
 
 
-def test_a_run_may_go_on_with_other_kernels():
+def test_a_run_may_continue_with_other_kernels():
     assert rules(Config())["model.kernels"].may_change

@@ -120,7 +120,7 @@ def test_gelu_has_the_gradient_of_its_formula():
         np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), expected, rtol=0, atol=1e-14)
 
 
-def test_a_layer_that_batch_norm_is_folded_into_gives_what_the_two_give():
+def test_folding_batch_norm_into_a_layer_preserves_the_output():
     norm, x = scaled_batch_norm(), noise(5, 4)
     norm.mean[...], norm.var[...] = jnp.array([1.0, 0.0, -2.0]), jnp.array([4.0, 0.25, 1e-5])
     kernel, bias = (jnp.asarray(noise(*shape, seed=1)) for shape in [(4, 3), (3,)])
@@ -193,7 +193,7 @@ def test_resize_has_half_pixel_centers_and_no_antialiasing(size):
 @pytest.mark.parametrize(
     ("drop", "axes"), [(drop_path, (1, 2, 3)), (channel_dropout, (1, 2))], ids=["path", "channel"]
 )
-def test_drops_whole_units_at_the_rate_and_scales_the_others(drop, axes):
+def test_drop_path_and_channel_dropout_drop_at_the_rate_and_rescale(drop, axes):
     x = jnp.ones((4000, 2, 2, 3)) * jnp.array([1.0, 2.0, -3.0])
     y = np.asarray(drop(x, 0.25, keys=sample_keys(0, 4000)) / x)
     units = y.mean(axes, keepdims=True)
@@ -207,10 +207,10 @@ def test_drops_whole_units_at_the_rate_and_scales_the_others(drop, axes):
     assert (again == y).all()
     assert (other != y).any()
     # A sample draws the same wherever it stands, and anew at each call.
-    places = jnp.array([7, 3999, 0, *range(100, 120)])
-    few = SampleKeys(jax.random.key(0), places)
-    first, second = (np.asarray(drop(x[places], 0.25, keys=few) / x[places]) for _ in range(2))
-    assert (first == y[np.asarray(places)]).all()
+    index = jnp.array([7, 3999, 0, *range(100, 120)])
+    few = SampleKeys(jax.random.key(0), index)
+    first, second = (np.asarray(drop(x[index], 0.25, keys=few) / x[index]) for _ in range(2))
+    assert (first == y[np.asarray(index)]).all()
     assert (second != first).any()
 
 

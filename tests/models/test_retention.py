@@ -163,7 +163,7 @@ def kernel(retraced: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("size", [SIZE, (1, 1), *slow((8, 2), (13, 1))])
 @pytest.mark.parametrize("decay", Decay)
 @pytest.mark.parametrize("form", FORMS)
-def test_the_kernel_equals_plain_with_its_gradients_in_float64(form, decay, size, kernel):
+def test_the_tpu_kernel_equals_plain_with_its_gradients_in_float64(form, decay, size, kernel):
     with jax.enable_x64(True):
         args = [t.astype(jnp.float64) for t in qkv(*size, batch=4)]
         found = value_and_grads(BLOCKED[form], *args, decay=decay)
@@ -172,7 +172,7 @@ def test_the_kernel_equals_plain_with_its_gradients_in_float64(form, decay, size
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_kernel_in_bfloat16_is_near_float32(form, kernel):
+def test_the_tpu_kernel_in_bfloat16_is_near_float32(form, kernel):
     args = [t.astype(jnp.bfloat16) for t in qkv(*SIZE)]
     exact = value_and_grads(form, *(t.astype(jnp.float32) for t in args))
     for ours, plain in zip(value_and_grads(BLOCKED[form], *args), exact, strict=True):
@@ -298,7 +298,7 @@ def kernels_on_a_tpu(*args: jax.Array, precision: str = "default") -> list[Any]:
     return [e for e in equations(jaxpr, "tpu") if e.primitive.name == "pallas_call"]
 
 
-def test_lines_too_long_for_the_chip_s_memory_are_left_to_xla(monkeypatch, retraced):
+def test_sequences_too_long_for_the_tpu_kernel_use_xla(monkeypatch, retraced):
     monkeypatch.setattr(retention_tpu, "MAX_KEYS", 6 * 5 * 7)
     assert len(kernels_on_a_tpu(*qkv(5, 7))) == 2
     assert len(kernels_on_a_tpu(*qkv(6, 7))) == 1  # the forward pass, with fewer arrays
@@ -312,7 +312,7 @@ def test_lines_too_long_for_the_chip_s_memory_are_left_to_xla(monkeypatch, retra
         ("default", "float32", lax.Precision.DEFAULT), ("high", "bfloat16", lax.Precision.DEFAULT),
     ],
 )  # fmt: skip
-def test_the_kernel_s_products_have_a_precision_that_it_knows(asked, dtype, expected):
+def test_the_tpu_kernel_uses_a_precision_it_supports(asked, dtype, expected):
     kernels = kernels_on_a_tpu(*(t.astype(dtype) for t in qkv(3, 4)), precision=asked)
     inner = [e for kernel in kernels for e in equations(kernel.params["jaxpr"])]
     products = [e.params["precision"] for e in inner if e.primitive.name == "dot_general"]
@@ -424,7 +424,7 @@ def test_the_gpu_kernels_products_have_the_precision_asked_for(asked, dtype, exp
     assert set(products) == {expected}
 
 
-def test_a_rotated_query_of_another_dtype_than_the_values_goes_by_blocks():
+def test_queries_and_values_of_different_dtypes_use_blocks():
     q, k, v = qkv(5, 7, width=16)
     v = v.astype(jnp.bfloat16)
     for ours in value_and_grads(BLOCKED[whole_retention], q, k, v):

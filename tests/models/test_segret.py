@@ -111,7 +111,7 @@ def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits(mini)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(narrow)))
 
 
-def test_bfloat16_reaches_every_layer(mini):
+def test_every_layer_computes_in_bfloat16(mini):
     """One float32 bias would promote all that follows and cost twice the memory in silence."""
     model = model_of(dtype="bfloat16", ffn_conv=True, rotary=True)
     graph, variables = nnx.split(model)
@@ -155,7 +155,7 @@ def test_token_head_adds_half_its_largest_logit(mini):
 
 
 @pytest.mark.parametrize("options", [{}, *slow({"remat": (3,)}, {"drop_path": 0.0})])
-def test_blocks_in_a_loop_give_what_they_give_in_turn(mini, monkeypatch, options):
+def test_a_scan_over_blocks_equals_applying_them_one_by_one(mini, monkeypatch, options):
     """Outputs and gradients, with the same draws for drop path and for the decoder's dropout."""
     monkeypatch.setitem(variants.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
     monkeypatch.setattr(encoder, "MIN_LOOP", 3)

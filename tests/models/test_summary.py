@@ -147,7 +147,7 @@ def equation_mult_adds(equation: Any) -> int:
     return times * sum(jaxpr_mult_adds(j) for j in inner if hasattr(j, "eqns"))
 
 
-def test_saved_bytes_of_a_known_function():
+def test_saved_bytes_of_a_small_function_equal_a_hand_count():
     def f(weight: jax.Array, x: jax.Array) -> jax.Array:
         y = jnp.sin(weight * x)  # saves x, and the cosine of weight * x
         return y * y * jnp.arange(5.0)  # saves y once; the constant does not count
@@ -192,7 +192,7 @@ def test_command_prints_the_table():
         (["--size", "512"], ["'512'", "HEIGHTxWIDTH", "512x2048"]),
     ],
 )
-def test_mistakes_are_told_in_one_line(args, parts):
+def test_mistakes_are_reported_in_one_line(args, parts):
     done = run(*args)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
@@ -200,7 +200,7 @@ def test_mistakes_are_told_in_one_line(args, parts):
 
 
 @pytest.mark.parametrize("text", ["0x512", "512x", "-1x5", "512X512", "512x512x3", ""])
-def test_malformed_sizes_are_refused(text):
+def test_malformed_sizes_are_rejected(text):
     with pytest.raises(InputError, match="HEIGHTxWIDTH"):
         summary.parse_size(text)
 
