@@ -34,6 +34,6 @@ def main(argv: list[str]) -> None:
         except InputError as error:
             faults = [str(error)]
         faulty |= bool(faults)
-        print("\n".join(faults) if faults else f"{folder}: as it was written")
+        print(*faults or [f"{folder}: as it was written"], sep="\n")
     if faulty:
         sys.exit(1)

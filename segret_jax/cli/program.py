@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from segret_jax.errors import InputError
 from segret_jax.run import environment, interrupts, streams
 
-FAULT = 70  # exit status, as in sysexits.h
+HUGE_PAGES = "SEGRET_HUGE_PAGES"
 TUNABLES = "glibc.malloc.hugetlb=1"
 
 
@@ -34,7 +34,7 @@ def run(main: Callable[[list[str]], None], *, computes: bool = False) -> None:
                 print(f"error: {error}", file=sys.stderr)
                 _exit(2)
             traceback.print_exc()
-            _exit(FAULT)  # a fault of the program: 1 is a verdict of check, verify, compare
+            _exit(70)  # a bug, as in sysexits.h; 1 is a verdict of check, verify and compare
 
 
 def _say_interrupted() -> None:
@@ -51,12 +51,13 @@ def _exit(status: int) -> NoReturn:
 
 
 def _use_huge_pages() -> None:
-    """Start the program again with glibc's huge pages on, unless GLIBC_TUNABLES is set.
+    """Start the program again with glibc's huge pages on, unless the user turned it off.
 
     XLA on CPU allocates its buffers with malloc and frees them at every step; with 4 KiB pages the
     faults take a third to a half of the time. glibc reads the setting only at start-up.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+    is_off = os.environ.get(HUGE_PAGES) == "0" or "GLIBC_TUNABLES" in os.environ
+    if sys.platform == "linux" and not is_off:
         os.environ["GLIBC_TUNABLES"] = TUNABLES
         os.execv(sys.executable, sys.orig_argv)
 
@@ -64,4 +65,4 @@ def _use_huge_pages() -> None:
 def say_huge_pages() -> None:
     """Print a line if the program was started again to use huge pages."""
     if os.environ.get("GLIBC_TUNABLES") == TUNABLES:
-        print("memory in huge pages, for speed (GLIBC_TUNABLES= turns it off)", file=sys.stderr)
+        print(f"memory in huge pages, for speed ({HUGE_PAGES}=0 turns it off)", file=sys.stderr)
