@@ -47,10 +47,9 @@ def fits(sequences: AxialSequences, q: Array, k: Array, v: Array) -> bool:
     Requires additive decay, one common dtype other than float64, a head width of 16 or 32, and
     compute capability 8.0 or newer; None stands for an unknown one and passes.
     """
-    capability = sequences.capability
+    capability, has_width = sequences.capability, q.shape[-1] in WIDTHS
     has_triton = capability is None or capability >= TRITON_CAPABILITY
     is_of_one_dtype = q.dtype == k.dtype == v.dtype != jnp.float64
-    has_width = q.shape[-1] in WIDTHS
     return has_triton and sequences.decay is Decay.ADDITIVE and has_width and is_of_one_dtype
 
 
