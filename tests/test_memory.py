@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.machine import peak_memory
 from segret_jax.config import EvalConfig, ModelConfig
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.training.state import build
+from segret_jax.models.factory import build
 
 config = EvalConfig(resize_target=(2048, 1024), scales=(0.5, 1.75))
 predictor = Predictor(build(ModelConfig(), 171, seed=0), config)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -14,13 +15,14 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from segret_jax.files import atomic_write, disk_errors_as_input_errors
+from segret_jax.run.elapsed import show_elapsed
 from segret_jax.run.memory import device_memory
+from segret_jax.run.slow_compile import filter_slow_compile_alarm
 from segret_jax.run.wandb_log import WandbLogger
 
 # At most 80 columns with six-digit steps, 1000 hours left and the longest values.
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
-# Measured on a few CPU cores: tiny in half a minute, base in up to two (docs/performance.md).
-COMPILE_TIME = "usually 30 seconds to 2 minutes"
+STEPS_TO_ESTIMATE = 10
 SPEED = ("steps_per_second", "images_per_second", "input_wait_share")
 
 
@@ -42,6 +44,7 @@ class RunLogger(AbstractContextManager):
         wandb_project: str = "", config: dict[str, Any] | None = None, active: bool = True,
     ):  # fmt: skip
         self._active, self._images_per_step = active, images_per_step
+        self._steps_to_time, self._training_since = STEPS_TO_ESTIMATE, 0.0
         self._wandb = None
         if active and wandb_project:  # first, because it may raise
             self._wandb = WandbLogger(wandb_project, workdir, config=config or {}, say=self.info)
@@ -73,22 +76,44 @@ class RunLogger(AbstractContextManager):
             self._wandb.finish(failed=error is not None)
 
     def advance(self) -> None:
-        """Count one completed step; the first one, mostly compilation, counts for no speed."""
+        """Count one completed step; the first one, mostly compilation, counts for no speed.
+
+        After ten more, a line says how long the rest takes.
+        """
         bar = self._bar
         bar.set_description_str("train", refresh=False)
-        if not self._is_first:
-            bar.update()
+        if self._is_first:
+            self._is_first = False
+            self._restart_clock(self._since[1] + 1)
+            self._training_since = time.perf_counter()
+            if not bar.disable:  # estimate the time left from the next steps alone
+                bar.n = bar.initial = bar.last_print_n = bar.n + 1
+                bar.start_t = bar.last_print_t = bar._time()
+                bar.refresh()
             return
-        self._is_first = False
-        self._restart_clock(self._since[1] + 1)
-        if not bar.disable:  # estimate the time left from the next steps alone
-            bar.n = bar.initial = bar.last_print_n = bar.n + 1
-            bar.start_t = bar.last_print_t = bar._time()
-            bar.refresh()
+        bar.update()
+        self._steps_to_time -= 1
+        if self._steps_to_time == 0:
+            self._print_time_left()
 
-    def compiling(self) -> None:
-        """Show that the first step is compiled, until it completes."""
-        self._bar.set_description_str(f"compiling, {COMPILE_TIME}")
+    def _print_time_left(self) -> None:
+        seconds = (time.perf_counter() - self._training_since) / STEPS_TO_ESTIMATE
+        if not self._bar.disable and (left := self._bar.total - self._bar.n) and seconds > 0:
+            self.info(
+                f"{left} steps left: about {tqdm.format_interval(left * seconds)} on this machine "
+                f"({self._images_per_step / seconds:.3g} images/s), and the evaluations"
+            )
+
+    @contextmanager
+    def compiling(self, expected: str) -> Iterator[None]:
+        """Show the time so far of a compilation and what is `expected`; in a log file once."""
+
+        def show(elapsed: str) -> None:
+            self._bar.set_description_str(f"compiling {elapsed}, {expected}")
+
+        interval = 1.0 if sys.stderr.isatty() else threading.TIMEOUT_MAX
+        with filter_slow_compile_alarm(), show_elapsed(show, interval=interval):
+            yield
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -98,11 +123,13 @@ class RunLogger(AbstractContextManager):
         try:
             yield
         finally:
+            seconds = time.perf_counter() - begin
+            self._training_since += seconds
             if not self._is_first:
                 self._bar.set_description_str("train", refresh=False)
             if not self._bar.disable:
-                self._bar.start_t += time.perf_counter() - begin
-                self._bar.last_print_t += time.perf_counter() - begin
+                self._bar.start_t += seconds
+                self._bar.last_print_t += seconds
 
     def add_input_wait(self, seconds: float) -> None:
         """Count time that training waited for input."""

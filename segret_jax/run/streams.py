@@ -12,7 +12,19 @@ def make_safe() -> None:
     Characters that the encoding lacks are escaped. After the reader of a pipe has gone
     (`segret train | head`), further output is dropped.
     """
-    sys.stdout, sys.stderr = _SafeStream(sys.stdout), _SafeStream(sys.stderr)
+    sys.stdout, sys.stderr = (
+        _SafeStream(sys.stdout),
+        _SafeStream(_apart_from_native_code(sys.stderr)),
+    )
+
+
+def _apart_from_native_code(stream: Any) -> Any:
+    """Return the stream on a descriptor of its own: native code's output can then be filtered."""
+    try:
+        descriptor = os.dup(stream.fileno())  # never closed: the last words come at the very end
+        return open(descriptor, "w", buffering=1, encoding=stream.encoding, closefd=False)
+    except (OSError, ValueError, AttributeError):  # a stand-in, or none at all
+        return stream
 
 
 class _SafeStream:

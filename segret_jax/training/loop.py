@@ -30,6 +30,7 @@ from segret_jax.models.kernels import platform_of
 from segret_jax.parallel import processes
 from segret_jax.parallel.mesh import check_batch, make_mesh
 from segret_jax.parallel.sharding import shard_batch, shard_state
+from segret_jax.run.compile_time import expected_compilation
 from segret_jax.run.logger import RunLogger
 from segret_jax.run.memory import machine_of
 from segret_jax.run.profiler import Profiler
@@ -162,7 +163,7 @@ def _open_run(
     if processes.is_multiprocess():  # those of one host would write the same file
         folder /= f"process_{jax.process_index()}"
     profiler = stack.enter_context(Profiler(folder, profile, logger.info))
-    log = StepLog(config, logger, watchdog.steps_completed)
+    log = StepLog(config, logger, train_step, watchdog.steps_completed)
     return Run(
         config, workdir, table, mesh, dataset, batches, train_step, checkpoints, evaluator,
         logger, log, profiler, stop, watchdog,
@@ -213,10 +214,12 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
     with run.watchdog.phase("compile" if is_first else "step", on_device=not is_first):
         placed = shard_batch(batch, run.mesh, run.config.train.accumulate)
         if is_first:
-            run.logger.compiling()
-            compile_ahead(run.train_step, state, placed)
+            expectation = expected_compilation(run.config, run.mesh)
+            with expectation as expected, run.logger.compiling(expected):
+                compile_ahead(run.train_step, state, placed)
         state, metrics = run.train_step(state, placed)
         run.log.add(metrics)
+    run.log.report_compilation(step, placed)
     return state
 
 

@@ -23,13 +23,16 @@ class StepLog:
     Args:
         config: The run's config.
         logger: Receives the records and messages.
+        train_step: The jitted step.
         steps_completed: Receives the number of steps that the device has completed.
     """
 
     def __init__(
-        self, config: Config, logger: RunLogger, steps_completed: Callable[[int], None]
-    ) -> None:
+        self, config: Config, logger: RunLogger, train_step: Any,
+        steps_completed: Callable[[int], None] = lambda count: None,
+    ) -> None:  # fmt: skip
         self.logger = logger
+        self._train_step, self._compiled = train_step, 1
         self.schedule = learning_rate_schedule(config.optim, config.train.steps)
         self.pending: list[dict[str, jax.Array]] = []
         self.skipped = 0  # samples that this process could not read (data.on_error=skip)
@@ -56,6 +59,15 @@ class StepLog:
         self._steps_completed(count)
         for _ in range(count):
             self.logger.advance()
+
+    def report_compilation(self, step: int, batch: dict[str, jax.Array]) -> None:
+        """Report a step that was compiled again, which takes as long as the first time."""
+        # JAX has no public name for it: its event of a compilation does not name the function.
+        compiled = self._train_step._cache_size()
+        if compiled > self._compiled:
+            shapes = ", ".join(f"{k} {x.dtype}{list(x.shape)}" for k, x in batch.items())
+            self.logger.info(f"step {step} was recompiled ({compiled} times so far), for {shapes}")
+        self._compiled = max(compiled, 1)
 
     def write(self, step: int, state: TrainState) -> None:
         """Record the means since the last log step; of steps that were skipped only the number."""

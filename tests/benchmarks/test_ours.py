@@ -7,9 +7,9 @@ import jax
 import pytest
 
 from benchmarks.gpu import ours
-from benchmarks.gpu.ours import CACHE_HIT
 from segret_jax.errors import InputError
 from segret_jax.models.kernels import Platform
+from segret_jax.run.compile_time import CACHE_HIT
 
 MISS = "/jax/compilation_cache/cache_misses"
 

@@ -235,9 +235,8 @@ from segret_jax.data.class_table import load_class_table
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.evaluation.evaluate import evaluate
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.models.factory import ModelBundle
-from segret_jax.models import rmt
-from segret_jax.training.state import build
+from segret_jax.models.factory import ModelBundle, build
+from segret_jax.models.segret import variants
 
 variants.VARIANTS["tiny"] = variants.Variant(
     widths=(8,) * 4, depths=(1,) * 4, heads=(2,) * 4, decay_spans=(4.0,) * 4, ffn_ratios=(2,) * 4,

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow  # train.py in processes of its own
 CONFIG = """
 import os, time
 from orbax.checkpoint._src.path import atomicity
-from segret_jax.models import rmt
+from segret_jax.models.segret import variants
 from tests.conftest import MINI
 from tests.integration.runner import config_of
 

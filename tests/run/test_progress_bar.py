@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from segret_jax.run import logger as loggers
 from segret_jax.run.logger import RunLogger
 
 LONGEST = {"loss": 12.3456, "accuracy": 99.9, "learning_rate": 1.2e-5, "skipped_samples": 0}
+EXPECTED = "first time here, usually 0:30 to 2:00"
 
 
 class Terminal(io.StringIO):
@@ -72,17 +74,36 @@ def test_the_time_left_leaves_compilation_and_evaluation_out(tmp_path, now, term
         assert "03:14 left" in bar_text(logger)
 
 
-def test_compilation_is_shown_with_its_usual_time(tmp_path, terminal, monkeypatch):
+def test_after_ten_steps_a_line_says_the_time_left(tmp_path, now, terminal, capsys):
+    with RunLogger(tmp_path, steps=61, start=0, images_per_step=8) as logger:
+        now.seconds += 300.0
+        logger.advance()
+        for _ in range(9):
+            now.seconds += 2.0
+            logger.advance()
+        with logger.evaluating():
+            now.seconds += 600.0
+        assert "left" not in capsys.readouterr().out
+        for _ in range(5):
+            now.seconds += 2.0
+            logger.advance()
+    said = capsys.readouterr().out
+    assert said.count("left") == 1
+    assert "50 steps left: about 01:40 on this machine (4 images/s)" in said
+
+
+def test_compilation_shows_a_clock_that_moves(tmp_path, terminal, monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
-    with RunLogger(tmp_path, steps=160_000, start=0) as logger:
-        logger.compiling()
-    assert "compiling, usually 30 seconds to 2 minutes |" in terminal.getvalue()
+    with RunLogger(tmp_path, steps=160_000, start=0) as logger, logger.compiling(EXPECTED):
+        assert f"compiling 0:00, {EXPECTED} |" in terminal.getvalue()
+        time.sleep(1.3)
+    assert "compiling 0:01, first time" in terminal.getvalue()
     assert all(len(line) <= 80 for line in terminal.getvalue().splitlines())
 
 
 def test_in_a_log_file_compilation_is_one_line(tmp_path, capsys):
-    with RunLogger(tmp_path, steps=10, start=0) as logger:
-        logger.compiling()
+    with RunLogger(tmp_path, steps=10, start=0) as logger, logger.compiling(EXPECTED):
+        time.sleep(1.1)
     assert capsys.readouterr().err.count("compiling") <= 2  # that line, and the bar's last state
 
 

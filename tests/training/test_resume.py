@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -223,6 +224,21 @@ def test_what_goes_on_is_told(tmp_path, monkeypatch, capfd):
     assert [r["skipped_steps"] for r in records(tmp_path) if r["kind"] == "train"] == [0, 1, 1, 1]
     assert phases[:3] == ["input", "compile", "wait for the device"]
     assert {"step", "save", "evaluation"} <= set(phases)
+
+
+def test_a_recompiled_step_is_named(tmp_path, monkeypatch, capfd):
+    original = loop.batches_from
+
+    def odd(*args: Any, **kwargs: Any) -> Iterator[dict[str, np.ndarray]]:
+        for number, batch in enumerate(original(*args, **kwargs), start=1):
+            if number == 4:  # of the same pixels, but another shape
+                batch = {k: x[:, :16] if x.ndim > 1 else x for k, x in batch.items()}
+            yield batch
+
+    monkeypatch.setattr(loop, "batches_from", odd)
+    train(config_of(), tmp_path)
+    said = "".join(capfd.readouterr())
+    assert re.search(r"step 4 was recompiled .*image float32\[4, 16, 32, 3\]", said)
 
 
 def test_a_batch_not_divisible_by_the_devices_is_refused(tmp_path):

@@ -1,8 +1,9 @@
-"""What the log says of steps: means and skipped steps."""
+"""What the log says of steps: means, skipped steps, and compilations that should not be."""
 
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,7 +33,17 @@ class FakeLogger(RunLogger):
 
 @pytest.fixture
 def log(mini) -> StepLog:
-    return StepLog(Config(), FakeLogger(), lambda count: None)
+    return StepLog(Config(), FakeLogger(), jax.jit(lambda batch: batch["image"].sum()))
+
+
+def test_a_recompiled_step_is_reported_with_its_shapes(log):
+    for step, size in enumerate((4, 4, 4, 5, 5), start=1):
+        batch = {"image": jnp.zeros((2, size, size, 3))}
+        log._train_step(batch)
+        log.report_compilation(step, batch)
+    assert log.logger.said == [
+        "step 4 was recompiled (2 times so far), for image float32[2, 5, 5, 3]"
+    ]
 
 
 def test_means_leave_out_what_was_not_finite_and_say_how_often(log):

@@ -1,0 +1,79 @@
+"""What to expect of compiling a training step: how long it took on this machine before."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from segret_jax import __version__
+from segret_jax.config import Config
+from segret_jax.files import atomic_write
+from segret_jax.parallel import processes
+from segret_jax.settings import flatten, rules
+
+# Measured on a few CPU cores: tiny in half a minute, base in up to two (docs/performance.md).
+USUAL = "usually 0:30 to 2:00"
+RECORD = "segret_jax_compile_times.json"  # in JAX's compilation cache: both go together
+CACHE_HIT = "/jax/compilation_cache/cache_hits"
+
+
+@contextmanager
+def expected_compilation(config: Config, mesh: Mesh) -> Iterator[str]:
+    """Yield a text on how long the block's compilation may take, and record how long it took.
+
+    Whether JAX will find the program in its cache cannot be known beforehand. Faults of the record,
+    such as a full disk, never end a run.
+    """
+    settings: Any = jax.config  # whose type does not name them
+    folder, key, hits = settings.jax_compilation_cache_dir, _key(config, mesh), []
+
+    def listen(event: str, **_: Any) -> None:
+        if event == CACHE_HIT:
+            hits.append(event)
+
+    known = _read(Path(folder) / RECORD) if folder else {}
+    jax.monitoring.register_event_listener(listen)
+    begun = time.monotonic()
+    try:
+        yield _describe(known.get(key), is_kept=bool(folder))
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+    if folder and processes.is_primary():
+        known[key] = {"seconds": time.monotonic() - begun, "cached": bool(hits)}
+        with suppress(Exception):
+            atomic_write(Path(folder) / RECORD, json.dumps(known))
+
+
+def _key(config: Config, mesh: Mesh) -> str:
+    """Return a short name of what the compiled step depends on."""
+    rule, groups = rules(config), ("model.", "train.", "optim.")
+    settings = {
+        k: v for k, v in flatten(config).items() if k.startswith(groups) and rule[k].compiled
+    }
+    device = mesh.devices.flat[0].device_kind
+    versions = jax.__version__, __version__
+    parts = [settings, config.data.dataset, config.data.crop, dict(mesh.shape), device, versions]
+    return sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with suppress(Exception):
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    return {}
+
+
+def _describe(record: Any, *, is_kept: bool) -> str:
+    if not is_kept:
+        return USUAL
+    try:
+        seconds, cached = int(record["seconds"]), record["cached"]
+    except (TypeError, KeyError, ValueError):
+        return f"first time here, {USUAL}"
+    took = f"{seconds // 60}:{seconds % 60:02d}"
+    return f"probably cached, about {took}" if cached else f"probably cached; compiling took {took}"
