@@ -5,7 +5,7 @@ from typing import Any
 
 from segret_jax.aot import programs
 from segret_jax.aot.chips import Topology
-from segret_jax.aot.receipt import compile_for
+from segret_jax.aot.report import compile_for
 from segret_jax.config import Config
 from segret_jax.data.pipeline import class_table
 from segret_jax.evaluation.plan import Size

@@ -47,7 +47,7 @@ class Checkpoints:
         self.data = _fingerprint(data)
         self.folder = (workdir / FOLDER).absolute()
         self._manager = self._open()
-        self._writing: int | None = None  # the step whose checkpoint is not yet on the disk
+        self._unfinished_step: int | None = None  # the step whose checkpoint is not yet on the disk
         self._is_saved = True  # the last one
 
     def _open(self) -> ocp.CheckpointManager:
@@ -80,7 +80,7 @@ class Checkpoints:
         self.finish()
         if step == self.latest_step:
             return
-        self._writing, self._is_saved = step, True
+        self._unfinished_step, self._is_saved = step, True
         items = items_to_save(state, self.config, self.table)
         items["data"] = ocp.args.JsonSave(self.data)
         try:
@@ -92,10 +92,10 @@ class Checkpoints:
 
     def finish(self) -> bool:
         """Wait for the last checkpoint; log an error and return False if it was not saved."""
-        if self._writing is not None:
+        if self._unfinished_step is not None:
             try:
                 self._manager.wait_until_finished()
-                self._writing = None
+                self._unfinished_step = None
             except (OSError, ValueError) as error:
                 self._on_disk_error(error)
         return self._is_saved
@@ -103,7 +103,7 @@ class Checkpoints:
     def _on_disk_error(self, error: OSError | ValueError) -> None:
         """Remove the incomplete last checkpoint, and log the error."""
         reason = disk_errors.disk_error_reason(error)
-        step, self._writing, self._is_saved = self._writing, None, False
+        step, self._unfinished_step, self._is_saved = self._unfinished_step, None, False
         with suppress(Exception):  # it would raise the same error again at whatever is next
             self._manager.close()
         disk_errors.remove_partial_checkpoint(self.folder / str(step))
@@ -168,15 +168,15 @@ class Checkpoints:
     def _set_aside(self, step: int, fault: UnreadableError) -> None:
         if processes.is_primary():
             folder = self.folder / str(step)
-            aside, number = self.folder.parent / f"damaged_checkpoint_{step}", 1
-            while aside.exists():
+            target, number = self.folder.parent / f"damaged_checkpoint_{step}", 1
+            while target.exists():
                 number += 1
-                aside = aside.with_name(f"damaged_checkpoint_{step}_{number}")
+                target = target.with_name(f"damaged_checkpoint_{step}_{number}")
             logging.warning(
                 "%s is damaged (%s): moved to %s; the checkpoint before it is used",
-                folder, fault, aside,
+                folder, fault, target,
             )  # fmt: skip
-            folder.rename(aside)
+            folder.rename(target)
         processes.wait_for_all("damaged checkpoint set aside")
         self._manager.reload()
 

@@ -31,7 +31,7 @@ from segret_jax import config as configs
 from segret_jax.checkpoint import disk_errors, reading
 from segret_jax.checkpoint.reading import UnreadableError
 from segret_jax.checkpoint.stored_state import FORMAT
-from segret_jax.data.class_table import MOST_CLASSES, ClassTable, parse_class_table, read_json
+from segret_jax.data.class_table import MAX_CLASSES, ClassTable, parse_class_table, read_json
 from segret_jax.errors import InputError
 from segret_jax.models.config import model_name
 from segret_jax.models.factory import ModelBundle, abstract
@@ -103,7 +103,7 @@ def load_config(checkpoint: Path) -> configs.Config:
 def load_table(checkpoint: Path) -> ClassTable:
     """Read the class table saved in a checkpoint folder; InputError if it is not one."""
     file = checkpoint / "classes" / "metadata"
-    return parse_class_table(*read_json(file), default_name="", most=MOST_CLASSES)
+    return parse_class_table(*read_json(file), default_name="", most=MAX_CLASSES)
 
 
 def load_source(checkpoint: Path) -> dict[str, Any]:

@@ -53,11 +53,11 @@ def stored_like(like: TrainState, version: int) -> TrainState:
     shapes = jax.eval_shape(lambda params: pack(params, _vector_of_format_1), like.params)
     placed = {path: leaf.sharding for path, leaf in flatten_dict(like.params).items()}
 
-    def place(path: Path, leaf: Any) -> jax.ShapeDtypeStruct:
+    def shape_of(path: Path, leaf: Any) -> jax.ShapeDtypeStruct:
         sharding = placed.get(path[1:], like.step.sharding)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    packed = unflatten_dict({path: place(path, x) for path, x in flatten_dict(shapes).items()})
+    packed = unflatten_dict({path: shape_of(path, x) for path, x in flatten_dict(shapes).items()})
     return _with_moments(like, packed, packed)
 
 

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     _prepare_compilers()
     from segret_jax.aot.chips import topology  # heavy imports, after the arguments
     from segret_jax.aot.fitting import evaluation_report, train_report
-    from segret_jax.aot.receipt import to_text
+    from segret_jax.aot.report import to_text
 
     chips = topology(args.topology)
     compilers = {"train": train_report, "eval": evaluation_report}

@@ -70,7 +70,7 @@ def begin(processes_spec: str | None = None) -> None:
     processes.start(processes_spec)
     compilation_cache.use_cache()
     if processes.is_primary():
-        program.say_huge_pages()
+        program.print_huge_pages()
 
 
 def shipped_configs() -> dict[str, Path]:

@@ -29,7 +29,7 @@ def run(main: Callable[[list[str]], None], *, computes: bool = False) -> None:
             main(sys.argv[1:])
         except (Exception, KeyboardInterrupt) as error:
             if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
-                interrupts.quit_at_once(_say_interrupted)  # Python's own end may take long
+                interrupts.quit_at_once(_print_interrupted)  # Python's own end may take long
             if isinstance(error, InputError | OSError):  # such as a full disk
                 print(f"error: {error}", file=sys.stderr)
                 _exit(2)
@@ -37,7 +37,7 @@ def run(main: Callable[[list[str]], None], *, computes: bool = False) -> None:
             _exit(70)  # a bug, as in sysexits.h; 1 is a verdict of check, verify and compare
 
 
-def _say_interrupted() -> None:
+def _print_interrupted() -> None:
     print("interrupted", file=sys.stderr)
     sys.stdout.flush()
 
@@ -46,7 +46,7 @@ def _exit(status: int) -> NoReturn:
     """Exit with `status`; with several processes abort, since the others do not exit together."""
     processes: Any = sys.modules.get("segret_jax.parallel.processes")
     if processes:
-        processes.leave(status)
+        processes.abort(status)
     sys.exit(status)
 
 
@@ -62,7 +62,7 @@ def _use_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
-def say_huge_pages() -> None:
+def print_huge_pages() -> None:
     """Print a line if the program was started again to use huge pages."""
     if os.environ.get("GLIBC_TUNABLES") == TUNABLES:
         print(f"memory in huge pages, for speed ({HUGE_PAGES}=0 turns it off)", file=sys.stderr)

@@ -21,13 +21,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("folder", type=Path, help="nonfinite_STEP, or a run's folder with one")
     args, overrides = parser.parse(argv)
 
-    from segret_jax.replay.step import PRECISIONS, faulty_inputs, find, replay  # heavy, after
+    from segret_jax.replay.step import PRECISIONS, find, nonfinite_inputs, replay  # heavy, after
     from segret_jax.training import capture
 
     captured = capture.load(find(args.folder))
     config = cli.apply_overrides(captured.config, overrides)
     print(f"step {int(captured.state.step) + 1}, batch of {len(captured.batch['index'])} images")
-    for line in faulty_inputs(captured):
+    for line in nonfinite_inputs(captured):
         print(f"not finite before the step: {line}")
     finite = [replay(captured, config, dtype) for dtype in PRECISIONS]
     if all(finite) and not overrides:

@@ -35,8 +35,8 @@ def find_classes(content: dict[Any, Any]) -> FileClasses | None:
     """Return the classes that the dicts of a checkpoint name; None if they name none."""
     meta = content.get("meta")  # of mmcv, and in it that of mmengine
     inner = meta.get("dataset_meta") if isinstance(meta, dict) else None
-    places: dict[str, Any] = {"meta.dataset_meta.": inner, "meta.": meta, "": content}
-    for where, found in places.items():
+    found_at: dict[str, Any] = {"meta.dataset_meta.": inner, "meta.": meta, "": content}
+    for where, found in found_at.items():
         for key in NAMES if isinstance(found, dict) else ():
             if names := _names(found.get(key)):
                 palette = next((found[k] for k in COLORS if k in found), None)

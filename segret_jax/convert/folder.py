@@ -84,19 +84,19 @@ def _read_weights(file: Path, wrapper: str) -> TensorFile:
         return read_tensors(file, wrapper=wrapper)
     if wrapper:
         raise InputError(f"{file} is of shards, which hold one state dict: leave --wrapper out")
-    places = _read_json(file).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    found_at = _read_json(file).get("weight_map")
+    if not isinstance(found_at, dict) or not found_at:
         raise InputError(f"{file} is no index of shards: it has no 'weight_map'; {AGAIN}")
-    places = {tensor: str(name) for tensor, name in places.items()}
-    names = sorted(set(places.values()))
+    found_at = {tensor: str(name) for tensor, name in found_at.items()}
+    names = sorted(set(found_at.values()))
     if len(names) > MAX_SHARDS:
         raise InputError(f"{file} names {len(names)} files; at most {MAX_SHARDS} are read")
     located = {name: _locate(file.parent, name) for name in names}
     shards = {name: read_unstripped(shard) for name, shard in located.items()}
     held = {(tensor, name) for name, shard in shards.items() for tensor in shard.tensors}
-    for tensor, name in sorted(places.items() ^ held):
+    for tensor, name in sorted(found_at.items() ^ held):
         state = "holds" if (tensor, name) in held else "lacks"
-        where = f"to {shorten(places[tensor])!r}" if tensor in places else "nowhere"
+        where = f"to {shorten(found_at[tensor])!r}" if tensor in found_at else "nowhere"
         raise InputError(
             f"{file} maps tensor {shorten(tensor)!r} {where}, but {name} {state} it; {AGAIN}"
         )

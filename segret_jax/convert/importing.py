@@ -79,11 +79,11 @@ def import_tensors(
     leaves = _torch_leaves(found, *bundle.variables)
     known, surplus = _split_surplus(tensors, leaves, found)
     missing = {n: f"{list(s)} is missing" for n, (_, s) in leaves.items() if n not in tensors}
-    unfit = {n: _fault(tensors[n], s) for n, (_, s) in leaves.items() if n in tensors}
-    unfit = {name: fault for name, fault in unfit.items() if fault}
-    allowed = _allowed_reasons([*missing, *unfit, *surplus], patterns, known)
-    _raise_differences(missing, unfit, surplus, allowed, found)
-    initialized = {name: allowed[name] for name in [*missing, *unfit]}
+    unusable = {n: _fault(tensors[n], s) for n, (_, s) in leaves.items() if n in tensors}
+    unusable = {name: fault for name, fault in unusable.items() if fault}
+    allowed = _allowed_reasons([*missing, *unusable, *surplus], patterns, known)
+    _raise_differences(missing, unusable, surplus, allowed, found)
+    initialized = {name: allowed[name] for name in [*missing, *unusable]}
     if initialized:
         bundle = build(found.model, found.num_classes, seed=0)
     params, batch_stats = (
@@ -94,7 +94,7 @@ def import_tensors(
         params=params,
         batch_stats=batch_stats,
         leaves=leaves,
-        dropped=known | {name: allowed[name] for name in [*unfit, *surplus]},
+        dropped=known | {name: allowed[name] for name in [*unusable, *surplus]},
         initialized=initialized,
         unused={n: tensors[n] for n in known if _is_kept_for_export(n, tensors[n])},
     )
@@ -222,11 +222,11 @@ def _is_kept_for_export(name: str, tensor: np.ndarray) -> bool:
 
 
 def _raise_differences(
-    missing: Faults, unfit: Faults, surplus: Faults, allowed: Faults, found: TorchModel
+    missing: Faults, unusable: Faults, surplus: Faults, allowed: Faults, found: TorchModel
 ) -> None:
     """Raise InputError with all differences that are not allowed."""
     lines: list[str] = []
-    for faults, others in ((missing, surplus), (unfit, {}), (surplus, missing)):
+    for faults, others in ((missing, surplus), (unusable, {}), (surplus, missing)):
         candidates = [name for name in others if name not in allowed]
         for name in (name for name in faults if name not in allowed):
             near = get_close_matches(name, candidates, n=1) if len(lines) < MAX_NEAREST else []

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from segret_jax.convert.safetensors import Tensors
-from segret_jax.data.class_table import MOST_CLASSES, UNKNOWN
+from segret_jax.data.class_table import MAX_CLASSES, UNKNOWN
 from segret_jax.errors import InputError
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.families import FAMILIES, get_family
@@ -87,7 +87,7 @@ def _num_classes(tensors: Tensors, model: ModelConfig) -> int:
     if not counts and is_segmentation:
         raise InputError(f"lacks {names[0]}, which tells the number of classes")
     count = counts[0] if counts else IMAGENET_CLASSES
-    most = UNKNOWN if is_segmentation else MOST_CLASSES  # label maps have 8 bits
+    most = UNKNOWN if is_segmentation else MAX_CLASSES  # label maps have 8 bits
     if not 1 <= count <= most:
         raise InputError(f"has {count} classes; a {model.task} model of 1 to {most} is read")
     return count

@@ -179,7 +179,7 @@ def _unwrap(file: TorchFile, wrapper: str) -> TensorFile:
     content = file.content if isinstance(file.content, dict) else {}
     # Each value is searched once, as a pickle can put one long dict under a million keys.
     values = {id(value): value for value in content.values()}
-    holders = {place for place, value in values.items() if _has_tensors(value)}
+    holders = {path for path, value in values.items() if _has_tensors(value)}
     found = {k: value for k, value in content.items() if id(value) in holders and _is_name(k)}
     if wrapper and found and wrapper not in found:
         raise InputError(shorten(str(unknown_name("state dict", wrapper, found))))

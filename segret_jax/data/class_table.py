@@ -20,7 +20,7 @@ UNKNOWN = 254
 """Entry of a lookup table for a stored value without meaning, which `decode.map_label` rejects.
 Class ids therefore end at 253."""
 
-MOST_CLASSES = 2**16
+MAX_CLASSES = 2**16
 """Largest number of classes of a classifier; 8-bit label maps bound those of segmentation."""
 
 _FOLDER = Path(__file__).with_name("class_tables")

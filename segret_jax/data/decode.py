@@ -96,14 +96,14 @@ def decode_label(file: File, *, where: str = "") -> Label:
             1-bit, 2- and 4-bit gray (which Pillow stretches to 0..255), lossy compression, several
             frames.
     """
-    where = _place(file, where)
+    where = _location(file, where)
     if where.lower().endswith(".mat"):
         return _decode_mat(file, where)
     with _opened(file, where) as (image, path):
         stored = stored_form(image)
-        exact = image.mode == "P" or (image.mode == "L" and ";" not in stored)
+        is_plain = image.mode == "P" or (image.mode == "L" and ";" not in stored)
         form = image.info.get("compression", "") if image.format == "TIFF" else ""
-        if not exact or not (form in LOSSLESS_TIFF or image.format in LOSSLESS_FORMATS):
+        if not is_plain or not (form in LOSSLESS_TIFF or image.format in LOSSLESS_FORMATS):
             raise InputError(
                 f"{path}: label is a {image.format} of mode {image.mode} (stored as "
                 f"{' '.join(filter(None, (form, stored)))}); {_LABEL_FORM}"
@@ -134,14 +134,14 @@ def _decode_mat(file: File, where: str) -> Label:
     return ids.astype(np.uint8)
 
 
-def _place(file: File, where: str) -> str:
+def _location(file: File, where: str) -> str:
     return where or ("image in memory" if isinstance(file, bytes) else str(file))
 
 
 @contextmanager
 def _opened(file: File, where: str) -> Iterator[tuple[ImageFile.ImageFile, str]]:
     """Open an image file; convert Pillow's errors, also those of decoding, to InputError."""
-    path = _place(file, where)
+    path = _location(file, where)
     try:
         # Never a path for Pillow: it would map a plain TIFF into memory, and turn that wrongly.
         with (

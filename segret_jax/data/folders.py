@@ -102,12 +102,12 @@ def _list_both(spec: DatasetSpec, layout: Layout, top: Path, split: str) -> tupl
     label of the layout that reads *.png.
     """
 
-    def places(one: Layout) -> tuple[tuple[Path, str], tuple[Path, str]]:
+    def patterns(one: Layout) -> tuple[tuple[Path, str], tuple[Path, str]]:
         images, labels = (top / f.format(split=one.splits[split]) for f in (one.images, one.labels))
         return (images, one.image_suffix), (labels, one.label_suffix)
 
-    image, label = places(layout)
-    all_images, all_labels = map(set, zip(*map(places, spec.layouts), strict=True))
+    image, label = patterns(layout)
+    all_images, all_labels = map(set, zip(*map(patterns, spec.layouts), strict=True))
     return list_files(*image, all_labels), list_files(*label, all_images | all_labels)
 
 

@@ -16,7 +16,7 @@ from segret_jax.data.sources import RecordSource, Source
 from segret_jax.errors import InputError
 from segret_jax.parallel import processes
 
-MOST_SKIPPED = 1000  # samples, photographs with them: more would delay the start by minutes
+MAX_SKIPPED = 1000  # samples, photographs with them: more would delay the start by minutes
 
 
 def check_class_table(table: ClassTable) -> None:
@@ -57,11 +57,11 @@ def only_class_of_labels(stored_counts: Counts, layout: Layout, table: ClassTabl
     if not unused.size:
         return f"{found}; label the other classes, too, or name the folder whose labels hold them"
     values = " or ".join(map(str, unused))
-    share = stored_counts[unused].sum() / stored_counts.sum()
+    fraction = stored_counts[unused].sum() / stored_counts.sum()
     now = "ignored" if (layout.lookup[unused] == IGNORE).all() else "no class"
     return (
         f"{found}; if {values} is meant as a class, give it one in a JSON file of your own "
-        f'("raw_id": {unused[0]}); now {values} is {now}, {share:.1%} of the pixels'
+        f'("raw_id": {unused[0]}); now {values} is {now}, {fraction:.1%} of the pixels'
     )
 
 
@@ -80,7 +80,7 @@ def check_samples(source: Source, *, skip_faulty: bool) -> None:
         return
     order = np.random.default_rng(0).permutation(len(source)).tolist()
     if skip_faulty:
-        _check_any_readable(source, order[:MOST_SKIPPED])
+        _check_any_readable(source, order[:MAX_SKIPPED])
     counts = np.zeros(256, np.int64)
     quiet = not processes.is_primary()
     for index in tqdm(order, "looking for a second class", unit="label", delay=2, disable=quiet):

@@ -86,8 +86,8 @@ def _converted_already(counts: Counts, layout: Layout) -> Iterator[Sign]:
         return
     values = _class_values(layout)
     first, last = int(values[0]), int(values[-1])
-    share = counts[foreign].sum() / counts.sum()
-    held = f"the files hold {_values(foreign)} ({share:.2%} of the pixels), which "
+    fraction = counts[foreign].sum() / counts.sum()
+    held = f"the files hold {_values(foreign)} ({fraction:.2%} of the pixels), which "
     # Where ids start at 0, a foreign 255 may just be another way to write void.
     if occurs[0] and not occurs[last] and (first > 0 or foreign != [IGNORE]):
         yield Sign(
@@ -138,10 +138,10 @@ def _shifted_from_zero(counts: Counts, layout: Layout) -> Iterator[Sign]:
     if missing == [0] and without_void:
         text = f"the files hold all classes but the first (stored 0){void}"
         yield Sign(False, f"{text}: do they count the classes from 1?")
-    share = counts[layout.lookup == IGNORE].sum() / counts.sum()
-    if missing == [after - 1] and share >= MUCH_IGNORED:
+    fraction = counts[layout.lookup == IGNORE].sum() / counts.sum()
+    if missing == [after - 1] and fraction >= MUCH_IGNORED:
         text = f"the files hold all classes but the last (stored {after - 1})"
-        ignored = f"{share:.0%} of the pixels are ignored"
+        ignored = f"{fraction:.0%} of the pixels are ignored"
         yield Sign(False, f"{text}, and {ignored}: was the zero reduced once too often?")
 
 

@@ -87,7 +87,7 @@ class SplitScan:
         self.pixels = np.zeros(num_classes, np.int64)
         np.add.at(self.pixels, lookup[values], self.stored[values])
 
-    def share(self, meaning: int) -> float:
+    def fraction(self, meaning: int) -> float:
         """Return the share of the pixels that are IGNORE or UNKNOWN."""
         values = self.source.layout.lookup == meaning
         return float(self.stored[values].sum() / max(self.stored.sum(), 1))

@@ -54,7 +54,7 @@ def to_dict(diagnosis: Diagnosis) -> dict[str, object]:
             split: {
                 "layout": scan.source.layout.name,
                 "pairs": len(scan.source),
-                "ignored_share": scan.share(IGNORE),
+                "ignored_share": scan.fraction(IGNORE),
                 "pixels_by_stored_value": {
                     str(value): int(scan.stored[value]) for value in np.flatnonzero(scan.stored)
                 },
@@ -101,9 +101,9 @@ def _splits(scans: dict[str, SplitScan]) -> str:
     rows = []
     for split, scan in scans.items():
         layout = f"{scan.source.layout.name}: {scan.source.layout.describe(split)}"
-        shares = (f"{scan.share(meaning):.2%}" for meaning in (IGNORE, UNKNOWN))
+        fractions = (f"{scan.fraction(meaning):.2%}" for meaning in (IGNORE, UNKNOWN))
         pairs, pixels = str(len(scan.source)), f"{scan.stored.sum():,}"
-        rows.append((split, escape(layout), pairs, pixels, *shares))
+        rows.append((split, escape(layout), pairs, pixels, *fractions))
     return _table(("split", "layout", "pairs", "pixels", "ignored", "outside the table"), rows)
 
 
@@ -111,13 +111,13 @@ def _findings(findings: Sequence[Finding]) -> str:
     if not findings:
         return "<p>Nothing was found.</p>"
     rows = [
-        (f"<b class='{f.severity}'>{f.severity}</b>", f.split, escape(f.message) + _places(f))
+        (f"<b class='{f.severity}'>{f.severity}</b>", f.split, escape(f.message) + _locations(f))
         for f in findings
     ]
     return _table(("severity", "split", "finding"), rows)
 
 
-def _places(finding: Finding) -> str:
+def _locations(finding: Finding) -> str:
     if not finding.places:
         return ""
     items = "".join(f"<li>{escape(place)}</li>" for place in finding.places[:LISTED])
@@ -132,8 +132,8 @@ def _classes(diagnosis: Diagnosis) -> str:
     for i, name in enumerate(table.class_names):
         cells = [str(i), f"{_swatch(table, i)}{escape(name)}"]
         for scan in scans.values():
-            share = scan.pixels[i] / max(int(scan.pixels.sum()), 1)
-            cells += [f"{share:.3%}", str(scan.images[i])]
+            fraction = scan.pixels[i] / max(int(scan.pixels.sum()), 1)
+            cells += [f"{fraction:.3%}", str(scan.images[i])]
         rows.append(cells)
     text = "<p>Share of the pixels that have a class, and images in which it occurs.</p>"
     return text + _table(("id", "class", *columns), rows)
@@ -159,8 +159,8 @@ def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[
     def badness(examined: Examined) -> tuple[bool, float, float]:
         values = np.array(list(examined.stored))
         pixels = np.array(list(examined.stored.values()))
-        shares = pixels / pixels.sum()
-        unknown, ignored = (shares[lookup[values] == m].sum() for m in (UNKNOWN, IGNORE))
+        fractions = pixels / pixels.sum()
+        unknown, ignored = (fractions[lookup[values] == m].sum() for m in (UNKNOWN, IGNORE))
         wrong = any(fault.kind in ("unknown", "sizes", "exif_unclear") for fault in examined.faults)
         return wrong, float(unknown), float(ignored)
 

@@ -35,28 +35,28 @@ def write_csv(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str], path
 
 def most_confused(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> list[str]:
     """Name the pairs with the largest share of one class's pixels predicted as another."""
-    share = np.nan_to_num(_shares(counts))
-    np.fill_diagonal(share, 0)
-    order = np.argsort(-share, axis=None, kind="stable")[:NUM_PAIRS]
-    pairs = [divmod(int(i), len(counts)) for i in order if share.flat[i] > 0]
+    fraction = np.nan_to_num(_fractions(counts))
+    np.fill_diagonal(fraction, 0)
+    order = np.argsort(-fraction, axis=None, kind="stable")[:NUM_PAIRS]
+    pairs = [divmod(int(i), len(counts)) for i in order if fraction.flat[i] > 0]
     return [
-        f"{100 * share[i, j]:.1f} % of {class_names[i]} is taken for {class_names[j]} "
+        f"{100 * fraction[i, j]:.1f} % of {class_names[i]} is taken for {class_names[j]} "
         f"({100 * counts[i, j] / counts.sum():.2g} % of all pixels)"
         for i, j in pairs
     ]
 
 
 def picture(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> RGB:
-    """Draw each row's shares: blue where right, red where wrong, gray without any label.
+    """Draw each row's fractions: blue where right, red where wrong, gray without any label.
 
-    The color goes with the square root of the share, so that a few percent are visible.
+    The color goes with the square root of the fraction, so that a few percent are visible.
     """
     cell = int(np.clip(ROOM // len(counts), *CELLS))
     size = min(FONT_SIZE, cell - 2)
     names = [text.readable(name, instead=f"class {i}") for i, name in enumerate(class_names)]
     short = [text.shortened(name, size, NAME_WIDTH) for name in names]
     left = _column(short, cell, size, to_right=True)
-    matrix = np.concatenate([left, _cells(_shares(counts), cell)], axis=1)
+    matrix = np.concatenate([left, _cells(_fractions(counts), cell)], axis=1)
     below = _padded(np.rot90(left), left=left.shape[1])
     errors = ["Most confused:", *most_confused(counts, names)]
     head, foot = (_column(lines, FONT_SIZE + GAP, FONT_SIZE) for lines in ([HEADING], errors))
@@ -70,27 +70,27 @@ def _padded(picture: RGB, above: int = 0, below: int = 0, left: int = 0, right: 
     return np.pad(picture, ((above, below), (left, right), (0, 0)), constant_values=255)
 
 
-def _shares(counts: np.ndarray) -> Float64[np.ndarray, "k k"]:
+def _fractions(counts: np.ndarray) -> Float64[np.ndarray, "k k"]:
     return ratio(counts, np.broadcast_to(counts.sum(1, keepdims=True), counts.shape))
 
 
-def _color(share: np.ndarray, full: tuple[int, int, int]) -> UInt8[np.ndarray, "*shape 3"]:
-    depth = np.sqrt(share)[..., None]
+def _color(fraction: np.ndarray, full: tuple[int, int, int]) -> UInt8[np.ndarray, "*shape 3"]:
+    depth = np.sqrt(fraction)[..., None]
     return np.round((1 - depth) * text.BACKGROUND + depth * np.array(full)).astype(np.uint8)
 
 
-def _cells(shares: np.ndarray, side: int) -> RGB:
-    diagonal = np.eye(len(shares), dtype=bool)[..., None]
-    known = np.nan_to_num(shares)
+def _cells(fractions: np.ndarray, side: int) -> RGB:
+    diagonal = np.eye(len(fractions), dtype=bool)[..., None]
+    known = np.nan_to_num(fractions)
     colors = np.where(diagonal, _color(known, RIGHT), _color(known, WRONG))
-    colors[np.isnan(shares)] = NO_LABEL
+    colors[np.isnan(fractions)] = NO_LABEL
     pixels = colors.repeat(side, 0).repeat(side, 1)
     pixels[::side] = pixels[:, ::side] = LINE
-    for (i, j), share in np.ndenumerate(100 * known):
-        if side >= NUMBERED and round(share) > 0:
-            number, size = f"{share:.0f}", FONT_SIZE - 2
+    for (i, j), fraction in np.ndenumerate(100 * known):
+        if side >= NUMBERED and round(fraction) > 0:
+            number, size = f"{fraction:.0f}", FONT_SIZE - 2
             x = side * (j + 0.5) - text.text_width(number, size) / 2
-            ink = text.BACKGROUND if share > 25 else text.INK
+            ink = text.BACKGROUND if fraction > 25 else text.INK
             text.draw(pixels, number, x, side * (i + 0.5), size, ink=ink)
     return pixels
 

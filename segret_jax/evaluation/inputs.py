@@ -22,7 +22,7 @@ READABLE = {end for end, kind in Image.registered_extensions().items() if kind i
 SUFFIXES = READABLE & set(STILL.split())
 HEIC = {".heic", ".heif"} - SUFFIXES
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # and all that begins with a dot, such as ._photo.jpg
-MOST_NAMED = 10
+MAX_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def _holds_pictures(folder: Path) -> bool:
 
 def abbreviated(things: Sequence[object]) -> str:
     """Return a line that lists the first things and the number of the others."""
-    more = f" and {len(things) - MOST_NAMED} more" if len(things) > MOST_NAMED else ""
-    return ", ".join(map(str, things[:MOST_NAMED])) + more
+    more = f" and {len(things) - MAX_NAMED} more" if len(things) > MAX_NAMED else ""
+    return ", ".join(map(str, things[:MAX_NAMED])) + more
 
 
 def read_picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:

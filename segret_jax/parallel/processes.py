@@ -112,7 +112,7 @@ def check_shared(folder: Path) -> None:
         )
 
 
-def leave(status: int) -> None:
+def abort(status: int) -> None:
     """Exit at once if there are other processes, which would wait for this one forever.
 
     They exit too, within the timeout of JAX's heartbeats.

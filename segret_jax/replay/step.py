@@ -31,7 +31,7 @@ def find(folder: Path) -> Path:
     raise InputError(f"{folder} is no nonfinite_STEP, and holds none")
 
 
-def faulty_inputs(captured: CapturedStep) -> list[str]:
+def nonfinite_inputs(captured: CapturedStep) -> list[str]:
     """Return the names of arrays of the state and the batch that are not finite."""
     trees = {
         "parameters": captured.state.params,

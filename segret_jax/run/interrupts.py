@@ -94,12 +94,12 @@ def print_below_bar(message: str) -> None:
     os.write(2, f"\n{message}\n".encode())
 
 
-def quit_at_once(say: Callable[[], None]) -> NoReturn:
-    """Call `say`, then end this process and its workers, whatever its threads are at."""
+def quit_at_once(log: Callable[[], None]) -> NoReturn:
+    """Call `log`, then end this process and its workers, whatever its threads are at."""
     hanging = threading.Timer(PATIENCE, os._exit, (STATUS,))
     hanging.start()
     with suppress(Exception):
-        say()
+        log()
     for worker in multiprocessing.active_children():
         worker.kill()
     hanging.cancel()

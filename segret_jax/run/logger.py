@@ -47,7 +47,7 @@ class RunLogger(AbstractContextManager):
         self._steps_to_time, self._training_since = STEPS_TO_ESTIMATE, 0.0
         self._wandb = None
         if active and wandb_project:  # first, because it may raise
-            self._wandb = WandbLogger(wandb_project, workdir, config=config or {}, say=self.info)
+            self._wandb = WandbLogger(wandb_project, workdir, config=config or {}, log=self.info)
         file = workdir / "metrics.jsonl" if active else Path(os.devnull)
         with disk_errors_as_input_errors(file):
             if active:

@@ -42,11 +42,11 @@ class Profiler(AbstractContextManager):
     Args:
         folder: Where the trace is written.
         steps: The steps to trace, counted from 1; empty for none.
-        say: Receives a message where the trace is, or why there is none.
+        log: Receives a message where the trace is, or why there is none.
     """
 
-    def __init__(self, folder: Path, steps: Container[int], say: Callable[[str], None]):
-        self._folder, self._steps, self._say = folder, steps, say
+    def __init__(self, folder: Path, steps: Container[int], log: Callable[[str], None]):
+        self._folder, self._steps, self._log = folder, steps, log
         self._running = False
 
     def __exit__(self, *error: object) -> None:
@@ -71,9 +71,9 @@ class Profiler(AbstractContextManager):
         try:
             jax.profiler.stop_trace()
         except (RuntimeError, OSError) as error:  # a full disk is no reason to end the run
-            self._say(f"cannot write the profile to {self._folder}: {error}; training goes on")
+            self._log(f"cannot write the profile to {self._folder}: {error}; training goes on")
             return
-        self._say(
+        self._log(
             f"profile in {self._folder}; to see it: pip install xprof, xprof --logdir "
             f"{self._folder} (or TensorBoard with tensorboard-plugin-profile)"
         )

@@ -33,7 +33,7 @@ class StopRequest:
         self.on_quit: Callable[[], None] = lambda: None
         self._workdir, self._num_devices = workdir, mesh.size
         self._presses = interrupts.InterruptCounter()
-        self._effect, self._said = AFTER_STEP, ""
+        self._effect, self._printed = AFTER_STEP, ""
         self._flags: deque[jax.Array] = deque()
         self._sharding = NamedSharding(mesh, PartitionSpec(AXES))
         self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -63,19 +63,19 @@ class StopRequest:
     def _answer(self, number: int) -> None:
         """Answer a signal, in a thread that does not wait for the main one."""
         if number == signal.SIGTERM:
-            self._say(f"SIGTERM: {self._effect}")
+            self._print(f"SIGTERM: {self._effect}")
         elif number == signal.SIGINT:
             if self._presses.add() > 1:
-                interrupts.quit_at_once(self._say_last)
-            self._say(f"{self._effect}; press Ctrl-C again to quit without saving")
+                interrupts.quit_at_once(self._print_last)
+            self._print(f"{self._effect}; press Ctrl-C again to quit without saving")
 
-    def _say(self, message: str) -> None:
+    def _print(self, message: str) -> None:
         """Print a line above the progress bar, once: schedulers repeat SIGTERM."""
-        if processes.is_primary() and message != self._said:
+        if processes.is_primary() and message != self._printed:
             tqdm.write(message, file=sys.stderr)
-            self._said = message
+            self._printed = message
 
-    def _say_last(self) -> None:
+    def _print_last(self) -> None:
         step = newest_step(self._workdir)
         how = f"continues from the checkpoint of step {step}" if step else "starts anew"
         if processes.is_primary():

@@ -12,7 +12,7 @@ from segret_jax.files import atomic_write
 class WandbLogger:
     """Log to one W&B run per workdir: a resumed run finds its id in the file `wandb_id`.
 
-    A failure is reported once by `say`, and training goes on without W&B. W&B rejects records of
+    A failure is reported once by `log`, and training goes on without W&B. W&B rejects records of
     steps that a killed run had already sent; they are equal anyway.
 
     Raises:
@@ -20,7 +20,7 @@ class WandbLogger:
     """
 
     def __init__(
-        self, project: str, workdir: Path, *, config: dict[str, Any], say: Callable[[str], None]
+        self, project: str, workdir: Path, *, config: dict[str, Any], log: Callable[[str], None]
     ):
         try:
             # Not `import wandb`: that also finds a folder of this name, such as W&B itself writes.
@@ -29,7 +29,7 @@ class WandbLogger:
             raise InputError(
                 f"cannot log to the W&B project {project!r}: {error}; pip install wandb"
             ) from error
-        self._say, self._image = say, Image
+        self._log, self._image = log, Image
         self._run: Any = None
 
         def start() -> None:
@@ -63,4 +63,4 @@ class WandbLogger:
         except Exception as error:  # of any kind: none is worth ending the run
             self._run = None
             reason = " ".join(str(error).split()) or type(error).__name__
-            self._say(f"W&B: {reason}; training goes on without it")
+            self._log(f"W&B: {reason}; training goes on without it")

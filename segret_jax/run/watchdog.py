@@ -42,7 +42,7 @@ class Watchdog:
     takes a whole step. So `on_device` phases are compared with the time between completed steps.
 
     Args:
-        say: Receives the reports.
+        log: Receives the reports.
         least: Seconds that any phase may take.
         first: Seconds that a phase may take for the first time, by its name; others 600.
         clock: Returns the time in seconds.
@@ -50,11 +50,11 @@ class Watchdog:
     """
 
     def __init__(
-        self, say: Callable[[str], None], *, least: float = 30.0,
+        self, log: Callable[[str], None], *, least: float = 30.0,
         first: Mapping[str, float] = FIRST, clock: Callable[[], float] = time.monotonic,
         interval: float = 1.0,
     ):  # fmt: skip
-        self._say, self._clock, self._interval = say, clock, interval
+        self._log, self._clock, self._interval = log, clock, interval
         self._least, self._first = least, first
         self._phases: list[_Phase] = []
         recent: Callable[[], deque[float]] = partial(deque, maxlen=101)
@@ -71,7 +71,7 @@ class Watchdog:
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
-        self._thread.join(timeout=5)  # `say` may hang: the run must end all the same
+        self._thread.join(timeout=5)  # `log` may hang: the run must end all the same
 
     @contextmanager
     def phase(self, name: str, *, on_device: bool = False) -> Iterator[None]:
@@ -96,7 +96,7 @@ class Watchdog:
                     self._history[name].append(seconds)
             if phase.reported:
                 with suppress(Exception):
-                    self._say(f"{name} ended after all, after {_format(seconds)} s")
+                    self._log(f"{name} ended after all, after {_format(seconds)} s")
 
     def steps_completed(self, count: int) -> None:
         """Record that the device completed `count` more steps.
@@ -111,7 +111,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(self._interval):
-            with suppress(Exception):  # `say`: a terminal that is gone, a full disk
+            with suppress(Exception):  # `log`: a terminal that is gone, a full disk
                 self._check()
 
     def _check(self) -> None:
@@ -130,7 +130,7 @@ class Watchdog:
                 frame = sys._current_frames()[phase.thread]
                 stack = "".join(traceback.format_stack(frame)[-NUM_FRAMES:]).rstrip()
                 waiting = f"{phase.name} has been waiting for {_format(seconds)} s ({usual}), here:"
-                self._say(f"{waiting}\n{textwrap.indent(stack, '  ')}")
+                self._log(f"{waiting}\n{textwrap.indent(stack, '  ')}")
 
 
 def _format(seconds: float) -> str:

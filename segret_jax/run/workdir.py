@@ -44,8 +44,8 @@ def claim_workdir(workdir: Path, config: Config) -> Iterator[Callable[[str], Non
         raise InputError(
             f"--workdir {workdir}: give a folder; a bucket is mounted first (gcsfuse, s3fs)"
         )
-    writing = partial(disk_errors_as_input_errors, f"to --workdir {workdir}")
-    with writing():
+    disk_errors = partial(disk_errors_as_input_errors, f"to --workdir {workdir}")
+    with disk_errors():
         processes.check_shared(workdir)
 
     def mark(word: str) -> None:
@@ -56,7 +56,7 @@ def claim_workdir(workdir: Path, config: Config) -> Iterator[Callable[[str], Non
     with ExitStack() as stack:
 
         def claim() -> None:
-            with writing():
+            with disk_errors():
                 stack.enter_context(_lock(workdir))
                 _check_config(workdir, config)
                 (workdir / "pictures").mkdir(exist_ok=True)

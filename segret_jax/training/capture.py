@@ -89,13 +89,13 @@ def _load_batch(folder: Path) -> Batch:
     expected = {folder / f"batch_{i}-of-{len(found)}.npz" for i in range(len(found))}
     if not found or set(found) != expected:
         raise InputError(f"{folder} should hold the samples of all processes, batch_*.npz")
-    shares = []
+    batches = []
     for file in found:
         try:
             with file.open("rb") as opened, np.load(opened) as stored:
-                shares.append({key: stored[key] for key in KEYS})
+                batches.append({key: stored[key] for key in KEYS})
         except Exception as error:  # zip's and numpy's own, of whatever kind
             raise InputError(f"{file} is damaged") from error
-    joined = {key: np.concatenate([share[key] for share in shares]) for key in KEYS}
+    joined = {key: np.concatenate([batch[key] for batch in batches]) for key in KEYS}
     order = np.argsort(joined["index"])
     return {key: value[order] for key, value in joined.items()}

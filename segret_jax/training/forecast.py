@@ -73,22 +73,22 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
     memory, needed = machine.memory, need(config)
     if math.isnan(needed):
         return "the memory that training needs is not known for this family"
-    said = f"training needs about {_gb(needed)} of memory" + " per device" * (not machine.is_cpu)
+    message = f"training needs about {_gb(needed)} of memory" + " per device" * (not machine.is_cpu)
     if math.isnan(memory.total):
-        return said
+        return message
     if needed * (1 - ERROR) > memory.total:
         choices, most = smaller_configs(config, machine.num_devices), 0.9 * memory.total
         fitting = (f"give {flags} or change" for changed, flags in choices if need(changed) < most)
         remedy = next(fitting, "change")
         raise InputError(
-            f"{said}, but there are {_gb(memory.total)}: {remedy} train.batch_size, "
+            f"{message}, but there are {_gb(memory.total)}: {remedy} train.batch_size, "
             "train.accumulate, data.crop, model.remat=1,2,3,4 or model.dtype=bfloat16 by "
             "--config.KEY=VALUE"
         )
     free = memory.total if math.isnan(memory.free) else memory.free
     if needed > free:
-        return f"WARNING: {said}, but only {_gb(free)} of {_gb(memory.total)} are free"
-    return f"{said}; {_gb(free)} are free"
+        return f"WARNING: {message}, but only {_gb(free)} of {_gb(memory.total)} are free"
+    return f"{message}; {_gb(free)} are free"
 
 
 def smaller_configs(config: Config, num_devices: int) -> Iterator[tuple[Config, str]]:

@@ -180,7 +180,7 @@ def _train(run: Run, state: TrainState) -> Result | None:
             return None
     for step in range(start + 1, config.steps + 1):
         run.profiler.before(step)
-        state = _step(run, state, step, is_first=step == start + 1)
+        state = _step(run, state, step, first_step=step == start + 1)
         run.profiler.after(step, state)
         is_evaluation = step % config.eval_every == 0 or step == config.steps
         if is_evaluation or step % config.log_every == 0:
@@ -200,7 +200,7 @@ def _train(run: Run, state: TrainState) -> Result | None:
     return result or _save_and_evaluate(run, state)  # or: the run was complete before
 
 
-def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainState:
+def _step(run: Run, state: TrainState, step: int, *, first_step: bool) -> TrainState:
     begin = time.perf_counter()
     try:
         with run.watchdog.phase("input"):
@@ -211,9 +211,9 @@ def _step(run: Run, state: TrainState, step: int, *, is_first: bool) -> TrainSta
         raise
     run.logger.add_input_wait(time.perf_counter() - begin)
     run.log.skipped += int(batch.pop("skipped").sum())
-    with run.watchdog.phase("compile" if is_first else "step", on_device=not is_first):
+    with run.watchdog.phase("compile" if first_step else "step", on_device=not first_step):
         placed = shard_batch(batch, run.mesh, run.config.train.accumulate)
-        if is_first:
+        if first_step:
             expectation = expected_compilation(run.config, run.mesh)
             with expectation as expected, run.logger.compiling(expected):
                 compile_ahead(run.train_step, state, placed)

@@ -328,7 +328,7 @@ def test_the_program_restarts_once_with_huge_pages_and_prints_it(started_again, 
     program.run(lambda argv: None, computes=True)
     assert started_again == [(sys.executable, sys.orig_argv)]
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
-    program.say_huge_pages()
+    program.print_huge_pages()
     assert "SEGRET_HUGE_PAGES=0 turns it off" in capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ import pytest
 from segret_jax.config import ModelConfig
 from segret_jax.convert.classes import choose_classes
 from segret_jax.convert.recognize import TorchModel, identify
-from segret_jax.data.class_table import MOST_CLASSES, parse_class_table
+from segret_jax.data.class_table import MAX_CLASSES, parse_class_table
 from segret_jax.errors import InputError
 from tests import golden_weights as golden
 from tests.settings import segret
@@ -156,5 +156,5 @@ def test_a_classifier_has_generic_classes_and_no_dataset() -> None:
 def test_as_many_classes_as_are_converted_can_be_loaded(task: str, most: int) -> None:
     family = TorchModel(model=ModelConfig(task=task), num_classes=most, prefix=True)
     _, table = choose_classes(family, "synthetic", given=False)
-    loaded = parse_class_table(table.to_dict(), "", default_name="", most=MOST_CLASSES)
+    loaded = parse_class_table(table.to_dict(), "", default_name="", most=MAX_CLASSES)
     assert loaded.class_names == table.class_names

@@ -147,7 +147,7 @@ def folder_below(spec: DatasetSpec) -> str:
     return f"{folder_name(spec)}/{VERSION}"
 
 
-def places(spec: DatasetSpec) -> tuple[str, ...]:
+def paths(spec: DatasetSpec) -> tuple[str, ...]:
     """Return where below a root the prepared form may lie."""
     return folder_below(spec), VERSION, "."
 

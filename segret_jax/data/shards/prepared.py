@@ -24,12 +24,12 @@ def open_files(spec: DatasetSpec, root: str | Path, split: str) -> RecordSource:
     if "://" in str(root):
         from segret_jax.data.shards import remote  # with its libraries, which few runs need
 
-        folder, shards_at = remote.fetch(str(root), manifests.places(spec))
+        folder, shards_at = remote.fetch(str(root), manifests.paths(spec))
         return PreparedSource(spec, folder, split, shards_at=shards_at)
     top = Path(root).expanduser().absolute()
-    for place in manifests.places(spec):
-        if (top / place / manifests.MANIFEST).is_file():
-            return PreparedSource(spec, top / place, split)
+    for path in manifests.paths(spec):
+        if (top / path / manifests.MANIFEST).is_file():
+            return PreparedSource(spec, top / path, split)
     unfinished = top / manifests.folder_below(spec)
     if unfinished.is_dir() or any(unfinished.parent.glob("incomplete.*")):
         raise manifests.incomplete(unfinished)

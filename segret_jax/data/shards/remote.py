@@ -26,12 +26,12 @@ def cache_folder(url: str) -> Path:
     return Path(pooch.os_cache("segret_jax")) / "data" / key
 
 
-def fetch(url: str, places: tuple[str, ...]) -> tuple[Path, str]:
+def fetch(url: str, paths: tuple[str, ...]) -> tuple[Path, str]:
     """Copy the files of the prepared dataset at `url` that are needed locally and not there yet.
 
     Args:
         url: root of the dataset.
-        places: paths below `url` where it may lie.
+        paths: paths below `url` where it may lie.
 
     Returns:
         The local folder, and where the shards are.
@@ -40,11 +40,11 @@ def fetch(url: str, places: tuple[str, ...]) -> tuple[Path, str]:
         InputError: there is no dataset, or a file does not fit the manifest.
     """
     store = _store(url)
-    tops = [f"{url.rstrip('/')}/{place}".removesuffix("/.") for place in places]
+    tops = [f"{url.rstrip('/')}/{path}".removesuffix("/.") for path in paths]
     top = next((top for top in tops if _exists(store, f"{top}/{MANIFEST}")), None)
     if top is None:
         raise InputError(
-            f"there is no prepared dataset at {url} (no {places[0]}/manifest.json); write it there "
+            f"there is no prepared dataset at {url} (no {paths[0]}/manifest.json); write it there "
             f"with segret data prepare NAME --source DIR --data_dir {url}"
         )
     content = store.cat_file(f"{top}/{MANIFEST}")
@@ -60,11 +60,11 @@ def fetch(url: str, places: tuple[str, ...]) -> tuple[Path, str]:
 def _download(store: Any, top: str, folder: Path, files: dict[str, StoredFile]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # of another version at the same place
-    lacking = {name: file for name, file in files.items() if not _is_here(folder / name, file)}
-    size = sum(file.bytes for file in lacking.values())
+    missing = {name: file for name, file in files.items() if not _is_here(folder / name, file)}
+    size = sum(file.bytes for file in missing.values())
     logging.warning("copying %s to %s first (%.1f MB)", top, folder, size / 1e6)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for name, file in tqdm(lacking.items(), "copying", unit="file", dynamic_ncols=True):
+        for name, file in tqdm(missing.items(), "copying", unit="file", dynamic_ncols=True):
             partial = Path(scratch, name)
             store.get_file(f"{top}/{name}", str(partial))
             if manifests.stored_file(partial) != file:

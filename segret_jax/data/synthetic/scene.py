@@ -41,7 +41,7 @@ def _vehicles(canvas: Canvas, curb: float) -> Iterator[_Item]:
     for side in (-1, 1):
         z = canvas.rng.uniform(6.5, 10.0)
         while z < 28.0:
-            model = MODELS[canvas.rng.choice(len(MODELS), p=[model.share for model in MODELS])]
+            model = MODELS[canvas.rng.choice(len(MODELS), p=[model.fraction for model in MODELS])]
             x = side * (curb - 0.3 - model.width / 2) * canvas.rng.uniform(0.7, 0.97)
             z += 3.0 * (model.height > 2.5)  # a bus close by would hide the street
             if canvas.rng.random() < 0.85:

@@ -20,8 +20,8 @@ def paint_sky(canvas: Canvas) -> None:
     sky = (zenith + (horizon - zenith) * down[:, None])[:, None].astype(np.float32)
     cover = np.zeros((height, width), np.float32)
     for _ in range(canvas.rng.integers(2, 6)):
-        place = canvas.rng.uniform((0.0, 0.02, 0.08), (1.0, 0.32, 0.2))
-        x, y, span = place * (width, height, width)
+        position = canvas.rng.uniform((0.0, 0.02, 0.08), (1.0, 0.32, 0.2))
+        x, y, span = position * (width, height, width)
         for u, puff in canvas.rng.uniform((-1.0, 0.15), (1.0, 0.4), (7, 2)):
             radius = puff * span * (1.2 - abs(u))
             center = (round(x + u * span), round(y - 0.7 * radius))  # the base stays level

@@ -35,7 +35,7 @@ def paint_person(canvas: Canvas, x: float, z: float) -> None:
 class Model:
     """A make of vehicle: meters, and fractions of its length (from the rear) and height."""
 
-    share: float  # of the vehicles in the street
+    fraction: float  # of the vehicles in the street
     width: float
     height: float
     length: float
