@@ -52,7 +52,7 @@ class Model:
                 `normalization.MEAN` and `STD`. They are not resized.
 
         Returns:
-            Logits at stride 4, h = ⌈H/4⌉ and w = ⌈W/4⌉; a classifier's are [b, k].
+            Logits at the model's stride s: h = ⌈H/s⌉, w = ⌈W/s⌉; a classifier's are [b, k].
 
         Raises:
             InputError: the images have another form.

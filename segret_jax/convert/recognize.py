@@ -68,16 +68,14 @@ def identify(tensors: Tensors, model: ModelConfig, given: Collection[str] = ()) 
 
 def _infer(tensors: Tensors, model: ModelConfig, given: Collection[str]) -> tuple[str, dict]:
     """Return the family and its inferred settings; raise the error of the last family tried."""
-    names = [model.family] if "family" in given else list(FAMILIES)
-    for name in names:
-        implementation = get_family(name).load()
-        try:
-            if implementation.torch is not None:
-                return name, implementation.torch.infer(tensors, model, given)
-        except InputError:
-            if name == names[-1]:
-                raise
-    raise InputError("is of no family that has PyTorch checkpoints")
+    error = InputError("is of no family that has PyTorch checkpoints")
+    for name in [model.family] if "family" in given else list(FAMILIES):
+        if (torch := get_family(name).load().torch) is not None:
+            try:
+                return name, torch.infer(tensors, model, given)
+            except InputError as fault:
+                error = fault
+    raise error
 
 
 def _num_classes(tensors: Tensors, model: ModelConfig) -> int:

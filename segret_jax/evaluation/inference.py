@@ -143,7 +143,7 @@ class Predictor:
         if (memory := program.memory_analysis()) is not None:
             needed += memory.temp_size_in_bytes + memory.argument_size_in_bytes
         return (
-            f"about {needed / 1e9:.1f} GB of memory per device; the network alone about "
+            f"about {max(needed / 1e9, 0.1):.1f} GB of memory per device; the network alone about "
             f"{tqdm.format_interval(seconds)}"
         )
 

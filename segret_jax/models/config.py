@@ -21,9 +21,7 @@ class ModelConfig:
     """One of the family's variants."""
     drop_path: float = setting(-1.0, below=1)
     """Drop path rate of the last block; negative: the variant's own."""
-    remat: tuple[int, ...] = setting(
-        (), entry=1, minimum=1, maximum=4, may_change=True, scored=False
-    )
+    remat: tuple[int, ...] = setting((), entry=1, minimum=1, may_change=True, scored=False)
     """Stages, from 1, whose blocks the backward pass recomputes, to save memory."""
     kernels: str = setting("auto", choices=("auto", "reference"), may_change=True)
     """auto: the fastest kernels; reference: plain formulas, exportable, which hold all scores."""
@@ -41,7 +39,7 @@ def choose_family(model: ModelConfig, name: str) -> None:
 
 
 def check_model(model: ModelConfig) -> None:
-    """Raise InputError if the variant or the settings are of another family."""
+    """Raise InputError if variant, settings, task or stages are not those of the family."""
     family = get_family(model.family)
     name, settings = model.family, type(model.settings)
     if settings is not family.settings:
@@ -50,6 +48,11 @@ def check_model(model: ModelConfig) -> None:
     if model.variant not in family.variants:
         known = ", ".join(family.variants)
         raise InputError(f"model.variant is {model.variant!r}; choose one of {known}")
+    if model.task == "classification" and not family.classifier:
+        raise InputError(f"model.task is 'classification', but {name} has no classifiers")
+    if any(stage > family.num_stages for stage in model.remat):
+        count = family.num_stages
+        raise InputError(f"model.remat is {model.remat}, but {name} has {count} stages to name")
 
 
 def check_segmentation(model: ModelConfig) -> None:

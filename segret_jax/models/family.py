@@ -16,8 +16,10 @@ class Family:
     """A dataclass of the family's own settings."""
     variants: Mapping[str, Any]
     load: Callable[[], "Implementation"]
+    num_stages: int = 0
+    """The stages that `model.remat` may name, from 1."""
     classifier: str = ""
-    """The name of its ImageNet classifiers, before the variant."""
+    """The name of its ImageNet classifiers, before the variant; "" if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,10 +36,10 @@ class Implementation:
     stages: Mapping[str, str] = field(default_factory=lambda: {"logits": "the network"})
     """{name of a map: the modules that it comes from}, the logits last."""
     parameter_groups: Mapping[str, tuple[float, bool]] = field(
-        default_factory=lambda: {"all": (1.0, True)}
+        default_factory=lambda: {"kernels": (1.0, True), "others": (1.0, False)}
     )
     """{group: (learning rate multiplier, whether weight decay applies)}."""
-    parameter_group: Callable[[Path], str] = lambda path: "all"
+    parameter_group: Callable[[Path], str] = lambda p: "kernels" if p[-1] == "kernel" else "others"
     last_layer: str = "/classify/"
     """Part of the paths of those parameters whose shape depends on the number of classes."""
     costs: "Costs | None" = None
@@ -47,7 +49,10 @@ class Implementation:
 
 @runtime_checkable
 class Costs(Protocol):
-    """Operations, parameters and memory of a model, by formula; a module may implement it."""
+    """Operations, parameters and memory of a model, by formula; a module may implement it.
+
+    Without it, operations are XLA's count, and training starts without a forecast of its memory.
+    """
 
     def count(self, config: Any, num_classes: int, size: Size) -> dict[str, Any]:
         """Return {part: `flops.Cost`} of one image."""

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from segret_jax.errors import InputError
-from segret_jax.models.config import ModelConfig, model_name
+from segret_jax.models.config import ModelConfig
+from segret_jax.models.factory import abstract
 from segret_jax.models.families import get_family
 from segret_jax.models.family import Size
+from segret_jax.models.forward import forward
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,14 @@ class Cost:
 def operations(config: ModelConfig, num_classes: int, size: Size) -> float:
     """Return the operations of a forward pass over one image, two for each multiply-add.
 
-    Raises InputError for a family that does not count them.
+    XLA counts them for a family that has no formula.
     """
     costs = get_family(config.family).load().costs
     if costs is None:
-        raise InputError(f"the operations of {model_name(config)} are not known: set train.steps")
+        graph, *variables = abstract(config, num_classes)
+        image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+        program = jax.jit(lambda *arguments: forward(graph, *arguments))
+        return float(program.lower(variables, image).cost_analysis()["flops"])  # type: ignore[index]
     counts = costs.count(config, num_classes, size).values()
     return 2.0 * sum(part.mult_adds + part.attention for part in counts)
 

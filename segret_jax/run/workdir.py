@@ -116,7 +116,8 @@ def _check_config(workdir: Path, config: Config) -> None:
         )
     if different:
         listed = ", ".join(f"{k} ({theirs.get(k)} there, {ours[k]} here)" for k in different)
-        remedy = f"; --config.init_from={workdir} starts there from this run's weights" * (made > 0)
+        remedy = f"; --config.init_from={workdir} starts there from this run's weights"
+        remedy *= made > 0 and not any(rule[key].shared for key in different)
         raise InputError(
             f"{workdir} holds a run of another config: {listed}. Choose another --workdir{remedy}"
         )

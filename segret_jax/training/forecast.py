@@ -72,7 +72,7 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
 
     memory, needed = machine.memory, need(config)
     if math.isnan(needed):
-        return "the memory that training needs is not known for this family"
+        return "the memory of training is not known: the family has no Costs.activation_bytes"
     message = f"training needs about {_gb(needed)} of memory" + " per device" * (not machine.is_cpu)
     if math.isnan(memory.total):
         return message

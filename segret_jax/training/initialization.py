@@ -94,6 +94,11 @@ def _check_settings(
     checkpoint: Path, theirs: ModelConfig, ours: ModelConfig, may_differ: Sequence[str]
 ) -> None:
     """Reject weights of another model; `may_differ` names settings of the family."""
+    if theirs.family != ours.family:
+        raise InputError(
+            f"init_from: {checkpoint} is of the family {theirs.family}, the run of {ours.family}: "
+            f"give --config.model.family={theirs.family}, or other weights"
+        )
     there, here = flatten(theirs), flatten(ours)
     different = [
         key
@@ -104,7 +109,7 @@ def _check_settings(
         listed = ", ".join(f"model.{k} ({there.get(k)} there, {here[k]} here)" for k in different)
         remedy = " ".join(f"--config.model.{k}={there.get(k)}" for k in different)
         raise InputError(
-            f"init_from: {checkpoint} holds another {model_name(theirs)}: {listed}. "
+            f"init_from: {checkpoint} is a {model_name(theirs)} of other settings: {listed}. "
             f"Give {remedy}, or other weights"
         )
 

@@ -14,4 +14,6 @@ def _load() -> Implementation:
     return IMPLEMENTATION
 
 
-FAMILY = Family(settings=SegRetSettings, variants=VARIANTS, load=_load, classifier="rmt")
+FAMILY = Family(
+    settings=SegRetSettings, variants=VARIANTS, load=_load, num_stages=4, classifier="rmt"
+)

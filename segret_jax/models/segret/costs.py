@@ -24,6 +24,15 @@ LOGITS = 3.0  # tensors as large as them
 HIDDEN = 1 / 6  # of BLOCK, for each of the FFN's hidden channels
 
 
+LEGEND = """\
+Each stage is counted with the downsample after it.
+  mult-adds   multiply-adds of convolutions and linear layers
+  attention   multiply-adds of Q K^T and of scores x V; they are in no other column
+  layers      mult-adds + 1 per output of a convolution's bias, 2 per normalized element,
+              1 per ReLU: what mmcv counts; the paper's figures are up to 0.3G smaller
+"""
+
+
 def count(config: ModelConfig, num_classes: int, size: Size) -> dict[str, Cost]:
     """Return {part: Cost} for one image of `size`, by formula; keys are `PARTS`."""
     variant, sizes = VARIANTS[config.variant], stage_sizes(size)
@@ -125,6 +134,6 @@ def notes(config: ModelConfig, size: Size, *, batch: int, total: Cost) -> str:
     """Return the text of `segret summary` below its table."""
     full, skipped = total.mult_adds + total.attention, batch * fuse_saving(config, size)
     return (
-        f"Full count (mult-adds + attention): {full / 1e9:.2f}G\n  The model runs "
+        f"{LEGEND}\nFull count (mult-adds + attention): {full / 1e9:.2f}G\n  The model runs "
         f"{skipped / 1e9:.2f}G less of it: it fuses before it upsamples, with the same result."
     )
