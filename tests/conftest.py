@@ -31,6 +31,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_num_cpu_devices", 2)
 compile_fast()
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Before a test replaces Predictor, which their annotations name.
 for _module in ("evaluate", "prediction", "results"):

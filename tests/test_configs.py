@@ -8,13 +8,11 @@ After a change that is meant, rewrite the snapshot and read its diff:
 import json
 import math
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -23,11 +21,11 @@ from segret_jax.cli.arguments import load_config_file
 from segret_jax.config import Config, ModelConfig, flatten, set_value, validate
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
+from segret_jax.models.factory import abstract
+from segret_jax.models.forward import forward
 from segret_jax.models.retention.decay import Decay
-from segret_jax.models.segret.model import SegRet
 from segret_jax.models.segret.variants import VARIANTS
 from segret_jax.settings import rules
-from tests.settings import segret
 
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = {file.stem: file for file in sorted(FOLDER.glob("*.py"))}
@@ -129,33 +127,15 @@ def test_snapshot_holds_no_config_that_is_gone() -> None:
         if name != "own"  # without a crop yet
     ],
 )
-def test_model_gives_logits_of_stride_4_at_the_crop(name: str) -> None:
+def test_model_gives_logits_of_its_stride_at_the_crop(name: str) -> None:
     config = load(name)
     num_classes = class_table(config.data).num_classes
-    h, w = (math.ceil(math.ceil(side / 2) / 2) for side in config.data.crop)
-    model = tuple(
-        (key.rpartition(".")[2], value)
-        for key, value in flatten(config).items()
-        if key.startswith("model.")
-    )
-    assert logits_shape(model, num_classes, config.data.crop) == (1, h, w, num_classes)
-
-
-@cache
-def logits_shape(
-    model: tuple[tuple[str, Any], ...], num_classes: int, crop: tuple[int, int]
-) -> tuple[int, ...]:
-    """Build a model and call it on one image abstractly: nothing is computed or allocated."""
-
-    def forward(image: jax.Array) -> jax.Array:
-        rngs = nnx.Rngs(0)
-        # A traced counter makes JAX compose an error message, over the whole trace so far, at
-        # each draw (flax asks it for its sharding): 6 s for large, against half a second.
-        count: Any = np.zeros((), np.uint32)
-        rngs.default.count = nnx.RngCount(count, tag="default")
-        return SegRet(segret(**dict(model)), num_classes, rngs=rngs)(image)
-
-    return jax.eval_shape(forward, jax.ShapeDtypeStruct((1, *crop, 3), jnp.float32)).shape
+    bundle = abstract(config.model, num_classes)
+    stride = nnx.merge(bundle.graph, *bundle.variables).stride
+    image = jax.ShapeDtypeStruct((1, *config.data.crop, 3), jnp.float32)
+    logits = jax.eval_shape(lambda *x: forward(bundle.graph, *x), bundle.variables, image)
+    h, w = (math.ceil(side / stride) for side in config.data.crop)
+    assert logits.shape == (1, h, w, num_classes)
 
 
 @every_recipe

@@ -34,4 +34,6 @@ def stage_maps(graph: nnx.GraphDef[Any], variables: Any, images: Images) -> dict
 
 def normalized(images: Images) -> Float[Array, "b H W 3"]:
     """Normalize 8-bit images, as `data.transforms.normalize` does on the host."""
-    return (images.astype(jnp.float32) - MEAN) / STD if images.dtype == jnp.uint8 else images
+    if images.dtype != jnp.uint8:
+        return images
+    return (images.astype(jnp.float32) - MEAN[None, None, None]) / STD[None, None, None]

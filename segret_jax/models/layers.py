@@ -98,6 +98,11 @@ def accum_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def per_channel(vector: Float[Array, " c"], ndim: int) -> Float[Array, "*ones c"]:
+    """Return a vector over channels as an array of rank `ndim`."""
+    return jnp.expand_dims(vector, tuple(range(ndim - 1)))
+
+
 class LayerNorm(nnx.LayerNorm):
     """Layer norm over channels with ε = 1e-6 and the two-pass variance."""
 
@@ -141,7 +146,8 @@ class BatchNorm(nnx.Module):
         else:
             mean, var = self.mean[...], self.var[...]
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        return ((x - mean) * scale + self.bias[...]).astype(self.dtype)
+        mean, scale, bias = (per_channel(v, x.ndim) for v in (mean, scale, self.bias[...]))
+        return ((x - mean) * scale + bias).astype(self.dtype)
 
     def fold(
         self, kernel: Float[Array, "*k c"], bias: Float[Array, " c"]
@@ -151,7 +157,8 @@ class BatchNorm(nnx.Module):
         That is in evaluation, when the norm has its running statistics.
         """
         scale = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
-        return kernel * scale, (bias - self.mean[...]) * scale + self.bias[...]
+        bias = (bias - self.mean[...]) * scale + self.bias[...]
+        return kernel * per_channel(scale, kernel.ndim), bias
 
     def _update(self, running: nnx.BatchStat, batch: Float[Array, " c"]) -> None:
         batch = lax.stop_gradient(batch)
@@ -180,7 +187,7 @@ class DepthwiseConv(nnx.Module):
     def __call__(self, x: FeatureMap) -> FeatureMap:
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         convolve = _grouped_conv if self.kernels is Kernels.REFERENCE else depthwise_conv
-        return convolve(x.astype(self.dtype), kernel) + bias
+        return convolve(x.astype(self.dtype), kernel) + per_channel(bias, 4)
 
 
 def depthwise_conv(x: FeatureMap, kernel: Float[Array, "k k c"]) -> FeatureMap:
@@ -229,7 +236,7 @@ def _sum_of_shifts(x: Array, kernel: Array) -> Array:
     (h, w), size = x.shape[1:3], kernel.shape[0]
     x = _pad_for(x, kernel)
     offsets = [(i, j) for i in range(size) for j in range(size)]
-    products = (x[:, i : i + h, j : j + w] * kernel[i, j] for i, j in offsets)
+    products = (x[:, i : i + h, j : j + w] * per_channel(kernel[i, j], 4) for i, j in offsets)
     return functools.reduce(jnp.add, products)
 
 
@@ -320,4 +327,4 @@ def _interpolation(num_in: Any, num_out: Any) -> Float[Array, "num_out num_in"]:
     """Return the interpolation weights of each output position for `num_in` input pixels."""
     position = (jnp.arange(num_out) + 0.5) * num_in / num_out - 0.5  # in input pixels
     position = jnp.clip(position, 0, num_in - 1)
-    return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(num_in)), 0)
+    return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(num_in)[None]), 0)

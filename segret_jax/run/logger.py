@@ -177,8 +177,8 @@ class RunLogger(AbstractContextManager):
         if step == before:  # the first one: mostly compilation
             return dict.fromkeys(SPEED, math.nan)
         rate = (step - before) / seconds
-        waited = min(1.0, self._waited / seconds)
-        return dict(zip(SPEED, (rate, rate * self._images_per_step, waited), strict=True))
+        wait_share = min(1.0, self._waited / seconds)
+        return dict(zip(SPEED, (rate, rate * self._images_per_step, wait_share), strict=True))
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         plain = {k: None if math.isnan(v) else v for k, v in values.items()}  # JSON has no NaN

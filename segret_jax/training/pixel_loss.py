@@ -182,22 +182,24 @@ class _Cells:
 
         def of_columns(weights: Array) -> Array:
             return reduce(
-                jnp.add, (positions[:, :, :, t] * weights[t] for t in range(positions.shape[3]))
+                jnp.add,
+                (positions[:, :, :, t] * weights[:, :, :, t] for t in range(positions.shape[3])),
             )
 
         rows = _overlapping(of_columns(1 - right), of_columns(right), axis=3)
 
         def of_rows(weights: Array) -> Array:
             return reduce(
-                jnp.add, (rows[:, :, s] * weights[:, s] for s in range(positions.shape[2]))
+                jnp.add, (rows[:, :, s] * weights[:, :, s] for s in range(positions.shape[2]))
             )
 
         return _overlapping(of_rows(1 - down), of_rows(down), axis=1)
 
     def _weights(self, row_weights: Array | None) -> tuple[Array, Array]:
-        """Return those of logits below, [i or 1, s, 1, 1], and to the right, [t, j or 1, 1]."""
+        """Return those of logits below, [1 i|1 s 1 1], and to the right, [1 1 1 t j|1 1]."""
         down = jnp.asarray(self.rows.weights) if row_weights is None else row_weights
-        return down[:, :, None, None], jnp.asarray(self.columns.weights).T[:, :, None]
+        right = jnp.asarray(self.columns.weights).T
+        return down[None, :, :, None, None], right[None, None, None, :, :, None]
 
 
 def _overlapping(first: Array, second: Array, *, axis: int) -> Array:
@@ -214,7 +216,8 @@ def _cross_entropy(
 ) -> tuple[Float[Array, "*positions"], Bool[Array, "*positions"], Float[Array, "*positions k"]]:
     """Return each pixel's loss, whether its class is the best, and the grad."""
     # Sums over the class axis rather than an indexed read, which accelerators are slow at.
-    is_class = jnp.arange(logits.shape[-1], dtype=label.dtype) == label[..., None]
+    classes = jnp.arange(logits.shape[-1], dtype=label.dtype)
+    is_class = jnp.expand_dims(classes, tuple(range(label.ndim))) == label[..., None]
     best = jnp.max(logits, -1, keepdims=True)
     exponentials = jnp.exp(logits - best)
     total = jnp.sum(exponentials, -1, keepdims=True)

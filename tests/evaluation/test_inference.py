@@ -327,7 +327,7 @@ def test_weights_are_arguments_and_not_compiled_in(small):
 def test_the_forecast_counts_weights_and_held_logits(small):
     predictor = Predictor(ModelBundle(*small), SMALL, mesh=mesh(1))
     plan = make_plan({0: (32, 64)}, SMALL, 1, stride=4)
-    assert predictor.forecast(plan).startswith("about 0.0 GB of memory per device; the network al")
+    assert predictor.forecast(plan).startswith("about 0.1 GB of memory per device; the network al")
     held = dataclasses.replace(plan, held_logits=10**8)  # x 5 classes x 4 bytes
     assert predictor.forecast(held).startswith("about 2.0 GB")
     passes = dataclasses.replace(plan, passes={(32, 64): 10**9})

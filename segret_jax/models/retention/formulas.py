@@ -48,7 +48,7 @@ def whole_retention(
     """
     b, h, w, n, d = q.shape
     y, x = jnp.divmod(jnp.arange(h * w), w)  # of each token: pixels in row-major order
-    distance = jnp.abs(y[:, None] - y) + jnp.abs(x[:, None] - x)
+    distance = jnp.abs(y[:, None] - y[None]) + jnp.abs(x[:, None] - x[None])
     q, k, v = (t.reshape(b, h * w, n, d) for t in (q, k, v))
     return attend(q, k, v, distance, log_decay, decay).reshape(b, h, w, n, d)
 
@@ -61,9 +61,9 @@ def decomposed_retention(
     The arguments are those of `whole_retention`.
     """
     y, x = (jnp.arange(length) for length in q.shape[1:3])
-    v = attend(q, k, v, jnp.abs(x[:, None] - x), log_decay, decay)
+    v = attend(q, k, v, jnp.abs(x[:, None] - x[None]), log_decay, decay)
     q, k, v = (jnp.swapaxes(t, 1, 2) for t in (q, k, v))  # each column a sequence
-    out = attend(q, k, v, jnp.abs(y[:, None] - y), log_decay, decay)
+    out = attend(q, k, v, jnp.abs(y[:, None] - y[None]), log_decay, decay)
     return jnp.swapaxes(out, 1, 2)
 
 
@@ -81,8 +81,9 @@ def attend(
     `Decay.POST_SOFTMAX` it is (softmax(Q Kᵀ) ⊙ exp(d·distance)) V.
     """
     dtype = accum_dtype(q.dtype)
-    log_d = jnp.asarray(log_decay)[:, None, None] * distance  # [n, q, k]
     scores = jnp.einsum("...qnd,...knd->...nqk", q, k, preferred_element_type=dtype)
+    log_d = jnp.asarray(log_decay)[:, None, None] * distance[None]  # [n, q, k]
+    log_d = jnp.expand_dims(log_d, tuple(range(scores.ndim - 3)))
     if decay is Decay.ADDITIVE:
         attention = jax.nn.softmax(scores + log_d)
     else:
@@ -99,7 +100,7 @@ def rotate(x: Heads) -> Heads:
     """
     _, h, w, _, d = x.shape
     frequency = 10000.0 ** -jnp.linspace(0, 1, d // 2)
-    position = jnp.arange(h * w, dtype=jnp.float32).reshape(h, w, 1, 1)
-    cos, sin = jnp.cos(position * frequency), jnp.sin(position * frequency)
+    angle = jnp.outer(jnp.arange(h * w, dtype=jnp.float32), frequency).reshape(1, h, w, 1, -1)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
     even, odd = x[..., 0::2], x[..., 1::2]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1).reshape(x.shape)

@@ -9,7 +9,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform
-from segret_jax.models.layers import DepthwiseConv, FeatureMap, kernel_and_bias, normal_init
+from segret_jax.models.layers import (
+    DepthwiseConv,
+    FeatureMap,
+    kernel_and_bias,
+    normal_init,
+    per_channel,
+)
 from segret_jax.models.retention.blocked import blocked_retention
 from segret_jax.models.retention.decay import Decay, LogDecay
 from segret_jax.models.retention.formulas import decomposed_retention, rotate, whole_retention
@@ -88,5 +94,5 @@ class Retention(nnx.Module):
     def _project(self, x: FeatureMap) -> list[FeatureMap]:
         """Return q, k and v, computed by one product."""
         kernels, biases = zip(*map(kernel_and_bias, (self.q, self.k, self.v)), strict=True)
-        kernel, bias = jnp.concatenate(kernels, 1), jnp.concatenate(biases)
-        return jnp.split(x @ kernel.astype(x.dtype) + bias.astype(x.dtype), 3, axis=-1)
+        kernel, bias = jnp.concatenate(kernels, 1), jnp.concatenate(biases).astype(x.dtype)
+        return jnp.split(x @ kernel.astype(x.dtype) + per_channel(bias, x.ndim), 3, axis=-1)

@@ -65,12 +65,12 @@ class AxialSequences:
 
     def scores(
         self, q: Float[Array, "b q d"], k: Float[Array, "b k d"], log_decay: Array, start: Any
-    ) -> tuple[Float[Array, "b q k"], Float[Array, "q k"]]:
+    ) -> tuple[Float[Array, "b q k"], Float[Array, "1 q k"]]:
         """Return the scores of the queries from position `start` on, and the logarithm of D."""
         of_queries = start + lax.broadcasted_iota(jnp.int32, (q.shape[1], 1), 0)
         of_keys = lax.broadcasted_iota(jnp.int32, (1, k.shape[1]), 1)
         pairs = zip(self.coordinates(of_queries), self.coordinates(of_keys), strict=True)
-        bias = log_decay * sum(jnp.abs(a - b) for a, b in pairs)
+        bias = (log_decay * sum(jnp.abs(a - b) for a, b in pairs))[None]
         scores = self.product("bqd,bkd->bqk", q, k)
         return scores + bias if self.decay is Decay.ADDITIVE else scores, bias
 

@@ -48,7 +48,7 @@ class Projection(nnx.Module):
         zero = self.zero_norm.fold(*layers.kernel_and_bias(self.zero_conv))
         branches = zip(layers.kernel_and_bias(self.linear), zero, strict=True)
         kernel, bias = (jnp.add(*pair).astype(self.dtype) for pair in branches)
-        return jax.nn.relu(x.astype(self.dtype) @ kernel + bias)
+        return jax.nn.relu(x.astype(self.dtype) @ kernel + layers.per_channel(bias, 4))
 
 
 class Decoder(nnx.Module):

@@ -138,7 +138,7 @@ class Block(nnx.Module):
 
         def scaled(branch: Array, gamma: nnx.Param | None) -> Array:
             if gamma is not None:
-                branch = gamma[...].astype(branch.dtype) * branch
+                branch = layers.per_channel(gamma[...].astype(branch.dtype), branch.ndim) * branch
             if train and keys is not None:
                 branch = layers.drop_path(branch, rate, keys=keys)
             return branch
