@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md, from the receipts that `segret aot --out` wrote.
+"""The tables of docs/scale.md, from the reports that `segret aot --out` wrote.
 
 python -m benchmarks.aot_table benchmarks/results/aot/*.json
 """
@@ -22,12 +22,12 @@ MODELS = ("segret_tiny", "segret_small", "segret_base", "segret_large")
 
 def tables(files: list[Path]) -> tuple[str, str]:
     """Return the tables of training steps and of evaluations, small models first."""
-    receipts = [
-        receipt for file in files for receipt in json.loads(file.read_text(encoding="utf-8"))
+    reports = [
+        report for file in files for report in json.loads(file.read_text(encoding="utf-8"))
     ]
-    receipts.sort(key=lambda r: (MODELS.index(r["model"]), r["topology"]))
-    steps = [_step(r) for r in receipts if r["program"].endswith("train step")]
-    evaluations = [_evaluation(r) for r in receipts if r["program"].endswith("evaluation")]
+    reports.sort(key=lambda r: (MODELS.index(r["model"]), r["topology"]))
+    steps = [_step(r) for r in reports if r["program"].endswith("train step")]
+    evaluations = [_evaluation(r) for r in reports if r["program"].endswith("evaluation")]
     return _table(TRAIN, steps), _table(EVALUATION, evaluations)
 
 

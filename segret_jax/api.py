@@ -92,7 +92,7 @@ class Model:
 
 def _pixels(image: np.ndarray | Image.Image | str | Path) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(image, str | Path):
-        return decode_image(Path(image).expanduser(), upright=True)
+        return decode_image(Path(image).expanduser())
     if isinstance(image, Image.Image):
         stored = stored_form(image) if isinstance(image, ImageFile.ImageFile) else ""
         if image.mode.startswith(("I", "F")) or ";16" in stored:

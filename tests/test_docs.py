@@ -37,7 +37,7 @@ def test_every_promise_names_a_test_that_is_there():
                 assert any(f"def {function}(" in f.read_text() for f in found), name
 
 
-def test_the_tables_of_ahead_of_time_are_those_of_the_receipts():
+def test_the_tables_of_ahead_of_time_are_those_of_the_reports():
     page = (ROOT / "docs/scale.md").read_text()
     for table in aot_table.tables(sorted((ROOT / "benchmarks/results/aot").glob("*.json"))):
         assert table in page

@@ -1,23 +1,80 @@
-"""The report about one compiled program, as plain values and as text."""
+"""Reports about the programs of a config: memory, operations, and a bound on their time."""
 
 import re
+import sys
 import time
 from typing import Any
 
 import jax
 
+from segret_jax.aot import programs
 from segret_jax.aot.chips import Chip, Topology
 from segret_jax.aot.hlo import collectives
+from segret_jax.config import Config
+from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
+from segret_jax.evaluation.plan import Size
+from segret_jax.models.config import model_name
+from segret_jax.models.flops import operations
 
+Report = dict[str, Any]
+
+TRAIN_STEP, EVALUATION = "train step", "evaluation"
 # The message of XLA, "Used 80.36G of 15.75G hbm": the memory needed, and that of a chip.
 _TOO_LARGE = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _UNIT = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30}
 
 
-def compile_for(
-    lowered: Any, topology: Topology, *, num_chips: int, model_flops: float
-) -> dict[str, Any]:
+def train_report(config: Config, topology: Topology) -> Report:
+    """Compile the training step of `config` for all chips of `topology`."""
+    batch, parts, crop = config.train.batch_size, config.train.accumulate, config.data.crop
+    shape = f"global batch {batch} of {crop[0]}x{crop[1]}"
+    shape += f" in {parts} parts" if parts > 1 else ""
+    shape += f", mesh.fsdp {config.mesh.fsdp}" if config.mesh.fsdp != 1 else ""
+    passes = 3 * batch  # the backward pass takes twice the operations of the forward pass
+    report = _report(config, topology, TRAIN_STEP, shape, passes, crop)
+    return report | ({"expected_batch": expected_batch(report)} if "bound" in report else {})
+
+
+def evaluation_report(config: Config, topology: Topology) -> Report:
+    """Compile the network of evaluation at its largest input for one host of `topology`."""
+    size, batch = programs.largest_input(config), config.eval.batch_size
+    shape = f"{batch} image of {size[0]}x{size[1]} per chip"
+    return _report(config, topology, EVALUATION, shape, batch * len(topology.one_host), size)
+
+
+def expected_batch(report: Report) -> int:
+    """Return the largest batch that should fit, if memory grows with the images on a chip."""
+    unit = report["chips"] * report["accumulate"]
+    per_image = report["memory"]["temporary"] / (report["batch_size"] / unit)
+    room = report["limit"] - report["memory"]["total"] + report["memory"]["temporary"]
+    return int(room // per_image) * unit
+
+
+def _report(
+    config: Config, topology: Topology, program: str, shape: str, passes: int, size: Size
+) -> Report:
+    """Compile a program that makes `passes` forward passes of an image of `size`."""
+    print(f"compiling the {program} ({shape}), which takes minutes", file=sys.stderr, flush=True)
+    model, num_classes = config.model, class_table(config.data).num_classes
+    remat = f", remat {','.join(map(str, model.remat))}" if model.remat else ""
+    flops = passes * operations(model, num_classes, size)
+    is_train = program == TRAIN_STEP
+    lower = programs.train_step if is_train else programs.evaluation
+    chips = len(topology.devices if is_train else topology.one_host)
+    lowered = lower(config, num_classes, topology)
+    return {
+        "model": model_name(model),
+        "dtype": model.dtype,
+        "accumulate": config.train.accumulate,
+        "batch_size": config.train.batch_size,
+        "program": f"{model_name(model)}: {program}",
+        "shape": f"{shape}, {model.dtype}{remat}",
+        **compile_for(lowered, topology, num_chips=chips, model_flops=flops),
+    }
+
+
+def compile_for(lowered: Any, topology: Topology, *, num_chips: int, model_flops: float) -> Report:
     """Compile a program for `num_chips` chips.
 
     Args:
@@ -50,7 +107,7 @@ def compile_for(
     return about | {"compile_seconds": seconds} | found
 
 
-def _measure(compiled: Any, chip: Chip, num_chips: int, model_flops: float) -> dict[str, Any]:
+def _measure(compiled: Any, chip: Chip, num_chips: int, model_flops: float) -> Report:
     stats, cost = compiled.memory_analysis(), compiled.cost_analysis()
     memory = {
         "arguments": stats.argument_size_in_bytes,
@@ -71,7 +128,7 @@ def _measure(compiled: Any, chip: Chip, num_chips: int, model_flops: float) -> d
     return found | {"bound": bound(found | {"chips": num_chips}, chip)}
 
 
-def bound(report: dict[str, Any], chip: Chip) -> dict[str, float]:
+def bound(report: Report, chip: Chip) -> dict[str, float]:
     """Return the least seconds by each of a chip's peaks; a step takes at least their maximum.
 
     An all-reduce sends each byte twice: it is a reduce-scatter and an all-gather.
@@ -85,7 +142,7 @@ def bound(report: dict[str, Any], chip: Chip) -> dict[str, float]:
     }
 
 
-def to_text(report: dict[str, Any]) -> str:
+def to_text(report: Report) -> str:
     """Return the report as lines of text."""
     memory = {part: f"{size / 1e9:.2f}" for part, size in report["memory"].items()}
     total, limit = memory.pop("total"), f"{report['limit'] / 1e9:.2f}"

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--topology", required=True, help="v4:2x2x4, v5e:4x4, v5p:…, v6e:…")
     parser.add_argument("--program", choices=PROGRAMS, help="default: both")
-    parser.add_argument("--out", type=Path, help="write the receipts as JSON, too")
+    parser.add_argument("--out", type=Path, help="also write the reports as JSON")
     args, overrides = parser.parse(argv)
     config = cli.apply_overrides(cli.load_config_file(args.config), overrides)
     check_segmentation(config.model)
@@ -40,18 +40,17 @@ def main(argv: list[str]) -> None:
 
     _prepare_compilers()
     from segret_jax.aot.chips import topology  # heavy imports, after the arguments
-    from segret_jax.aot.fitting import evaluation_report, train_report
-    from segret_jax.aot.report import to_text
+    from segret_jax.aot.report import evaluation_report, to_text, train_report
 
     chips = topology(args.topology)
     compilers = {"train": train_report, "eval": evaluation_report}
-    receipts = []
+    reports = []
     for program in (args.program,) if args.program else PROGRAMS:
-        receipts.append(compilers[program](config, chips))
-        print(to_text(receipts[-1]), flush=True)
+        reports.append(compilers[program](config, chips))
+        print(to_text(reports[-1]), flush=True)
         if args.out:
-            cli.write_output(f"--out {args.out}", args.out, json.dumps(receipts, indent=1) + "\n")
-    sys.exit(0 if all(receipt["fits"] for receipt in receipts) else 1)
+            cli.write_output(f"--out {args.out}", args.out, json.dumps(reports, indent=1) + "\n")
+    sys.exit(0 if all(report["fits"] for report in reports) else 1)
 
 
 def _prepare_compilers() -> None:

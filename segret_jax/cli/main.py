@@ -28,7 +28,7 @@ GROUPS = {
     },
     "Plan": {
         "summary": "count parameters, multiply-adds and memory of a model",
-        "aot": "compile for TPUs or GPUs that are not there: will it fit?",
+        "aot": "compile a run for a TPU slice, ahead of time: does it fit?",
     },
 }
 WELCOME = f"""\

@@ -33,13 +33,12 @@ LOSSLESS_TIFF = (  # by compression
 _LABEL_FORM = "a label must be an 8-bit gray or palette PNG whose pixel values are label ids"
 
 
-def decode_image(file: File, *, where: str = "", upright: bool = True) -> Pixels:
+def decode_image(file: File, *, where: str = "") -> Pixels:
     """Decode an image as RGB; gray, palette and CMYK are converted, alpha is dropped.
 
     Args:
         file: path or content of the file.
         where: names the file in errors, if `file` is its content.
-        upright: turns the image by its EXIF orientation.
 
     Returns:
         uint8 [height, width, 3].
@@ -47,10 +46,10 @@ def decode_image(file: File, *, where: str = "", upright: bool = True) -> Pixels
     Raises:
         InputError: the file is missing or broken, or has more than 8 bits per channel.
     """
-    return decode_turned(file, where=where, upright=upright)[0]
+    return decode_turned(file, where=where)[0]
 
 
-def decode_turned(file: File, *, where: str = "", upright: bool = True) -> tuple[Pixels, int]:
+def decode_turned(file: File, *, where: str = "") -> tuple[Pixels, int]:
     """Return the result of `decode_image` and the EXIF orientation, 1 to 8."""
     with _opened(file, where) as (image, path):
         mode, stored = image.mode, stored_form(image)
@@ -65,7 +64,7 @@ def decode_turned(file: File, *, where: str = "", upright: bool = True) -> tuple
         # A palette goes by way of RGBA: Pillow warns where it is partly transparent.
         pixels = image.convert("RGBA") if image.mode == "P" else image
         pixels = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
-        if upright and image.format != "TIFF":  # Pillow has turned that already
+        if image.format != "TIFF":  # Pillow has turned that already
             pixels = turn(pixels, orientation)
         return np.array(pixels), orientation
 

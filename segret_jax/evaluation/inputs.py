@@ -101,7 +101,7 @@ def read_picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     if file.suffix.lower() in HEIC:
         raise InputError(f"{file}: HEIC is not read; convert it to JPEG first")
     try:
-        return decode_image(file, upright=True)
+        return decode_image(file)
     except InputError:
         raise
     except Exception as error:  # Pillow's readers raise anything for a damaged file

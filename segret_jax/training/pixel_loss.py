@@ -177,7 +177,7 @@ class _Cells:
     def resize_transposed(
         self, positions: Float[Array, "b i s t j k"], row_weights: Array | None
     ) -> Float[Array, "b _ _ k"]:
-        # Slots are added one by one: on CPU the sums that autodiff makes can be ten times slower.
+        # Added one by one: on CPU the sums that autodiff makes can be ten times slower.
         down, right = self._weights(row_weights)
 
         def of_columns(weights: Array) -> Array:
@@ -189,9 +189,8 @@ class _Cells:
         rows = _overlapping(of_columns(1 - right), of_columns(right), axis=3)
 
         def of_rows(weights: Array) -> Array:
-            return reduce(
-                jnp.add, (rows[:, :, s] * weights[:, :, s] for s in range(positions.shape[2]))
-            )
+            count = range(positions.shape[2])
+            return reduce(jnp.add, (rows[:, :, s] * weights[:, :, s] for s in count))
 
         return _overlapping(of_rows(1 - down), of_rows(down), axis=1)
 

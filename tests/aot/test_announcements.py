@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from segret_jax.aot import fitting
+from segret_jax.aot import report
 from segret_jax.aot.chips import CHIPS, Topology
 from segret_jax.config import Config
 
@@ -11,8 +11,8 @@ from segret_jax.config import Config
 @pytest.mark.parametrize(
     ("report_of", "program"),
     [
-        (fitting.train_report, "train step (global batch 16 of 32x32)"),
-        (fitting.evaluation_report, "evaluation (1 image of 32x64 per chip)"),
+        (report.train_report, "train step (global batch 16 of 32x32)"),
+        (report.evaluation_report, "evaluation (1 image of 32x64 per chip)"),
     ],
 )
 def test_a_compilation_is_announced(mini, monkeypatch, capsys, report_of, program):
@@ -21,7 +21,7 @@ def test_a_compilation_is_announced(mini, monkeypatch, capsys, report_of, progra
         return {}
 
     for name in ("train_step", "evaluation"):
-        monkeypatch.setattr(fitting.programs, name, lambda *_: None)
+        monkeypatch.setattr(report.programs, name, lambda *_: None)
     monkeypatch.setattr(fitting, "compile_for", compile_for)
     config = Config()
     config.data.crop, config.eval.resize_target = (32, 32), (64, 32)
