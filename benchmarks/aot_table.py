@@ -22,9 +22,7 @@ MODELS = ("segret_tiny", "segret_small", "segret_base", "segret_large")
 
 def tables(files: list[Path]) -> tuple[str, str]:
     """Return the tables of training steps and of evaluations, small models first."""
-    reports = [
-        report for file in files for report in json.loads(file.read_text(encoding="utf-8"))
-    ]
+    reports = [report for file in files for report in json.loads(file.read_text(encoding="utf-8"))]
     reports.sort(key=lambda r: (MODELS.index(r["model"]), r["topology"]))
     steps = [_step(r) for r in reports if r["program"].endswith("train step")]
     evaluations = [_evaluation(r) for r in reports if r["program"].endswith("evaluation")]

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from segret_jax.files import atomic_write, disk_errors_as_input_errors
-from segret_jax.run.elapsed import show_elapsed
 from segret_jax.run.memory import device_memory
 from segret_jax.run.slow_compile import filter_slow_compile_alarm
 from segret_jax.run.wandb_log import WandbLogger
@@ -112,7 +111,7 @@ class RunLogger(AbstractContextManager):
             self._bar.set_description_str(f"compiling {elapsed}, {expected}")
 
         interval = 1.0 if sys.stderr.isatty() else threading.TIMEOUT_MAX
-        with filter_slow_compile_alarm(), show_elapsed(show, interval=interval):
+        with filter_slow_compile_alarm(), _show_elapsed(show, interval=interval):
             yield
 
     @contextmanager
@@ -205,3 +204,27 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):  # cut off in the middle, or not ours
         return math.inf
+
+
+@contextmanager
+def _show_elapsed(show: Callable[[str], None], *, interval: float = 1.0) -> Iterator[None]:
+    """Call `show` with the time so far, such as "1:05", at once and every `interval` seconds."""
+    begun, over = time.monotonic(), threading.Event()
+
+    def run() -> None:
+        while not over.wait(interval):
+            with suppress(Exception):  # a terminal that is gone must not end the clock's thread
+                show(_minutes(time.monotonic() - begun))
+
+    thread = threading.Thread(target=run, name="moving clock", daemon=True)
+    show(_minutes(0.0))
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)  # `show` may hang: the run goes on all the same
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
