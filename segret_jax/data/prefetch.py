@@ -10,9 +10,9 @@ B = TypeVar("B")
 
 
 def prefetch(
-    function: Callable[[A], B], items: Iterable[A], *, workers: int, ahead: int
+    function: Callable[[A], B], items: Iterable[A], *, workers: int, buffer_size: int
 ) -> Generator[B, None, None]:
-    """Yield function(item) in order; threads compute up to `ahead` items ahead.
+    """Yield function(item) in order; threads compute up to `buffer_size` items ahead.
 
     Closing the iterator cancels the calls that have not begun.
     """
@@ -21,7 +21,7 @@ def prefetch(
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) > ahead:
+                if len(pending) > buffer_size:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -24,7 +24,7 @@ from segret_jax.doctor.findings import (
 )
 from segret_jax.errors import InputError
 
-SHOWN = 3  # places of a finding on the terminal; the report has more, findings.json all
+SHOWN = 3  # locations of a finding on the terminal; the report has more, findings.json all
 
 
 def check(
@@ -124,7 +124,7 @@ def summary(diagnosis: Diagnosis) -> str:
     for finding in diagnosis.findings:
         where = f"{finding.split}: " if finding.split else ""
         lines.append(f"{finding.severity:8}{where}{finding.message}")
-        lines += [f"          {place}" for place in finding.places[:SHOWN]]
-        if len(finding.places) > SHOWN:
-            lines.append(f"          ... and {len(finding.places) - SHOWN} more")
+        lines += [f"          {location}" for location in finding.locations[:SHOWN]]
+        if len(finding.locations) > SHOWN:
+            lines.append(f"          ... and {len(finding.locations) - SHOWN} more")
     return "\n".join([*lines, "", f"{diagnosis.spec.name}: {diagnosis.verdict()}"])

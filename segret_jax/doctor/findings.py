@@ -55,12 +55,12 @@ OWN_UNKNOWN = 'give them a class in your JSON file ("raw_id"), name them in "ign
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding: a line with its remedy, and the places where it was found."""
+    """One finding: a line with its remedy, and the locations where it was found."""
 
     severity: str
     message: str
     split: str = ""
-    places: tuple[str, ...] = ()
+    locations: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -176,19 +176,19 @@ def _between(training: SplitScan, validation: SplitScan) -> Iterator[Finding]:
     unseen = np.flatnonzero((validation.pixels > 0) & (training.pixels == 0))
     if unseen.size:
         text = f"{plural(unseen.size, 'class')} in validation but not in training; no such pixel "
-        yield Finding(WARNING, f"{text}can be right", places=tuple(names[i] for i in unseen))
+        yield Finding(WARNING, f"{text}can be right", locations=tuple(names[i] for i in unseen))
     by_digest = {one.digest: one.name for one in training.examined if one.digest}
     same = [(e.name, by_digest[e.digest]) for e in validation.examined if e.digest in by_digest]
     if same:
         text = f"{plural(len(same), 'validation image')} also in training, pixel by pixel; leave "
-        yield Finding(ERROR, f"{text}it out of one split", places=_pairs(same))
+        yield Finding(ERROR, f"{text}it out of one split", locations=_pairs(same))
     rest = [one for one in validation.examined if one.digest not in by_digest]
     if alike := _look_alike(rest, training.examined):
         text = (
             f"{plural(len(dict(alike)), 'validation image')} almost like a training image: the "
             "same photograph, or neighbors in a video; the score may be too good"
         )
-        yield Finding(WARNING, text, places=_pairs(alike))
+        yield Finding(WARNING, text, locations=_pairs(alike))
 
 
 def _look_alike(some: list[Examined], others: list[Examined]) -> list[tuple[str, str]]:

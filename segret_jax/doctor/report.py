@@ -21,7 +21,7 @@ from segret_jax.visualize.pictures import overlay
 
 PICTURES = 8  # worst samples of each split, and as many random ones
 WIDTH = 420  # pixels of each half of a picture, which is at most twice as high
-LISTED = 50  # places of a finding in the HTML file
+LISTED = 50  # locations of a finding in the HTML file
 HIGHLIGHT = (255, 0, 255)
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
@@ -118,10 +118,10 @@ def _findings(findings: Sequence[Finding]) -> str:
 
 
 def _locations(finding: Finding) -> str:
-    if not finding.places:
+    if not finding.locations:
         return ""
-    items = "".join(f"<li>{escape(place)}</li>" for place in finding.places[:LISTED])
-    count = f"{len(finding.places)} (all in findings.json)"
+    items = "".join(f"<li>{escape(location)}</li>" for location in finding.locations[:LISTED])
+    count = f"{len(finding.locations)} (all in findings.json)"
     return f"<details><summary>{count}</summary><ul>{items}</ul></details>"
 
 

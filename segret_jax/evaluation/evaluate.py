@@ -119,7 +119,7 @@ def evaluate(
         confusion.add(index, prediction.label_map, sample["label"])
         return predicted
 
-    counted = prefetch(count, _predictions(predictor, reader, plan), workers=2, ahead=2)
+    counted = prefetch(count, _predictions(predictor, reader, plan), workers=2, buffer_size=2)
     total, hidden = sum(map(len, plan.batches)), not processes.is_primary()
     bar = tqdm(counted, "evaluate", total, leave=False, mininterval=1, unit="image", disable=hidden)
     for index, sample, prediction in bar:
@@ -188,11 +188,13 @@ class _Reader:
 def _predictions(predictor: Predictor, reader: _Reader, plan: Plan) -> Iterator[Predicted]:
     """Predict batch after batch, while threads read the next images."""
     order = itertools.chain.from_iterable(plan.batches)
-    images = prefetch(reader.read, order, workers=READERS, ahead=READERS + predictor.batch_size)
+    images = prefetch(
+        reader.read, order, workers=READERS, buffer_size=READERS + predictor.batch_size
+    )
 
     def predict(indices: list[int]) -> list[Predicted]:
         samples, inputs = zip(*itertools.islice(images, len(indices)), strict=True)
         predicted = zip(indices, samples, predictor.predict(inputs), strict=True)
         return [one for one in predicted if one[1] is not None]
 
-    return itertools.chain.from_iterable(prefetch(predict, plan.batches, workers=1, ahead=1))
+    return itertools.chain.from_iterable(prefetch(predict, plan.batches, workers=1, buffer_size=1))

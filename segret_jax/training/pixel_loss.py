@@ -63,8 +63,8 @@ def _with_gradient(
         gradient = lax.dynamic_update_slice_in_dim(gradient, after, first_row, axis=1)
         return (loss, correct, gradient), None
 
-    of_image = jnp.zeros(logits.shape[0], jnp.float32)  # so that devices add up once, in the end
-    zeros = of_image, of_image, jnp.zeros_like(padded, jnp.float32)
+    per_image = jnp.zeros(logits.shape[0], jnp.float32)  # so that devices add up once, in the end
+    zeros = per_image, per_image, jnp.zeros_like(padded, jnp.float32)
     blocks = (*cells.blocks(), cells.to_cells(label, IGNORE), cells.to_cells(weight, 0))
     (loss, correct, gradient), _ = lax.scan(add, zeros, blocks)
     return (jnp.sum(loss), jnp.sum(correct)), cells.pad_transposed(gradient).astype(logits.dtype)

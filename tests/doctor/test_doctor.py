@@ -51,15 +51,15 @@ class Folder:
         return doctor.check(CAMVID, self.root, workers=1, **options)
 
     def findings(self) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """Return {split and message: (severity, places)}."""
-        return {f"{f.split}: {f.message}": (f.severity, f.places) for f in self.check().findings}
+        """Return {split and message: (severity, locations)}."""
+        return {f"{f.split}: {f.message}": (f.severity, f.locations) for f in self.check().findings}
 
     def only(self, severity: str, pattern: str) -> tuple[str, ...]:
-        """Assert that there is one finding, with this severity and text; return its places."""
-        ((message, (found, places)),) = self.findings().items()
+        """Assert that there is one finding, with this severity and text; return its locations."""
+        ((message, (found, locations)),) = self.findings().items()
         assert re.search(pattern, message), message
         assert found == severity
-        return places
+        return locations
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_sound_data_gives_no_finding(folder):
     scan = diagnosis.scans["training"]
     assert scan.pixels.tolist() == [6 * 144] * 11
     assert scan.images.tolist() == [6] * 11
-    assert scan.share(255) == pytest.approx(1 / 12)
+    assert scan.fraction(255) == pytest.approx(1 / 12)
 
 
 # Pairs
@@ -100,10 +100,10 @@ def test_files_without_a_partner(folder):
     folder.label(1).unlink()
     folder.image(2).unlink()
     findings = folder.findings()
-    ((severity, places),) = [f for m, f in findings.items() if "1 image without label in" in m]
-    assert (severity, places) == ("error", ("1",))
-    ((severity, places),) = [f for m, f in findings.items() if "1 label without image in" in m]
-    assert (severity, places) == ("error", ("2",))
+    ((severity, locations),) = [f for m, f in findings.items() if "1 image without label in" in m]
+    assert (severity, locations) == ("error", ("1",))
+    ((severity, locations),) = [f for m, f in findings.items() if "1 label without image in" in m]
+    assert (severity, locations) == ("error", ("2",))
     assert len(findings) == 2  # the other pairs were examined, and are sound
     assert len(folder.check().scans["training"].examined) == 4
 
@@ -149,8 +149,8 @@ def test_truncated_files(folder, which):
     path = getattr(folder, which)(3)
     path.write_bytes(path.read_bytes()[:-60])
     form = {"image": "JPEG of mode RGB", "label": "PNG of mode L"}[which]
-    places = folder.only("error", rf"training: 1 {which} cannot be .* \({form}\); .*download")
-    assert re.match(rf"{path}: cannot be read as an image \(.*truncated", places[0])
+    locations = folder.only("error", rf"training: 1 {which} cannot be .* \({form}\); .*download")
+    assert re.match(rf"{path}: cannot be read as an image \(.*truncated", locations[0])
     path.write_bytes(b"")
     assert folder.only("error", r"\(no image\)")[0].startswith(f"{path}: cannot be read")
 
@@ -161,23 +161,25 @@ def test_a_file_that_crashes_the_decoder(folder, monkeypatch):
 
     monkeypatch.setattr("segret_jax.doctor.examine.decode_turned", crash)
     message = "training: 6 images cannot be decoded (JPEG of mode RGB); convert or download again"
-    severity, places = folder.findings()[message]
+    severity, locations = folder.findings()[message]
     assert severity == "error"
-    assert places[0] == f"{folder.image(0)}: the decoder failed (MemoryError('no more'))"
+    assert locations[0] == f"{folder.image(0)}: the decoder failed (MemoryError('no more'))"
 
 
 def test_sizes_that_differ(folder):
     folder.write_label(2, label_map(2)[:, :-1])
-    places = folder.only("error", "training: 1 label of another size than the image")
-    assert places == (f"{folder.label(2)} is 36x47 (height x width), its image 36x48",)
+    locations = folder.only("error", "training: 1 label of another size than the image")
+    assert locations == (f"{folder.label(2)} is 36x47 (height x width), its image 36x48",)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "1", "I;16"])
 def test_labels_in_forms_that_lose_the_ids(folder, mode):
     Image.new(mode, SIZE[::-1]).save(folder.label(0))
     Image.new(mode, SIZE[::-1]).save(folder.label(4))
-    places = folder.only("error", rf"2 labels cannot be used as such \(PNG of mode {mode}[,)]")
-    assert [place.split(":")[0] for place in places] == [str(folder.label(i)) for i in (0, 4)]
+    locations = folder.only("error", rf"2 labels cannot be used as such \(PNG of mode {mode}[,)]")
+    assert [location.split(":")[0] for location in locations] == [
+        str(folder.label(i)) for i in (0, 4)
+    ]
 
 
 def test_a_label_that_is_a_jpeg_under_another_name(folder):
@@ -189,19 +191,21 @@ def test_palette_labels_are_noted(folder):
     picture = Image.fromarray(label_map(5))
     picture.putpalette([7] * 768)
     picture.save(folder.label(5))
-    places = folder.only("note", "1 label stored as palette PNG; indices are read as ids")
-    assert places == (str(folder.label(5)),)
+    locations = folder.only("note", "1 label stored as palette PNG; indices are read as ids")
+    assert locations == (str(folder.label(5)),)
 
 
 def test_images_that_are_not_plain_rgb(folder):
     Image.fromarray(photograph(0)[..., 0]).save(folder.image(0))
-    places = folder.only("note", "1 image stored as JPEG of mode L; read as RGB")
-    assert places == (str(folder.image(0)),)
+    locations = folder.only("note", "1 image stored as JPEG of mode L; read as RGB")
+    assert locations == (str(folder.image(0)),)
     Image.fromarray(photograph(0)).convert("CMYK").save(folder.image(0))
     folder.only("note", "JPEG of mode CMYK")
     Image.fromarray(photograph(0)[..., 0].astype(np.uint16)).save(folder.image(0), "PNG")
-    places = folder.only("error", r"1 image cannot be decoded \(PNG of mode I;16, stored as I;16B")
-    assert "more than 8 bits per channel" in places[0]
+    locations = folder.only(
+        "error", r"1 image cannot be decoded \(PNG of mode I;16, stored as I;16B"
+    )
+    assert "more than 8 bits per channel" in locations[0]
 
 
 # Ids and classes
@@ -212,9 +216,11 @@ def test_ids_outside_the_table(folder):
         label = label_map(i)
         label[y, x] = label[y + 1, x] = value
         folder.write_label(i, label)
-    places = folder.only("error", "training: 2 labels with ids outside the class table: 11, 200;")
-    assert places[0] == f"{folder.label(0)}: 11 at pixel (y=3, x=7); in all 11 (2 px)"
-    assert places[1] == f"{folder.label(1)}: 200 at pixel (y=20, x=0); in all 200 (2 px)"
+    locations = folder.only(
+        "error", "training: 2 labels with ids outside the class table: 11, 200;"
+    )
+    assert locations[0] == f"{folder.label(0)}: 11 at pixel (y=3, x=7); in all 11 (2 px)"
+    assert locations[1] == f"{folder.label(1)}: 200 at pixel (y=20, x=0); in all 200 (2 px)"
 
 
 def test_zero_that_was_not_reduced(folder):
@@ -234,7 +240,7 @@ def test_a_zero_reduced_in_some_files_names_them(folder):
     findings = doctor.check(spec, folder.root, split="training", workers=1).findings
     (certain,) = [f for f in findings if f.severity == "error"]
     assert "the files hold 255 (16.67% of the pixels)" in certain.message
-    assert certain.places == ("4",)
+    assert certain.locations == ("4",)
 
 
 def test_labels_that_are_ignored_entirely(folder):
@@ -278,20 +284,20 @@ def test_class_weights_against_the_formula():
 
 def test_the_same_image_in_both_splits_and_twice_in_one(folder):
     folder.image(0, "validation").write_bytes(folder.image(3).read_bytes())
-    places = folder.only("error", "1 validation image also in training, pixel by pixel")
-    assert places == ("validation 0 = training 3",)
+    locations = folder.only("error", "1 validation image also in training, pixel by pixel")
+    assert locations == ("validation 0 = training 3",)
     Image.fromarray(photograph(100)).save(folder.image(0, "validation"))
     other_bytes = folder.image(1).read_bytes() + b"same pixels"
     folder.image(4).write_bytes(other_bytes)
-    places = folder.only("warning", "training: 1 image found more than once, pixel by pixel")
-    assert places == ("1 = 4",)
+    locations = folder.only("warning", "training: 1 image found more than once, pixel by pixel")
+    assert locations == ("1 = 4",)
 
 
 def test_an_image_that_was_only_compressed_again(folder):
     with Image.open(folder.image(3)) as image:
         image.save(folder.image(0, "validation"), quality=60)
-    places = folder.only("warning", "1 validation image almost like a training image")
-    assert places == ("validation 0 = training 3",)
+    locations = folder.only("warning", "1 validation image almost like a training image")
+    assert locations == ("validation 0 = training 3",)
 
 
 def test_plain_images_are_not_called_alike(folder):
@@ -330,7 +336,7 @@ def test_exit_status_terminal_and_files(folder, tmp_path, capsys):
     assert content["verdict"].startswith("1 error to mend")
     assert list(content["splits"]) == ["training"]
     (finding,) = content["findings"]
-    assert len(finding["places"]) == 5
+    assert len(finding["locations"]) == 5
     assert content["splits"]["training"]["pixels_by_stored_value"]["77"] == 5 * 36 * 48
 
     for wrong in (["--split=test"], ["--frobnicate"], ["--workers=-3"]):

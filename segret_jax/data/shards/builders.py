@@ -66,7 +66,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder):
             return content | {"checksum": checksum(*content.values())}, (height, width)
 
         workers = os.cpu_count() or 1
-        results = prefetch(read, range(len(source)), workers=workers, ahead=4 * workers)
+        results = prefetch(read, range(len(source)), workers=workers, buffer_size=4 * workers)
         progress = tqdm(results, split, len(source), unit="pair", dynamic_ncols=True)
         for index, (example, size) in enumerate(progress):
             sizes.append(size)

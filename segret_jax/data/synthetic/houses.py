@@ -42,10 +42,10 @@ def _paint_house(canvas: Canvas, side: int, x: float, z0: float, z1: float) -> N
     front, flank = canvas.sunlit(wall, 0), canvas.sunlit(wall, -side)
     if height < 14:  # low houses have a pitched roof, high ones a flat roof
         ridge, top = x + side * depth / 2, height + canvas.rng.uniform(1.8, 3.2)
-        slope = [(x, height, z0), (ridge, top, z0), (ridge, top, z1), (x, height, z1)]
+        roof = [(x, height, z0), (ridge, top, z0), (ridge, top, z1), (x, height, z1)]
         peak = gable.polygon((0, height), (depth / 2, top - 0.1), (depth, height))
         canvas.fill(Label.BUILDING, front, peak)
-        canvas.fill(Label.BUILDING, canvas.sunlit(canvas.pick(ROOFS), -side), np.array([slope]))
+        canvas.fill(Label.BUILDING, canvas.sunlit(canvas.pick(ROOFS), -side), np.array([roof]))
     for plane, width, color in ((gable, depth, front), (street, z1 - z0, flank)):
         canvas.fill(Label.BUILDING, color, plane.box(0, 0, width, height))
         canvas.fill(Label.BUILDING, color * 0.75, plane.box(0, height - 0.4, width, height))
