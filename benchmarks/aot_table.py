@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from segret_jax.aot.fitting import expected_batch
+from segret_jax.aot.report import expected_batch
 
 TRAIN = (
     "model, crop", "slice (chips)", "memory per chip", "state / temporary / code, GB", "TFLOP",

@@ -22,7 +22,7 @@ def test_a_compilation_is_announced(mini, monkeypatch, capsys, report_of, progra
 
     for name in ("train_step", "evaluation"):
         monkeypatch.setattr(report.programs, name, lambda *_: None)
-    monkeypatch.setattr(fitting, "compile_for", compile_for)
+    monkeypatch.setattr(report, "compile_for", compile_for)
     config = Config()
     config.data.crop, config.eval.resize_target = (32, 32), (64, 32)
     report_of(config, Topology("v5e:1x1", CHIPS["v5e"], jax.devices()[:1]))

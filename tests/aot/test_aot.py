@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from segret_jax.aot.fitting import evaluation_report, train_report
+from segret_jax.aot.report import evaluation_report, train_report
 
 from segret_jax.aot import programs
 from segret_jax.aot.chips import CHIPS, Topology, parse, topology

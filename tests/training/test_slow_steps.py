@@ -62,7 +62,7 @@ def train(device: Device, log: StepLog, steps: range, log_every: int, last: floa
 
 @pytest.fixture
 def log(device: Device) -> StepLog:
-    return StepLog(Config(), FakeLogger(), device.watchdog.steps_completed)
+    return StepLog(Config(), FakeLogger(), None, device.watchdog.steps_completed)
 
 
 @pytest.mark.parametrize("log_every", [1, 3, 5, 20])
