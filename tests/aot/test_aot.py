@@ -9,11 +9,10 @@ from pathlib import Path
 
 import jax
 import pytest
-from segret_jax.aot.report import evaluation_report, train_report
 
 from segret_jax.aot import programs
 from segret_jax.aot.chips import CHIPS, Topology, parse, topology
-from segret_jax.aot.report import bound, to_text
+from segret_jax.aot.report import bound, evaluation_report, to_text, train_report
 from segret_jax.config import Config
 from segret_jax.errors import InputError
 from segret_jax.models.factory import abstract
