@@ -29,7 +29,7 @@ from segret_jax.convert.exporting import export_tensors
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.pipeline import class_table
 from segret_jax.evaluation.evaluate import Picture, Result
-from segret_jax.run import compilation_cache as compilation
+from segret_jax.run import compilation
 from segret_jax.visualize.legend import add_legend
 from segret_jax.visualize.pictures import overlay, save_png
 

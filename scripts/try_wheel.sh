@@ -11,11 +11,28 @@ git -C "$project" archive HEAD | tar x -C "$scratch" --one-top-level=source
 bin=$scratch/environment/bin
 "$bin/pip" wheel --quiet --no-deps --wheel-dir "$scratch" "$scratch/source"
 "$bin/pip" install --quiet --constraint "$project/requirements.txt" "$scratch"/segret_jax-*.whl
+mkdir "$scratch/empty"
+tar xJf "$scratch/source/tests/checkpoint/format_2/run.tar.xz" -C "$scratch/empty" --one-top-level=before
 rm -r "$scratch/source"
 
-mkdir "$scratch/empty"
 cd "$scratch/empty"
 "$bin/segret" --version
+"$bin/python" - <<'PY' # a checkpoint and a config of before models came in families
+from pathlib import Path
+
+from segret_jax import config as configs
+from segret_jax.checkpoint import model as checkpoints
+from segret_jax.models.segret import variants
+
+variants.VARIANTS["tiny"] = variants.Variant(
+    widths=(8,) * 4, depths=(1,) * 4, heads=(2,) * 4, decay_spans=(4.0, 4.0, 6.0, 6.0),
+    ffn_ratios=(1,) * 4, decomposed=(True, True, False, False),
+    layer_scale=(False, False, False, True), drop_path=0.1, decoder_channels=8,
+)
+checkpoint = checkpoints.find(Path("before/run"))
+assert checkpoints.load_config(checkpoint) == configs.load(Path("before/run/config.json"))
+assert checkpoints.load_model(checkpoint, checkpoints.load_config(checkpoint)).num_params > 0
+PY
 "$bin/segret" demo --config.train.steps=10 --config.data.synthetic_validation=4
 "$bin/python" - <<'PY'
 from pathlib import Path

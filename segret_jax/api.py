@@ -23,7 +23,7 @@ from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle
 from segret_jax.models.forward import forward
-from segret_jax.run import compilation_cache as compilation
+from segret_jax.run import compilation
 
 
 @dataclasses.dataclass(eq=False)

@@ -22,10 +22,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """
     names = sorted(known)
     near = get_close_matches(name, names, n=1)
-    if near and len(names) > 12:
+    if not names:
+        return InputError(f"there is no {kind} {name}")
+    if near and len(names) > 20:
         return InputError(f"unknown {kind} {name!r}: did you mean {near[0]!r}?")
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {kind} {name!r}: {guess}Known: {', '.join(names)}.")
+    guess = f": did you mean {near[0]!r}?" if near else "."
+    return InputError(f"unknown {kind} {name!r}{guess} Known: {', '.join(names)}.")
 
 
 def printable(text: str) -> str:

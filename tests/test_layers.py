@@ -1,6 +1,7 @@
 """The packages import in one direction: each only what stands above it in `LAYERS`."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "segret_jax"
@@ -32,3 +33,11 @@ def test_each_layer_imports_only_those_before_it():
             if name != own and not is_version and LAYERS.index(name) > LAYERS.index(own):
                 wrong.append(f"{file.relative_to(PACKAGE)} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_package_is_listed_for_the_wheel():
+    """A forgotten one works in a checkout and is missing in the wheel."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {file.parent.relative_to(PACKAGE.parent) for file in PACKAGE.rglob("*.py")}
+    listed = set(project["tool"]["setuptools"]["packages"]) - {"segret_jax.configs"}
+    assert listed == {".".join(folder.parts) for folder in folders}

@@ -22,8 +22,8 @@ from segret_jax.config import ModelConfig
 from segret_jax.errors import InputError
 from segret_jax.models.flops import operations
 from segret_jax.models.kernels import platform_of
-from segret_jax.run import compilation_cache as compilation
-from segret_jax.run.compile_time import CACHE_HIT
+from segret_jax.run import compilation
+from segret_jax.run.compilation import CACHE_HIT
 
 SLOWEST = 10  # kernels that are listed
 TENSOR_FLOAT_32 = 8.0  # compute capability of the oldest GPUs that have it: A100, RTX 30

@@ -106,15 +106,6 @@ def load_table(checkpoint: Path) -> ClassTable:
     return parse_class_table(*read_json(file), default_name="", most=MAX_CLASSES)
 
 
-def load_source(checkpoint: Path) -> dict[str, Any]:
-    """Read where converted weights come from; empty for a checkpoint of training.
-
-    Raises InputError if that is damaged, as `load_kept` does.
-    """
-    file = checkpoint / "source" / "metadata"
-    return read_json(file)[0] if file.is_file() else {}
-
-
 def load_kept(checkpoint: Path) -> dict[str, np.ndarray]:
     """Read the arrays that `save_model` was given to keep; empty if there were none."""
     folder = (checkpoint / "kept").absolute()

@@ -44,13 +44,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Report a wrong argument as every other mistake: one line, exit status 2."""
-        raise InputError(f"{message} (--help lists what there is)")
+        raise InputError(f"{message} (see --help)")
 
 
 def check_folder(option: str, folder: Path) -> None:
     """Create the folder of an output; raise InputError, before any work, if it is not writable."""
     with disk_errors_as_input_errors(option):
         make_folder(folder)
+
+
+def existing(text: str) -> Path:
+    """Return the path of an input, the type of such an argument; it must exist."""
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text} does not exist")
+    return Path(text)
 
 
 def write_output(option: str, file: Path, text: str) -> None:
@@ -65,10 +72,10 @@ def begin(processes_spec: str | None = None) -> None:
     Joins the other processes that --processes names, and turns on the compilation cache.
     """
     from segret_jax.parallel import processes
-    from segret_jax.run import compilation_cache
+    from segret_jax.run import compilation
 
     processes.start(processes_spec)
-    compilation_cache.use_cache()
+    compilation.use_cache()
     if processes.is_primary():
         program.print_huge_pages()
 
@@ -85,7 +92,9 @@ def load_config_file(name: str) -> Config:
     known = shipped_configs()
     file = Path(name) if name.endswith(".py") else known.get(name, Path(name))
     if not file.is_file():
-        raise unknown_name("config", file.stem, known)
+        if file.suffix != ".py":
+            raise unknown_name("config", name, known)
+        raise unknown_name("config file", name, map(str, file.parent.glob("*.py")))
     namespace = runpy.run_path(str(file))
     if "get_config" not in namespace:
         raise InputError(f"{name} has no get_config(): a config file defines it")
@@ -115,7 +124,8 @@ def _unknown_key(key: str, settings: dict[str, Any]) -> InputError:
 
 def apply_overrides(config: Config, overrides: list[str]) -> Config:
     """Set each `--config.GROUP.KEY=VALUE` in `config`, then validate the whole."""
-    for override in overrides:
+    family_first = sorted(overrides, key=lambda one: not one.startswith("--config.model.family="))
+    for override in family_first:
         key, _, text = override.removeprefix(OVERRIDE).partition("=")
         settings = flatten(config)
         if key not in settings:

@@ -7,7 +7,6 @@ images. Exit status: 0 comparable, 1 not comparable, 2 error.
 """
 
 import sys
-from pathlib import Path
 
 from segret_jax.cli import arguments as cli
 
@@ -15,8 +14,8 @@ from segret_jax.cli import arguments as cli
 def main(argv: list[str]) -> None:
     """Compare the two results that `argv` names."""
     parser = cli.Parser("compare", __doc__, has_settings=False)
-    parser.add_argument("a", type=Path, metavar="A", help="a metrics.json")
-    parser.add_argument("b", type=Path, metavar="B", help="another")
+    parser.add_argument("a", type=cli.existing, metavar="A", help="a metrics.json")
+    parser.add_argument("b", type=cli.existing, metavar="B", help="another")
     args = parser.parse_args(argv)
 
     from segret_jax.evaluation import compare  # heavy imports, after the arguments

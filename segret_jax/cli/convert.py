@@ -25,8 +25,10 @@ OTHER_ENDINGS = (".bin", ".ckpt", ".onnx", ".h5", ".pkl", ".msgpack")
 def main(argv: list[str]) -> None:
     """Convert what `argv` names, and print a report."""
     parser = cli.Parser("convert", __doc__)
-    parser.add_argument("src", metavar="SRC", type=Path)
-    parser.add_argument("dst", metavar="DST", type=Path)
+    parser.add_argument(
+        "src", metavar="SRC", type=cli.existing, help="weights of PyTorch, or a checkpoint"
+    )
+    parser.add_argument("dst", metavar="DST", type=Path, help="as above")
     parser.add_argument("--to", choices=("checkpoint", "torch"), help="default: by the name of DST")
     parser.add_argument("--config", help="recipe of this model, to save with the weights")
     parser.add_argument("--wrapper", default="", help="which state dict of a .pth: model_ema, ...")
@@ -36,6 +38,8 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--report", type=Path, help="write the whole report to this .json")
     args, overrides = parser.parse(argv)
+    base = cli.load_config_file(args.config) if args.config else Config()
+    config = cli.apply_overrides(base, overrides)
 
     from segret_jax.convert.exporting import ENDINGS  # heavy, after the arguments
     from segret_jax.convert.folder import find_weights
@@ -50,7 +54,7 @@ def main(argv: list[str]) -> None:
     if args.report:
         _check_report(args.report, args.dst)
     if not args.src.is_dir() or find_weights(args.src):
-        _from_file(args, overrides, to_torch=to_torch)
+        _from_file(args, config, overrides, to_torch=to_torch)
     elif not to_torch:
         raise InputError(f"{args.src} is a checkpoint already; a DST for PyTorch ends in {endings}")
     elif overrides or args.config or args.wrapper or args.allow or args.report:
@@ -59,15 +63,15 @@ def main(argv: list[str]) -> None:
         _from_checkpoint(args.src, args.dst)
 
 
-def _from_file(args: argparse.Namespace, overrides: list[str], *, to_torch: bool) -> None:
+def _from_file(
+    args: argparse.Namespace, config: Config, overrides: list[str], *, to_torch: bool
+) -> None:
     from segret_jax.checkpoint.model import save_model
     from segret_jax.convert.classes import choose_classes, class_notes
     from segret_jax.convert.folder import read_source
     from segret_jax.convert.importing import import_tensors
     from segret_jax.convert.report import make_report, summary
 
-    base = cli.load_config_file(args.config) if args.config else Config()
-    config = cli.apply_overrides(base, overrides)
     overridden = [one.removeprefix(cli.OVERRIDE).partition("=")[0] for one in overrides]
     keys = flatten(config) if args.config else overridden
     given = [key.removeprefix("model.") for key in keys if key.startswith(("model.", "data."))]

@@ -2,7 +2,8 @@
 
   segret data prepare ade20k --source DIR --data_dir DATA_DIR [--download]
 
-The shards go to DATA_DIR/NAME/VERSION. A run that was interrupted is started over.
+The shards go to DATA_DIR/NAME/VERSION. Run it again after an interruption; a complete
+folder is left as it is.
 """
 
 from pathlib import Path
@@ -24,9 +25,5 @@ def main(argv: list[str]) -> None:
     from segret_jax.data.shards.prepare import prepare
 
     spec = get_dataset(args.dataset)
-    if args.download:
-        from segret_jax.data.shards.download import download
-
-        download(spec, args.source)
-    where = prepare(spec, args.source, args.data_dir, shards=args.shards)
+    where = prepare(spec, args.source, args.data_dir, shards=args.shards, fetch=args.download)
     print(f"{spec.name} is in {where}; train with --config.data.root={args.data_dir}")

@@ -5,4 +5,4 @@ from segret_jax.cli import train
 
 def main(argv: list[str]) -> None:
     """Train the config `demo`, in runs/demo unless `argv` says otherwise."""
-    train.main(argv, command="demo", config_name="demo")
+    train.main(argv, demo=__doc__)

@@ -21,10 +21,10 @@ def main(argv: list[str]) -> None:
     """Evaluate the checkpoint that `argv` names."""
     parser = cli.Parser("eval", __doc__)
     parser.add_argument("--config", help="default: the config saved with the checkpoint")
-    parser.add_argument("--workdir", type=Path, help="a run's folder: its best checkpoint")
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint's folder")
+    parser.add_argument("--workdir", type=cli.existing, help="a run's folder: its best checkpoint")
+    parser.add_argument("--checkpoint", type=cli.existing, help="a checkpoint's folder")
     parser.add_argument("--out", type=Path, help="default: RUN/evaluation, or beside CHECKPOINT")
-    parser.add_argument("--overlays", action="store_true", help="write one of each image, too")
+    parser.add_argument("--overlays", action="store_true", help="also draw the predictions")
     parser.add_argument("--processes", help="auto, or INDEX/COUNT@HOST:PORT of process 0")
     args, overrides = parser.parse(argv)
     if not (args.checkpoint or args.workdir or args.config):
@@ -53,15 +53,10 @@ def main(argv: list[str]) -> None:
         config, table, split="validation", names=names, variables=predictor.variables
     )
     results.prepare_folder(out, known)  # before the work: the folder may not be writable
-    on_prediction = _overlay_writer(out / "overlays", names, table) if args.overlays else None
+    draw = _overlay_writer(out / "overlays", names, table) if args.overlays else None
+    skip, show = config.data.on_error == "skip", print if processes.is_primary() else None
     result = evaluate(
-        predictor,
-        source,
-        table,
-        detailed=True,
-        skip_faulty=config.data.on_error == "skip",
-        announce=print if processes.is_primary() else None,
-        on_prediction=on_prediction,
+        predictor, source, table, detailed=True, skip_faulty=skip, announce=show, on_prediction=draw
     )
     assert result is not None  # not canceled
     if not processes.is_primary():

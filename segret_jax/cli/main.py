@@ -22,7 +22,7 @@ GROUPS = {
         "eval": "score a checkpoint on validation images",
         "compare": "tell whether two scores are comparable, and how far they are apart",
     },
-    "Weights of PyTorch": {
+    "PyTorch weights": {
         "convert": "convert a PyTorch file to a checkpoint, or back",
         "verify": "certify that weights compute what they should",
     },
@@ -45,7 +45,7 @@ def usage() -> str:
     lines = ["usage: segret COMMAND ..."]
     for title, group in GROUPS.items():
         lines += ["", f"{title}:", *(f"  {name:<9}{text}" for name, text in group.items())]
-    return "\n".join([*lines, "", "segret COMMAND --help describes a command."])
+    return "\n".join([*lines, "", "segret COMMAND --help describes a command; segret --version."])
 
 
 def main(argv: list[str]) -> None:

@@ -10,7 +10,6 @@ it would help. Exits with 0 if the step is finite in both, with 1 if not.
 """
 
 import sys
-from pathlib import Path
 
 from segret_jax.cli import arguments as cli
 
@@ -18,7 +17,7 @@ from segret_jax.cli import arguments as cli
 def main(argv: list[str]) -> None:
     """Run the step again that `argv` names."""
     parser = cli.Parser("replay", __doc__)
-    parser.add_argument("folder", type=Path, help="nonfinite_STEP, or a run's folder with one")
+    parser.add_argument("folder", type=cli.existing, help="nonfinite_STEP, or a run's folder")
     args, overrides = parser.parse(argv)
 
     from segret_jax.replay.step import PRECISIONS, find, nonfinite_inputs, replay  # heavy, after

@@ -5,38 +5,60 @@
 The same command goes on where an earlier one stopped.
 """
 
+import re
 from pathlib import Path
 
 from segret_jax.cli import arguments as cli
 from segret_jax.errors import InputError
 
 
-def main(argv: list[str], *, command: str = "train", config_name: str = "") -> None:
-    """Train what `argv` names; by default the config `config_name`."""
-    parser = cli.Parser(command, __doc__)
-    if not config_name:
+def main(argv: list[str], *, demo: str = "") -> None:
+    """Train what `argv` names, or the config `demo` for the command of that description."""
+    parser = cli.Parser("demo" if demo else "train", demo or __doc__)
+    if not demo:
         parser.add_argument("--config", help="the name of a shipped config, or your own FILE.py")
     parser.add_argument("--workdir", type=Path, help="default: runs/NAME_OF_THE_CONFIG")
     parser.add_argument("--processes", help="auto, or INDEX/COUNT@HOST:PORT of process 0")
     parser.add_argument("--profile", help="START:STOP, the steps to trace for xprof")
     parser.add_argument("--wandb", default="", help="a project of Weights & Biases to log to")
     args, overrides = parser.parse(argv)
-    name = config_name or args.config
+    name = "demo" if demo else args.config
     if not name:
         names = ", ".join(cli.shipped_configs())
         raise InputError(f"give --config NAME ({names}) or FILE.py; `segret demo` needs no data")
     config = cli.apply_overrides(cli.load_config_file(name), overrides)
     workdir = args.workdir or Path("runs") / Path(name).stem
+    steps = parse_steps(args.profile, config.train.steps) if args.profile else ()
     cli.begin(args.processes)
 
     from segret_jax.data.pipeline import class_table  # heavy imports, after the arguments
     from segret_jax.parallel import processes
-    from segret_jax.run import profiler
     from segret_jax.training.loop import train
 
-    steps = profiler.parse(args.profile, config.train.steps) if args.profile else ()
     result = train(config, workdir, profile=steps, wandb_project=args.wandb)
     if result is None or not processes.is_primary():
         return
     per_class = result.per_class(class_table(config.data))
     print(f"\n{per_class}\n\n{result.summary()}\nPictures: {workdir / 'pictures'}")
+
+
+def parse_steps(text: str, last: int) -> range:
+    """Parse the steps to trace.
+
+    Args:
+        text: "START:STOP", two step numbers, both included, counted from 1.
+        last: The number of steps of the run; 0 if it is not known yet.
+
+    Raises:
+        InputError: `text` is malformed, or the run ends before START.
+    """
+    match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
+    start, stop = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= start <= stop:
+        raise InputError(
+            f"steps to profile {text!r}: should be START:STOP, two step numbers with "
+            "1 <= START <= STOP, such as 10:14"
+        )
+    if 0 < last < start:
+        raise InputError(f"steps to profile {text!r}: the run has only {last} (train.steps)")
+    return range(start, stop + 1)

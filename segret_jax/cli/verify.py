@@ -19,7 +19,7 @@ from segret_jax.errors import InputError
 def main(argv: list[str]) -> None:
     """Write the certificate of the checkpoint that `argv` names."""
     parser = cli.Parser("verify", __doc__)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="or a run's folder")
+    parser.add_argument("checkpoint", type=cli.existing, metavar="CHECKPOINT")
     parser.add_argument("--reference", type=Path, metavar="FILE.npz")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="written with FILE.md beside")
     args, overrides = parser.parse(argv)

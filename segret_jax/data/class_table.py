@@ -96,7 +96,8 @@ def read_json(path: Path) -> tuple[Any, str]:
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is no class table ({error!r}); {_TABLE_FORM}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"class table {where} cannot be read: {error}") from error
+        hint = "--config.data.dataset=FILE.json and --config.data.root=DIR (docs/data.md)"
+        raise InputError(f"class table {where} cannot be read ({error}): give {hint}") from error
 
 
 @cache

@@ -46,7 +46,9 @@ _ADE20K = DatasetSpec(
     name="ade20k",
     class_table=load_class_table("ade20k"),
     layouts=(Layout(name="annotations", lookup=_ids(150, first=1), void=(0,)),),
-    download_hint="ADEChallengeData2016.zip: `segret data prepare ade20k --download ...`",
+    download_hint=(
+        "it by `segret data prepare ade20k --download --source DOWNLOADS --data_dir data/ade20k`"
+    ),
     archive="ADEChallengeData2016",
 )
 

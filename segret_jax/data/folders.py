@@ -189,6 +189,6 @@ def remedy(spec: DatasetSpec, split: str) -> str:
     """Return what a dataset needs, and where to get it."""
     layouts = " or ".join(dict.fromkeys(layout.describe(split) for layout in spec.layouts))
     return (
-        f"{spec.name} needs {layouts} in the folder given by --config.data.root=DIR; "
-        f"get {spec.download_hint}; `segret demo` needs no data"
+        f"get {spec.download_hint}; {spec.name} needs {layouts} in the folder given by "
+        "--config.data.root=DIR; `segret demo` needs no data"
     )

@@ -52,7 +52,7 @@ def check_model(model: ModelConfig) -> None:
         raise InputError(f"model.task is 'classification', but {name} has no classifiers")
     if any(stage > family.num_stages for stage in model.remat):
         count = family.num_stages
-        raise InputError(f"model.remat is {model.remat}, but {name} has {count} stages to name")
+        raise InputError(f"model.remat is {model.remat}, but {name} has {count} stages")
 
 
 def check_segmentation(model: ModelConfig) -> None:

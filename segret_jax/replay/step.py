@@ -28,7 +28,7 @@ def find(folder: Path) -> Path:
         return folder
     if found := sorted(folder.glob("nonfinite_*")):
         return found[-1]
-    raise InputError(f"{folder} is no nonfinite_STEP, and holds none")
+    raise InputError(f"{folder} has no folder nonfinite_STEP: give one that training left")
 
 
 def nonfinite_inputs(captured: CapturedStep) -> list[str]:

@@ -64,7 +64,7 @@ class RunLogger(AbstractContextManager):
         )  # fmt: skip
         self._bar.set_description_str("starting")
         self._restart_clock(start)
-        self._is_first = True
+        self._is_compiling = True
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._bar.close()
@@ -81,8 +81,8 @@ class RunLogger(AbstractContextManager):
         """
         bar = self._bar
         bar.set_description_str("train", refresh=False)
-        if self._is_first:
-            self._is_first = False
+        if self._is_compiling:
+            self._is_compiling = False
             self._restart_clock(self._since[1] + 1)
             self._training_since = time.perf_counter()
             if not bar.disable:  # estimate the time left from the next steps alone
@@ -124,7 +124,7 @@ class RunLogger(AbstractContextManager):
         finally:
             seconds = time.perf_counter() - begin
             self._training_since += seconds
-            if not self._is_first:
+            if not self._is_compiling:
                 self._bar.set_description_str("train", refresh=False)
             if not self._bar.disable:
                 self._bar.start_t += seconds
@@ -132,7 +132,7 @@ class RunLogger(AbstractContextManager):
 
     def add_input_wait(self, seconds: float) -> None:
         """Count time that training waited for input."""
-        self._waited += seconds
+        self._input_wait += seconds
 
     def record_training(self, step: int, values: dict[str, float]) -> None:
         """Record training values after `step` steps, with speed and memory.
@@ -168,7 +168,7 @@ class RunLogger(AbstractContextManager):
             tqdm.write(message)
 
     def _restart_clock(self, step: int) -> None:
-        self._since, self._waited = (time.perf_counter(), step), 0.0
+        self._since, self._input_wait = (time.perf_counter(), step), 0.0
 
     def _speed(self, step: int) -> dict[str, float]:
         then, before = self._since
@@ -176,7 +176,7 @@ class RunLogger(AbstractContextManager):
         if step == before:  # the first one: mostly compilation
             return dict.fromkeys(SPEED, math.nan)
         rate = (step - before) / seconds
-        wait_share = min(1.0, self._waited / seconds)
+        wait_share = min(1.0, self._input_wait / seconds)
         return dict(zip(SPEED, (rate, rate * self._images_per_step, wait_share), strict=True))
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:

@@ -1,36 +1,11 @@
 """Traces of a few training steps: where the time goes, on the host and on the device."""
 
-import re
 from collections.abc import Callable, Container
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import jax
-
-from segret_jax.errors import InputError
-
-
-def parse(text: str, last: int) -> range:
-    """Parse the steps to trace.
-
-    Args:
-        text: "START:STOP", two step numbers, both included, counted from 1.
-        last: The number of steps of the run; 0 if it is not known yet.
-
-    Raises:
-        InputError: `text` is malformed, or the run ends before START.
-    """
-    match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
-    start, stop = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= start <= stop:
-        raise InputError(
-            f"steps to profile {text!r}: should be START:STOP, two step numbers with "
-            "1 <= START <= STOP, such as 10:14"
-        )
-    if 0 < last < start:
-        raise InputError(f"steps to profile {text!r}: the run has only {last} (train.steps)")
-    return range(start, stop + 1)
 
 
 class Profiler(AbstractContextManager):

@@ -72,18 +72,18 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
 
     memory, needed = machine.memory, need(config)
     if math.isnan(needed):
-        return "the memory of training is not known: the family has no Costs.activation_bytes"
+        return f"the memory that {config.model.family} needs in training is not known"
     message = f"training needs about {_gb(needed)} of memory" + " per device" * (not machine.is_cpu)
     if math.isnan(memory.total):
         return message
     if needed * (1 - ERROR) > memory.total:
         choices, most = smaller_configs(config, machine.num_devices), 0.9 * memory.total
         fitting = (f"give {flags} or change" for changed, flags in choices if need(changed) < most)
-        remedy = next(fitting, "change")
+        remedy, count = next(fitting, "change"), get_family(config.model.family).num_stages
+        stages = f"model.remat={','.join(map(str, range(1, count + 1)))}, " * (count > 0)
         raise InputError(
             f"{message}, but there are {_gb(memory.total)}: {remedy} train.batch_size, "
-            "train.accumulate, data.crop, model.remat=1,2,3,4 or model.dtype=bfloat16 by "
-            "--config.KEY=VALUE"
+            f"train.accumulate, data.crop, {stages}or model.dtype=bfloat16 by --config.KEY=VALUE"
         )
     free = memory.total if math.isnan(memory.free) else memory.free
     if needed > free:

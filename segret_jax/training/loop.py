@@ -30,7 +30,7 @@ from segret_jax.models.kernels import platform_of
 from segret_jax.parallel import processes
 from segret_jax.parallel.mesh import check_batch, make_mesh
 from segret_jax.parallel.sharding import shard_batch, shard_state
-from segret_jax.run.compile_time import expected_compilation
+from segret_jax.run.compilation import expected_compilation
 from segret_jax.run.logger import RunLogger
 from segret_jax.run.memory import machine_of
 from segret_jax.run.profiler import Profiler

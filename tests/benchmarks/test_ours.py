@@ -9,7 +9,7 @@ import pytest
 from benchmarks.gpu import ours
 from segret_jax.errors import InputError
 from segret_jax.models.kernels import Platform
-from segret_jax.run.compile_time import CACHE_HIT
+from segret_jax.run.compilation import CACHE_HIT
 
 MISS = "/jax/compilation_cache/cache_misses"
 

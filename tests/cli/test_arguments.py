@@ -136,10 +136,17 @@ def test_a_config_file_from_anywhere(tmp_path: Path):
 
 def test_a_missing_config_file_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    for name, near in [("configs/deom.py", "demo"), ("ade_tny", "ade_tiny"), ("demo.py", "demo")]:
+    for name, near in [("configs/deom.py", "configs/demo.py"), ("ade_tny", "ade_tiny")]:
+        kind = "config file" if name.endswith(".py") else "config"
         message = message_of(cli.load_config_file, name)
-        assert message == f"unknown config {Path(name).stem!r}: did you mean {near!r}?"
+        assert message.startswith(f"unknown {kind} {name!r}: did you mean {near!r}? Known: ")
+        assert "coco_stuff10k_tiny" in message
     assert message_of(cli.load_config_file, "configs").startswith("unknown config 'configs'")
+    (tmp_path / "mine.py").touch()
+    message = message_of(cli.load_config_file, str(tmp_path / "mien.py"))
+    assert f"did you mean '{tmp_path}/mine.py'?" in message
+    message = message_of(cli.load_config_file, str(tmp_path / "nowhere" / "mine.py"))
+    assert message == f"there is no config file {tmp_path}/nowhere/mine.py"
 
 
 def test_a_shipped_config_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
@@ -192,11 +199,11 @@ def test_overrides_and_arguments_in_any_order():
             ["--config", "configs/demo.py", "--config.train.steps", "4"],
             "--config.train.steps has no value: write --config.train.steps=VALUE",
         ),
-        (["--config", "configs/deom.py"], "unknown config 'deom': did you mean 'demo'?"),
+        (["--config", "configs/deom.py"], "unknown config file 'configs/deom.py': did you mean"),
         (["--config", "configs/demo.py", "--config.train.stps=4"], "unknown config key 'train.st"),
         (
             ["--config", "configs/ade_tiny.py", "--config.data.root=/nowhere"],
-            "there is no folder /nowhere; ade20k needs images/training/**/*.jpg with annotations/",
+            "there is no folder /nowhere; get it by `segret data prepare ade20k --download",
         ),
         (
             ["--config", "configs/demo.py", "--config.data.dataset=camvdi"],
@@ -230,7 +237,7 @@ def test_eval_tells_what_is_wrong(tmp_path):
     )
     for option in ("--workdir", "--checkpoint"):
         assert message_of(eval_cli.main, [option, str(tmp_path / "nowhere")]) == (
-            f"no checkpoint in {tmp_path / 'nowhere'}: train first, or give another folder"
+            f"argument {option}: {tmp_path / 'nowhere'} does not exist (see --help)"
         )
 
 
@@ -354,7 +361,7 @@ def test_commands_that_do_not_compute_do_not_restart(started_again, monkeypatch,
     [
         (
             "train.py --config deom",
-            r"error: unknown config 'deom': did you mean 'demo'\?",
+            r"error: unknown config 'deom': did you mean 'demo'\? Known: .*",
         ),
         (
             "-m segret_jax train --config demo --config.train.stpes=4",

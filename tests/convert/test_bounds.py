@@ -100,7 +100,7 @@ def test_a_long_header_of_safetensors_is_refused(
 def test_many_state_dicts_are_listed_in_short(tmp_path: Path) -> None:
     some = {f"ema{i}": state(w=tensor()) for i in range(200)}
     message = fault(write_zip(tmp_path / "a", state(**some)), wrapper="zzz")
-    assert message.startswith("unknown state dict 'zzz': Known: ema0, ema1, ")
+    assert message.startswith("unknown state dict 'zzz'. Known: ema0, ema1, ")
 
 
 @pytest.mark.parametrize(

@@ -215,14 +215,17 @@ def test_class_table_that_is_not_json_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match=r"broken\.json is no class table \(JSONDecodeError"):
         load_class_table(tmp_path / "broken.json")
-    with pytest.raises(InputError, match=r"absent\.json cannot be read: .*No such file"):
+    with pytest.raises(
+        InputError,
+        match=r"absent\.json cannot be read .*No such file.*give --config\.data\.dataset",
+    ):
         load_class_table(tmp_path / "absent.json")
 
 
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown dataset 'ade2ok': did you mean 'ade20k'"):
         get_dataset("ade2ok")
-    with pytest.raises(InputError, match="unknown dataset 'x': Known: ade20k, camvid, cityscapes"):
+    with pytest.raises(InputError, match=r"unknown dataset 'x'\. Known: ade20k, camvid"):
         get_dataset("x")
     with pytest.raises(InputError, match=r"unknown class table .*'citiscapes': did you mean"):
         load_class_table("citiscapes")

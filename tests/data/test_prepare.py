@@ -73,10 +73,12 @@ def test_manifest_tells_counts_sizes_and_checksums_but_no_machine(
     assert not any(str(tmp_path).encode() in stored for stored in files.values())
 
 
-def test_a_complete_folder_is_not_written_again(raw: Path, data: Path) -> None:
+def test_a_complete_folder_is_not_written_again(
+    raw: Path, data: Path, capsys: pytest.CaptureFixture
+) -> None:
     before = (data / FOLDER / MANIFEST).stat().st_mtime_ns
-    with pytest.raises(InputError, match=f"{data / FOLDER} is complete already: train with it, or"):
-        prepare(ADE, raw, str(data), shards=2)
+    assert prepare(ADE, raw, str(data), shards=2, fetch=True) == str(data / FOLDER)
+    assert f"{data / FOLDER} is complete already: delete it" in capsys.readouterr().out
     assert (data / FOLDER / MANIFEST).stat().st_mtime_ns == before
 
 
@@ -179,6 +181,7 @@ def test_a_split_that_is_not_there_is_left_out_and_said(
     assert "validation: 3 pairs, images/validation/**/*.jpg" in out
     assert f"left out: there is no folder {raw}/images/training" in out
     shutil.rmtree(raw / "images/validation")
+    shutil.rmtree(tmp_path / "data")
     with pytest.raises(InputError, match=f"there is no folder {raw}/images/training"):
         prepare(ADE, raw, str(tmp_path / "data"), shards=1)
 

@@ -131,17 +131,23 @@ def test_an_upload_that_was_interrupted_goes_on_and_ends_with_the_manifest(
     assert sorted(Path(f).name for f in store.ls(THERE, detail=False))[-1] == MANIFEST
 
 
-def test_a_dataset_at_the_place_is_not_overwritten(prepared: Path) -> None:
-    with pytest.raises(InputError, match=f"{THERE} is complete already: train with it, or delete"):
-        prepare(CAMVID, prepared, URL, shards=2)
+def test_a_complete_dataset_is_not_overwritten(
+    prepared: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert prepare(CAMVID, prepared, URL, shards=2) == THERE
+    assert f"{THERE} is complete already: delete it" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("kind", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
+@pytest.mark.parametrize(
+    ("kind", "package", "extra"), [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")]
+)
 def test_a_backend_that_is_not_installed_is_named(
-    kind: str, package: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=f"{kind}://bucket cannot be opened: .*nstall {package}"):
+    with pytest.raises(
+        InputError, match=rf'{kind}://bucket needs .*install "segret_jax\[{extra}\]"'
+    ):
         open_files(CAMVID, f"{kind}://bucket", "training")
 
 

@@ -133,7 +133,7 @@ def test_an_empty_split_is_an_error_and_one_that_is_not_there_a_note(folder):
     for path in folder.image(0, "validation").parent.iterdir():
         path.unlink()
     folder.image(0, "validation").parent.rmdir()
-    folder.only("note", "validation: not checked: there is no folder .*images/validation; camvid")
+    folder.only("note", "validation: not checked: there is no folder .*images/validation; get")
     assert folder.check(split="training").findings == []
     with pytest.raises(InputError, match="there is no folder"):
         folder.check(split="validation")

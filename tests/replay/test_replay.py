@@ -122,7 +122,8 @@ def test_folder_of_a_run_gives_its_newest_step(state, tmp_path, capsys):
     with pytest.raises(SystemExit):
         replay.main([str(tmp_path)])
     assert "step 13, batch of 4 images" in capsys.readouterr().out
-    with pytest.raises(InputError, match="is no nonfinite_STEP, and holds none"):
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(InputError, match="has no folder nonfinite_STEP"):
         replay.main([str(tmp_path / "elsewhere")])
 
 

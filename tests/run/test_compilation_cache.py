@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CODE = """
 import jax, jax.numpy as jnp
-from segret_jax.run import compilation_cache
-compilation_cache.use_cache()
+from segret_jax.run import compilation
+compilation.use_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((4, 4)))
 print(jax.config.jax_compilation_cache_dir)

@@ -9,8 +9,8 @@ import pytest
 
 from segret_jax.config import Config, ModelConfig, TrainConfig
 from segret_jax.parallel.mesh import make_mesh
-from segret_jax.run import compile_time
-from segret_jax.run.compile_time import RECORD, expected_compilation
+from segret_jax.run import compilation
+from segret_jax.run.compilation import RECORD, expected_compilation
 
 CONFIG = Config()
 
@@ -26,7 +26,7 @@ def cache(tmp_path: Path) -> Iterator[Path]:
 def words(config: Config = CONFIG, *, hit: bool = False) -> str:
     with expected_compilation(config, make_mesh(config.mesh)) as said:
         if hit:
-            jax.monitoring.record_event(compile_time.CACHE_HIT)
+            jax.monitoring.record_event(compilation.CACHE_HIT)
     return said
 
 

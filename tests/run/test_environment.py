@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from segret_jax.errors import InputError
-from segret_jax.run import compilation_cache, environment
+from segret_jax.run import compilation, environment
 
 HARMFUL = [
     ("JAX_ENABLE_X64", "1"),
@@ -58,5 +58,5 @@ def test_devices_that_are_not_there_are_told_in_one_line(error, monkeypatch):
 
     monkeypatch.setattr(jax, "devices", devices)
     with pytest.raises(InputError, match="JAX finds no device for JAX_PLATFORMS=") as told:
-        compilation_cache.use_cache()
+        compilation.use_cache()
     assert "\n" not in str(told.value)

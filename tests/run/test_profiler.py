@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from segret_jax.cli.train import parse_steps
 from segret_jax.errors import InputError
-from segret_jax.run.profiler import Profiler, parse
+from segret_jax.run.profiler import Profiler
 
 
 @pytest.fixture
@@ -24,21 +25,21 @@ def traces(folder: Path) -> list[Path]:
 
 
 def test_two_numbers_are_read():
-    assert parse("10:14", 12) == range(10, 15)
-    assert parse("3:3", 3) == range(3, 4)
+    assert parse_steps("10:14", 12) == range(10, 15)
+    assert parse_steps("3:3", 3) == range(3, 4)
 
 
 @pytest.mark.parametrize("text", ["", "5", "0:3", "4:3", "-1:3", "1:2:3", "a:b", "1.5:2", "1: 2"])
 def test_anything_else_is_refused_in_one_line(text):
     with pytest.raises(InputError, match="should be START:STOP") as error:
-        parse(text, 10)
+        parse_steps(text, 10)
     assert repr(text) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_steps_beyond_the_run_are_refused():
     with pytest.raises(InputError, match=r"'11:12': the run has only 10 \(train\.steps\)"):
-        parse("11:12", 10)
+        parse_steps("11:12", 10)
 
 
 def test_the_steps_from_start_to_stop_are_traced(tmp_path, double):

@@ -11,6 +11,7 @@ import pytest
 
 from segret_jax import config as configs
 from segret_jax.checkpoint import model as checkpoints
+from segret_jax.checkpoint.reading import read_stored_json
 from segret_jax.cli import arguments as cli
 from segret_jax.config import Config, ModelConfig, TrainConfig
 from segret_jax.errors import InputError
@@ -160,7 +161,7 @@ def test_a_saved_model_comes_back_with_all_that_was_given(tmp_path):
     assert checkpoints.find(folder) == folder
     assert checkpoints.load_config(folder) == config
     assert checkpoints.load_table(folder).to_dict() == table_of(1000).to_dict()
-    assert checkpoints.load_source(folder) == arguments["source"]
+    assert read_stored_json(folder / "source") == arguments["source"]
     for ours, theirs in (
         (checkpoints.load_kept(folder), kept),
         (checkpoints.load_model(folder, config)[1:], (params, batch_stats)),

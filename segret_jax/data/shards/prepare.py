@@ -14,6 +14,8 @@ from tqdm import tqdm
 from segret_jax.data.folders import find_pairs, plural
 from segret_jax.data.layouts import SPLITS, DatasetSpec
 from segret_jax.data.shards import manifest as manifests
+from segret_jax.data.shards import remote
+from segret_jax.data.shards.download import download
 from segret_jax.data.shards.manifest import Manifest
 from segret_jax.data.sources import FolderSource
 from segret_jax.errors import InputError
@@ -22,38 +24,37 @@ from segret_jax.files import atomic_write
 Sources = Mapping[str, FolderSource]  # by split
 
 
-def prepare(spec: DatasetSpec, source: Path, data_dir: str, *, shards: int) -> str:
+def prepare(
+    spec: DatasetSpec, source: Path, data_dir: str, *, shards: int, fetch: bool = False
+) -> str:
     """Write the splits found in the folder `source`; return where they lie, path or URL.
 
-    A remote `data_dir` is written in the user's cache first, then moved.
+    A complete folder is left as it is. A remote `data_dir` is written in the user's cache first,
+    then moved. With `fetch` the archive is downloaded into `source` before.
 
     Raises:
-        InputError: a pair is faulty, or a prepared dataset is there already.
+        InputError: a pair is faulty.
         OSError: the disk is full.
     """
+    is_remote = "://" in data_dir
+    where = data_dir.rstrip("/") if is_remote else str(Path(data_dir).expanduser().absolute())
+    where += f"/{manifests.folder_below(spec)}"
+    if remote.is_complete(where) if is_remote else Path(where, manifests.MANIFEST).is_file():
+        print(f"{where} is complete already: delete it to prepare it anew")
+        return where
+    if fetch:
+        download(spec, source)
     sources = find_splits(spec, source)
     fewest = min(len(found) for found in sources.values())
     if not 1 <= shards <= fewest:
         raise InputError(f"--shards is {shards}; it takes 1 to {fewest}, the images of a split")
-    if "://" in data_dir:
-        from segret_jax.data.shards import remote
-
-        url = f"{data_dir.rstrip('/')}/{manifests.folder_below(spec)}"
-        if remote.is_complete(url):
-            raise _complete(url)
-        folder = remote.cache_folder(f"written to {url}") / manifests.folder_below(spec)
-        remote.upload(folder, _write(spec, sources, folder, shards), url)
+    if is_remote:
+        folder = remote.cache_folder(f"written to {where}") / manifests.folder_below(spec)
+        remote.upload(folder, _write(spec, sources, folder, shards), where)
         shutil.rmtree(folder)
-        return url
-    folder = Path(data_dir).expanduser().absolute() / manifests.folder_below(spec)
-    if (folder / manifests.MANIFEST).is_file():
-        raise _complete(folder)
-    _write(spec, sources, folder, shards)
-    return str(folder)
-
-
-def _complete(where: str | Path) -> InputError:
-    return InputError(f"{where} is complete already: train with it, or delete it to prepare anew")
+    else:
+        _write(spec, sources, Path(where), shards)
+    return where
 
 
 def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:

@@ -106,7 +106,11 @@ def upload(folder: Path, manifest: Manifest, url: str) -> None:
 def _store(url: str) -> Any:
     try:
         return fsspec.url_to_fs(url)[0]
-    except (ImportError, ValueError) as error:  # fsspec's names the package that is not installed
+    except ImportError as error:
+        scheme = url.partition("://")[0]
+        extra = {"gs": "gcs", "https": "http"}.get(scheme, scheme)
+        raise InputError(f'{url} needs an extra: pip install "segret_jax[{extra}]"') from error
+    except ValueError as error:
         raise InputError(f"{url} cannot be opened: {error}") from error
 
 
