@@ -37,7 +37,7 @@ def only_class_of_table(table: ClassTable) -> str:
     )
 
 
-def classes_in(stored_counts: Counts, layout: Layout) -> Int64[np.ndarray, "k"]:
+def classes_in(stored_counts: Counts, layout: Layout) -> Int64[np.ndarray, " k"]:
     """Return the classes of which there are pixels, from those of each stored value."""
     meanings = layout.lookup[stored_counts > 0]
     return np.unique(meanings[meanings < UNKNOWN]).astype(np.int64)

@@ -70,8 +70,8 @@ class SplitScan:
     source: RecordSource
     examined: list[Examined]
     stored: Int64[np.ndarray, "256"] = field(init=False)  # pixels by stored value
-    pixels: Int64[np.ndarray, "k"] = field(init=False)  # by class
-    images: Int64[np.ndarray, "k"] = field(init=False)  # in which a class occurs
+    pixels: Int64[np.ndarray, " k"] = field(init=False)  # by class
+    images: Int64[np.ndarray, " k"] = field(init=False)  # in which a class occurs
 
     def __post_init__(self) -> None:
         lookup = self.source.layout.lookup
@@ -210,7 +210,7 @@ def _pairs(names: list[tuple[str, str]]) -> tuple[str, ...]:
     return tuple(f"validation {one} = training {other}" for one, other in names)
 
 
-def class_weights(pixels: Int64[np.ndarray, "k"]) -> Float64[np.ndarray, "k"]:
+def class_weights(pixels: Int64[np.ndarray, " k"]) -> Float64[np.ndarray, " k"]:
     """Return loss weights 1 / ln(1.02 + p) of classes whose share of the labeled pixels is p.
 
     From ENet (Paszke et al., 2016). Rare classes weigh more, none more than 36 times as much as
@@ -229,7 +229,7 @@ def class_weights(pixels: Int64[np.ndarray, "k"]) -> Float64[np.ndarray, "k"]:
     return np.where(present, weights, 1.0)
 
 
-def weights_setting(pixels: Int64[np.ndarray, "k"]) -> str:
+def weights_setting(pixels: Int64[np.ndarray, " k"]) -> str:
     """Return the suggested weights as an argument of `segret train`, safe in any shell."""
     weights = ",".join(f"{weight:.3f}" for weight in class_weights(pixels))
     return f"--config.train.class_weights={weights}"

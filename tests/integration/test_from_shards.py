@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from segret_jax.cli import compare as compare_cli
 from segret_jax.cli import data as data_cli
 from segret_jax.cli import eval as eval_cli
 from segret_jax.cli import train as train_cli
 from segret_jax.data.datasets import get_dataset
-from segret_jax.evaluation import compare as compare_cli
 from tests.conftest import small_models
 from tests.data.pairs import write_dataset
 

@@ -117,7 +117,7 @@ def _count(sequences: AxialSequences) -> int:
 
 def _view(sequences: AxialSequences, x: Array) -> Array:
     """Return an image whose rows or columns are the sequences."""
-    b, h, w, n, d = sequences.shape
+    b, h, w, n, d = x.shape  # of this device's images
     return x.reshape(b, 1, h * w, n, d) if sequences.along == "hw" else x
 
 
@@ -151,7 +151,7 @@ def _call(
     return pl.pallas_call(
         of_block,
         # Heads vary fastest: they are contiguous in memory.
-        grid=(sequences.shape[3], _count(sequences), num_blocks, sequences.shape[0]),
+        grid=(sequences.shape[3], _count(sequences), num_blocks, images[0].shape[0]),
         out_shape=results,
         compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
         interpret=interpret,
