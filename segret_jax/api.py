@@ -26,7 +26,7 @@ from segret_jax.models.forward import forward
 from segret_jax.run import compilation
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Model:
     """A model with its weights.
 

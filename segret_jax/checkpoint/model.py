@@ -18,6 +18,7 @@ that the model has no use for) in the place of the items `training`, `data` and 
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ from segret_jax.checkpoint.reading import UnreadableError
 from segret_jax.checkpoint.stored_state import FORMAT
 from segret_jax.data.class_table import MAX_CLASSES, ClassTable, parse_class_table, read_json
 from segret_jax.errors import InputError
-from segret_jax.models.config import model_name
+from segret_jax.models.config import ModelConfig, model_name
 from segret_jax.models.factory import ModelBundle, abstract
 from segret_jax.models.kernels import platform_of
+from segret_jax.settings import flatten, rules
 
 FOLDER = "checkpoints"
 METRICS = Path("metrics", "metrics")  # where Orbax writes a checkpoint's scores
@@ -152,6 +154,30 @@ def check_table(checkpoint: Path, table: ClassTable) -> None:
         )
 
 
+def check_settings(
+    checkpoint: Path, theirs: ModelConfig, ours: ModelConfig, may_differ: Sequence[str] = ()
+) -> None:
+    """Raise InputError for weights of another model, except for the settings `may_differ`."""
+    if theirs.family != ours.family:
+        raise InputError(
+            f"{checkpoint} is of the family {theirs.family}, the config of {ours.family}: "
+            f"give --config.model.family={theirs.family}, or other weights"
+        )
+    there, here = flatten(theirs), flatten(ours)
+    different = [
+        key
+        for key, rule in rules(ours).items()
+        if rule.shared and there.get(key) != here[key] and key.split(".")[-1] not in may_differ
+    ]
+    if different:
+        listed = ", ".join(f"model.{k} ({there.get(k)} there, {here[k]} here)" for k in different)
+        remedy = " ".join(f"--config.model.{k}={there.get(k)}" for k in different)
+        raise InputError(
+            f"{checkpoint} is a {model_name(theirs)} of other settings: {listed}. "
+            f"Give {remedy}, or other weights"
+        )
+
+
 def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     """Read the model of a checkpoint, for the devices of this process.
 
@@ -179,6 +205,7 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
                 f"{checkpoint} does not hold {model_name(config.model)} with {num_classes} classes"
                 f": {difference}; {remedy}"
             )
+        check_settings(checkpoint, load_config(checkpoint).model, config.model)
         with reading.damage_as_unreadable(), ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(folder, target)
         if version > 0 and not (checkpoint / "source").is_dir():

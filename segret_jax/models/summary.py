@@ -19,7 +19,7 @@ REPORT = """\
 {table}
 
 {notes}
-Kept for the backward pass: {saved:.2f} GB
+Kept for the backward pass: {saved:.3g} GB
   What jax.vjp of the network saves in {dtype}, without parameters; XLA may recompute part of it.
 
 G = 10^9, GB = 10^9 bytes."""
@@ -42,7 +42,7 @@ def summarize(config: ModelConfig, num_classes: int, size: Size, *, batch: int =
         notes = costs.notes(config, size, batch=batch, total=total)
     else:
         table, notes = f"{bundle.num_params:,} parameters", "Multiply-adds: "
-        notes += f"{batch * operations(config, num_classes, size) / 2e9:.2f}G, by XLA's count"
+        notes += f"{batch * operations(config, num_classes, size) / 2e9:.3g}G, by XLA's count"
     return REPORT.format(
         model=model_name(config),
         size=f"{size[0]}x{size[1]}",

@@ -91,7 +91,7 @@ def expected_compilation(config: Config, mesh: Mesh) -> Iterator[str]:
     jax.monitoring.register_event_listener(listen)
     begun = time.monotonic()
     try:
-        yield _describe(known.get(key), is_kept=bool(folder))
+        yield _describe(known.get(key)) if folder else USUAL
     finally:
         jax.monitoring.unregister_event_listener(listen)
     if folder and processes.is_primary():
@@ -118,9 +118,7 @@ def _read(file: Path) -> dict[str, Any]:
     return {}
 
 
-def _describe(record: Any, *, is_kept: bool) -> str:
-    if not is_kept:
-        return USUAL
+def _describe(record: Any) -> str:
     try:
         seconds, cached = int(record["seconds"]), record["cached"]
     except (TypeError, KeyError, ValueError):

@@ -4,7 +4,6 @@ Every tensor that both models have is copied unchanged. Notes name what keeps it
 is left out; any other difference is an error that lists it.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +14,13 @@ from flax import nnx
 from segret_jax import config as configs
 from segret_jax.checkpoint import model as checkpoints
 from segret_jax.checkpoint.state import TrainState, new_state
-from segret_jax.config import Config, ModelConfig, check_segmentation
+from segret_jax.config import Config, check_segmentation
 from segret_jax.data.class_table import ClassTable
 from segret_jax.errors import InputError
-from segret_jax.models.config import model_name
 from segret_jax.models.factory import ModelBundle, abstract, build
 from segret_jax.models.families import get_family
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
 from segret_jax.run.workdir import newest_step
-from segret_jax.settings import flatten, rules
 from segret_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from segret_jax.trees import leaf_name, named_leaves
 
@@ -67,7 +64,8 @@ def initialize(
     saved, their_table = checkpoints.load_config(checkpoint), checkpoints.load_table(checkpoint)
     family = get_family(model.family).load()
     transfer = family.classifier_transfer if saved.model.task == "classification" else None
-    _check_settings(checkpoint, saved.model, model, transfer.may_differ(model) if transfer else ())
+    may_differ = transfer.may_differ(model) if transfer else ()
+    checkpoints.check_settings(checkpoint, saved.model, model, may_differ)
 
     def is_taken(name: str) -> bool:
         if transfer:
@@ -88,30 +86,6 @@ def initialize(
     else:
         notes = _segmentation_notes(checkpoint, their_table, table)
     return InitialModel(ModelBundle(bundle.graph, **filled), notes)
-
-
-def _check_settings(
-    checkpoint: Path, theirs: ModelConfig, ours: ModelConfig, may_differ: Sequence[str]
-) -> None:
-    """Reject weights of another model; `may_differ` names settings of the family."""
-    if theirs.family != ours.family:
-        raise InputError(
-            f"init_from: {checkpoint} is of the family {theirs.family}, the run of {ours.family}: "
-            f"give --config.model.family={theirs.family}, or other weights"
-        )
-    there, here = flatten(theirs), flatten(ours)
-    different = [
-        key
-        for key, rule in rules(ours).items()
-        if rule.shared and there.get(key) != here[key] and key.split(".")[-1] not in may_differ
-    ]
-    if different:
-        listed = ", ".join(f"model.{k} ({there.get(k)} there, {here[k]} here)" for k in different)
-        remedy = " ".join(f"--config.model.{k}={there.get(k)}" for k in different)
-        raise InputError(
-            f"init_from: {checkpoint} is a {model_name(theirs)} of other settings: {listed}. "
-            f"Give {remedy}, or other weights"
-        )
 
 
 def _check_tensors(checkpoint: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -184,7 +184,7 @@ def describe(config: Config, data: Data, rate: float) -> str:
         f"sized for {data.num_training} images of about {_x(data.size)} and {train.minutes:g} "
         f"minutes: crops of {_x(config.data.crop)}, batches of {train.batch_size}, {train.steps} "
         f"steps ({num_images / data.num_training:.1f} passes over the data, roughly "
-        f"{num_images / rate / TRAINING_SHARE / 60:.0f} minutes on this machine), learning rate "
+        f"{num_images / rate / TRAINING_SHARE / 60:.2g} minutes on this machine), learning rate "
         f"{config.optim.learning_rate:g} {start}; --config.KEY=VALUE sets any of these"
     )
 

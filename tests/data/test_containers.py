@@ -99,7 +99,7 @@ def test_a_pointer_in_the_place_of_a_picture_is_recognized(tmp_path: Path, which
     with pytest.raises(InputError, match=message):
         FolderSource(CAMVID, tmp_path, "training")[1]
     (found,) = doctor.check(CAMVID, tmp_path, split="training", workers=1).findings[:1]
-    assert re.match(message, found.places[0])
+    assert re.match(message, found.locations[0])
 
 
 def test_pointers_are_recognized_by_every_reader(tmp_path: Path) -> None:

@@ -210,4 +210,4 @@ def test_members_outside_the_folder_are_refused(content: bytes, tmp_path: Path) 
 def test_ade20k_is_the_official_archive() -> None:
     url, _ = ARCHIVES["ade20k"]
     assert f"{ADE.archive}.zip" in url
-    assert f"{ADE.archive}.zip" in ADE.download_hint
+    assert "data prepare ade20k --download" in ADE.download_hint

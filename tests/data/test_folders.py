@@ -115,7 +115,7 @@ def test_pictures_of_other_kinds_are_listed_by_the_doctor(images: Path) -> None:
     findings = doctor.check(CAMVID, images.parents[1], split="training", workers=1).findings
     (found,) = [finding for finding in findings if "not read" in finding.message]
     assert found.message.startswith(f"2 pictures in {images} without the ending .jpg, not")
-    assert (found.severity, found.places) == ("note", ("IMG_1.HEIC", "d.webp"))
+    assert (found.severity, found.locations) == ("note", ("IMG_1.HEIC", "d.webp"))
 
 
 def test_further_frames_are_listed_by_the_doctor(images: Path) -> None:
@@ -124,7 +124,7 @@ def test_further_frames_are_listed_by_the_doctor(images: Path) -> None:
     findings = doctor.check(CAMVID, images.parents[1], split="training", workers=1).findings
     (found,) = [finding for finding in findings if "frames" in finding.message]
     assert found.message == ("1 image with several frames; only the first is read")
-    assert found.places == (f"{images / 'a.jpg'} (3 frames)",)
+    assert found.locations == (f"{images / 'a.jpg'} (3 frames)",)
 
 
 # Endings
@@ -156,7 +156,7 @@ def test_another_ending_than_expected_says_what_lies_there_and_the_key(
     key = f'"image_suffix": "{ending}"'
     assert error(images.parents[1]).startswith(
         f"{lies}{read}convert or rename to *.jpg, or set {key} in a JSON file of your own "
-        "(docs/data.md)); camvid needs"
+        "(docs/data.md)); get the folder CamVid of "
     )
     spec = own(images.parents[1], image_suffix=".jpg")
     assert error(images.parents[1], spec).startswith(

@@ -175,7 +175,7 @@ def test_the_doctor_says_how_labels_lie_on_turned_images(tmp_path: Path) -> None
         source = write_pair(tmp_path, orientation, label)
         diagnosis = doctor.check(CAMVID, tmp_path, split="training", workers=1)
         (found,) = [finding for finding in diagnosis.findings if text in finding.message]
-        assert (found.severity, found.places) == (
+        assert (found.severity, found.locations) == (
             severity,
             (f"{source.image_path(0)} (orientation {orientation})",),
         )

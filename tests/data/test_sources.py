@@ -160,9 +160,9 @@ def test_missing_folders_say_what_is_needed_and_where_to_get_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     remedy = (
+        f"get {ADE.download_hint}; "
         "ade20k needs images/training/**/*.jpg with annotations/training/**/*.png "
-        "in the folder given by --config.data.root=DIR; "
-        f"get {ADE.download_hint}; `segret demo` needs no data"
+        "in the folder given by --config.data.root=DIR; `segret demo` needs no data"
     )
     assert folder_error(Path("absent")) == f"there is no folder {tmp_path}/absent; {remedy}"
     (tmp_path / "images" / "training").mkdir(parents=True)

@@ -130,10 +130,10 @@ def test_pairs_and_folders_are_checked_before_anything_is_written(faulty, workdi
     for path in faulty.image().parent.iterdir():
         path.unlink()
     folder = re.escape(str(faulty.image().parent))
-    message = rf"no \*\.jpg in {folder}; camvid needs images/training/\*\*/\*\.jpg with .*CamVid"
+    message = rf"no \*\.jpg in {folder}; .*CamVid.*; camvid needs images/training/\*\*/\*\.jpg with"
     assert re.match(message, error_of_training(faulty, workdir))
     missing = error_of_training(faulty, workdir, "data.root=/nowhere")
-    assert missing.startswith("there is no folder /nowhere; camvid needs")
+    assert missing.startswith("there is no folder /nowhere; get the folder CamVid of ")
     assert not workdir.exists()
 
 

@@ -76,6 +76,29 @@ def test_training_changes_the_batch_statistics_alone(name: str):
 
 
 @every_family
+def test_the_settings_of_every_family_are_used(name: str):
+    def program(**options: str) -> str:
+        bundle = abstract(config_of(name, **options), NUM_CLASSES)
+        return str(jax.make_jaxpr(lambda *x: forward(bundle.graph, *x))(*traced(bundle)))
+
+    def traced(bundle: ModelBundle) -> tuple[Any, Any]:
+        return bundle.variables, image_shapes()
+
+    plain = program()
+    assert "bf16" not in plain
+    assert "bf16" in program(dtype="bfloat16"), "model.dtype is not used"
+    assert program(matmul_precision="highest") != program(matmul_precision="default")
+
+
+@every_family
+def test_every_variant_is_built(name: str):
+    for variant in FAMILIES[name].variants:
+        config = config_of(name)
+        config.variant = variant
+        assert abstract(config, NUM_CLASSES).num_params > 0
+
+
+@every_family
 def test_images_of_a_batch_do_not_meet_in_evaluation(name: str):
     bundle = build(config_of(name), NUM_CLASSES, seed=0)
     images = jnp.asarray(noise(2, 64, 64, 3))

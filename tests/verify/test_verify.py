@@ -111,7 +111,7 @@ def test_stages_missing_in_the_reference_remain_suspects(reference, tmp_path, he
 
 def test_out_must_not_be_the_markdown_file(tmp_path):
     with pytest.raises(InputError, match=r"certificate\.md: give a name that ends in \.json"):
-        verify.main(["nowhere", "--out", str(tmp_path / "certificate.md")])
+        verify.main([str(tmp_path), "--out", str(tmp_path / "certificate.md")])
 
 
 def test_the_command_prints_and_writes_the_certificate(reference, tmp_path, capsys):
@@ -248,7 +248,7 @@ def test_certificate_with_nan_is_strict_json(mini, tmp_path):
 def test_unwritable_out_is_rejected_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write --out .*file/c\.json: "):
-        verify.main(["nowhere", "--out", str(tmp_path / "file" / "c.json")])
+        verify.main([str(tmp_path), "--out", str(tmp_path / "file" / "c.json")])
 
 
 def test_truncated_reference_is_rejected(tmp_path):
