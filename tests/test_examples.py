@@ -23,6 +23,7 @@ def write_folder(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mini")
 def test_train_on_a_folder_and_predict(tmp_path):
     root = write_folder(tmp_path / "data")

@@ -102,6 +102,7 @@ def test_moments_of_format_1_come_back_for_each_parameter(runs, name, fsdp):
     checkpoints.load_model(checkpoint, config)
 
 
+@pytest.mark.slow
 def test_a_run_of_format_1_goes_on_with_the_same_losses_and_is_saved_in_the_new_format(runs):
     workdir = runs / "plain"
     assert train(CONFIGS["plain"], workdir) is not None

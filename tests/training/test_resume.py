@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +22,7 @@ from segret_jax.run.workdir import claim_workdir
 from segret_jax.training import capture, loop
 from segret_jax.training.evaluator import Evaluator
 from segret_jax.training.loop import train
+from segret_jax.training.step_log import StepLog
 from tests.runs import leaves, records
 
 
@@ -199,8 +199,8 @@ def test_the_steps_before_an_error_in_the_input_are_kept(tmp_path, monkeypatch):
 
 
 def test_what_goes_on_is_told(tmp_path, monkeypatch, capfd):
-    """A step that is skipped is named, one is traced, all are timed."""
-    config, original, phases = config_of(), loop.batches_from, []
+    """A step that is skipped is named, one is traced, all are timed and watched for compiling."""
+    config, original, phases, checked = config_of(), loop.batches_from, [], []
     config.train.max_bad_steps, config.train.save_every = 1, 3
 
     def odd(*args: Any, **kwargs: Any) -> Iterator[dict[str, np.ndarray]]:
@@ -215,6 +215,7 @@ def test_what_goes_on_is_told(tmp_path, monkeypatch, capfd):
 
     original_phase = Watchdog.phase
     monkeypatch.setattr(Watchdog, "phase", phase)
+    monkeypatch.setattr(StepLog, "report_compilation", lambda log, step, _: checked.append(step))
     monkeypatch.setattr(loop, "batches_from", odd)
     assert train(config, tmp_path, profile=range(3, 4)) is not None
     said = "".join(capfd.readouterr())
@@ -224,21 +225,7 @@ def test_what_goes_on_is_told(tmp_path, monkeypatch, capfd):
     assert [r["skipped_steps"] for r in records(tmp_path) if r["kind"] == "train"] == [0, 1, 1, 1]
     assert phases[:3] == ["input", "compile", "wait for the device"]
     assert {"step", "save", "evaluation"} <= set(phases)
-
-
-def test_a_recompiled_step_is_named(tmp_path, monkeypatch, capfd):
-    original = loop.batches_from
-
-    def odd(*args: Any, **kwargs: Any) -> Iterator[dict[str, np.ndarray]]:
-        for number, batch in enumerate(original(*args, **kwargs), start=1):
-            if number == 4:  # of the same pixels, but another shape
-                batch = {k: x[:, :16] if x.ndim > 1 else x for k, x in batch.items()}
-            yield batch
-
-    monkeypatch.setattr(loop, "batches_from", odd)
-    train(config_of(), tmp_path)
-    said = "".join(capfd.readouterr())
-    assert re.search(r"step 4 was recompiled .*image float32\[4, 16, 32, 3\]", said)
+    assert checked == [1, 2, 3, 4]
 
 
 def test_a_batch_not_divisible_by_the_devices_is_refused(tmp_path):
