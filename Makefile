@@ -1,7 +1,8 @@
-# make demo   sets up what is needed, trains a small model and draws what it sees (minutes, CPU)
-# make test   sets up what is needed, runs the tests
-# make lint   ruff, mypy and the schema of the workflow
-# make clean  removes the environment; runs/ stays
+# make install  makes the environment .venv with the command segret
+# make demo     installs, trains a small model and draws what it sees (minutes, CPU)
+# make test     installs, runs the tests
+# make lint     installs, runs ruff, mypy and the check of the workflow's schema
+# make clean    removes the environment; runs/ stays
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,9 +10,11 @@ INSTALLED := $(VENV)/installed
 DEMO_ARGS ?=
 SHELL := bash
 # pip prints a line for each package; this shows the last one alone, and how many there were.
-PROGRESS := awk '/^(Collecting|Installing)/ {n += /^C/; printf "\r%-78.78s", n " packages: " $$0; fflush()} END {print ""}'
+PROGRESS := awk '/^(Collecting|Processing|Installing)/ {n += !/^I/; printf "\r%-78.78s", n " packages: " $$0; fflush()} END {print ""}'
 
-.PHONY: demo test lint clean
+.PHONY: install demo test lint clean
+
+install: $(INSTALLED)
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
@@ -28,7 +31,7 @@ lint: $(INSTALLED)
 
 $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("segret_jax needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
-	@echo "installing into $(VENV): some 100 packages, 1.3 GB; one to three minutes, only once"
+	@test -d $(VENV) && echo "updating $(VENV)" || echo "installing into $(VENV): some 100 packages, 1.3 GB; one to three minutes, only once"
 	$(PYTHON) -m venv $(VENV)
 	@set -o pipefail; $(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-dev.txt -e . | $(PROGRESS)
 	@touch $(INSTALLED)

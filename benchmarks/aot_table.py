@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md, from the reports that `segret aot --out` wrote.
+"""The tables of benchmarks/results/aot/README.md, from the reports that `segret aot --out` wrote.
 
 python -m benchmarks.aot_table benchmarks/results/aot/*.json
 """
@@ -37,7 +37,7 @@ def _step(r: dict[str, Any]) -> list[str]:
         f"{memory['total'] / 1e9:.1f} of {r['limit'] / 1e9:.1f} GB",
         " / ".join(f"{memory[part] / 1e9:.2f}" for part in ("arguments", "temporary", "code")),
         f"{r['flops'] / 1e12:.2f}",
-        "not told" if r["bytes"] is None else f"{r['bytes'] / 1e9:.0f} GB",
+        "unknown" if r["bytes"] is None else f"{r['bytes'] / 1e9:.0f} GB",
         f"{reduced['count']} of {reduced['bytes'] / 1e6:.0f} MB",
         str(expected_batch(r)),
         _at_best(r),

@@ -12,7 +12,7 @@ import sys
 import tokenize
 from pathlib import Path
 
-MOST_IN_FUNCTION, MOST_IN_FILE = 50, 300
+MAX_IN_FUNCTION, MAX_IN_FILE = 50, 300
 LAYOUT = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
     tokenize.ENDMARKER,
@@ -47,11 +47,11 @@ def oversized(file: Path) -> list[str]:
     """Name the functions of a file that are too long, and the file if it is."""
     source = file.read_text(encoding="utf-8")
     lines = code_lines(source)
-    found = [f"{file}: {len(lines)} lines"] if len(lines) > MOST_IN_FILE else []
+    found = [f"{file}: {len(lines)} lines"] if len(lines) > MAX_IN_FILE else []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             count = sum(node.lineno <= line <= node.end_lineno for line in lines)
-            if count > MOST_IN_FUNCTION:
+            if count > MAX_IN_FUNCTION:
                 found.append(f"{file}: {node.name} has {count} lines")
     return found
 
@@ -59,12 +59,15 @@ def oversized(file: Path) -> list[str]:
 def main(folders: list[str]) -> int:
     """Print the counts; return the exit status."""
     too_long = []
+    if missing := [folder for folder in folders if not Path(folder).is_dir()]:
+        sys.exit(f"no folder {', '.join(missing)}")
     for folder in folders or ["segret_jax"]:
         files = sorted(Path(folder).rglob("*.py"))
         total = sum(len(code_lines(file.read_text(encoding="utf-8"))) for file in files)
         print(f"{folder}: {total} lines in {len(files)} files")
         too_long += [line for file in files for line in oversized(file)]
-    print(*too_long, sep="\n", end="\n" if too_long else "")
+    limits = f"functions of more than {MAX_IN_FUNCTION} lines, files of more than {MAX_IN_FILE}: "
+    print(limits + ("none" if not too_long else "\n" + "\n".join(too_long)))
     return 1 if too_long else 0
 
 

@@ -5,7 +5,7 @@
 #
 # One process drives all GPUs; the config's batch is split over them. Needs, once:
 #
-#     .venv/bin/pip install "jax[cuda13]==0.10.2"
+#     .venv/bin/pip install -c requirements.txt -e ".[cuda]"
 #
 # Run here on CPU devices only; on GPUs it has not been run yet.
 set -euo pipefail

@@ -44,6 +44,10 @@ def defined_names(source: str) -> Iterator[str]:
                 yield node.id
             case ast.Attribute(ctx=ast.Store()):
                 yield node.attr
+            case ast.alias(asname=str(name)) | ast.ExceptHandler(name=str(name)):
+                yield name
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield name
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "segret_jax").rglob("*.py")), ids=lambda f: f.name)
@@ -54,8 +58,12 @@ def test_no_name_is_coined(file: Path):
 
 
 def test_names_of_every_kind_are_found():
-    source = "class A:\n def b(self, c):\n  self.d = e = 1\n  for f in c: pass"
-    assert set(defined_names(source)) == {"A", "b", "self", "c", "d", "e", "f"}
+    source = (
+        "class A:\n def b(self, c):\n  self.d = e = 1\n  for f in c: pass\n"
+        "import x as g\ntry: pass\nexcept E as h: pass\n"
+        "match g:\n case [i, *j]: pass"
+    )
+    assert set(defined_names(source)) == {"A", "b", "self", *"cdefghij"}
 
 
 def test_the_spelling_is_american():
