@@ -26,7 +26,7 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy segret_jax benchmarks train.py eval.py predict.py
+	$(VENV)/bin/mypy segret_jax benchmarks examples train.py eval.py predict.py
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 
 $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml

@@ -3,6 +3,8 @@
 python examples/own_loop.py
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,8 +19,8 @@ NUM_CLASSES = 4
 def main(*, steps: int = 5, size: int = 64) -> list[float]:
     """Return the loss of each step."""
     model = SegRet(ModelConfig(drop_path=0.0), NUM_CLASSES, rngs=nnx.Rngs(0))
-    graph, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = map(nnx.to_pure_dict, states)
     optimizer = optax.adamw(1e-3)
     opt_state = optimizer.init(params)
 
@@ -26,8 +28,8 @@ def main(*, steps: int = 5, size: int = 64) -> list[float]:
     labels = (images[:, ::4, ::4, 0] > 0).astype(jnp.int32)  # the logits have stride 4
 
     @jax.jit
-    def step(params, batch_stats, opt_state):  # type: ignore[no-untyped-def]
-        def loss_of(params):  # type: ignore[no-untyped-def]
+    def step(params: Any, batch_stats: Any, opt_state: Any) -> tuple[Any, Any, Any, jax.Array]:
+        def loss_of(params: Any) -> tuple[jax.Array, Any]:
             model = nnx.merge(graph, params, batch_stats)
             logits = model(images, train=True)  # [b, h, w, k]; updates the batch statistics
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
