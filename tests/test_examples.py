@@ -31,7 +31,7 @@ def test_train_on_a_folder_and_predict(tmp_path):
     table = EXAMPLES.parent / CLASSES
     score = train(str(root), str(table), str(tmp_path / "run"), steps=2)
     assert 0 <= score <= 1
-    predict = runpy.run_path(str(EXAMPLES / "predict.py"))["main"]
+    predict = runpy.run_path(str(EXAMPLES / "predict_a_photograph.py"))["main"]
     shares = predict(str(tmp_path / "run"), str(root / "images/validation/0.png"))
     assert sum(shares.values()) == pytest.approx(1)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)

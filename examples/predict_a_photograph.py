@@ -1,6 +1,6 @@
 """Segment a photograph with a trained model, and name its largest classes.
 
-python examples/predict.py RUN PHOTOGRAPH
+python examples/predict_a_photograph.py RUN PHOTOGRAPH
 """
 
 import sys
