@@ -19,13 +19,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from segret_jax.checkpoint.packing import LARGE, pack, small_or_large, unpack
 from segret_jax.checkpoint.state import TrainState
 from segret_jax.models.family import Path
-from segret_jax.models.segret.implementation import parameter_group
 
 FORMAT = 2
-# What formats 0 and 1 did not pack, by the end of its path.
-_FORMAT_1_LARGE = re.compile(
-    r"(q|k|v|out|fc1|fc2|proj|head|conv|convs/\d+|linear|zero_conv|fuse|classify)/kernel$"
-)
+# Where formats 0 and 1, of SegRet alone, packed a leaf: the first pattern that its path contains.
+# Frozen: SegRet's parameter groups may change.
+_FORMAT_1 = {
+    LARGE: r"(q|k|v|out|fc1|fc2|proj|head|conv|convs/\d+|linear|zero_conv|fuse|classify)/kernel$",
+    "encoder_norms": r"^encoder/(.+/)?norm[s12]?/",
+    "decoder_norms": r"/(zero|fuse)_norm/",
+    "others": "",
+}
 
 
 def to_stored(state: TrainState) -> TrainState:
@@ -93,6 +96,6 @@ def _divide(tree: Any) -> tuple[Any, Any]:
 
 
 def _vector_of_format_1(path: Path, leaf: Any) -> str:
-    """Return into which vector formats 0 and 1, of SegRet alone, packed a leaf."""
-    is_large = _FORMAT_1_LARGE.search("/".join(map(str, path)))
-    return LARGE if is_large else parameter_group(path)
+    """Return into which vector formats 0 and 1 packed a leaf."""
+    name = "/".join(map(str, path))
+    return next(vector for vector, pattern in _FORMAT_1.items() if re.search(pattern, name))
