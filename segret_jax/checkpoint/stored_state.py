@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from segret_jax.checkpoint.packing import LARGE, pack, small_or_large, unpack
 from segret_jax.checkpoint.state import TrainState
 from segret_jax.models.family import Path
+from segret_jax.trees import leaves_by_path
 
 FORMAT = 2
 # Where formats 0 and 1, of SegRet alone, packed a leaf: the first pattern that its path contains.
@@ -38,8 +39,8 @@ def to_stored(state: TrainState) -> TrainState:
     unpack_small = jax.jit(unpack, out_shardings=state.step.sharding)  # they are replicated
 
     def unpacked(packed: dict[str, Any]) -> Any:
-        leaves = flatten_dict(unpack_small(packed | {LARGE: {}}, small))
-        return unflatten_dict(flatten_dict(packed[LARGE]) | leaves)
+        leaves = leaves_by_path(unpack_small(packed | {LARGE: {}}, small))
+        return unflatten_dict(leaves_by_path(packed[LARGE]) | leaves)
 
     return _with_moments(state, unpacked(adam.mu), unpacked(adam.nu))
 
@@ -54,13 +55,13 @@ def stored_like(like: TrainState, version: int) -> TrainState:
     if version >= 2:
         return _with_moments(like, like.params, like.params)
     shapes = jax.eval_shape(lambda params: pack(params, _vector_of_format_1), like.params)
-    placed = {path: leaf.sharding for path, leaf in flatten_dict(like.params).items()}
+    placed = {path: leaf.sharding for path, leaf in leaves_by_path(like.params).items()}
 
     def shape_of(path: Path, leaf: Any) -> jax.ShapeDtypeStruct:
         sharding = placed.get(path[1:], like.step.sharding)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    packed = unflatten_dict({path: shape_of(path, x) for path, x in flatten_dict(shapes).items()})
+    packed = unflatten_dict({path: shape_of(path, x) for path, x in leaves_by_path(shapes).items()})
     return _with_moments(like, packed, packed)
 
 
@@ -90,7 +91,7 @@ def _with_moments(state: TrainState, mu: Any, nu: Any) -> TrainState:
 def _divide(tree: Any) -> tuple[Any, Any]:
     """Return the large leaves of a tree, and the small ones."""
     parts: dict[str, dict[Path, Any]] = {LARGE: {}, "small": {}}
-    for path, leaf in flatten_dict(tree).items():
+    for path, leaf in leaves_by_path(tree).items():
         parts[small_or_large(path, leaf)][path] = leaf
     return unflatten_dict(parts[LARGE]), unflatten_dict(parts["small"])
 

@@ -12,15 +12,16 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from segret_jax.config import ModelConfig
 from segret_jax.convert.recognize import TorchModel, identify
 from segret_jax.convert.safetensors import Tensors
 from segret_jax.errors import InputError, printable
 from segret_jax.models.config import model_name
-from segret_jax.models.factory import abstract, build
+from segret_jax.models.factory import ModelBundle, abstract, build
 from segret_jax.models.family import Path
+from segret_jax.trees import leaves_by_path
 
 Faults = dict[str, str]  # by tensor
 Patterns = dict[str, re.Pattern]  # by their text
@@ -40,18 +41,16 @@ class Imported:
     """A model from a PyTorch file.
 
     Attributes:
-        recognized: settings of the model.
-        params: nested dict of float32 parameters.
-        batch_stats: nested dict of float32 batch statistics.
-        leaves: path and PyTorch shape of each leaf, by PyTorch name.
-        dropped: reasons by tensor that was not used.
-        initialized: reasons by leaf that keeps its initial value.
-        unused: the dropped tensors that an export needs, as it cannot compute them.
+        recognized: The settings of the model.
+        bundle: The model, with float32 arrays.
+        leaves: Path and PyTorch shape of each leaf, by PyTorch name.
+        dropped: Reasons by tensor that was not used.
+        initialized: Reasons by leaf that keeps its initial value.
+        unused: The dropped tensors that an export needs, as it cannot compute them.
     """
 
     recognized: TorchModel
-    params: Any
-    batch_stats: Any
+    bundle: ModelBundle
     leaves: Leaves
     dropped: dict[str, str]
     initialized: dict[str, str]
@@ -64,19 +63,19 @@ def import_tensors(
     """Recognize the model of `tensors` and fill it.
 
     Args:
-        tensors: arrays by PyTorch name.
-        model: gives the settings that no file can tell.
-        given: fields of `model` that the file must agree with.
-        allow: regular expressions, searched in names. A matching tensor may be superfluous and is
+        tensors: The arrays by PyTorch name.
+        model: The settings that no file can tell.
+        given: The fields of `model` that the file must agree with.
+        allow: Regular expressions, searched in names. A matching tensor may be superfluous and is
             dropped; a matching leaf may lack a fitting tensor and keeps its initial value.
 
     Raises:
-        InputError: lists all differences.
+        InputError: The file differs from the model; all differences are listed.
     """
     patterns = _compile_patterns(allow)
     found = _recognize(tensors, model, given, patterns)
     bundle = abstract(found.model, found.num_classes)
-    leaves = _torch_leaves(found, *bundle.variables)
+    leaves = _torch_leaves(found, bundle)
     known, surplus = _split_surplus(tensors, leaves, found)
     missing = {n: f"{list(s)} is missing" for n, (_, s) in leaves.items() if n not in tensors}
     unusable = {n: _fault(tensors[n], s) for n, (_, s) in leaves.items() if n in tensors}
@@ -86,13 +85,10 @@ def import_tensors(
     initialized = {name: allowed[name] for name in [*missing, *unusable]}
     if initialized:
         bundle = build(found.model, found.num_classes, seed=0)
-    params, batch_stats = (
-        _filled(tree, tensors, found, skip=initialized) for tree in bundle.variables
-    )
+    trees = (_filled(tree, tensors, found, skip=initialized) for tree in bundle.variables)
     return Imported(
         recognized=found,
-        params=params,
-        batch_stats=batch_stats,
+        bundle=ModelBundle(bundle.graph, *trees),
         leaves=leaves,
         dropped=known | {name: allowed[name] for name in [*unusable, *surplus]},
         initialized=initialized,
@@ -137,10 +133,10 @@ def _recognize(
         return identify(rest, model, given)
 
 
-def _torch_leaves(found: TorchModel, *trees: Any) -> Leaves:
-    """Return path and PyTorch shape of each leaf of parameters and statistics, by PyTorch name."""
+def _torch_leaves(found: TorchModel, bundle: ModelBundle) -> Leaves:
+    """Return path and PyTorch shape of each parameter and statistic, by PyTorch name."""
     leaves = {}
-    for path, leaf in (item for tree in trees for item in flatten_dict(tree).items()):
+    for path, leaf in leaves_by_path(*bundle.variables).items():
         name = found.format.key(path, prefix=found.prefix)
         unread = np.broadcast_to(np.float32(0), leaf.shape)
         leaves[name] = path, found.format.to_torch(unread, path).shape
@@ -155,7 +151,7 @@ def _filled(tree: Any, tensors: Tensors, found: TorchModel, *, skip: Collection[
         value = initial if name in skip else found.format.from_torch(tensors[name], path)
         return np.ascontiguousarray(value, np.float32)
 
-    return unflatten_dict({path: leaf(path, x) for path, x in flatten_dict(tree).items()})
+    return unflatten_dict({path: leaf(path, x) for path, x in leaves_by_path(tree).items()})
 
 
 def _is_counter(name: str, tensor: np.ndarray) -> bool:

@@ -22,7 +22,7 @@ from segret_jax.models.families import get_family
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
 from segret_jax.run.workdir import newest_step
 from segret_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from segret_jax.trees import leaf_name, named_leaves
+from segret_jax.trees import named_leaves
 
 
 class InitialModel(NamedTuple):
@@ -72,20 +72,17 @@ def initialize(
             return transfer.takes(name, model)
         return their_table.num_classes == table.num_classes or family.last_layer not in name
 
-    loaded = checkpoints.load_model(checkpoint, saved)
-    theirs = {"params": loaded.params, "batch_stats": loaded.batch_stats}
-    ours = {"params": bundle.params, "batch_stats": bundle.batch_stats}
+    theirs, ours = named_leaves(checkpoints.load_model(checkpoint, saved)), named_leaves(bundle)
     taken, expected = (
-        {name: leaf for name, leaf in named_leaves(tree).items() if is_taken(name)}
-        for tree in (theirs, ours)
+        {name: leaf for name, leaf in leaves.items() if is_taken(name)} for leaves in (theirs, ours)
     )
     _check_tensors(checkpoint, taken, expected)
-    filled = jax.tree_util.tree_map_with_path(lambda p, x: taken.get(leaf_name(p), x), ours)
+    filled = jax.tree.unflatten(jax.tree.structure(bundle), (ours | taken).values())
     if transfer:
         notes = _classifier_notes(checkpoint, transfer.lost(saved.model, model))
     else:
         notes = _segmentation_notes(checkpoint, their_table, table)
-    return InitialModel(ModelBundle(bundle.graph, **filled), notes)
+    return InitialModel(filled, notes)
 
 
 def _check_tensors(checkpoint: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -150,11 +150,11 @@ def test_a_classifier_cannot_be_trained(tmp_path):
 
 def test_a_saved_model_comes_back_with_all_that_was_given(tmp_path):
     folder, model = tmp_path / "new" / "weights", CLASSIFIER
-    _, params, batch_stats = random_model(model, 1000)
+    bundle = random_model(model, 1000)
     config = Config(model=model, train=TrainConfig(seed=7))
     kept = {"decode_head.conv_seg.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
     arguments: dict[str, Any] = {
-        "config": config, "table": table_of(1000), "params": params, "batch_stats": batch_stats,
+        "config": config, "table": table_of(1000), "bundle": bundle,
         "source": {"sha256": "0f", "dropped": ["a", None]}, "kept": kept,
     }  # fmt: skip
     checkpoints.save_model(folder, **arguments)
@@ -164,7 +164,7 @@ def test_a_saved_model_comes_back_with_all_that_was_given(tmp_path):
     assert read_stored_json(folder / "source") == arguments["source"]
     for ours, theirs in (
         (checkpoints.load_kept(folder), kept),
-        (checkpoints.load_model(folder, config)[1:], (params, batch_stats)),
+        (checkpoints.load_model(folder, config)[1:], bundle.variables),
     ):
         ours, theirs = flat(ours), flat(theirs)
         assert ours.keys() == theirs.keys()
