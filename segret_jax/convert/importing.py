@@ -30,7 +30,7 @@ Leaves = dict[str, tuple[Path, tuple[int, ...]]]
 CONSTANT_TOLERANCE = 1e-4  # relative
 HALF_TOLERANCE = 1e-2  # of constants that were rounded to 16 bits
 MAX_NEAREST = 50  # differences for which the nearest name is searched: it is slow
-COUNTER, CONSTANT = ".num_batches_tracked", ".Relpos."
+COUNTER = ".num_batches_tracked"
 AVERAGING = "counter of the weights' average, read by nothing"
 # Single numbers that writers of averaged weights (PyTorch, mmengine, diffusion models) keep.
 COUNTERS = {"n_averaged", "steps", "step", "num_updates", "decay", "initted"}
@@ -92,7 +92,7 @@ def import_tensors(
         leaves=leaves,
         dropped=known | {name: allowed[name] for name in [*unusable, *surplus]},
         initialized=initialized,
-        unused={n: tensors[n] for n in known if _is_kept_for_export(n, tensors[n])},
+        unused={n: tensors[n] for n in known if _is_kept_for_export(n, tensors[n], found)},
     )
 
 
@@ -181,30 +181,35 @@ def _split_surplus(tensors: Tensors, leaves: Leaves, found: TorchModel) -> tuple
             known[name] = AVERAGING
         elif name not in unused:
             surplus[name] = f"{list(tensors[name].shape)} is not in the model"
-        elif fault := _fault_of_unused(name, tensors[name], unused[name]):
+        elif fault := _fault_of_unused(name, tensors[name], unused[name], found):
             surplus[name] = fault
         else:
             known[name] = next(reason for part, reason in reasons.items() if part in name)
     return known, surplus
 
 
-def _fault_of_unused(name: str, tensor: np.ndarray, default: np.ndarray) -> str:
+def _fault_of_unused(name: str, tensor: np.ndarray, default: np.ndarray, found: TorchModel) -> str:
     """Return how `tensor` differs from the original's, of which `default` is the value; or ""."""
     if tensor.shape != default.shape:
         return f"is {list(tensor.shape)}, the original's is {list(default.shape)}"
     if COUNTER in name:
         return "is of type bool, the original's is a number" if tensor.dtype == bool else ""
-    if CONSTANT not in name:
+    if not _is_constant(name, found):
         return _fault(tensor, default.shape)
     pair = tensor.astype(np.float64), default.astype(np.float64)
     tolerance = HALF_TOLERANCE if tensor.dtype.itemsize == 2 else CONSTANT_TOLERANCE
     if np.allclose(*pair, rtol=tolerance, atol=0):
         return ""
-    found, expected = (np.array2string(t[:4], precision=5) for t in pair)
-    return f"begins {found}, but the original has {expected}: another model"
+    theirs, ours = (np.array2string(t[:4], precision=5) for t in pair)
+    return f"begins {theirs}, but the original has {ours}: another model"
 
 
-def _is_kept_for_export(name: str, tensor: np.ndarray) -> bool:
+def _is_constant(name: str, found: TorchModel) -> bool:
+    """Return whether a tensor is computed from the model's settings."""
+    return any(part in name for part in found.format.constants)
+
+
+def _is_kept_for_export(name: str, tensor: np.ndarray, found: TorchModel) -> bool:
     """Return whether an export should write a dropped tensor instead of its default.
 
     16 bits round constants, which are computed again, and overflow a counter. The original has no
@@ -214,7 +219,7 @@ def _is_kept_for_export(name: str, tensor: np.ndarray) -> bool:
         return False
     if COUNTER in name:
         return 0 <= tensor.item() < 2**63
-    return CONSTANT not in name or tensor.dtype.itemsize > 2
+    return not _is_constant(name, found) or tensor.dtype.itemsize > 2
 
 
 def _raise_differences(
