@@ -122,4 +122,4 @@ class ClassifierTransfer(Protocol):
         """Return whether `model` starts from the tensor of this name."""
 
     def lost(self, theirs: Any, ours: Any) -> dict[str, str]:
-        """Return {setting that keeps it: part} for the parts that `ours` leaves out."""
+        """Return {setting whose value in `theirs` keeps it: part} for parts that `ours` lacks."""
