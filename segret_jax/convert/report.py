@@ -30,12 +30,12 @@ def make_report(
     """Return the report of a conversion as JSON values.
 
     Args:
-        path: of the file.
-        file: its content.
-        imported: the model.
-        table: its classes.
-        allow: the patterns of `--allow`.
-        notes: sentences on the classes.
+        path: The file.
+        file: The content of the file.
+        imported: The model.
+        table: The classes of the model.
+        allow: The patterns of `--allow`.
+        notes: Sentences on the classes.
     """
     found, leaves = imported.recognized, imported.leaves
     mapped = {name: leaf for name, leaf in leaves.items() if name not in imported.initialized}
