@@ -55,13 +55,9 @@ def stored_like(like: TrainState, version: int) -> TrainState:
     if version >= 2:
         return _with_moments(like, like.params, like.params)
     shapes = jax.eval_shape(lambda params: pack(params, _vector_of_format_1), like.params)
-    placed = {path: leaf.sharding for path, leaf in leaves_by_path(like.params).items()}
-
-    def shape_of(path: Path, leaf: Any) -> jax.ShapeDtypeStruct:
-        sharding = placed.get(path[1:], like.step.sharding)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    packed = unflatten_dict({path: shape_of(path, x) for path, x in leaves_by_path(shapes).items()})
+    params, whole = leaves_by_path(like.params), like.step.sharding
+    packed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+    packed[LARGE] = unflatten_dict({path: params[path] for path in leaves_by_path(shapes[LARGE])})
     return _with_moments(like, packed, packed)
 
 
@@ -70,9 +66,8 @@ def from_stored(stored: TrainState, version: int) -> TrainState:
     adam: Any = stored.opt_state[0]
     trees = [adam.mu, adam.nu]
     if version < 2:
-        placement = jax.tree.map(lambda leaf: leaf.sharding, stored.params)
-        unpack_format_1 = partial(unpack, vector_of=_vector_of_format_1)
-        unpack_all = jax.jit(unpack_format_1, out_shardings=placement)
+        where = jax.tree.map(lambda leaf: leaf.sharding, stored.params)
+        unpack_all = jax.jit(partial(unpack, vector_of=_vector_of_format_1), out_shardings=where)
         trees = [unpack_all(packed, stored.params) for packed in trees]
     pack_small = jax.jit(pack, out_shardings=stored.step.sharding)
 

@@ -72,7 +72,10 @@ def import_tensors(
     Raises:
         InputError: The file differs from the model; all differences are listed.
     """
-    patterns = _compile_patterns(allow)
+    try:
+        patterns = {text: re.compile(text) for text in allow}
+    except re.error as error:
+        raise InputError(f"--allow {error.pattern!r} is no regular expression: {error}") from None
     found = _recognize(tensors, model, given, patterns)
     bundle = abstract(found.model, found.num_classes)
     leaves = _torch_leaves(found, bundle)
@@ -94,13 +97,6 @@ def import_tensors(
         initialized=initialized,
         unused={n: tensors[n] for n in known if _is_kept_for_export(n, tensors[n], found)},
     )
-
-
-def _compile_patterns(allow: Sequence[str]) -> Patterns:
-    try:
-        return {text: re.compile(text) for text in allow}
-    except re.error as error:
-        raise InputError(f"--allow {error.pattern!r} is no regular expression: {error}") from None
 
 
 def _allowed_reasons(names: Sequence[str], patterns: Patterns, known: Faults) -> Faults:
@@ -126,8 +122,7 @@ def _recognize(
     try:
         return identify(tensors, model, given)
     except InputError:
-        dropped = {n for n in tensors if any(p.search(n) for p in patterns.values())}
-        rest = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+        rest = {n: t for n, t in tensors.items() if not any(p.search(n) for p in patterns.values())}
         if not 0 < len(rest) < len(tensors):
             raise
         return identify(rest, model, given)

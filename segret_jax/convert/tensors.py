@@ -29,6 +29,7 @@ from segret_jax.models.families import FAMILIES
 
 STATE_DICTS = ("model", "state_dict", "model_ema", "state_dict_ema")  # the first found is taken
 MAX_NPZ_BYTES = 2**32  # unpacked: a file of some MB may claim any size
+SAVE_AGAIN = "save model.state_dict() again"
 MAX_SHARING = 8  # bytes of all tensors for each byte of their storages, as tied ones share theirs
 # Attributes under which DataParallel and EMA, torch.compile, users' own classes, FSDP, activation
 # checkpointing and Lightning Fabric hold their module. No model here has a module of such a name.
@@ -125,11 +126,9 @@ def read_unstripped(path: str | Path, *, wrapper: str = "") -> TensorFile:
             file.seek(0)
             found = _read(file, size, wrapper)
         if not found.tensors:
-            raise InputError("holds no tensors; save model.state_dict() again")
+            raise InputError(f"holds no tensors; {SAVE_AGAIN}")
         if bad := [name for name in found.tensors if not _is_name(name)]:
-            raise InputError(
-                f"has a tensor named '{shorten(str(bad[0]))}'; save model.state_dict() again"
-            )
+            raise InputError(f"has a tensor named '{shorten(str(bad[0]))}'; {SAVE_AGAIN}")
         if wrapper and found.wrapper != wrapper:
             raise InputError(f"has no {wrapper!r}; its tensors lie at the top, choose nothing")
         return replace(found, sha256=digest)
@@ -197,8 +196,7 @@ def _unwrap(file: TorchFile, wrapper: str) -> TensorFile:
     state = found[chosen] if chosen else content
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        given = f"give --wrapper NAME, one of {', '.join(found)}"
-        remedy = given if found else "save model.state_dict() again"
+        remedy = f"give --wrapper NAME, one of {', '.join(found)}" if found else SAVE_AGAIN
         where = ", ".join(STATE_DICTS)
         raise InputError(f"has no tensors at its top or under {where}; {shorten(remedy)}")
     rest = {k: value for k, value in content.items() if k not in found} if chosen else {}

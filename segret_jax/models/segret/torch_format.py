@@ -27,10 +27,6 @@ def _stem(offset: int) -> Callable[[re.Match], str]:
     return lambda match: f"backbone.patch_embed.proj.{3 * int(match[1]) + offset}"
 
 
-def _projection(match: re.Match) -> str:
-    return f"decode_head.linear_c{int(match[1]) + 1}/"
-
-
 # Our path, joined by "/", to PyTorch's module; LEAVES has the leaf's own name.
 MODULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (r"encoder/stem/convs/(\d+)", _stem(0)),
@@ -38,7 +34,7 @@ MODULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (r"encoder/stages/(\d+)/(\d+)", r"backbone.layers.\1.blocks.\2"),
     (r"encoder/downsamples/(\d+)/conv", r"backbone.layers.\1.downsample.reduction"),
     (r"encoder/downsamples/(\d+)/norm", r"backbone.layers.\1.downsample.norm"),
-    (r"decoder/projections/(\d+)/", _projection),
+    (r"decoder/projections/(\d+)/", lambda match: f"decode_head.linear_c{int(match[1]) + 1}/"),
     (r"/linear$", r".proj"),
     (r"/zero_conv$", r".zeroLayer.conv"),
     (r"/zero_norm$", r".zeroLayer.bn"),
