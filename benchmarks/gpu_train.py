@@ -29,6 +29,7 @@ from segret_jax.convert.exporting import export_tensors
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.pipeline import class_table
 from segret_jax.evaluation.evaluate import Picture, Result
+from segret_jax.models.factory import abstract
 from segret_jax.run import compilation
 from segret_jax.visualize.legend import add_legend
 from segret_jax.visualize.pictures import overlay, save_png
@@ -78,10 +79,8 @@ def dry_config() -> Config:
 def write(folder: Path, run: Run, result: Result, facts: dict[str, Any]) -> None:
     """Write the six files."""
     table = class_table(run.config.data)
-    tensors = export_tensors(
-        run.config.model, table.num_classes, run.model["params"], run.model["batch_stats"]
-    )
-    sharded.write(folder, tensors)
+    bundle = abstract(run.config.model, table.num_classes)._replace(**run.model)
+    sharded.write(folder, export_tensors(run.config.model, table.num_classes, bundle))
     losses = [(x["step"], x["loss"]) for x in run.losses]
     save_png(curve.draw(losses, [(x["step"], x["mIoU"]) for x in run.scores]), folder / "curve.png")
     save_png(overlays(result.pictures, table), folder / "overlays.png")

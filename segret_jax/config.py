@@ -213,7 +213,7 @@ def _fill(group: Any, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if isinstance(value, dict):
             _fill(getattr(group, name), value)
-        elif isinstance(group, ModelConfig) and hasattr(group.settings, name):
+        elif isinstance(group, ModelConfig) and not hasattr(group, name):
             setattr(group.settings, name, value)  # a config from before model families
         else:
             setattr(group, name, tuple(value) if isinstance(value, list) else value)

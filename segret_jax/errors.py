@@ -7,8 +7,8 @@ from difflib import get_close_matches
 class InputError(ValueError):
     """A mistake that the user can correct: a path, a name, a file, a setting.
 
-    The message is one line with the wrong value and the remedy. Commands print it without a
-    traceback and exit with status 2.
+    The message is one line with the wrong value and the remedy; a conversion lists more tensors
+    below it. Commands print it without a traceback and exit with status 2.
     """
 
 

@@ -22,7 +22,6 @@ from segret_jax.data.decode import decode_image
 from segret_jax.data.transforms import normalize
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.models.factory import ModelBundle
 from tests.weights import model_outputs, random_model, saved_model, table_of
 
 NUM_CLASSES = 5
@@ -54,15 +53,15 @@ def test_logits_are_those_of_the_normalized_images(tmp_path):
 
 
 def test_predict_gives_the_label_map_of_the_predictor(tmp_path):
-    graph, params, batch_stats = random_model(ModelConfig(), NUM_CLASSES)
+    bundle = random_model(ModelConfig(), NUM_CLASSES)
     config = Config(eval=EvalConfig(resize_target=(64, 64), flip=True))
     save_model(
         tmp_path / "run" / "checkpoints" / "4", config=config, table=table_of(NUM_CLASSES),
-        params=params, batch_stats=batch_stats, source={},
+        bundle=bundle, source={},
     )  # fmt: skip
     image = photograph(50, 77, 3)
     found = segret_jax.load(tmp_path / "run").predict(image)
-    expected = Predictor(ModelBundle(graph, params, batch_stats), config.eval).label_map(image)
+    expected = Predictor(bundle, config.eval).label_map(image)
     np.testing.assert_array_equal(found, expected, strict=True)
     assert len(np.unique(found)) > 1
 

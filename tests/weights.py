@@ -47,8 +47,7 @@ def saved_model(
         folder,
         config=Config(model=model),
         table=table_of(num_classes),
-        params=parts[1],
-        batch_stats=parts[2],
+        bundle=parts,
         source={"file": "made up"},
     )
     return parts

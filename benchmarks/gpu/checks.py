@@ -13,7 +13,6 @@ from benchmarks.gpu.worker import Figures, Measure
 from benchmarks.machine import median_seconds
 from segret_jax.config import ModelConfig
 from segret_jax.convert.importing import import_tensors
-from segret_jax.models.factory import abstract
 from segret_jax.models.retention.blocked import blocked_retention
 from segret_jax.models.retention.decay import LogDecay, head_log_decay
 from segret_jax.models.retention.formulas import decomposed_retention, whole_retention
@@ -86,8 +85,7 @@ def goldens(variant: str) -> Measure:
     expected = golden_weights.load(name)
     model = ModelConfig(matmul_precision="highest")
     imported = import_tensors(golden_weights.tensors(name), model)
-    graph = abstract(imported.recognized.model, imported.recognized.num_classes)[0]
-    variables = jax.device_put((imported.params, imported.batch_stats))
+    graph, variables = imported.bundle.graph, jax.device_put(imported.bundle.variables)
 
     def forward(variables: Any, image: jax.Array) -> list[jax.Array]:
         network = nnx.merge(graph, *variables)

@@ -160,7 +160,7 @@ class Checkpoints:
             listed = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
             raise InputError(
                 f"no checkpoint in {self.folder} can be read ({listed}); nothing was moved. "
-                "Install the versions of requirements.txt if yours differ, or start anew in "
+                "Install the versions of requirements.txt if yours differ, or start a run in "
                 "another --workdir"
             ) from next(iter(faults.values()))
         return None
@@ -191,7 +191,7 @@ class Checkpoints:
             raise InputError(
                 f"{checkpoint} was trained on {theirs.get('images')} images, names "
                 f"{str(theirs.get('names'))[:8]}, but data.root now holds {self.data['images']}, "
-                f"names {self.data['names'][:8]}: the same data is needed to go on. To train on "
+                f"names {self.data['names'][:8]}: the same data is needed to resume. To train on "
                 f"other data from these weights, give --config.init_from={checkpoint} and another "
                 "--workdir"
             )

@@ -48,8 +48,7 @@ def save_model(
     *,
     config: configs.Config,
     table: ClassTable,
-    params: Any,
-    batch_stats: Any,
+    bundle: ModelBundle,
     source: dict[str, Any],
     kept: dict[str, np.ndarray] | None = None,
 ) -> None:
@@ -59,8 +58,7 @@ def save_model(
         folder: The checkpoint's folder, which must not exist.
         config: The config; evaluation reads `config.model`, `config.data` and `config.eval`.
         table: The classes of the outputs.
-        params: Nested dicts of float32 arrays.
-        batch_stats: Nested dicts of float32 arrays.
+        bundle: The model, with float32 arrays.
         source: Values for JSON that name the origin of the weights.
         kept: Arrays for `load_kept` that the model does not use.
 
@@ -70,14 +68,14 @@ def save_model(
     if folder.exists():
         raise InputError(f"{folder} exists: choose another folder")
     items = {
-        "model": ocp.args.StandardSave({"params": params, "batch_stats": batch_stats}),
+        "model": ocp.args.StandardSave(_stored(bundle)),
         "source": ocp.args.JsonSave(source),
         **description(config, table),
     }
     if kept:
         items["kept"] = ocp.args.StandardSave(kept)
     try:
-        disk_errors.check_space(folder.absolute().parent, (params, batch_stats, kept))
+        disk_errors.check_space(folder.absolute().parent, (bundle, kept))
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder.absolute(), args=ocp.args.Composite(**items))
     except (OSError, ValueError) as error:
@@ -193,7 +191,7 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     """
     num_classes = load_table(checkpoint).num_classes
     bundle = abstract(config.model, num_classes, platform=platform_of(jax.local_devices()))
-    target = restore_targets({"params": bundle.params, "batch_stats": bundle.batch_stats})
+    target = restore_targets(_stored(bundle))
     folder = (checkpoint / "model").absolute()
     try:
         version = load_format(checkpoint)
@@ -216,7 +214,11 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
             f"{checkpoint} cannot be loaded ({error}): give another checkpoint of that run, or "
             "copy this one again from where it was made"
         ) from error
-    return ModelBundle(bundle.graph, restored["params"], restored["batch_stats"])
+    return ModelBundle(bundle.graph, **restored)
+
+
+def _stored(bundle: ModelBundle) -> dict[str, Any]:
+    return {"params": bundle.params, "batch_stats": bundle.batch_stats}
 
 
 def find(path: Path) -> Path:

@@ -8,14 +8,14 @@ memory only: a checkpoint holds one array for each parameter (`stored_state`).
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jax import Array
 
 from segret_jax.models.family import Path
 from segret_jax.parallel.sharding import is_large
+from segret_jax.trees import leaves_by_path
 
 LARGE = "large"  # the tree of the leaves that are not packed
 VectorOf = Callable[[Path, Any], str]  # (path, leaf) -> the vector it is packed into, or LARGE
@@ -30,7 +30,7 @@ def pack(tree: Any, vector_of: VectorOf = small_or_large) -> dict[str, Any]:
     """Return a tree of parameters (or of gradients, ...) with its small leaves in vectors [n]."""
     large: dict[Path, Array] = {}
     small: dict[str, list[Array]] = {}
-    for path, leaf in sorted_leaves(tree):
+    for path, leaf in leaves_by_path(tree).items():
         vector = vector_of(path, leaf)
         if vector == LARGE:
             large[path] = leaf
@@ -41,9 +41,9 @@ def pack(tree: Any, vector_of: VectorOf = small_or_large) -> dict[str, Any]:
 
 def unpack(packed: dict[str, Any], like: Any, vector_of: VectorOf = small_or_large) -> Any:
     """Undo `pack`; `like` is a tree with the shapes of the one that was packed."""
-    large, tree = flatten_dict(packed[LARGE]), {}
+    large, tree = leaves_by_path(packed[LARGE]), {}
     start = dict.fromkeys(packed, 0)
-    for path, leaf in sorted_leaves(like):
+    for path, leaf in leaves_by_path(like).items():
         vector = vector_of(path, leaf)
         if vector == LARGE:
             tree[path] = large[path]
@@ -58,9 +58,3 @@ def moments(state: optax.OptState, params: Any) -> dict[str, Any]:
     """Return the moments in an optimizer's state as trees like `params`."""
     adam: Any = state[0]
     return {"mu": unpack(adam.mu, like=params), "nu": unpack(adam.nu, like=params)}
-
-
-def sorted_leaves(tree: Any) -> list[tuple[Path, Any]]:
-    """Return paths and leaves in the order of JAX, which sorts keys."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(tuple(entry.key for entry in path), leaf) for path, leaf in leaves]

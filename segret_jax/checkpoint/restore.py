@@ -42,7 +42,7 @@ def restore(checkpoint: Path, like: TrainState) -> TrainState:
         if difference := reading.structure_difference(checkpoint / item, tree):
             raise InputError(
                 f"{checkpoint} holds another training state than this version makes of this "
-                f"config: {difference}. Go on with the version of segret_jax that wrote it, or "
+                f"config: {difference}. Resume with the version of segret_jax that wrote it, or "
                 f"start from its weights: --config.init_from={checkpoint} and another --workdir"
             )
     _check_together(checkpoint, saved, weighted=version > 1)

@@ -14,18 +14,22 @@ from functools import partial
 from typing import Any
 
 import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from segret_jax.checkpoint.packing import LARGE, pack, small_or_large, unpack
 from segret_jax.checkpoint.state import TrainState
 from segret_jax.models.family import Path
-from segret_jax.models.segret.implementation import parameter_group
+from segret_jax.trees import leaves_by_path
 
 FORMAT = 2
-# What formats 0 and 1 did not pack, by the end of its path.
-_FORMAT_1_LARGE = re.compile(
-    r"(q|k|v|out|fc1|fc2|proj|head|conv|convs/\d+|linear|zero_conv|fuse|classify)/kernel$"
-)
+# Where formats 0 and 1, of SegRet alone, packed a leaf: the first pattern that its path contains.
+# Frozen: SegRet's parameter groups may change.
+_FORMAT_1 = {
+    LARGE: r"(q|k|v|out|fc1|fc2|proj|head|conv|convs/\d+|linear|zero_conv|fuse|classify)/kernel$",
+    "encoder_norms": r"^encoder/(.+/)?norm[s12]?/",
+    "decoder_norms": r"/(zero|fuse)_norm/",
+    "others": "",
+}
 
 
 def to_stored(state: TrainState) -> TrainState:
@@ -35,8 +39,8 @@ def to_stored(state: TrainState) -> TrainState:
     unpack_small = jax.jit(unpack, out_shardings=state.step.sharding)  # they are replicated
 
     def unpacked(packed: dict[str, Any]) -> Any:
-        leaves = flatten_dict(unpack_small(packed | {LARGE: {}}, small))
-        return unflatten_dict(flatten_dict(packed[LARGE]) | leaves)
+        leaves = leaves_by_path(unpack_small(packed | {LARGE: {}}, small))
+        return unflatten_dict(leaves_by_path(packed[LARGE]) | leaves)
 
     return _with_moments(state, unpacked(adam.mu), unpacked(adam.nu))
 
@@ -51,13 +55,9 @@ def stored_like(like: TrainState, version: int) -> TrainState:
     if version >= 2:
         return _with_moments(like, like.params, like.params)
     shapes = jax.eval_shape(lambda params: pack(params, _vector_of_format_1), like.params)
-    placed = {path: leaf.sharding for path, leaf in flatten_dict(like.params).items()}
-
-    def shape_of(path: Path, leaf: Any) -> jax.ShapeDtypeStruct:
-        sharding = placed.get(path[1:], like.step.sharding)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    packed = unflatten_dict({path: shape_of(path, x) for path, x in flatten_dict(shapes).items()})
+    params, whole = leaves_by_path(like.params), like.step.sharding
+    packed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+    packed[LARGE] = unflatten_dict({path: params[path] for path in leaves_by_path(shapes[LARGE])})
     return _with_moments(like, packed, packed)
 
 
@@ -66,9 +66,8 @@ def from_stored(stored: TrainState, version: int) -> TrainState:
     adam: Any = stored.opt_state[0]
     trees = [adam.mu, adam.nu]
     if version < 2:
-        placement = jax.tree.map(lambda leaf: leaf.sharding, stored.params)
-        unpack_format_1 = partial(unpack, vector_of=_vector_of_format_1)
-        unpack_all = jax.jit(unpack_format_1, out_shardings=placement)
+        where = jax.tree.map(lambda leaf: leaf.sharding, stored.params)
+        unpack_all = jax.jit(partial(unpack, vector_of=_vector_of_format_1), out_shardings=where)
         trees = [unpack_all(packed, stored.params) for packed in trees]
     pack_small = jax.jit(pack, out_shardings=stored.step.sharding)
 
@@ -87,12 +86,12 @@ def _with_moments(state: TrainState, mu: Any, nu: Any) -> TrainState:
 def _divide(tree: Any) -> tuple[Any, Any]:
     """Return the large leaves of a tree, and the small ones."""
     parts: dict[str, dict[Path, Any]] = {LARGE: {}, "small": {}}
-    for path, leaf in flatten_dict(tree).items():
+    for path, leaf in leaves_by_path(tree).items():
         parts[small_or_large(path, leaf)][path] = leaf
     return unflatten_dict(parts[LARGE]), unflatten_dict(parts["small"])
 
 
 def _vector_of_format_1(path: Path, leaf: Any) -> str:
-    """Return into which vector formats 0 and 1, of SegRet alone, packed a leaf."""
-    is_large = _FORMAT_1_LARGE.search("/".join(map(str, path)))
-    return LARGE if is_large else parameter_group(path)
+    """Return into which vector formats 0 and 1 packed a leaf."""
+    name = "/".join(map(str, path))
+    return next(vector for vector, pattern in _FORMAT_1.items() if re.search(pattern, name))

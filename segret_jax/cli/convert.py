@@ -89,12 +89,11 @@ def _from_file(
     notes = class_notes(table, file.classes, given=dataset_given) if segments else []
     report = make_report(args.src, file, imported, table, allow=args.allow, notes=notes)
     del file  # a large model need not be in memory twice while it is written
-    model = {"params": imported.params, "batch_stats": imported.batch_stats}
-    unused = imported.unused
+    bundle, unused = imported.bundle, imported.unused
     if to_torch:
-        _write(args.dst, config, found.num_classes, **model, unused=unused)
+        _write(args.dst, config, found.num_classes, bundle, unused)
     else:
-        save_model(args.dst, config=config, table=table, **model, source=report, kept=unused)
+        save_model(args.dst, config=config, table=table, bundle=bundle, source=report, kept=unused)
     print(f"{summary(report)}\nwritten to {args.dst}")
     if args.report:
         content = json.dumps(report, indent=1) + "\n"
@@ -115,16 +114,15 @@ def _from_checkpoint(src: Path, dst: Path) -> None:
 
     checkpoint = checkpoints.find(src)
     config, table = checkpoints.load_config(checkpoint), checkpoints.load_table(checkpoint)
-    _, params, batch_stats = checkpoints.load_model(checkpoint, config)
-    unused = checkpoints.load_kept(checkpoint)
-    _write(dst, config, table.num_classes, params=params, batch_stats=batch_stats, unused=unused)
+    bundle = checkpoints.load_model(checkpoint, config)
+    _write(dst, config, table.num_classes, bundle, checkpoints.load_kept(checkpoint))
     print(f"{checkpoint}, written to {dst}")
 
 
-def _write(dst: Path, config: Config, num_classes: int, **model: Any) -> None:
+def _write(dst: Path, config: Config, num_classes: int, bundle: Any, unused: Any) -> None:
     from segret_jax.convert.exporting import export_tensors, write_tensors
     from segret_jax.models.config import model_name
 
-    tensors = export_tensors(config.model, num_classes, **model)
+    tensors = export_tensors(config.model, num_classes, bundle, unused=unused)
     write_tensors(dst, tensors, {"format": "pt", "model": model_name(config.model)})
     print(f"{len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} numbers, float32")

@@ -36,8 +36,8 @@ def main(argv: list[str]) -> None:
     config.model.matmul_precision = "highest"  # as PyTorch; the command line may change it
     config = cli.apply_overrides(config, overrides)
     num_classes = checkpoints.load_table(checkpoint).num_classes
-    _, *variables = checkpoints.load_model(checkpoint, config)
-    certificate = certify(config.model, num_classes, tuple(variables), reference=args.reference)
+    variables = checkpoints.load_model(checkpoint, config).variables
+    certificate = certify(config.model, num_classes, variables, reference=args.reference)
     text = to_text(certificate)
     print(text)
     if args.out:

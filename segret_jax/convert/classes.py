@@ -23,15 +23,15 @@ def choose_classes(
     """Return the name of the dataset that a model is for, and its classes.
 
     Args:
-        recognized: the model.
-        dataset: name of the configured dataset.
-        named: classes that the file names. Names of a known dataset select it; otherwise the
+        recognized: The model.
+        dataset: The name of the configured dataset.
+        named: The classes that the file names. Names of a known dataset select it; otherwise the
             classes are the file's own. Without names the number of classes selects a dataset, or
             the classes get generic names.
-        given: whether the user chose `dataset`, which then wins.
+        given: Whether the user chose `dataset`, which then wins.
 
     Raises:
-        InputError: the user's dataset is unknown or has another number of classes, the model is a
+        InputError: The user's dataset is unknown or has another number of classes, the model is a
             classifier, or the file's names do not fit the model.
     """
     count = recognized.num_classes

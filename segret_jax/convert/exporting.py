@@ -6,31 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from segret_jax.convert.recognize import torch_format
 from segret_jax.convert.safetensors import Tensors, write_safetensors
 from segret_jax.errors import InputError
 from segret_jax.files import disk_errors_as_input_errors
 from segret_jax.models.config import ModelConfig
+from segret_jax.models.factory import ModelBundle
+from segret_jax.trees import leaves_by_path
 
 
 def export_tensors(
-    model: ModelConfig,
-    num_classes: int,
-    params: Any,
-    batch_stats: Any,
-    *,
-    unused: Tensors | None = None,
+    model: ModelConfig, num_classes: int, bundle: ModelBundle, *, unused: Tensors | None = None
 ) -> dict[str, np.ndarray]:
     """Return every tensor of the original's state dict, in its names and layouts.
 
     Args:
-        model: settings of the model.
-        num_classes: number of its classes.
-        params: nested dict of parameters.
-        batch_stats: nested dict of batch statistics.
-        unused: tensors that an import dropped; others that the original never uses get defaults.
+        model: The settings of the model.
+        num_classes: The number of its classes.
+        bundle: The model.
+        unused: Tensors that an import dropped; others that the original never uses get defaults.
 
     Returns:
         float32 arrays (counters int64) by name, sorted.
@@ -41,7 +36,7 @@ def export_tensors(
     form, prefix = torch_format(model), model.task == "segmentation"
     form.check_export(model)
     tensors = {}
-    for path, leaf in (flatten_dict(params) | flatten_dict(batch_stats)).items():
+    for path, leaf in leaves_by_path(*bundle.variables).items():
         array = form.to_torch(np.asarray(leaf, np.float32), path)
         tensors[form.key(path, prefix=prefix)] = np.ascontiguousarray(array)
     for name, default in form.unused(model, num_classes, list(tensors), prefix=prefix).items():
@@ -53,12 +48,12 @@ def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> 
     """Write a file, whole or not at all, in the format that its name ends in.
 
     Args:
-        path: ends in one of `ENDINGS`, in capitals or not.
-        tensors: by name.
-        metadata: goes into .safetensors only.
+        path: The file; its name ends in one of `ENDINGS`, in capitals or not.
+        tensors: The tensors by name.
+        metadata: Texts by key, for .safetensors only.
 
     Raises:
-        InputError: the file exists, has another ending, is to be PyTorch's and PyTorch is not
+        InputError: The file exists, has another ending, is to be PyTorch's and PyTorch is not
             installed, or the disk refuses.
     """
     ending = path.suffix.lower()

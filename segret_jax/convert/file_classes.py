@@ -19,10 +19,10 @@ class FileClasses:
     """The classes that a file names.
 
     Attributes:
-        names: in the order of their ids, printable, at most `UNKNOWN` of them.
-        count: of all names.
-        colors: uint8 [count, 3]; None where the file has none that fit.
-        source: where in the file the names stand.
+        names: The names in the order of their ids, printable, at most `UNKNOWN` of them.
+        count: The number of all names.
+        colors: The colors, uint8 [count, 3]; None where the file has none that fit.
+        source: The key under which the file has the names.
     """
 
     names: tuple[str, ...]

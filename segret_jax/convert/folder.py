@@ -37,11 +37,12 @@ def read_source(path: Path, *, wrapper: str = "") -> TensorFile:
     """Read a file of weights, an index with its shards, or a folder of Hugging Face.
 
     Args:
-        path: of the file or folder.
-        wrapper: as in `read_tensors`.
+        path: The file or folder.
+        wrapper: The key of a state dict, as in `read_tensors`.
 
     Raises:
-        InputError: as `read_tensors`; or the folder's files contradict each other or lie elsewhere.
+        InputError: A file cannot be read, as in `read_tensors`; or the files of the folder
+            contradict each other or lie elsewhere.
     """
     if not path.is_dir():
         return _read_weights(path, wrapper)

@@ -12,15 +12,16 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from segret_jax.config import ModelConfig
 from segret_jax.convert.recognize import TorchModel, identify
 from segret_jax.convert.safetensors import Tensors
 from segret_jax.errors import InputError, printable
 from segret_jax.models.config import model_name
-from segret_jax.models.factory import abstract, build
+from segret_jax.models.factory import ModelBundle, abstract, build
 from segret_jax.models.family import Path
+from segret_jax.trees import leaves_by_path
 
 Faults = dict[str, str]  # by tensor
 Patterns = dict[str, re.Pattern]  # by their text
@@ -29,7 +30,7 @@ Leaves = dict[str, tuple[Path, tuple[int, ...]]]
 CONSTANT_TOLERANCE = 1e-4  # relative
 HALF_TOLERANCE = 1e-2  # of constants that were rounded to 16 bits
 MAX_NEAREST = 50  # differences for which the nearest name is searched: it is slow
-COUNTER, CONSTANT = ".num_batches_tracked", ".Relpos."
+COUNTER = ".num_batches_tracked"
 AVERAGING = "counter of the weights' average, read by nothing"
 # Single numbers that writers of averaged weights (PyTorch, mmengine, diffusion models) keep.
 COUNTERS = {"n_averaged", "steps", "step", "num_updates", "decay", "initted"}
@@ -40,18 +41,16 @@ class Imported:
     """A model from a PyTorch file.
 
     Attributes:
-        recognized: settings of the model.
-        params: nested dict of float32 parameters.
-        batch_stats: nested dict of float32 batch statistics.
-        leaves: path and PyTorch shape of each leaf, by PyTorch name.
-        dropped: reasons by tensor that was not used.
-        initialized: reasons by leaf that keeps its initial value.
-        unused: the dropped tensors that an export needs, as it cannot compute them.
+        recognized: The settings of the model.
+        bundle: The model, with float32 arrays.
+        leaves: Path and PyTorch shape of each leaf, by PyTorch name.
+        dropped: Reasons by tensor that was not used.
+        initialized: Reasons by leaf that keeps its initial value.
+        unused: The dropped tensors that an export needs, as it cannot compute them.
     """
 
     recognized: TorchModel
-    params: Any
-    batch_stats: Any
+    bundle: ModelBundle
     leaves: Leaves
     dropped: dict[str, str]
     initialized: dict[str, str]
@@ -64,19 +63,22 @@ def import_tensors(
     """Recognize the model of `tensors` and fill it.
 
     Args:
-        tensors: arrays by PyTorch name.
-        model: gives the settings that no file can tell.
-        given: fields of `model` that the file must agree with.
-        allow: regular expressions, searched in names. A matching tensor may be superfluous and is
+        tensors: The arrays by PyTorch name.
+        model: The settings that no file can tell.
+        given: The fields of `model` that the file must agree with.
+        allow: Regular expressions, searched in names. A matching tensor may be superfluous and is
             dropped; a matching leaf may lack a fitting tensor and keeps its initial value.
 
     Raises:
-        InputError: lists all differences.
+        InputError: The file differs from the model; all differences are listed.
     """
-    patterns = _compile_patterns(allow)
+    try:
+        patterns = {text: re.compile(text) for text in allow}
+    except re.error as error:
+        raise InputError(f"--allow {error.pattern!r} is no regular expression: {error}") from None
     found = _recognize(tensors, model, given, patterns)
     bundle = abstract(found.model, found.num_classes)
-    leaves = _torch_leaves(found, *bundle.variables)
+    leaves = _torch_leaves(found, bundle)
     known, surplus = _split_surplus(tensors, leaves, found)
     missing = {n: f"{list(s)} is missing" for n, (_, s) in leaves.items() if n not in tensors}
     unusable = {n: _fault(tensors[n], s) for n, (_, s) in leaves.items() if n in tensors}
@@ -86,25 +88,15 @@ def import_tensors(
     initialized = {name: allowed[name] for name in [*missing, *unusable]}
     if initialized:
         bundle = build(found.model, found.num_classes, seed=0)
-    params, batch_stats = (
-        _filled(tree, tensors, found, skip=initialized) for tree in bundle.variables
-    )
+    trees = (_filled(tree, tensors, found, skip=initialized) for tree in bundle.variables)
     return Imported(
         recognized=found,
-        params=params,
-        batch_stats=batch_stats,
+        bundle=ModelBundle(bundle.graph, *trees),
         leaves=leaves,
         dropped=known | {name: allowed[name] for name in [*unusable, *surplus]},
         initialized=initialized,
-        unused={n: tensors[n] for n in known if _is_kept_for_export(n, tensors[n])},
+        unused={n: tensors[n] for n in known if _is_kept_for_export(n, tensors[n], found)},
     )
-
-
-def _compile_patterns(allow: Sequence[str]) -> Patterns:
-    try:
-        return {text: re.compile(text) for text in allow}
-    except re.error as error:
-        raise InputError(f"--allow {error.pattern!r} is no regular expression: {error}") from None
 
 
 def _allowed_reasons(names: Sequence[str], patterns: Patterns, known: Faults) -> Faults:
@@ -130,17 +122,16 @@ def _recognize(
     try:
         return identify(tensors, model, given)
     except InputError:
-        dropped = {n for n in tensors if any(p.search(n) for p in patterns.values())}
-        rest = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+        rest = {n: t for n, t in tensors.items() if not any(p.search(n) for p in patterns.values())}
         if not 0 < len(rest) < len(tensors):
             raise
         return identify(rest, model, given)
 
 
-def _torch_leaves(found: TorchModel, *trees: Any) -> Leaves:
-    """Return path and PyTorch shape of each leaf of parameters and statistics, by PyTorch name."""
+def _torch_leaves(found: TorchModel, bundle: ModelBundle) -> Leaves:
+    """Return path and PyTorch shape of each parameter and statistic, by PyTorch name."""
     leaves = {}
-    for path, leaf in (item for tree in trees for item in flatten_dict(tree).items()):
+    for path, leaf in leaves_by_path(*bundle.variables).items():
         name = found.format.key(path, prefix=found.prefix)
         unread = np.broadcast_to(np.float32(0), leaf.shape)
         leaves[name] = path, found.format.to_torch(unread, path).shape
@@ -155,7 +146,7 @@ def _filled(tree: Any, tensors: Tensors, found: TorchModel, *, skip: Collection[
         value = initial if name in skip else found.format.from_torch(tensors[name], path)
         return np.ascontiguousarray(value, np.float32)
 
-    return unflatten_dict({path: leaf(path, x) for path, x in flatten_dict(tree).items()})
+    return unflatten_dict({path: leaf(path, x) for path, x in leaves_by_path(tree).items()})
 
 
 def _is_counter(name: str, tensor: np.ndarray) -> bool:
@@ -185,30 +176,35 @@ def _split_surplus(tensors: Tensors, leaves: Leaves, found: TorchModel) -> tuple
             known[name] = AVERAGING
         elif name not in unused:
             surplus[name] = f"{list(tensors[name].shape)} is not in the model"
-        elif fault := _fault_of_unused(name, tensors[name], unused[name]):
+        elif fault := _fault_of_unused(name, tensors[name], unused[name], found):
             surplus[name] = fault
         else:
             known[name] = next(reason for part, reason in reasons.items() if part in name)
     return known, surplus
 
 
-def _fault_of_unused(name: str, tensor: np.ndarray, default: np.ndarray) -> str:
+def _fault_of_unused(name: str, tensor: np.ndarray, default: np.ndarray, found: TorchModel) -> str:
     """Return how `tensor` differs from the original's, of which `default` is the value; or ""."""
     if tensor.shape != default.shape:
         return f"is {list(tensor.shape)}, the original's is {list(default.shape)}"
     if COUNTER in name:
         return "is of type bool, the original's is a number" if tensor.dtype == bool else ""
-    if CONSTANT not in name:
+    if not _is_constant(name, found):
         return _fault(tensor, default.shape)
     pair = tensor.astype(np.float64), default.astype(np.float64)
     tolerance = HALF_TOLERANCE if tensor.dtype.itemsize == 2 else CONSTANT_TOLERANCE
     if np.allclose(*pair, rtol=tolerance, atol=0):
         return ""
-    found, expected = (np.array2string(t[:4], precision=5) for t in pair)
-    return f"begins {found}, but the original has {expected}: another model"
+    theirs, ours = (np.array2string(t[:4], precision=5) for t in pair)
+    return f"begins {theirs}, but the original has {ours}: another model"
 
 
-def _is_kept_for_export(name: str, tensor: np.ndarray) -> bool:
+def _is_constant(name: str, found: TorchModel) -> bool:
+    """Return whether a tensor is computed from the model's settings."""
+    return any(part in name for part in found.format.constants)
+
+
+def _is_kept_for_export(name: str, tensor: np.ndarray, found: TorchModel) -> bool:
     """Return whether an export should write a dropped tensor instead of its default.
 
     16 bits round constants, which are computed again, and overflow a counter. The original has no
@@ -218,7 +214,7 @@ def _is_kept_for_export(name: str, tensor: np.ndarray) -> bool:
         return False
     if COUNTER in name:
         return 0 <= tensor.item() < 2**63
-    return CONSTANT not in name or tensor.dtype.itemsize > 2
+    return not _is_constant(name, found) or tensor.dtype.itemsize > 2
 
 
 def _raise_differences(

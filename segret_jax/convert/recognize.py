@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from segret_jax.convert.safetensors import Tensors
 from segret_jax.data.class_table import MAX_CLASSES, UNKNOWN
 from segret_jax.errors import InputError
-from segret_jax.models.config import ModelConfig
+from segret_jax.models.config import ModelConfig, choose_family
 from segret_jax.models.families import FAMILIES, get_family
 from segret_jax.models.family import TorchFormat
 
@@ -40,20 +41,21 @@ def identify(tensors: Tensors, model: ModelConfig, given: Collection[str] = ()) 
     """Return the model of `tensors`.
 
     Args:
-        tensors: arrays by PyTorch name.
-        model: gives the settings that no file can tell.
-        given: settings of `model` that the user set, such as "variant" or "settings.decay".
+        tensors: The arrays by PyTorch name.
+        model: The settings that no file can tell.
+        given: The settings of `model` that the user set, such as "variant" or "settings.decay".
+
+    Returns:
+        The model, with settings of its own.
 
     Raises:
-        InputError: the file contradicts a setting of `given`, or holds no model of any family.
+        InputError: The file contradicts a setting of `given`, or holds no model of any family.
     """
-    family, inferred = _infer(tensors, model, given)
-    own = dataclasses.replace(model.settings) if model.family == family else None
-    own = own or get_family(family).settings()
-    found = dataclasses.replace(model, family=family, settings=own)
+    found, inferred = _infer(tensors, model, given)
     wrong = []
     for name, value in inferred.items():
-        group, key = (own, f"settings.{name}") if hasattr(own, name) else (found, name)
+        is_shared = hasattr(found, name)
+        group, key = (found, name) if is_shared else (found.settings, f"settings.{name}")
         asked = getattr(group, name)
         if key not in given:
             setattr(group, name, value)
@@ -66,16 +68,27 @@ def identify(tensors: Tensors, model: ModelConfig, given: Collection[str] = ()) 
     return TorchModel(model=found, num_classes=count, prefix=prefix)
 
 
-def _infer(tensors: Tensors, model: ModelConfig, given: Collection[str]) -> tuple[str, dict]:
-    """Return the family and its inferred settings; raise the error of the last family tried."""
-    error = InputError("is of no family that has PyTorch checkpoints")
-    for name in [model.family] if "family" in given else list(FAMILIES):
+def _infer(
+    tensors: Tensors, model: ModelConfig, given: Collection[str]
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """Return a copy of `model` that is of the file's family, and the inferred settings.
+
+    The configured family is tried first, and alone if the user named it or one of its settings. If
+    no family recognizes the file, the error is of the first: the others say only "not mine".
+    """
+    is_named = any(key == "family" or key.startswith("settings.") for key in given)
+    others = () if is_named else (name for name in FAMILIES if name != model.family)
+    error = None
+    for name in (model.family, *others):
+        found = dataclasses.replace(model, settings=dataclasses.replace(model.settings))
+        if name != model.family:
+            choose_family(found, name)
         if (torch := get_family(name).load().torch) is not None:
             try:
-                return name, torch.infer(tensors, model, given)
+                return found, torch.infer(tensors, found, given)
             except InputError as fault:
-                error = fault
-    raise error
+                error = error or fault
+    raise error or InputError("is of no family that has PyTorch checkpoints")
 
 
 def _num_classes(tensors: Tensors, model: ModelConfig) -> int:

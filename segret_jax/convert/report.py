@@ -30,12 +30,12 @@ def make_report(
     """Return the report of a conversion as JSON values.
 
     Args:
-        path: of the file.
-        file: its content.
-        imported: the model.
-        table: its classes.
-        allow: the patterns of `--allow`.
-        notes: sentences on the classes.
+        path: The file.
+        file: The content of the file.
+        imported: The model.
+        table: The classes of the model.
+        allow: The patterns of `--allow`.
+        notes: Sentences on the classes.
     """
     found, leaves = imported.recognized, imported.leaves
     mapped = {name: leaf for name, leaf in leaves.items() if name not in imported.initialized}
@@ -50,7 +50,7 @@ def make_report(
         "wrapper": file.wrapper,
         "other_wrappers": list(file.other_wrappers),
         "prefix": file.prefix,
-        "family": model_name(found.model),
+        "model_name": model_name(found.model),
         "num_classes": found.num_classes,
         "classes": table.name,
         "implies": [*found.format.describe(found.model), *notes],
@@ -77,7 +77,7 @@ def summary(report: dict[str, Any]) -> str:
     lines = [
         f"{report['file']}: {report['format']}{where}, sha256 {report['sha256'][:16]}...",
         *([f"  other state dicts in it: {others} (choose with --wrapper)"] if others else []),
-        f"{report['family']}, {report['num_classes']} classes ({report['classes']})",
+        f"{report['model_name']}, {report['num_classes']} classes ({report['classes']})",
         *(f"  {sentence}" for sentence in report["implies"]),
         f"filled: {report['filled']:,} of {report['numbers']:,} numbers "
         f"({report['filled_percent']:.2f} %) from {len(report['mapped'])} tensors",

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
@@ -25,9 +25,11 @@ from segret_jax.convert.safetensors import read_safetensors
 from segret_jax.convert.torch_file import LEGACY_START, TorchFile, open_legacy, open_zip
 from segret_jax.convert.torch_rebuild import RESAVE, Storage, Tensor
 from segret_jax.errors import InputError, unknown_name
+from segret_jax.models.families import FAMILIES
 
 STATE_DICTS = ("model", "state_dict", "model_ema", "state_dict_ema")  # the first found is taken
 MAX_NPZ_BYTES = 2**32  # unpacked: a file of some MB may claim any size
+SAVE_AGAIN = "save model.state_dict() again"
 MAX_SHARING = 8  # bytes of all tensors for each byte of their storages, as tied ones share theirs
 # Attributes under which DataParallel and EMA, torch.compile, users' own classes, FSDP, activation
 # checkpointing and Lightning Fabric hold their module. No model here has a module of such a name.
@@ -35,7 +37,6 @@ WRAPPER = re.compile(
     r"(?<![^.])(module|_orig_mod|model|_fsdp_wrapped_module|_checkpoint_wrapped_module|"
     r"_forward_module)\."
 )
-ENCODER = re.compile(r"((?:[^.]+\.)*?)(?:backbone\.)?layers\.\d{1,4}\.blocks\.\d{1,4}\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +44,15 @@ class TensorFile:
     """The content of a checkpoint.
 
     Attributes:
-        tensors: read-only arrays by name, in PyTorch's layouts; some may share memory.
-        format: of the file.
-        metadata: JSON values.
-        wrapper: the key of the state dict, "" at the top.
-        other_wrappers: keys of further state dicts.
-        prefix: what was cut off the names.
-        sha256: of the file.
-        beside: names of tensors beside the state dict, which are no part of the model.
-        classes: those that the file names.
+        tensors: Read-only arrays by name, in PyTorch's layouts; some may share memory.
+        format: The file's format.
+        metadata: JSON values by key.
+        wrapper: The key of the state dict, "" at the top.
+        other_wrappers: The keys of further state dicts.
+        prefix: The prefix that was removed from the names.
+        sha256: The hash of the file.
+        beside: The names of tensors beside the state dict, which are no part of the model.
+        classes: The classes that the file names.
     """
 
     tensors: dict[str, np.ndarray]
@@ -69,12 +70,12 @@ def read_tensors(path: str | Path, *, wrapper: str = "") -> TensorFile:
     """Read a checkpoint; nothing that the file asks to run is run, and PyTorch is not needed.
 
     Args:
-        path: of the file.
-        wrapper: chooses among several state dicts in one file, such as "model_ema"; by default the
-            first of `STATE_DICTS`.
+        path: The file.
+        wrapper: The key of one of several state dicts in the file, such as "model_ema"; by default
+            the first of `STATE_DICTS`.
 
     Raises:
-        InputError: the file is missing, damaged, of another format, or holds more than tensors and
+        InputError: The file is missing, damaged, of another format, or holds more than tensors and
             plain data.
     """
     return strip_prefixes(path, read_unstripped(path, wrapper=wrapper))
@@ -87,11 +88,10 @@ def strip_prefixes(path: str | Path, file: TensorFile) -> TensorFile:
     as `net.`; other tensors keep their names, so that a counter beside them changes nothing.
 
     Raises:
-        InputError: two tensors get one name, so they are of two models.
+        InputError: Two tensors get one name, so they are of two models.
     """
     names = {name: WRAPPER.sub("", name) for name in file.tensors}
-    owners = {match[1] for match in map(ENCODER.match, names.values()) if match}
-    owner = owners.pop() if len(owners) == 1 else ""
+    owner = _owner(names.values())
     taken: dict[str, str] = {}
     for name, cut in names.items():
         short = cut.removeprefix(owner)
@@ -106,6 +106,17 @@ def strip_prefixes(path: str | Path, file: TensorFile) -> TensorFile:
     return replace(file, tensors=tensors, prefix=next(changed, ""))
 
 
+def _owner(names: Collection[str]) -> str:
+    """Return what all names of encoder blocks begin with, before the names of the original.
+
+    The family is not known yet: the shortest is of the one whose names explain the most.
+    """
+    blocks = [torch.encoder_block for f in FAMILIES.values() if (torch := f.load().torch)]
+    patterns = [re.compile(rf"((?:[^.]+\.)*?)(?:{block.pattern})") for block in blocks]
+    found = [{match[1] for match in map(one.match, names) if match} for one in patterns]
+    return min((owners.pop() for owners in found if len(owners) == 1), key=len, default="")
+
+
 def read_unstripped(path: str | Path, *, wrapper: str = "") -> TensorFile:
     """Read a checkpoint as `read_tensors` does, with the names that the file gives its tensors."""
     try:
@@ -115,11 +126,9 @@ def read_unstripped(path: str | Path, *, wrapper: str = "") -> TensorFile:
             file.seek(0)
             found = _read(file, size, wrapper)
         if not found.tensors:
-            raise InputError("holds no tensors; save model.state_dict() again")
+            raise InputError(f"holds no tensors; {SAVE_AGAIN}")
         if bad := [name for name in found.tensors if not _is_name(name)]:
-            raise InputError(
-                f"has a tensor named '{shorten(str(bad[0]))}'; save model.state_dict() again"
-            )
+            raise InputError(f"has a tensor named '{shorten(str(bad[0]))}'; {SAVE_AGAIN}")
         if wrapper and found.wrapper != wrapper:
             raise InputError(f"has no {wrapper!r}; its tensors lie at the top, choose nothing")
         return replace(found, sha256=digest)
@@ -187,8 +196,7 @@ def _unwrap(file: TorchFile, wrapper: str) -> TensorFile:
     state = found[chosen] if chosen else content
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        given = f"give --wrapper NAME, one of {', '.join(found)}"
-        remedy = given if found else "save model.state_dict() again"
+        remedy = f"give --wrapper NAME, one of {', '.join(found)}" if found else SAVE_AGAIN
         where = ", ".join(STATE_DICTS)
         raise InputError(f"has no tensors at its top or under {where}; {shorten(remedy)}")
     rest = {k: value for k, value in content.items() if k not in found} if chosen else {}

@@ -1,5 +1,6 @@
 """The interface of a model family to the rest of the package. Free of JAX."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -75,6 +76,10 @@ class TorchFormat(Protocol):
     """{task: layers with an output for each class}."""
     unused_reasons: Mapping[str, str]
     """{part of a name: why such a tensor is not read}."""
+    constants: Sequence[str]
+    """Parts of the names of unused tensors whose values must be those that `unused` returns."""
+    encoder_block: re.Pattern[str]
+    """Matches the beginning of the names of the encoder's blocks, as the original has them."""
 
     def key(self, path: Path, *, prefix: bool) -> str:
         """Return the PyTorch name of the leaf at `path`."""
@@ -117,4 +122,4 @@ class ClassifierTransfer(Protocol):
         """Return whether `model` starts from the tensor of this name."""
 
     def lost(self, theirs: Any, ours: Any) -> dict[str, str]:
-        """Return {setting that keeps it: part} for the parts that `ours` leaves out."""
+        """Return {setting whose value in `theirs` keeps it: part} for parts that `ours` lacks."""

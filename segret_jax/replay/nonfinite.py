@@ -62,9 +62,9 @@ def nonfinite(function: Callable, *args: Any, most: int = 5) -> list[Fault]:
     """Evaluate `function(*args)`; return where its tensors stop being finite, in program order.
 
     Args:
-        function: traceable by JAX.
-        *args: trees of arrays; not checked themselves.
-        most: the number of faults after which the search ends.
+        function: A function that JAX can trace.
+        *args: Trees of arrays, which are not checked themselves.
+        most: The number of faults after which the search ends.
 
     Returns:
         The faults up to the first with a nan. Those before it are infinite, which may do no harm

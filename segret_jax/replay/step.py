@@ -51,9 +51,9 @@ def replay(captured: CapturedStep, config: Config, dtype: str) -> bool:
     """Run a captured step in one precision and print the result and its faults.
 
     Args:
-        captured: the state and the batch.
-        config: the settings of model and training, perhaps others than those captured.
-        dtype: one of `PRECISIONS`.
+        captured: The state and the batch.
+        config: The settings of model and training, perhaps others than those captured.
+        dtype: One of `PRECISIONS`.
 
     Returns:
         Whether loss and gradient are finite.

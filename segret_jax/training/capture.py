@@ -46,7 +46,7 @@ def write(
     """Write a step that was not finite; all processes call it together.
 
     Args:
-        folder: Where; what is there is deleted.
+        folder: The folder to write; what it holds is deleted.
         state: The state before the step.
         config: The run's config.
         table: The run's classes.

@@ -14,7 +14,7 @@ from flax import nnx
 from segret_jax import config as configs
 from segret_jax.checkpoint import model as checkpoints
 from segret_jax.checkpoint.state import TrainState, new_state
-from segret_jax.config import Config, check_segmentation
+from segret_jax.config import Config, ModelConfig, check_segmentation
 from segret_jax.data.class_table import ClassTable
 from segret_jax.errors import InputError
 from segret_jax.models.factory import ModelBundle, abstract, build
@@ -22,13 +22,13 @@ from segret_jax.models.families import get_family
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
 from segret_jax.run.workdir import newest_step
 from segret_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from segret_jax.trees import leaf_name, named_leaves
+from segret_jax.trees import named_leaves
 
 
 class InitialModel(NamedTuple):
     """The model before the first step; `notes` say where its weights come from.
 
-    For a run that goes on with more steps they name the new schedule.
+    For a run that continues with more steps they name the new schedule.
     """
 
     bundle: ModelBundle
@@ -41,8 +41,8 @@ def initialize(
     """Build the model that a run in `workdir` starts with.
 
     With `config.init_from` its weights are those of that checkpoint: of a classifier the encoder,
-    of a segmentation model with another number of classes all but the last layer. A run that goes
-    on has its own checkpoint: other weights are not read.
+    of a segmentation model with another number of classes all but the last layer. A resumed run
+    has its own checkpoint: other weights are not read.
 
     Args:
         config: The run's config.
@@ -72,20 +72,18 @@ def initialize(
             return transfer.takes(name, model)
         return their_table.num_classes == table.num_classes or family.last_layer not in name
 
-    loaded = checkpoints.load_model(checkpoint, saved)
-    theirs = {"params": loaded.params, "batch_stats": loaded.batch_stats}
-    ours = {"params": bundle.params, "batch_stats": bundle.batch_stats}
+    theirs, ours = named_leaves(checkpoints.load_model(checkpoint, saved)), named_leaves(bundle)
     taken, expected = (
-        {name: leaf for name, leaf in named_leaves(tree).items() if is_taken(name)}
-        for tree in (theirs, ours)
+        {name: leaf for name, leaf in leaves.items() if is_taken(name)} for leaves in (theirs, ours)
     )
     _check_tensors(checkpoint, taken, expected)
-    filled = jax.tree_util.tree_map_with_path(lambda p, x: taken.get(leaf_name(p), x), ours)
+    filled = jax.tree.unflatten(jax.tree.structure(bundle), (ours | taken).values())
     if transfer:
-        notes = _classifier_notes(checkpoint, transfer.lost(saved.model, model))
+        lost, count = transfer.lost(saved.model, model), f"{len(taken)} of {len(ours)} tensors"
+        notes = _classifier_notes(checkpoint, count, lost, saved.model)
     else:
         notes = _segmentation_notes(checkpoint, their_table, table)
-    return InitialModel(ModelBundle(bundle.graph, **filled), notes)
+    return InitialModel(filled, notes)
 
 
 def _check_tensors(checkpoint: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -102,13 +100,14 @@ def _check_tensors(checkpoint: Path, theirs: dict[str, Any], ours: dict[str, Any
         )
 
 
-def _classifier_notes(checkpoint: Path, lost: dict[str, str]) -> tuple[str, ...]:
-    note = f"started from the classifier {checkpoint}: its encoder; the decoder starts anew"
-    flags = " ".join(f"--config.model.settings.{key}=true" for key in lost)
+def _classifier_notes(
+    checkpoint: Path, count: str, lost: dict[str, str], theirs: ModelConfig
+) -> tuple[str, ...]:
+    note = f"started from the classifier {checkpoint}: {count}; the others are initialized"
+    flags = " ".join(f"--config.model.settings.{k}={getattr(theirs.settings, k)}" for k in lost)
     warning = (
-        f"WARNING: LEFT OUT of that encoder: {' and '.join(lost.values())}, so it no longer "
-        f"computes what it was trained to (the released code does the same); {flags} would keep "
-        "them"
+        f"WARNING: LEFT OUT of that classifier: {' and '.join(lost.values())}, so what was "
+        f"taken no longer computes what it was trained to; {flags} would keep them"
     )
     return (note, warning) if lost else (note,)
 
@@ -117,7 +116,7 @@ def _segmentation_notes(checkpoint: Path, theirs: ClassTable, table: ClassTable)
     note = f"started from {checkpoint}"
     if theirs.num_classes != table.num_classes:
         note += (
-            f": all but the last layer, which starts anew for {table.num_classes} classes "
+            f": all but the last layer, which is initialized for {table.num_classes} classes "
             f"instead of {theirs.num_classes}"
         )
     elif theirs.class_names != table.class_names:

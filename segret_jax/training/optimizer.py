@@ -8,9 +8,10 @@ import numpy as np
 import optax
 from flax.traverse_util import unflatten_dict
 
-from segret_jax.checkpoint.packing import LARGE, pack, small_or_large, sorted_leaves, unpack
+from segret_jax.checkpoint.packing import LARGE, pack, small_or_large, unpack
 from segret_jax.config import OptimConfig
 from segret_jax.models.family import Family, Path
+from segret_jax.trees import leaves_by_path
 
 
 def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -46,7 +47,7 @@ def make_optimizer(config: OptimConfig, steps: int, family: Family) -> optax.Gra
 
     def multipliers(params: Any, which: int) -> dict[str, Any]:
         """Return that of the learning rate (0), or of decayed parameters (1), as `pack` does."""
-        leaves = dict(sorted_leaves(params))
+        leaves = leaves_by_path(params)
         where = {path: small_or_large(path, leaf) for path, leaf in leaves.items()}
         full = {
             path: np.full(() if where[path] == LARGE else leaf.shape, rule(path)[which], np.float32)

@@ -203,7 +203,7 @@ def test_a_disk_that_is_seen_to_be_full_is_not_written_to(checkpoints, monkeypat
 
 
 def test_a_score_that_comes_later_still_counts(checkpoints, tmp_path):
-    """The evaluation of a step that was saved on Ctrl-C is made when the run goes on."""
+    """The evaluation of a step that was saved on Ctrl-C is made when the run continues."""
     saved(checkpoints, state_of(1), mean_iou=0.5)
     saved(checkpoints, state_of(2))
     assert find(tmp_path) == checkpoints.folder / "1"

@@ -19,6 +19,7 @@ from segret_jax.errors import InputError
 from segret_jax.evaluation import inference, results
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
 from segret_jax.evaluation.plan import Plan, Tiling
+from segret_jax.models.factory import ModelBundle
 from segret_jax.parallel.mesh import data_mesh
 
 SIZE = ("--config.data.synthetic_size=32,32", "--config.data.synthetic_validation=2")
@@ -56,7 +57,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def saved(folder: Path, *, converted: bool = True) -> Path:
     """Write a checkpoint without a model; one of a run has no `source`."""
     nothing, table = {"x": np.zeros(1)}, class_table(Config().data)
-    save_model(folder, config=Config(), table=table, params=nothing, batch_stats=nothing, source={})
+    bundle: Any = ModelBundle(None, nothing, nothing)
+    save_model(folder, config=Config(), table=table, bundle=bundle, source={})
     if not converted:
         shutil.rmtree(folder / "source")
     return folder

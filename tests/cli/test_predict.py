@@ -16,6 +16,7 @@ from segret_jax.data.class_table import load_class_table
 from segret_jax.data.decode import decode_label
 from segret_jax.errors import InputError
 from segret_jax.evaluation import inference
+from segret_jax.models.factory import ModelBundle
 from segret_jax.visualize.pictures import colorize
 
 CAMVID = load_class_table("camvid")
@@ -36,9 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a checkpoint, of what `Reads` does not need."""
     folder = tmp_path_factory.mktemp("model") / "model"
     nothing = {"x": np.zeros(1)}
-    save_model(
-        folder, config=Config(), table=CAMVID, params=nothing, batch_stats=nothing, source={}
-    )
+    bundle: Any = ModelBundle(None, nothing, nothing)
+    save_model(folder, config=Config(), table=CAMVID, bundle=bundle, source={})
     return folder
 
 

@@ -17,9 +17,9 @@ CLASSIFIER = {"task": "classification", "rotary": True, "ffn_conv": True}
 def random_tensors(num_classes: int = 5, **model: Any) -> dict[str, np.ndarray]:
     """Return the tensors of a model; use it with the fixture `mini`."""
     config, rng = segret(**model), np.random.default_rng(0)
-    _, *trees = abstract(config, num_classes)
-    params, batch_stats = jax.tree.map(lambda x: rng.random(x.shape, np.float32) + 0.5, trees)
-    return export_tensors(config, num_classes, params, batch_stats)
+    shapes = abstract(config, num_classes)
+    bundle = jax.tree.map(lambda x: rng.random(x.shape, np.float32) + 0.5, shapes)
+    return export_tensors(config, num_classes, bundle)
 
 
 def write_pth(path: Path, tensors: dict[str, np.ndarray], **beside: object) -> Path:

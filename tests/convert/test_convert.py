@@ -150,7 +150,7 @@ def test_the_summary_can_be_printed_whatever_the_file_says() -> None:
     bad = "\x1b[2J\ud800"
     report = {
         "file": f"{bad}.npz", "format": "npz", "wrapper": bad, "other_wrappers": [bad],
-        "sha256": "0" * 64, "family": "segret_tiny", "num_classes": 2, "classes": bad,
+        "sha256": "0" * 64, "model_name": "segret_tiny", "num_classes": 2, "classes": bad,
         "implies": [], "filled": 1, "numbers": 1, "filled_percent": 100.0, "mapped": {},
         "dtypes": {}, "dropped": {bad: "reason"}, "initialized": {}, "metadata": {bad: bad},
     }  # fmt: skip

@@ -16,6 +16,7 @@ from segret_jax.convert.exporting import export_tensors, write_tensors
 from segret_jax.convert.importing import Imported, import_tensors
 from segret_jax.convert.tensors import read_tensors
 from segret_jax.errors import InputError
+from segret_jax.models.factory import abstract
 from tests import golden_weights as golden
 from tests.convert.models import CLASSIFIER, random_tensors
 from tests.settings import segret
@@ -40,8 +41,7 @@ def exported(result: Imported, *, keep: bool = True) -> dict[str, np.ndarray]:
     return export_tensors(
         result.recognized.model,
         result.recognized.num_classes,
-        result.params,
-        result.batch_stats,
+        result.bundle,
         unused=result.unused if keep else None,
     )
 
@@ -192,4 +192,4 @@ def test_a_model_that_pytorch_files_cannot_tell_is_refused(
     model: ModelConfig, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        export_tensors(model, 5, {}, {})
+        export_tensors(model, 5, abstract(model, 5))

@@ -32,7 +32,7 @@ def differences(tensors: dict[str, np.ndarray], *allow: str) -> list[str]:
 
 
 def kernel(result: Imported) -> np.ndarray:
-    return result.params["encoder"]["stages"][1][0]["retention"]["q"]["kernel"]
+    return result.bundle.params["encoder"]["stages"][1][0]["retention"]["q"]["kernel"]
 
 
 def test_every_tensor_is_used_or_dropped_for_a_reason() -> None:
@@ -47,7 +47,7 @@ def test_every_tensor_is_used_or_dropped_for_a_reason() -> None:
         "layer that the original never calls",
     }
     np.testing.assert_array_equal(kernel(result), tensors[Q].T)
-    trees = result.params, result.batch_stats
+    trees = result.bundle.variables
     assert {leaf.dtype.name for leaf in jax.tree.leaves(trees)} == {"float32"}
 
 
@@ -149,7 +149,7 @@ def test_what_is_allowed_keeps_its_initial_value_or_is_dropped_and_is_recorded()
     assert result.dropped["decode_head.extra"] == "accepted by --allow 'extra$'"
     assert "decode_head.extra" not in result.unused
     _, params, _ = build(ModelConfig(), 5, seed=0)
-    classify, initial = result.params["decoder"]["classify"], params["decoder"]["classify"]
+    classify, initial = result.bundle.params["decoder"]["classify"], params["decoder"]["classify"]
     np.testing.assert_array_equal(classify["kernel"], initial["kernel"])
     np.testing.assert_array_equal(kernel(result), expected)
     assert differences(tensors, "linear_pred") == ["decode_head.extra [1] is not in the model"]
@@ -168,7 +168,9 @@ def test_a_token_label_classifier_keeps_its_second_head() -> None:
     assert tensors["aux_head.weight"].shape == (6, 16)
     result = imported(tensors)
     assert result.recognized.num_classes == 6
-    np.testing.assert_array_equal(result.params["aux_head"]["kernel"], tensors["aux_head.weight"].T)
+    np.testing.assert_array_equal(
+        result.bundle.params["aux_head"]["kernel"], tensors["aux_head.weight"].T
+    )
 
 
 def test_an_encoder_without_its_head_is_named_and_can_be_allowed() -> None:
@@ -180,5 +182,5 @@ def test_an_encoder_without_its_head_is_named_and_can_be_allowed() -> None:
         imported(encoder)
     result = imported(encoder, r"^(proj|norm|head)\.")
     assert len(result.initialized) == 8
-    expected = imported(tensors).params["encoder"]
-    assert jax.tree.all(jax.tree.map(np.array_equal, result.params["encoder"], expected))
+    expected = imported(tensors).bundle.params["encoder"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, result.bundle.params["encoder"], expected))

@@ -115,10 +115,14 @@ def test_the_first_step_has_the_exact_values_of_the_file(
         np.testing.assert_array_equal(leaf, expected, err_msg=name, strict=True)
 
     said = capsys.readouterr().out
-    assert f"started from the classifier {tmp_path / 'rmt'}: its encoder; the decoder" in said
-    lost = "LEFT OUT of that encoder: the rotation of queries and keys and the FFN's convolutions"
+    num_taken = len(found.keys() & encoder.keys())
+    counts = f"{num_taken} of {len(found)} tensors; the others are initialized"
+    assert f"started from the classifier {tmp_path / 'rmt'}: {counts}" in said
+    lost = (
+        "LEFT OUT of that classifier: the rotation of queries and keys and the FFN's convolutions"
+    )
     assert (lost in said) == (not flavor)
     remedy = (
-        "--config.model.settings.rotary=true --config.model.settings.ffn_conv=true would keep them"
+        "--config.model.settings.rotary=True --config.model.settings.ffn_conv=True would keep them"
     )
     assert (remedy in said) == (not flavor)

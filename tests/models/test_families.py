@@ -143,3 +143,12 @@ def test_stages_are_those_that_the_certificate_names(name: str):
 def test_operations_grow_with_the_pixels(name: str):
     small, large = (operations(config_of(name), NUM_CLASSES, (n, 256)) for n in (128, 512))
     assert large > 3.5 * small > 0
+
+
+@every_family
+def test_settings_have_other_names_than_those_of_every_family(name: str):
+    shared, own = (
+        {field.name for field in dataclasses.fields(group)}
+        for group in (ModelConfig, FAMILIES[name].settings)
+    )
+    assert not shared & own, "saved configs and converted files tell settings apart by name"

@@ -1,7 +1,6 @@
 """The models, read from PyTorch files, against tensors that the released PyTorch code computed."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +11,6 @@ from segret_jax.config import ModelConfig
 from segret_jax.convert.exporting import write_tensors
 from segret_jax.convert.importing import Imported, import_tensors
 from segret_jax.convert.tensors import read_tensors
-from segret_jax.models.factory import abstract
 from tests import golden_weights as golden
 from tests.conftest import slow
 from tests.convert import forge
@@ -56,10 +54,6 @@ def through_files(folder: Path, name: str) -> Imported:
     return import_tensors(found, ModelConfig(matmul_precision="highest"))
 
 
-def graph_of(imported: Imported) -> nnx.GraphDef[Any]:
-    return abstract(imported.recognized.model, imported.recognized.num_classes)[0]
-
-
 pytestmark = pytest.mark.usefixtures("optimized")  # the program that users run
 
 
@@ -74,7 +68,7 @@ def segret(variant, tmp_path_factory):
 
 
 def test_every_stage_and_the_logits_equal_the_original(variant, segret):
-    expected, graph = golden.load(f"segret_{variant}"), graph_of(segret)
+    expected, graph = golden.load(f"segret_{variant}"), segret.bundle.graph
 
     @jax.jit
     def forward(params, batch_stats, image):
@@ -86,7 +80,7 @@ def test_every_stage_and_the_logits_equal_the_original(variant, segret):
     assert cases == 2
     for case in range(cases):
         image = golden.noise(f"input/{case}", tuple(expected[f"{case}/input_shape"]))
-        outputs = forward(segret.params, segret.batch_stats, image.transpose(0, 2, 3, 1))
+        outputs = forward(*segret.bundle.variables, image.transpose(0, 2, 3, 1))
         for name, output in zip(("c1", "c2", "c3", "c4", "logits"), outputs, strict=True):
             nchw = np.transpose(output, (0, 3, 1, 2))
             error = golden.relative_error(nchw, expected[f"{case}/{name}"])
@@ -95,7 +89,7 @@ def test_every_stage_and_the_logits_equal_the_original(variant, segret):
 
 
 def test_parameters_are_exactly_the_released_ones(variant, segret):
-    assert sum(leaf.size for leaf in jax.tree.leaves(segret.params)) == PARAMETERS[variant]
+    assert segret.bundle.num_params == PARAMETERS[variant]
     theirs = {k for k in golden.keys(f"segret_{variant}") if not any(u in k for u in UNUSED)}
     assert segret.leaves.keys() == theirs
     assert segret.dropped.keys() == {f"decode_head.conv_seg.{leaf}" for leaf in ("weight", "bias")}
@@ -104,10 +98,10 @@ def test_parameters_are_exactly_the_released_ones(variant, segret):
 def test_rmt_imagenet_classifiers_equal_the_original(variant, tmp_path):
     """Both have what SegRet leaves out: the rotary phase and the FFN's convolution."""
     expected, rmt = golden.load("rmt_imagenet_logits"), through_files(tmp_path, f"rmt_{variant}")
-    graph = graph_of(rmt)
+    graph = rmt.bundle.graph
     image = golden.noise("input/cls", (2, 3, 64, 96)).transpose(0, 2, 3, 1)
     forward = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x))
-    logits = forward(rmt.params, rmt.batch_stats, image)
+    logits = forward(*rmt.bundle.variables, image)
     assert golden.relative_error(logits, expected[variant]) < 1e-5
 
 

@@ -3,6 +3,7 @@
 From a file of PyTorch to the first step: tests/integration/test_start_from_converted.py.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +47,22 @@ def split_by_source(tmp_path: Path, start: InitialModel, saved: Any, **model: An
     _, params, batch_stats = build(segret(**model), NUM_CLASSES, seed=0)
     initial = flat({"params": params, "batch_stats": batch_stats})
     theirs = flat({"params": saved[1], "batch_stats": saved[2]})
-    found, anew = tensors(start), set()
+    found, fresh = tensors(start), set()
     assert found.keys() == initial.keys()
     for name, leaf in found.items():
         if name in theirs and np.array_equal(leaf, theirs[name]):
             continue
         np.testing.assert_array_equal(leaf, initial[name], err_msg=name, strict=True)
-        anew.add(name)
-    return anew
+        fresh.add(name)
+    return fresh
 
 
 def test_note_names_only_left_out_parts_of_the_encoder(tmp_path):
     saved_model(tmp_path / "weights", CLASSIFIER, 1000)
-    note = begin(tmp_path, rotary=True).notes[1]
-    assert "convolutions" in note
+    first, note = begin(tmp_path, rotary=True).notes
+    assert re.search(r"weights: \d+ of \d+ tensors; the others are initialized$", first)
+    assert "LEFT OUT of that classifier: the FFN's convolutions, so" in note
+    assert note.endswith("; --config.model.settings.ffn_conv=True would keep them")
     assert "rotation" not in note
 
 
@@ -75,12 +78,14 @@ def test_the_same_classes_take_every_tensor(tmp_path):
     assert "its classes (made_up) have other names" in other.notes[0]
 
 
-def test_another_number_of_classes_starts_the_last_layer_anew(tmp_path):
+def test_another_number_of_classes_initializes_the_last_layer(tmp_path):
     saved = saved_model(tmp_path / "weights", ModelConfig(), 7)
     start = begin(tmp_path)
-    anew = split_by_source(tmp_path, start, saved)
-    assert anew == {f"['params']['decoder']['classify']['{name}']" for name in ("kernel", "bias")}
-    assert "all but the last layer, which starts anew for 5 classes instead of 7" in start.notes[0]
+    fresh = split_by_source(tmp_path, start, saved)
+    assert fresh == {f"['params']['decoder']['classify']['{name}']" for name in ("kernel", "bias")}
+    assert (
+        "all but the last layer, which is initialized for 5 classes instead of 7" in start.notes[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +143,7 @@ def test_the_command_line_and_the_saved_config_know_the_setting(tmp_path):
         cli.apply_overrides(Config(), ["--config.init_form=runs/a"])
 
 
-def test_a_run_that_goes_on_does_not_read_them(tmp_path):
+def test_a_resumed_run_does_not_read_them(tmp_path):
     (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
     assert begin(tmp_path).notes == ()  # they do not even exist
 
@@ -150,11 +155,11 @@ def test_a_classifier_cannot_be_trained(tmp_path):
 
 def test_a_saved_model_comes_back_with_all_that_was_given(tmp_path):
     folder, model = tmp_path / "new" / "weights", CLASSIFIER
-    _, params, batch_stats = random_model(model, 1000)
+    bundle = random_model(model, 1000)
     config = Config(model=model, train=TrainConfig(seed=7))
     kept = {"decode_head.conv_seg.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
     arguments: dict[str, Any] = {
-        "config": config, "table": table_of(1000), "params": params, "batch_stats": batch_stats,
+        "config": config, "table": table_of(1000), "bundle": bundle,
         "source": {"sha256": "0f", "dropped": ["a", None]}, "kept": kept,
     }  # fmt: skip
     checkpoints.save_model(folder, **arguments)
@@ -164,7 +169,7 @@ def test_a_saved_model_comes_back_with_all_that_was_given(tmp_path):
     assert read_stored_json(folder / "source") == arguments["source"]
     for ours, theirs in (
         (checkpoints.load_kept(folder), kept),
-        (checkpoints.load_model(folder, config)[1:], (params, batch_stats)),
+        (checkpoints.load_model(folder, config)[1:], bundle.variables),
     ):
         ours, theirs = flat(ours), flat(theirs)
         assert ours.keys() == theirs.keys()

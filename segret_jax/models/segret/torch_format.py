@@ -27,10 +27,6 @@ def _stem(offset: int) -> Callable[[re.Match], str]:
     return lambda match: f"backbone.patch_embed.proj.{3 * int(match[1]) + offset}"
 
 
-def _projection(match: re.Match) -> str:
-    return f"decode_head.linear_c{int(match[1]) + 1}/"
-
-
 # Our path, joined by "/", to PyTorch's module; LEAVES has the leaf's own name.
 MODULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (r"encoder/stem/convs/(\d+)", _stem(0)),
@@ -38,7 +34,7 @@ MODULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (r"encoder/stages/(\d+)/(\d+)", r"backbone.layers.\1.blocks.\2"),
     (r"encoder/downsamples/(\d+)/conv", r"backbone.layers.\1.downsample.reduction"),
     (r"encoder/downsamples/(\d+)/norm", r"backbone.layers.\1.downsample.norm"),
-    (r"decoder/projections/(\d+)/", _projection),
+    (r"decoder/projections/(\d+)/", lambda match: f"decode_head.linear_c{int(match[1]) + 1}/"),
     (r"/linear$", r".proj"),
     (r"/zero_conv$", r".zeroLayer.conv"),
     (r"/zero_norm$", r".zeroLayer.bn"),
@@ -63,7 +59,7 @@ class_layers: Mapping[str, Sequence[str]] = {  # with an output for each class
     "segmentation": ("decode_head.linear_pred", "decode_head.conv_seg"),
     "classification": ("head", "aux_head"),
 }
-BLOCK = re.compile(r"(?:backbone\.)?layers\.(\d{1,4})\.blocks\.(\d{1,4})\.")
+encoder_block = re.compile(r"(?:backbone\.)?layers\.(\d{1,4})\.blocks\.(\d{1,4})\.")
 WIDTH = re.compile(r"(?:backbone\.)?layers\.(\d{1,4})\.blocks\.\d{1,4}\.pos\.conv\.bias")
 MAX_DIFFERENT = 3  # of 8 widths and depths: the nearest variant is meant, and compared strictly
 CONV_SEG_CHANNELS = 128  # the default of mmsegmentation's decode heads, in every variant
@@ -73,6 +69,7 @@ unused_reasons: Mapping[str, str] = {
     ".Relpos.decay": "constant, equal to what is computed here",
     "decode_head.conv_seg.": "layer that the original never calls",
 }
+constants: Sequence[str] = (".Relpos.",)
 
 
 def key(path: Path, *, prefix: bool = True) -> str:
@@ -142,7 +139,7 @@ def infer(
 
 def _variant(tensors: Mapping[str, np.ndarray]) -> str:
     """Return the variant whose widths and depths are those of the blocks, or nearly."""
-    blocks = {(int(m[1]), int(m[2])) for m in map(BLOCK.match, tensors) if m}
+    blocks = {(int(m[1]), int(m[2])) for m in map(encoder_block.match, tensors) if m}
     depths = Counter(stage for stage, _ in blocks)
     widths = {int(m[1]): tensors[m[0]].size for m in map(WIDTH.fullmatch, tensors) if m}
     found = [(widths.get(stage, 0), depths[stage]) for stage in sorted(depths)]
