@@ -50,8 +50,8 @@ def check_model(model: ModelConfig) -> None:
         raise InputError(f"model.variant is {model.variant!r}; choose one of {known}")
     if model.task == "classification" and not family.classifier:
         raise InputError(f"model.task is 'classification', but {name} has no classifiers")
-    if any(stage > family.num_stages for stage in model.remat):
-        count = family.num_stages
+    if any(stage > family.num_remat_stages for stage in model.remat):
+        count = family.num_remat_stages
         raise InputError(f"model.remat is {model.remat}, but {name} has {count} stages")
 
 

@@ -16,7 +16,7 @@ class Family:
     """A dataclass of the family's own settings."""
     variants: Mapping[str, Any]
     load: Callable[[], "Implementation"]
-    num_stages: int = 0
+    num_remat_stages: int = 0
     """The stages that `model.remat` may name, from 1."""
     classifier: str = ""
     """The name of its ImageNet classifiers, before the variant; "" if it has none."""

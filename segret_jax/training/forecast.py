@@ -79,7 +79,7 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
     if needed * (1 - ERROR) > memory.total:
         choices, most = smaller_configs(config, machine.num_devices), 0.9 * memory.total
         fitting = (f"give {flags} or change" for changed, flags in choices if need(changed) < most)
-        remedy, count = next(fitting, "change"), get_family(config.model.family).num_stages
+        remedy, count = next(fitting, "change"), get_family(config.model.family).num_remat_stages
         stages = f"model.remat={','.join(map(str, range(1, count + 1)))}, " * (count > 0)
         raise InputError(
             f"{message}, but there are {_gb(memory.total)}: {remedy} train.batch_size, "
