@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.models import layers
 from segret_jax.models.config import ModelConfig
-from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform
+from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform, announce_blocks
 from segret_jax.models.layers import FeatureMap, Rate, SampleKeys
 from segret_jax.models.retention.decay import Decay, head_log_decay
 from segret_jax.models.retention.layer import Retention, RetentionOptions
@@ -37,7 +37,11 @@ class EncoderOptions(RetentionOptions):
 
 
 def encoder_options(config: ModelConfig, platform: Platform = ANY_PLATFORM) -> EncoderOptions:
-    """Return the options that `config` sets, for the devices of `platform`."""
+    """Return the options that `config` sets, for the devices of `platform`.
+
+    Prints a line, once, if they are GPUs that cannot run the Triton kernels.
+    """
+    announce_blocks(platform.capability)
     settings = config.settings
     return EncoderOptions(
         rotary=settings.rotary,
