@@ -222,7 +222,10 @@ def test_reference_with_other_tensors_is_rejected(tmp_path, tensors, message):
     np.savez(tmp_path / "reference.npz", **tensors)
     with pytest.raises(InputError, match=re.escape(message)) as error:
         read_reference(tmp_path / "reference.npz", STAGES)
-    assert "it needs `input` [b, 3, H, W] and `logits`" in str(error.value)
+    form = "it needs `input` [b, 3, H, W] and `logits`, and may hold c1, c2, c3, c4; of several"
+    assert form in str(error.value)
+    with pytest.raises(InputError, match=r"`logits`; of several cases"):
+        read_reference(tmp_path / "reference.npz", ["logits"])
 
 
 def test_missing_reference_is_named(tmp_path):
