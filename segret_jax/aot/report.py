@@ -32,8 +32,8 @@ def train_report(config: Config, topology: Topology) -> Report:
     shape = f"global batch {batch} of {crop[0]}x{crop[1]}"
     shape += f" in {parts} parts" if parts > 1 else ""
     shape += f", mesh.fsdp {config.mesh.fsdp}" if config.mesh.fsdp != 1 else ""
-    passes = 3 * batch  # the backward pass takes twice the operations of the forward pass
-    report = _report(config, topology, TRAIN_STEP, shape, passes, crop)
+    # The backward pass takes twice the operations of the forward pass.
+    report = _report(config, topology, TRAIN_STEP, shape, 3 * batch, crop)
     return report | ({"expected_batch": expected_batch(report)} if "bound" in report else {})
 
 
@@ -155,10 +155,8 @@ def to_text(report: Report) -> str:
     ]
     if "bound" not in report:
         return "\n".join(lines)
-    sent = ", ".join(
-        f"{t['count']} {kind} of {t['bytes'] / 1e6:.1f} MB in all"
-        for kind, t in report["collectives"].items()
-    )
+    kinds = report["collectives"].items()
+    sent = (f"{t['count']} {kind} of {t['bytes'] / 1e6:.1f} MB in all" for kind, t in kinds)
     times = {part: 1e3 * seconds for part, seconds in report["bound"].items()}
     slowest = max(times, key=lambda part: times[part])
     by_xla = f" ({report['flops_by_xla'] / 1e12:.3f} by XLA, loops counted once)"
@@ -167,7 +165,7 @@ def to_text(report: Report) -> str:
         f"  per chip: {report['flops'] / 1e12:.3f} TFLOP by {report['flops_by']}"
         f"{by_xla if report['flops_by'] == 'formula' else ', loops counted once'}, "
         f"{report['bytes'] / 1e9:.2f} GB moved",
-        f"  collectives: {sent or 'none'}",
+        f"  collectives: {', '.join(sent) or 'none'}",
         f"  no faster than {times[slowest]:.1f} ms, by {slowest} "
         f"({', '.join(f'{part} {t:.1f}' for part, t in times.items())})",
     ]

@@ -31,7 +31,7 @@ from segret_jax.models.kernels import platform_of
 from segret_jax.settings import flatten
 
 TOLERANCE = 1e-4  # of the largest error of a float32 forward; 1e-5 is typical
-TEST_INPUT = "input/verify", (1, 3, 136, 200)  # for `noise`; sides that are no multiples of 32
+TEST_SIZE = 136, 200  # of the input without a reference: no multiples of 32, if admissible
 MAX_SIDE = 2**14  # of `input_shape`: one that is damaged would take all memory
 
 Outputs = dict[str, np.ndarray]  # by stage, NHWC; a classifier's logits are [b, k]
@@ -133,14 +133,15 @@ def certify(
         InputError: The reference cannot be read, or has other shapes than the model's outputs.
     """
     run = functools.partial(_forward, model, num_classes, variables)
-    stages = get_family(model.family).load().stages
+    family = get_family(model.family)
+    stages = family.load().stages
     if reference:
         comparisons = {}
         for case in read_reference(reference, stages):
             name = f"float32, case {case.name}" if case.name else "float32"
             comparisons[name] = compare(run(case.image, "float32"), case.expected)
     else:
-        image = _nhwc(noise(*TEST_INPUT))
+        image = _nhwc(noise("input/verify", (1, 3, *map(family.admissible, TEST_SIZE))))
         exact = run(image, "float64")
         dtypes = ("float32", "bfloat16")
         comparisons = {dtype: compare(run(image, dtype), exact) for dtype in dtypes}

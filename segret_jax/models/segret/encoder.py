@@ -118,8 +118,7 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         channels, dtype, kernels = variant.widths[stage], options.dtype, options.kernels
-        heads, span = variant.heads[stage], variant.decay_spans[stage]
-        log_decay = head_log_decay(heads, span=span)
+        log_decay = head_log_decay(variant.heads[stage], span=variant.decay_spans[stage])
         self.pos = layers.DepthwiseConv(channels, 3, kernels=kernels, dtype=dtype, rngs=rngs)
         self.norm1 = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.retention = Retention(
