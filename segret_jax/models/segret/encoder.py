@@ -37,9 +37,16 @@ class EncoderOptions(RetentionOptions):
 
 
 def encoder_options(config: ModelConfig, platform: Platform = ANY_PLATFORM) -> EncoderOptions:
-    """Return the options that `config` sets, for the devices of `platform`.
+    """Return the options of the encoder.
 
-    Prints a line, once, if they are GPUs that cannot run the Triton kernels.
+    Prints a line, once, if the devices are GPUs that cannot run the Triton kernels.
+
+    Args:
+        config: The settings of the model.
+        platform: The devices that will run the model (`kernels.platform_of`).
+
+    Returns:
+        The options that the settings give.
     """
     announce_blocks(platform.capability)
     settings = config.settings
@@ -175,6 +182,14 @@ class Encoder(nnx.Module):
     def __init__(
         self, variant: Variant, *, drop_path: float, options: EncoderOptions, rngs: nnx.Rngs
     ):
+        """Initialize the weights.
+
+        Args:
+            variant: The published size.
+            drop_path: The drop path rate of the last block.
+            options: What the settings of the model choose.
+            rngs: The source of the initial weights.
+        """
         total = sum(variant.depths)
         rates = iter([drop_path * i / max(total - 1, 1) for i in range(total)])
         self.stem = Stem(variant.widths[0], options=options, rngs=rngs)
@@ -197,6 +212,16 @@ class Encoder(nnx.Module):
     def __call__(
         self, image: Float[Array, "b H W 3"], *, train: bool = False, keys: SampleKeys | None = None
     ) -> Sequence[FeatureMap]:
+        """Return the feature maps of the stages.
+
+        Args:
+            image: Normalized RGB.
+            train: Whether to normalize by the batch, and to update the running statistics.
+            keys: The randomness of drop path in training; None: no drop path.
+
+        Returns:
+            The four maps, each before the downsample after it. Every halving rounds up.
+        """
         x = self.stem(image, train=train)
         maps = []
         for i, blocks in enumerate(self.stages):
