@@ -43,7 +43,7 @@ def stage_maps(graph: nnx.GraphDef[Any], variables: Any, images: Images) -> dict
     Args:
         graph: The graph of a `ModelBundle`.
         variables: The parameters and the batch statistics.
-        images: As for `forward`.
+        images: RGB; uint8 from 0 to 255, or floats that are normalized already.
 
     Returns:
         {name: map}, with the names of `Implementation.stages`, the logits last.

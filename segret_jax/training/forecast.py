@@ -41,8 +41,16 @@ class Forecast:
 def forecast(config: Config, machine: Machine, num_params: int, num_classes: int) -> Forecast:
     """Forecast the memory of one device for training with `config` on `machine`.
 
-    The devices of a CPU share its memory, so all of them are counted. NaN for a family that has no
-    formula.
+    The devices of a CPU share its memory, so all of them are counted.
+
+    Args:
+        config: The settings of the run.
+        machine: The devices and their memory.
+        num_params: The number of the model's parameters.
+        num_classes: The number of classes.
+
+    Returns:
+        The forecast; its activations are NaN for a family that has no formula.
     """
     model, train, on_cpu = config.model, config.train, machine.is_cpu
     costs = get_family(model.family).load().costs

@@ -57,6 +57,14 @@ def resolve(
 ) -> tuple[Config, tuple[str, ...]]:  # fmt: skip
     """Choose the settings that `config` leaves open, or read those of the run in `workdir`.
 
+    Args:
+        config: The settings of the run.
+        workdir: The run's folder; it may not exist yet.
+        machine: The devices and their memory.
+        training: The training samples.
+        validation: The validation samples.
+        num_classes: The number of classes.
+
     Returns:
         The complete config, and notes for the user.
 

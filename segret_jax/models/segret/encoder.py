@@ -187,7 +187,7 @@ class Encoder(nnx.Module):
         Args:
             variant: The published size.
             drop_path: The drop path rate of the last block.
-            options: What the settings of the model choose.
+            options: The options beside the variant (`encoder_options`).
             rngs: The source of the initial weights.
         """
         total = sum(variant.depths)
