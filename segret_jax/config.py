@@ -16,6 +16,7 @@ from segret_jax import settings
 from segret_jax.errors import InputError
 from segret_jax.files import atomic_write
 from segret_jax.models.config import ModelConfig, check_model, check_segmentation, choose_family
+from segret_jax.models.families import get_family
 from segret_jax.settings import flatten, set_value, setting
 
 __all__ = ["ModelConfig", "check_segmentation", "choose_family", "flatten", "set_value"]
@@ -177,6 +178,7 @@ def validate(config: Config) -> Config:
     stride, window = evaluation.stride, evaluation.window
     if stride[0] > window[0] or stride[1] > window[1]:
         raise InputError(f"eval.stride is {stride}; it must be at most eval.window, {window}")
+    get_family(config.model.family).check_settings(config.data.crop, evaluation)
     return config
 
 

@@ -64,7 +64,7 @@ def topology(name: str) -> Topology:
     """Return the slice of TPU chips that `name` describes.
 
     Raises:
-        InputError: the compiler is not installed, or does not know the shape.
+        InputError: The compiler is not installed, or does not know the shape.
     """
     from jax.experimental import topologies
 

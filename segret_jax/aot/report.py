@@ -15,6 +15,7 @@ from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
 from segret_jax.evaluation.plan import Size
 from segret_jax.models.config import model_name
+from segret_jax.models.families import get_family
 from segret_jax.models.flops import operations
 
 Report = dict[str, Any]
@@ -31,8 +32,8 @@ def train_report(config: Config, topology: Topology) -> Report:
     shape = f"global batch {batch} of {crop[0]}x{crop[1]}"
     shape += f" in {parts} parts" if parts > 1 else ""
     shape += f", mesh.fsdp {config.mesh.fsdp}" if config.mesh.fsdp != 1 else ""
-    passes = 3 * batch  # the backward pass takes twice the operations of the forward pass
-    report = _report(config, topology, TRAIN_STEP, shape, passes, crop)
+    # The backward pass takes twice the operations of the forward pass.
+    report = _report(config, topology, TRAIN_STEP, shape, 3 * batch, crop)
     return report | ({"expected_batch": expected_batch(report)} if "bound" in report else {})
 
 
@@ -70,6 +71,7 @@ def _report(
         "batch_size": config.train.batch_size,
         "program": f"{model_name(model)}: {program}",
         "shape": f"{shape}, {model.dtype}{remat}",
+        "flops_by": "formula" if get_family(model.family).load().costs else "XLA",
         **compile_for(lowered, topology, num_chips=chips, model_flops=flops),
     }
 
@@ -78,18 +80,18 @@ def compile_for(lowered: Any, topology: Topology, *, num_chips: int, model_flops
     """Compile a program for `num_chips` chips.
 
     Args:
-        lowered: a `jax.stages.Lowered`.
-        topology: the slice that the program is for.
-        num_chips: the number of its chips that run the program.
-        model_flops: operations of all chips by formula (`models.flops`). XLA's own count misses
-            repetitions in loops.
+        lowered: The lowered program, a `jax.stages.Lowered`.
+        topology: The slice that the program is for.
+        num_chips: The number of its chips that run the program.
+        model_flops: The operations of all chips (`models.flops`), by formula if the family has
+            one: XLA's count of the program misses repetitions in loops.
 
     Returns:
         Bytes, seconds and operations per chip. Of a program that does not fit, `fits` is false and
         of the measurements only the memory needed is there.
 
     Raises:
-        InputError: the compiler fails for another reason than memory.
+        InputError: The compiler fails for another reason than memory.
     """
     start = time.perf_counter()
     try:
@@ -153,18 +155,17 @@ def to_text(report: Report) -> str:
     ]
     if "bound" not in report:
         return "\n".join(lines)
-    sent = ", ".join(
-        f"{t['count']} {kind} of {t['bytes'] / 1e6:.1f} MB in all"
-        for kind, t in report["collectives"].items()
-    )
+    kinds = report["collectives"].items()
+    sent = (f"{t['count']} {kind} of {t['bytes'] / 1e6:.1f} MB in all" for kind, t in kinds)
     times = {part: 1e3 * seconds for part, seconds in report["bound"].items()}
     slowest = max(times, key=lambda part: times[part])
+    by_xla = f" ({report['flops_by_xla'] / 1e12:.3f} by XLA, loops counted once)"
     lines += [
         f"  memory, GB: {', '.join(f'{part} {size}' for part, size in memory.items())}",
-        f"  per chip: {report['flops'] / 1e12:.3f} TFLOP by formula "
-        f"({report['flops_by_xla'] / 1e12:.3f} by XLA, loops counted once), "
+        f"  per chip: {report['flops'] / 1e12:.3f} TFLOP by {report['flops_by']}"
+        f"{by_xla if report['flops_by'] == 'formula' else ', loops counted once'}, "
         f"{report['bytes'] / 1e9:.2f} GB moved",
-        f"  collectives: {sent or 'none'}",
+        f"  collectives: {', '.join(sent) or 'none'}",
         f"  no faster than {times[slowest]:.1f} ms, by {slowest} "
         f"({', '.join(f'{part} {t:.1f}' for part, t in times.items())})",
     ]

@@ -29,7 +29,7 @@ from segret_jax.evaluation import rescale
 from segret_jax.evaluation.plan import Plan, Size, Tiling, logits_size, scaled_target, tilings
 from segret_jax.evaluation.rescale import BLOCK, InterpolationMatrix, Tile
 from segret_jax.models.factory import ModelBundle
-from segret_jax.models.forward import forward
+from segret_jax.models.forward import forward, stride_of
 from segret_jax.parallel.mesh import data_mesh
 
 NOT_A_NUMBER = 255  # in a label map; no class has this number
@@ -73,14 +73,14 @@ class Predictor:
         """Place the weights on the devices.
 
         Args:
-            bundle: the model; its attribute `stride` is that of its logits.
-            config: how to resize images, and which views to average.
-            mesh: images are split along its axis `data`; by default it has all devices.
+            bundle: The model; its network has the attribute `stride`, that of the logits.
+            config: The sizes of the network's inputs, and the views to average.
+            mesh: The devices, along whose axis `data` images are split; by default all.
         """
         self.config = config
         self.mesh = mesh or data_mesh()
         self.programs = compiled_programs(bundle.graph, self.mesh)
-        self.stride: int = nnx.merge(*bundle).stride
+        self.stride = stride_of(bundle)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self.variables = jax.device_put(bundle.variables, replicated)
 
@@ -111,7 +111,7 @@ class Predictor:
         """Predict up to `batch_size` images whose tiles have the same sizes, as in a `Plan`.
 
         Raises:
-            InputError: the network's output is not a number.
+            InputError: The network's output is not a number.
         """
         judged = [(corner, self.programs.best(views)) for corner, views in self._blocks(batch)]
         size = _largest(batch)

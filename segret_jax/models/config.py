@@ -34,14 +34,22 @@ class ModelConfig:
 
 
 def choose_family(model: ModelConfig, name: str) -> None:
-    """Set the family of `model`, with the default settings of that family."""
+    """Set the family of a model, with the default settings of that family.
+
+    Args:
+        model: The settings of the model, which are changed.
+        name: The name of the family.
+
+    Raises:
+        InputError: There is no such family.
+    """
     model.family, model.settings = name, get_family(name).settings()
 
 
 def check_model(model: ModelConfig) -> None:
     """Raise InputError if variant, settings, task or stages are not those of the family."""
     family = get_family(model.family)
-    name, settings = model.family, type(model.settings)
+    name, count, settings = model.family, family.num_remat_stages, type(model.settings)
     if settings is not family.settings:
         remedy = f"call choose_family(config.model, {name!r})"
         raise InputError(f"model.settings are {settings.__name__}, of another family: {remedy}")
@@ -50,8 +58,7 @@ def check_model(model: ModelConfig) -> None:
         raise InputError(f"model.variant is {model.variant!r}; choose one of {known}")
     if model.task == "classification" and not family.classifier:
         raise InputError(f"model.task is 'classification', but {name} has no classifiers")
-    if any(stage > family.num_stages for stage in model.remat):
-        count = family.num_stages
+    if any(stage > count for stage in model.remat):
         raise InputError(f"model.remat is {model.remat}, but {name} has {count} stages")
 
 

@@ -35,10 +35,13 @@ def build(
     """Initialize a model.
 
     Args:
-        config: settings of the model.
-        num_classes: number of output channels.
-        seed: seed of the initial weights; the same seed gives the same bits.
-        platform: the devices that will run the model (`kernels.platform_of`).
+        config: The settings of the model.
+        num_classes: The number of classes of the logits.
+        seed: The seed of the initial weights; the same seed gives the same bits.
+        platform: The devices that will run the model (`kernels.platform_of`).
+
+    Returns:
+        The model, with its weights on the default device.
     """
     return _bundle(_model(config, num_classes, platform, nnx.Rngs(seed)))
 

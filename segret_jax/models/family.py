@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from segret_jax.errors import InputError
+
 Path = tuple[str | int, ...]  # of a leaf in a tree of parameters
 Size = tuple[int, int]  # height, width
 
@@ -17,10 +19,50 @@ class Family:
     """A dataclass of the family's own settings."""
     variants: Mapping[str, Any]
     load: Callable[[], "Implementation"]
-    num_stages: int = 0
+    num_remat_stages: int = 0
     """The stages that `model.remat` may name, from 1."""
     classifier: str = ""
     """The name of its ImageNet classifiers, before the variant; "" if it has none."""
+    multiple_of: int = 1
+    """Each side of an input is a multiple of this number of pixels."""
+    min_side: int = 1
+    """Each side of an input has at least this number of pixels."""
+
+    def admissible(self, side: int) -> int:
+        """Return the smallest admissible side of an input that has at least `side` pixels."""
+        return -(-max(side, self.min_side) // self.multiple_of) * self.multiple_of
+
+    def check_size(self, name: str, size: Size) -> None:
+        """Raise InputError unless an input may have this size.
+
+        Args:
+            name: The name of the size in the message, such as "data.crop".
+            size: Height and width.
+
+        Raises:
+            InputError: A side is too short, or not a multiple of `multiple_of`.
+        """
+        admitted = self.admissible(size[0]), self.admissible(size[1])
+        if admitted != tuple(size):
+            rule = f"takes multiples of {self.multiple_of} from {self.admissible(1)} on"
+            raise InputError(f"{name} is {tuple(size)}, but the model {rule}: give {admitted}")
+
+    def check_settings(self, crop: Size, evaluation: Any) -> None:
+        """Raise InputError for settings by which an input would have another size.
+
+        Args:
+            crop: The setting `data.crop`; zeros are left open.
+            evaluation: The `EvalConfig`.
+
+        Raises:
+            InputError: Crops, windows or `eval.multiple_of` do not fit the family.
+        """
+        if all(crop):
+            self.check_size("data.crop", crop)
+        self.check_size("eval.window", evaluation.window)
+        if (multiple := evaluation.multiple_of) % self.multiple_of:
+            remedy = f"give a multiple of {self.multiple_of}, as the model needs"
+            raise InputError(f"eval.multiple_of is {multiple}: {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,8 +15,8 @@ def forward(graph: nnx.GraphDef[Any], variables: Any, images: Images) -> Float[A
     """Return the logits of a batch of images.
 
     Args:
-        graph: the graph of a `ModelBundle`.
-        variables: its parameters and batch statistics.
+        graph: The graph of a `ModelBundle`.
+        variables: The parameters and the batch statistics.
         images: RGB; uint8 from 0 to 255, or floats that are normalized already.
 
     Returns:
@@ -25,8 +25,29 @@ def forward(graph: nnx.GraphDef[Any], variables: Any, images: Images) -> Float[A
     return nnx.merge(graph, *variables)(normalized(images))
 
 
+def stride_of(bundle: Any) -> int:
+    """Return the stride of a model's logits.
+
+    Args:
+        bundle: A `ModelBundle`; shapes in the place of arrays will do.
+
+    Returns:
+        The stride s: a side of n pixels gives ⌈n/s⌉ logits.
+    """
+    return nnx.merge(*bundle).stride
+
+
 def stage_maps(graph: nnx.GraphDef[Any], variables: Any, images: Images) -> dict[str, Array]:
-    """Return {stage: map}, the logits last; arguments as of `forward`."""
+    """Return the maps that `segret verify` compares.
+
+    Args:
+        graph: The graph of a `ModelBundle`.
+        variables: The parameters and the batch statistics.
+        images: RGB; uint8 from 0 to 255, or floats that are normalized already.
+
+    Returns:
+        {name: map}, with the names of `Implementation.stages`, the logits last.
+    """
     model = nnx.merge(graph, *variables)
     images = normalized(images)
     return model.stages(images) if hasattr(model, "stages") else {"logits": model(images)}

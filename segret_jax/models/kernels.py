@@ -31,13 +31,18 @@ ANY_PLATFORM = Platform()
 
 
 def platform_of(devices: Iterable[Any]) -> Platform:
-    """Return the platform of `devices`; print a line if they cannot run the Triton kernels."""
+    """Return the platform of `devices`.
+
+    Args:
+        devices: The devices that will run a model, such as `jax.devices()`.
+
+    Returns:
+        Whether they are CPUs, and the lowest compute capability of NVIDIA GPUs.
+    """
     devices = list(devices)
     found = [str(getattr(device, "compute_capability", "")) for device in devices]
     known = [float(text) for text in found if text.replace(".", "").isdecimal()]  # not AMD's gfx…
-    lowest = min(known, default=None)
-    announce_blocks(lowest)
-    return Platform(is_cpu=devices[0].platform == "cpu", capability=lowest)
+    return Platform(is_cpu=devices[0].platform == "cpu", capability=min(known, default=None))
 
 
 @functools.cache

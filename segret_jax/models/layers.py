@@ -24,7 +24,14 @@ Rate = float | Float[Array, ""]  # a drop rate; an array in a scan over blocks
 
 
 def normal_init(std: float = 0.02) -> nnx.Initializer:
-    """Return an initializer N(0, std²); every Linear of encoder and decoder starts with 0.02."""
+    """Return an initializer that draws from N(0, std²).
+
+    Args:
+        std: The standard deviation; 0.02 is that of every Linear of encoder and decoder.
+
+    Returns:
+        The initializer.
+    """
 
     def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         if isinstance(key, jax.core.Tracer):
@@ -38,6 +45,12 @@ def uniform_init(fan_in: int) -> nnx.Initializer:
     """Return PyTorch's initializer of convolutions: uniform in ±1/√fan_in, kernel and bias alike.
 
     For the kernel that is Kaiming uniform with a = √5.
+
+    Args:
+        fan_in: The number of inputs of an output: input channels times the kernel's positions.
+
+    Returns:
+        The initializer.
     """
     bound = 1 / math.sqrt(fan_in)
 
@@ -64,6 +77,16 @@ def conv3x3(
 
     XLA's `SAME` puts the odd pixel of a stride-2 convolution on one side only; PyTorch does not.
     A side of n pixels becomes ⌈n/stride⌉.
+
+    Args:
+        in_channels: The channels of the input.
+        out_channels: The channels of the output.
+        stride: The stride along both axes.
+        dtype: The dtype of the computation; parameters are float32.
+        rngs: The source of the initial weights.
+
+    Returns:
+        The layer.
     """
     init = uniform_init(9 * in_channels)
     return nnx.Conv(
@@ -152,9 +175,14 @@ class BatchNorm(nnx.Module):
     def fold(
         self, kernel: Float[Array, "*k c"], bias: Float[Array, " c"]
     ) -> tuple[Float[Array, "*k c"], Float[Array, " c"]]:
-        """Return kernel and bias of the one layer that equals the given one followed by this norm.
+        """Fold this norm, as it is in evaluation, into the layer before it.
 
-        That is in evaluation, when the norm has its running statistics.
+        Args:
+            kernel: The kernel of that layer, its output channels last.
+            bias: The bias of that layer.
+
+        Returns:
+            Kernel and bias of the one layer that equals that layer followed by this norm.
         """
         scale = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
         bias = (bias - self.mean[...]) * scale + self.bias[...]
@@ -196,6 +224,13 @@ def depthwise_conv(x: FeatureMap, kernel: Float[Array, "k k c"]) -> FeatureMap:
     On CPU that is a sum of k² shifted copies, which XLA fuses; its grouped convolution is 20×
     slower there. The gradients are written out, since those that autodiff makes of the shifts
     (a sum of k² padded copies) are 5× slower again.
+
+    Args:
+        x: The input, of any size.
+        kernel: The kernel of each channel; k is odd.
+
+    Returns:
+        The output, of the input's shape; the input is padded with zeros.
     """
     # The backward pass is traced after the caller's precision context has ended: pass it along.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
@@ -268,35 +303,75 @@ class SampleKeys:
     """
 
     def __init__(self, key: Array, index: Int[Array, " b"]):
+        """Make a key for each sample.
+
+        Args:
+            key: The key of the training step.
+            index: The samples' indices in the global batch.
+        """
         self.keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
         self.draws: int | Int[Array, ""] = 0
 
     def bernoulli(self, probability: Rate, shape: tuple[int, ...]) -> Bool[Array, "b *shape"]:
-        """Draw an array of `shape` for each sample, independent of earlier draws."""
+        """Draw for each sample, independent of earlier draws.
+
+        Args:
+            probability: The probability of True.
+            shape: The shape of each sample's array.
+
+        Returns:
+            The samples' arrays, stacked.
+        """
         keys = jax.vmap(lambda key: jax.random.fold_in(key, self.draws))(self.keys)
         self.draws += 1
         return jax.vmap(lambda key: jax.random.bernoulli(key, probability, shape))(keys)
 
     def reserve(self, users: int, draws: int) -> Int[Array, " users"]:
-        """Reserve `draws` draws for each user; return the number of each one's first, for `at`."""
+        """Reserve draws for users that draw by themselves, such as the blocks of a scan.
+
+        Args:
+            users: The number of users.
+            draws: The number of draws of each.
+
+        Returns:
+            The number of draws before each user's first, for `at`.
+        """
         first = self.draws + draws * jnp.arange(users)
         self.draws += users * draws
         return first
 
     def at(self, draws: int | Int[Array, ""]) -> "SampleKeys":
-        """Return the same keys after `draws` draws."""
+        """Return the same keys after `draws` draws, such as a number from `reserve`."""
         keys = copy.copy(self)
         keys.draws = draws
         return keys
 
 
 def drop_path(x: FeatureMap, rate: Rate, *, keys: SampleKeys) -> FeatureMap:
-    """Zero whole samples with probability `rate` and scale the others by 1/(1 − rate)."""
+    """Zero whole samples at random, and scale the others by 1/(1 − rate).
+
+    Args:
+        x: The output of a residual branch.
+        rate: The probability that a sample is zeroed.
+        keys: The random keys of the samples.
+
+    Returns:
+        The branch, to be added to its input.
+    """
     return _drop(x, rate, (1, 1, 1), keys)
 
 
 def channel_dropout(x: FeatureMap, rate: float, *, keys: SampleKeys) -> FeatureMap:
-    """Zero whole channels, per sample, with probability `rate` and scale the others."""
+    """Zero whole channels of each sample at random, and scale the others by 1/(1 − rate).
+
+    Args:
+        x: The feature map.
+        rate: The probability that a channel is zeroed.
+        keys: The random keys of the samples.
+
+    Returns:
+        The feature map of the same shape.
+    """
     return _drop(x, rate, (1, 1, x.shape[-1]), keys)
 
 
@@ -307,7 +382,15 @@ def _drop(x: Array, rate: Rate, shape: tuple[int, ...], keys: SampleKeys) -> Arr
 
 
 def resize_bilinear(x: FeatureMap, size: tuple[int, int]) -> Float[Array, "b new_h new_w c"]:
-    """Resize with half-pixel centers and, unlike `jax.image.resize` alone, no antialiasing."""
+    """Resize with half-pixel centers and, unlike `jax.image.resize` alone, no antialiasing.
+
+    Args:
+        x: The feature map.
+        size: The new height and width.
+
+    Returns:
+        The resized feature map.
+    """
     shape = (x.shape[0], *size, x.shape[-1])
     return x if x.shape == shape else jax.image.resize(x, shape, "bilinear", antialias=False)
 
@@ -315,7 +398,12 @@ def resize_bilinear(x: FeatureMap, size: tuple[int, int]) -> Float[Array, "b new
 def resize_by_products(x: FeatureMap, size: tuple[Any, Any]) -> Float[Array, "b new_h new_w c"]:
     """Resize as `resize_bilinear` does, by a product with a matrix for each of the two axes.
 
-    `size` may be symbolic (`jax.export`).
+    Args:
+        x: The feature map.
+        size: The new height and width; they may be symbolic (`jax.export`).
+
+    Returns:
+        The resized feature map.
     """
     _, h, w, _ = x.shape
     rows, columns = _interpolation(h, size[0]), _interpolation(w, size[1])

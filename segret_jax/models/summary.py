@@ -13,22 +13,22 @@ from segret_jax.models.family import Size
 from segret_jax.models.flops import Cost, operations, saved_bytes
 from segret_jax.models.layers import SampleKeys
 
-REPORT = """\
-{model}, {size} (height x width), batch {batch}, {num_classes} classes
-
-{table}
-
-{notes}
-Kept for the backward pass: {saved:.3g} GB
-  What jax.vjp of the network saves in {dtype}, without parameters; XLA may recompute part of it.
-
-G = 10^9, GB = 10^9 bytes."""
-
 
 def summarize(config: ModelConfig, num_classes: int, size: Size, *, batch: int = 1) -> str:
-    """Return the text that the command prints, with the operations of `batch` images."""
+    """Return the text that the command prints.
+
+    Args:
+        config: The settings of the model.
+        num_classes: The number of classes of the logits.
+        size: Height and width of the images.
+        batch: The number of images.
+
+    Returns:
+        The parameters, the operations and the memory of the backward pass.
+    """
     bundle = abstract(config, num_classes)
 
+    # Not `models.forward`, which evaluates: training keeps other values for the backward pass.
     def forward(variables: Any, image: jax.Array) -> jax.Array:
         keys = SampleKeys(jax.random.key(0), jnp.arange(batch))
         return nnx.merge(bundle.graph, *variables)(image, train=True, keys=keys)
@@ -43,15 +43,13 @@ def summarize(config: ModelConfig, num_classes: int, size: Size, *, batch: int =
     else:
         table, notes = f"{bundle.num_params:,} parameters", "Multiply-adds: "
         notes += f"{batch * operations(config, num_classes, size) / 2e9:.3g}G, by XLA's count"
-    return REPORT.format(
-        model=model_name(config),
-        size=f"{size[0]}x{size[1]}",
-        batch=batch,
-        num_classes=num_classes,
-        table=table,
-        notes=notes,
-        saved=saved_bytes(forward, bundle.variables, image) / 1e9,
-        dtype=config.dtype,
+    saved = saved_bytes(forward, bundle.variables, image) / 1e9
+    title = f"{model_name(config)}, {size[0]}x{size[1]} (height x width), batch {batch}"
+    return (
+        f"{title}, {num_classes} classes\n\n{table}\n\n{notes}\n"
+        f"Kept for the backward pass: {saved:.3g} GB\n"
+        f"  What jax.vjp of the network saves in {config.dtype}, without parameters; XLA may "
+        "recompute part of it.\n\nG = 10^9, GB = 10^9 bytes."
     )
 
 

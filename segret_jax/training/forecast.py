@@ -41,22 +41,28 @@ class Forecast:
 def forecast(config: Config, machine: Machine, num_params: int, num_classes: int) -> Forecast:
     """Forecast the memory of one device for training with `config` on `machine`.
 
-    The devices of a CPU share its memory, so all of them are counted. NaN for a family that has no
-    formula.
+    The devices of a CPU share its memory, so all of them are counted.
+
+    Args:
+        config: The settings of the run.
+        machine: The devices and their memory.
+        num_params: The number of the model's parameters.
+        num_classes: The number of classes.
+
+    Returns:
+        The forecast; its activations are NaN for a family that has no formula.
     """
-    costs = get_family(config.model.family).load().costs
-    per_pixel = math.nan
-    if costs is not None:
-        per_pixel = costs.activation_bytes(config.model, num_classes, on_cpu=machine.is_cpu)
-    train, devices = config.train, 1 if machine.is_cpu else machine.num_devices
-    pixels = math.prod(config.data.crop) * train.batch_size / devices
+    model, train, on_cpu = config.model, config.train, machine.is_cpu
+    costs = get_family(model.family).load().costs
+    per_pixel = costs.activation_bytes(model, num_classes, on_cpu=on_cpu) if costs else math.nan
+    pixels = math.prod(config.data.crop) * train.batch_size / (1 if on_cpu else machine.num_devices)
     copies = STATE_COPIES + (train.ema_decay > 0) + (train.accumulate > 1)
     bytes_per_pixel = 3 * 4 + 1  # image and label of a batch
     return Forecast(
-        state=4 * num_params * copies / (1 if machine.is_cpu else max(config.mesh.fsdp, 1)),
+        state=4 * num_params * copies / (1 if on_cpu else max(config.mesh.fsdp, 1)),
         activations=pixels / train.accumulate * per_pixel,
-        rest=PROCESS + BATCHES_AHEAD * bytes_per_pixel * pixels if machine.is_cpu else 0.0,
-        compiling=COMPILING if machine.is_cpu else 0.0,
+        rest=PROCESS + BATCHES_AHEAD * bytes_per_pixel * pixels if on_cpu else 0.0,
+        compiling=COMPILING if on_cpu else 0.0,
     )
 
 
@@ -79,7 +85,7 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
     if needed * (1 - ERROR) > memory.total:
         choices, most = smaller_configs(config, machine.num_devices), 0.9 * memory.total
         fitting = (f"give {flags} or change" for changed, flags in choices if need(changed) < most)
-        remedy, count = next(fitting, "change"), get_family(config.model.family).num_stages
+        remedy, count = next(fitting, "change"), get_family(config.model.family).num_remat_stages
         stages = f"model.remat={','.join(map(str, range(1, count + 1)))}, " * (count > 0)
         raise InputError(
             f"{message}, but there are {_gb(memory.total)}: {remedy} train.batch_size, "

@@ -24,11 +24,18 @@ def check_class_weights(config: TrainConfig, num_classes: int) -> None:
 
 
 def loss_normalizer(label: UInt8[Array, "*batch h w"], normalizer: str) -> Float[Array, ""]:
-    """Return by how many pixels the sum of their losses is divided.
+    """Return the number of pixels that the sum of their losses is divided by.
 
-    `all_pixels`, the released code's mean, counts the ignored ones (255), `valid_pixels` does not.
-    Neither depends on the weights of the classes or on OHEM, as in mmsegmentation 0.x, so that
+    It does not depend on the weights of the classes or on OHEM, as in mmsegmentation 0.x, so that
     pixels which OHEM drops count as pixels without a loss.
+
+    Args:
+        label: The class ids of a batch.
+        normalizer: The setting `train.loss_normalizer`: `all_pixels`, the released code's mean,
+            counts the ignored pixels (255), `valid_pixels` does not.
+
+    Returns:
+        The number, at least 1.
     """
     if normalizer == "all_pixels":
         return jnp.float32(label.size)
@@ -47,12 +54,12 @@ def cross_entropy(
     """Return the loss and the accuracy of logits, which are first resized to the label.
 
     Args:
-        logits: Any size up to that of the label.
-        label: Class ids; 255 is ignored and contributes nothing to the loss.
-        pixels: What divides the sum of the pixels' losses, see `loss_normalizer`.
-        class_weights: What multiplies the loss of each class's pixels; empty for 1.
-        ohem_threshold: See `hard_pixels`, which drops all other pixels; 0 keeps them all.
-        ohem_min_kept: See `hard_pixels`.
+        logits: The logits, of any size up to that of the label.
+        label: The class ids; 255 is ignored and contributes nothing to the loss.
+        pixels: The divisor of the sum of the pixels' losses (`loss_normalizer`).
+        class_weights: The factor of the loss of each class's pixels; empty: 1.
+        ohem_threshold: The threshold of `hard_pixels`, which drops all other pixels; 0: keep all.
+        ohem_min_kept: The pixels of an image that `hard_pixels` keeps at least.
 
     Returns:
         The loss, and the accuracy in percent of all pixels, ignored ones counted as wrong, as the
@@ -86,6 +93,9 @@ def hard_pixels(
         threshold: Pixels below it are kept.
         min_kept: At least the `min_kept` · b least probable valid pixels of the whole batch are
             kept, and those that tie with the last of them.
+
+    Returns:
+        Whether each pixel is selected.
     """
     num_kept = min(min_kept * valid.shape[0], valid.size)
     least = _kth_smallest(jnp.where(valid, probability, jnp.inf), num_kept)

@@ -8,7 +8,7 @@ whatever machine.
 import copy
 import math
 import statistics
-import time
+import timeit
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from segret_jax.config import Config
 from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
 from segret_jax.models.factory import abstract
+from segret_jax.models.families import get_family
 from segret_jax.models.flops import operations
 from segret_jax.parallel import processes
 from segret_jax.run.memory import Machine
@@ -55,6 +56,14 @@ def resolve(
     num_classes: int,
 ) -> tuple[Config, tuple[str, ...]]:  # fmt: skip
     """Choose the settings that `config` leaves open, or read those of the run in `workdir`.
+
+    Args:
+        config: The settings of the run.
+        workdir: The run's folder; it may not exist yet.
+        machine: The devices and their memory.
+        training: The training samples.
+        validation: The validation samples.
+        num_classes: The number of classes.
 
     Returns:
         The complete config, and notes for the user.
@@ -96,14 +105,9 @@ def measure_speed(dtype: str, machine: Machine) -> float:
     size = 1024 if machine.is_cpu else 4096
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda x: x @ x).lower(x).compile()
-
-    def seconds() -> float:
-        begun = time.perf_counter()
-        jax.block_until_ready(product(x))
-        return time.perf_counter() - begun
-
+    seconds = timeit.repeat(lambda: jax.block_until_ready(product(x)), number=1, repeat=6)
     devices = 1 if machine.is_cpu else machine.num_devices
-    return devices * 2.0 * size**3 / min(seconds() for _ in range(6))
+    return devices * 2.0 * size**3 / min(seconds)
 
 
 def choose(
@@ -137,7 +141,8 @@ def choose(
 def _choose_sizes(config: Config, data: Data, machine: Machine) -> None:
     """Scale images to a shorter side that the machine can train on; crop most of that."""
     short, long = min(data.size), max(data.size)
-    scale = min(1.0, (CPU_SIDE if machine.is_cpu else SIDE) / short)
+    family = get_family(config.model.family)
+    scale = max(min(short, CPU_SIDE if machine.is_cpu else SIDE), family.min_side) / short
     if 0 in config.data.resize_base:
         config.data.resize_base = round(scale * long), round(scale * short)
     if 0 in config.eval.resize_target:
@@ -146,7 +151,7 @@ def _choose_sizes(config: Config, data: Data, machine: Machine) -> None:
         long, short = config.data.resize_base
         short = int(short * (CPU_CROP if machine.is_cpu else CROP))
         long = short if data.is_mixed else min(long, short * 4 // 3)
-        short, long = (max(32, side // 32 * 32) for side in (short, long))
+        short, long = (family.admissible(max(32, side // 32 * 32)) for side in (short, long))
         config.data.crop = (long, short) if data.size[0] > data.size[1] else (short, long)
 
 

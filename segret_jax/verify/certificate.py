@@ -31,12 +31,8 @@ from segret_jax.models.kernels import platform_of
 from segret_jax.settings import flatten
 
 TOLERANCE = 1e-4  # of the largest error of a float32 forward; 1e-5 is typical
-TEST_INPUT = "input/verify", (1, 3, 136, 200)  # for `noise`; sides that are no multiples of 32
+TEST_SIZE = 136, 200  # of the input without a reference: no multiples of 32, if admissible
 MAX_SIDE = 2**14  # of `input_shape`: one that is damaged would take all memory
-FORM = (
-    "it needs `input` [b, 3, H, W] and `logits`, and may hold c1, c2, c3, c4; of several cases "
-    "0/input, 0/logits, 1/input, …"
-)
 
 Outputs = dict[str, np.ndarray]  # by stage, NHWC; a classifier's logits are [b, k]
 
@@ -62,18 +58,24 @@ def read_reference(file: Path, stages: Collection[str]) -> list[Case]:
     """Read tensors captured from PyTorch.
 
     Args:
-        file: an .npz with `N/input`, `N/logits` and perhaps other stages of each case N, in NCHW.
+        file: An .npz with `N/input`, `N/logits` and perhaps other stages of each case N, in NCHW.
             `N/input_shape` instead of `N/input` means `noise("input/N", shape)`.
-        stages: the names of the model's stages.
+        stages: The names of the model's maps, the logits among them.
+
+    Returns:
+        The cases, in the order of the file.
 
     Raises:
-        InputError: the file cannot be read, or holds other tensors.
+        InputError: The file cannot be read, or holds other tensors.
     """
+    others = ", ".join(stage for stage in stages if stage != "logits")
+    form = "it needs `input` [b, 3, H, W] and `logits`" + f", and may hold {others}" * bool(others)
+    form += "; of several cases 0/input, 0/logits, 1/input, …"
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
             arrays = dict(stored)
     except Exception as error:  # NumPy's reader raises anything for a damaged file
-        raise InputError(f"--reference {file} cannot be read as .npz ({error}); {FORM}") from error
+        raise InputError(f"--reference {file} cannot be read as .npz ({error}); {form}") from error
     groups: dict[str, Outputs] = {}
     try:
         for key, array in arrays.items():
@@ -85,7 +87,7 @@ def read_reference(file: Path, stages: Collection[str]) -> list[Case]:
             raise ValueError("it holds nothing")
         return [_case(name, tensors, stages) for name, tensors in groups.items()]
     except ValueError as error:
-        raise InputError(f"--reference {file}: {error}; {FORM}") from error
+        raise InputError(f"--reference {file}: {error}; {form}") from error
 
 
 def _case(name: str, tensors: Outputs, stages: Collection[str]) -> Case:
@@ -118,27 +120,28 @@ def certify(
     """Compare a model with a reference.
 
     Args:
-        model: the configuration; `dtype` is ignored.
-        num_classes: of the head.
-        variables: the parameters and batch statistics.
-        reference: a file for `read_reference`; by default a float64 forward is the reference.
+        model: The model's settings; `dtype` is ignored.
+        num_classes: The number of classes of the logits.
+        variables: The parameters and batch statistics.
+        reference: A file for `read_reference`; by default a float64 forward is the reference.
 
     Returns:
         The certificate as plain values: "verdict" ("pass" or "fail"), "comparisons", and what
         identifies the weights, the code and the device.
 
     Raises:
-        InputError: the reference cannot be read, or has other shapes than the model's outputs.
+        InputError: The reference cannot be read, or has other shapes than the model's outputs.
     """
     run = functools.partial(_forward, model, num_classes, variables)
-    stages = get_family(model.family).load().stages
+    family = get_family(model.family)
+    stages = family.load().stages
     if reference:
         comparisons = {}
         for case in read_reference(reference, stages):
             name = f"float32, case {case.name}" if case.name else "float32"
             comparisons[name] = compare(run(case.image, "float32"), case.expected)
     else:
-        image = _nhwc(noise(*TEST_INPUT))
+        image = _nhwc(noise("input/verify", (1, 3, *map(family.admissible, TEST_SIZE))))
         exact = run(image, "float64")
         dtypes = ("float32", "bfloat16")
         comparisons = {dtype: compare(run(image, dtype), exact) for dtype in dtypes}

@@ -1,11 +1,28 @@
 """The ahead-of-time reports name the program before they compile it."""
 
+import dataclasses
+
 import jax
 import pytest
 
 from segret_jax.aot import report
 from segret_jax.aot.chips import CHIPS, Topology
 from segret_jax.config import Config
+from segret_jax.models.families import FAMILIES
+
+
+@pytest.mark.parametrize("has_formula", [True, False])
+def test_a_report_says_how_operations_are_counted(mini, monkeypatch, has_formula):
+    monkeypatch.setattr(report.programs, "train_step", lambda *_: None)
+    monkeypatch.setattr(report, "compile_for", lambda *_, **__: {})
+    if not has_formula:
+        implementation = dataclasses.replace(FAMILIES["segret"].load(), costs=None)
+        family = dataclasses.replace(FAMILIES["segret"], load=lambda: implementation)
+        monkeypatch.setitem(FAMILIES, "segret", family)
+    config = Config()
+    config.data.crop = (32, 32)
+    found = report.train_report(config, Topology("v5e:1x1", CHIPS["v5e"], jax.devices()[:1]))
+    assert found["flops_by"] == ("formula" if has_formula else "XLA")
 
 
 @pytest.mark.parametrize(

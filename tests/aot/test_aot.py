@@ -67,6 +67,10 @@ def test_reports_of_programs_compiled_for_these_devices(here):
     text = to_text(report)
     assert "segret_tiny: train step on v5e:1x2 (2 chips): fits" in text
     assert "global batch 4 of 32x32, float32" in text
+    xla = f"{report['flops_by_xla'] / 1e12:.3f} by XLA, loops counted once"
+    assert f"{report['flops'] / 1e12:.3f} TFLOP by formula ({xla}), " in text
+    text = to_text(report | {"flops_by": "XLA"})
+    assert f"{report['flops'] / 1e12:.3f} TFLOP by XLA, loops counted once, " in text
     assert "no faster than" in text
     assert f"a global batch of about {report['expected_batch']} should fit" in text
 

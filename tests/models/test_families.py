@@ -1,6 +1,7 @@
 """What every model family promises to the rest of the package."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -10,16 +11,18 @@ import pytest
 from flax import nnx
 
 from segret_jax.config import Config, ModelConfig, choose_family, validate
+from segret_jax.errors import InputError
+from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle, abstract, build
 from segret_jax.models.families import FAMILIES, get_family
 from segret_jax.models.flops import operations
-from segret_jax.models.forward import forward, stage_maps
+from segret_jax.models.forward import forward, stage_maps, stride_of
 from segret_jax.models.layers import SampleKeys
 from segret_jax.trees import named_leaves
 from tests.models.test_layers import noise
 
 NUM_CLASSES = 5
-SIZE = (72, 104)  # no multiple of 16
+SIZE = (72, 104)  # no multiple of 16, where the family admits that
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
@@ -31,12 +34,12 @@ def config_of(name: str, **options: Any) -> ModelConfig:
     return config
 
 
-def image_shapes(batch: int = 1) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((batch, *SIZE, 3), jnp.float32)
+def size_of(name: str) -> list[int]:
+    return [FAMILIES[name].admissible(side) for side in SIZE]
 
 
-def stride_of(bundle: ModelBundle) -> int:
-    return nnx.merge(bundle.graph, *bundle.variables).stride
+def image_shapes(name: str, batch: int = 1) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch, *size_of(name), 3), jnp.float32)
 
 
 @every_family
@@ -53,8 +56,9 @@ def test_settings_are_plain_values_with_rules(name: str):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_are_float32_at_the_stride_rounded_up(name: str, dtype: str):
     bundle = abstract(config_of(name, dtype=dtype), NUM_CLASSES)
-    logits = jax.eval_shape(lambda *x: forward(bundle.graph, *x), bundle.variables, image_shapes())
-    side = [-(-n // stride_of(bundle)) for n in SIZE]
+    image = image_shapes(name)
+    logits = jax.eval_shape(lambda *x: forward(bundle.graph, *x), bundle.variables, image)
+    side = [-(-n // stride_of(bundle)) for n in size_of(name)]
     assert (logits.shape, logits.dtype) == ((1, *side, NUM_CLASSES), jnp.float32)
 
 
@@ -68,7 +72,7 @@ def test_training_changes_the_batch_statistics_alone(name: str):
         logits = model(image, train=True, keys=SampleKeys(jax.random.key(0), jnp.arange(2)))
         return logits, *map(nnx.to_pure_dict, nnx.split(model, nnx.Param, nnx.BatchStat)[1:])
 
-    logits, params, batch_stats = jax.eval_shape(train, bundle.variables, image_shapes(2))
+    logits, params, batch_stats = jax.eval_shape(train, bundle.variables, image_shapes(name, 2))
     assert logits.dtype == jnp.float32
     shapes = [jax.tree.map(jnp.shape, tree) for tree in ((params, batch_stats), bundle.variables)]
     assert shapes[0] == shapes[1]
@@ -82,7 +86,7 @@ def test_the_settings_of_every_family_are_used(name: str):
         return str(jax.make_jaxpr(lambda *x: forward(bundle.graph, *x))(*traced(bundle)))
 
     def traced(bundle: ModelBundle) -> tuple[Any, Any]:
-        return bundle.variables, image_shapes()
+        return bundle.variables, image_shapes(name)
 
     plain = program()
     assert "bf16" not in plain
@@ -96,12 +100,14 @@ def test_every_variant_is_built(name: str):
         config = config_of(name)
         config.variant = variant
         assert abstract(config, NUM_CLASSES).num_params > 0
+    assert "tiny" in FAMILIES[name].variants, "the default of model.variant"
 
 
 @every_family
 def test_images_of_a_batch_do_not_meet_in_evaluation(name: str):
     bundle = build(config_of(name), NUM_CLASSES, seed=0)
-    first, second, other = jnp.asarray(noise(3, 64, 64, 3))
+    side = FAMILIES[name].admissible(64)
+    first, second, other = jnp.asarray(noise(3, side, side, 3))
     run = jax.jit(lambda variables, *images: forward(bundle.graph, variables, jnp.stack(images)))
     logits = run(bundle.variables, first, second)
     beside_other = run(bundle.variables, first, other)
@@ -133,7 +139,8 @@ def test_every_parameter_is_in_a_group(name: str):
 @every_family
 def test_stages_are_those_that_the_certificate_names(name: str):
     bundle = abstract(config_of(name), NUM_CLASSES)
-    maps = jax.eval_shape(lambda *x: stage_maps(bundle.graph, *x), bundle.variables, image_shapes())
+    image = image_shapes(name)
+    maps = jax.eval_shape(lambda *x: stage_maps(bundle.graph, *x), bundle.variables, image)
     stages = get_family(name).load().stages
     assert set(maps) == set(stages)
     assert list(stages)[-1] == "logits"
@@ -141,7 +148,9 @@ def test_stages_are_those_that_the_certificate_names(name: str):
 
 @every_family
 def test_operations_grow_with_the_pixels(name: str):
-    small, large = (operations(config_of(name), NUM_CLASSES, (n, 256)) for n in (128, 512))
+    height, width = map(FAMILIES[name].admissible, (128, 256))
+    sizes = (height, width), (4 * height, width)
+    small, large = (operations(config_of(name), NUM_CLASSES, size) for size in sizes)
     assert large > 3.5 * small > 0
 
 
@@ -152,3 +161,58 @@ def test_settings_have_other_names_than_those_of_every_family(name: str):
         for group in (ModelConfig, FAMILIES[name].settings)
     )
     assert not shared & own, "saved configs and converted files tell settings apart by name"
+
+
+@pytest.fixture
+def choosy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family that admits multiples of 32 from 193 on."""
+    family = dataclasses.replace(FAMILIES["segret"], multiple_of=32, min_side=193)
+    monkeypatch.setitem(FAMILIES, "segret", family)
+
+
+def test_admissible_sides_are_rounded_up(choosy):
+    admissible = FAMILIES["segret"].admissible
+    assert [admissible(n) for n in (1, 193, 224, 225, 512)] == [224, 224, 224, 256, 512]
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "message"),
+    [
+        ("data", "crop", (200, 512), "data.crop is (200, 512), but the model takes multiples of 32 "
+         "from 224 on: give (224, 512)"),
+        ("data", "crop", (192, 250), "give (224, 256)"),
+        ("eval", "window", (384, 100), "eval.window is (384, 100)"),
+        ("eval", "multiple_of", 1, "eval.multiple_of is 1: give a multiple of 32"),
+        ("eval", "multiple_of", 48, "eval.multiple_of is 48: give a multiple of 32"),
+    ],
+)  # fmt: skip
+def test_settings_give_inputs_of_admissible_sizes(choosy, group, key, value, message):
+    config = Config()
+    config.eval.stride = (64, 64)
+    validate(config)
+    setattr(getattr(config, group), key, value)
+    with pytest.raises(InputError, match=re.escape(message)):
+        validate(config)
+
+
+def test_a_network_refuses_other_sizes_in_prediction_too(choosy):
+    """Images that are far longer than wide give inputs that no setting tells."""
+
+    class Network(nnx.Module):
+        stride = 1
+
+        def __call__(self, image: jax.Array) -> jax.Array:
+            FAMILIES["segret"].check_size("the input", image.shape[1:3])
+            return image
+
+    predictor = Predictor(ModelBundle(nnx.graphdef(Network()), {}, {}), Config().eval)
+    refusal = r"^the input is \(2048, 128\), but the model takes .*: give \(2048, 224\)"
+    with pytest.raises(InputError, match=refusal):
+        predictor.label_map(np.zeros((160, 10, 3), np.uint8))
+
+
+def test_segret_admits_every_size():
+    config = Config()
+    config.data.crop, config.eval.window, config.eval.stride = (33, 1), (7, 9), (7, 9)
+    config.eval.multiple_of = 1
+    validate(config)

@@ -17,6 +17,7 @@ from segret_jax.models.kernels import Platform, platform_of
 from segret_jax.models.layers import resize_bilinear, resize_by_products
 from segret_jax.models.retention.blocked import blocked_retention
 from segret_jax.models.segret import variants
+from segret_jax.models.segret.encoder import encoder_options
 from segret_jax.models.segret.model import SegRet
 from segret_jax.parallel.mesh import data_mesh
 from segret_jax.settings import rules
@@ -63,11 +64,17 @@ def test_the_capability_is_that_of_the_oldest_nvidia_gpu(devices, expected):
 def test_a_gpu_without_triton_kernels_is_announced_once_in_one_line(capsys):
     kernels.announce_blocks.cache_clear()
     for devices in (gpus("8.0"), gpus("7.5"), gpus("7.5", "7.5")):
-        platform_of(devices)
+        encoder_options(ModelConfig(), platform_of(devices))
     (line,) = capsys.readouterr().err.splitlines()
     assert "compute capability 7.5" in line
     assert "retention in blocks" in line
     assert "bfloat16 is slow" in line
+
+
+def test_the_platform_alone_announces_nothing_of_retention(capsys):
+    kernels.announce_blocks.cache_clear()
+    platform_of(gpus("7.5"))
+    assert capsys.readouterr().err == ""
 
 
 def lowered_for_cuda(traced: Any) -> str:

@@ -14,6 +14,7 @@ from segret_jax.cli.arguments import apply_overrides, load_config_file
 from segret_jax.config import Config, left_open
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
+from segret_jax.models.families import FAMILIES
 from segret_jax.run.memory import Machine, Memory
 from segret_jax.settings import rules
 from segret_jax.training import loop, sizing
@@ -81,6 +82,19 @@ def test_sizes_follow_data_and_machine(
     assert (config.data.crop, config.data.resize_base) == (crop, base)
     assert config.eval.resize_target == base
     assert config.train.batch_size == batch
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "base"),
+    [((480, 640), (224, 256), (341, 256)), ((20, 24), (224, 224), (232, 193))],
+)
+def test_sizes_are_those_that_the_family_admits(monkeypatch, size, crop, base) -> None:
+    family = replace(FAMILIES["segret"], multiple_of=32, min_side=193)
+    monkeypatch.setitem(FAMILIES, "segret", family)
+    data = replace(PHOTOS, size=size)
+    chosen = configs.validate(choose(own("eval.multiple_of=32"), data, LAPTOP, SLOW))
+    assert (chosen.data.crop, chosen.data.resize_base) == (crop, base)
+    assert chosen.eval.resize_target == base
 
 
 def test_steps_fill_the_time_and_stop_at_a_number_of_passes() -> None:

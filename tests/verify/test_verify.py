@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from segret_jax.cli import verify
 from segret_jax.config import ModelConfig
 from segret_jax.errors import InputError
 from segret_jax.models.factory import abstract
+from segret_jax.models.families import FAMILIES
 from segret_jax.models.segret import FAMILY
 from segret_jax.verify import certificate as certificates
 from segret_jax.verify.certificate import certify, compare, noise, read_reference
@@ -142,7 +144,7 @@ def test_the_command_prints_and_writes_the_certificate(reference, tmp_path, caps
 
 def test_default_reference_is_a_float64_forward(mini, monkeypatch):
     """The drift is rounding: 2⁻²⁴ and 2⁻⁹ times what a few dozen operations make of it."""
-    monkeypatch.setattr(certificates, "TEST_INPUT", ("input/verify", (1, 3, 40, 56)))
+    monkeypatch.setattr(certificates, "TEST_SIZE", (40, 56))
     variables = random_model(MODEL, NUM_CLASSES)[1:]
     certificate = certify(MODEL, NUM_CLASSES, variables)
     assert certificate["verdict"] == "pass"
@@ -222,7 +224,10 @@ def test_reference_with_other_tensors_is_rejected(tmp_path, tensors, message):
     np.savez(tmp_path / "reference.npz", **tensors)
     with pytest.raises(InputError, match=re.escape(message)) as error:
         read_reference(tmp_path / "reference.npz", STAGES)
-    assert "it needs `input` [b, 3, H, W] and `logits`" in str(error.value)
+    form = "it needs `input` [b, 3, H, W] and `logits`, and may hold c1, c2, c3, c4; of several"
+    assert form in str(error.value)
+    with pytest.raises(InputError, match=r"`logits`; of several cases"):
+        read_reference(tmp_path / "reference.npz", ["logits"])
 
 
 def test_missing_reference_is_named(tmp_path):
@@ -243,6 +248,21 @@ def test_certificate_with_nan_is_strict_json(mini, tmp_path):
     certificate = json.loads(out.read_text(), parse_constant=pytest.fail)
     assert certificate["starts_in"] == ["c2"]
     assert certificate["comparisons"]["float32"]["errors"]["c2"]["largest"] == "nan"
+
+
+def test_the_input_has_a_size_that_the_family_admits(monkeypatch):
+    shapes = []
+
+    def record(_: str, shape: tuple[int, ...]) -> None:
+        shapes.append(shape)
+        raise InputError("enough")
+
+    monkeypatch.setattr(certificates, "noise", record)
+    for options in ({}, {"multiple_of": 32, "min_side": 193}):
+        monkeypatch.setitem(FAMILIES, "segret", replace(FAMILY, **options))
+        with pytest.raises(InputError, match="enough"):
+            certify(MODEL, NUM_CLASSES, ())
+    assert shapes == [(1, 3, 136, 200), (1, 3, 224, 224)]
 
 
 def test_unwritable_out_is_rejected_before_the_work(tmp_path):

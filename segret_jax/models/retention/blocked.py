@@ -53,16 +53,19 @@ def blocked_retention(
     in equal numbers.
 
     Args:
-        q: queries.
-        k: keys.
-        v: values.
-        log_decay: negative constant of each head, see `head_log_decay`.
-        decomposed: attend along rows, then columns; else over the whole image.
-        decay: whether the decay enters before or after the softmax.
-        max_scores: scores of each image in a block, but at least those of one query. Blocks are
-            smaller on CPU, to stay in the cache; the GPU and TPU kernels choose their own.
-        capability: lowest compute capability of the GPUs (`kernels.platform_of`); below 8.0 they
-            compute by blocks, without the Triton kernels. None: high enough.
+        q: Queries.
+        k: Keys.
+        v: Values.
+        log_decay: The negative constant of each head (`head_log_decay`).
+        decomposed: Whether to attend along rows, then columns; else over the whole image.
+        decay: Whether the decay enters before or after the softmax.
+        max_scores: The scores of each image in a block, but at least those of one query. Blocks
+            are smaller on CPU, to stay in the cache; the GPU and TPU kernels choose their own.
+        capability: The lowest compute capability of the GPUs (`kernels.platform_of`); below 8.0
+            they compute by blocks, without the Triton kernels. None: high enough.
+
+    Returns:
+        The attended values, in the dtype of v.
     """
     # The backward pass is traced after the caller's precision context has ended: pass it along.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]

@@ -40,11 +40,14 @@ def whole_retention(
     """Compute softmax(Q Kᵀ + d·(|Δx| + |Δy|)) V over all pixels of an image.
 
     Args:
-        q: queries.
-        k: keys, scaled by 1/√d for head width d.
-        v: values.
-        log_decay: d_i of each head (`head_log_decay`).
-        decay: whether the decay enters before or after the softmax.
+        q: Queries.
+        k: Keys, scaled by 1/√d for head width d.
+        v: Values.
+        log_decay: The constant d_i of each head (`head_log_decay`).
+        decay: Whether the decay enters before or after the softmax.
+
+    Returns:
+        The attended values, in the dtype of v.
     """
     b, h, w, n, d = q.shape
     y, x = jnp.divmod(jnp.arange(h * w), w)  # of each token: pixels in row-major order
@@ -58,7 +61,15 @@ def decomposed_retention(
 ) -> Heads:
     """Compute softmax(Q Kᵀ + d·|Δy|) V' along columns of V' = softmax(Q Kᵀ + d·|Δx|) V along rows.
 
-    The arguments are those of `whole_retention`.
+    Args:
+        q: Queries.
+        k: Keys, scaled by 1/√d for head width d.
+        v: Values.
+        log_decay: The constant d_i of each head (`head_log_decay`).
+        decay: Whether the decay enters before or after the softmax.
+
+    Returns:
+        The attended values, in the dtype of v.
     """
     y, x = (jnp.arange(length) for length in q.shape[1:3])
     v = attend(q, k, v, jnp.abs(x[:, None] - x[None]), log_decay, decay)

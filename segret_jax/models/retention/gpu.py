@@ -218,9 +218,8 @@ class _Program:
 
     def scores(self, q: Array, k: Array, q_start: Any, k_start: Any) -> Float[Array, "q k"]:
         of_queries, of_keys = self._coordinates(q_start, len(q)), self._coordinates(k_start, len(k))
-        distance = sum(
-            jnp.abs(a[:, None] - b[None]) for a, b in zip(of_queries, of_keys, strict=True)
-        )
+        pairs = zip(of_queries, of_keys, strict=True)
+        distance = sum(jnp.abs(a[:, None] - b[None]) for a, b in pairs)
         scores = LOG2_E * self.product(q, k, trans_b=True) + self.log_decay * distance
         if self.sequences.length % len(k):
             is_inside = k_start + jnp.arange(len(k)) < self.sequences.length

@@ -53,11 +53,11 @@ class Retention(nnx.Module):
         """Initialize the weights.
 
         Args:
-            channels: width of the tokens, divided over the heads.
-            log_decay: negative constant of each head (`head_log_decay`).
-            decomposed: attend along rows, then columns; else over the whole image.
-            options: how to compute it.
-            rngs: the source of the initial weights.
+            channels: The width of the tokens, divided over the heads.
+            log_decay: The negative constant of each head (`head_log_decay`).
+            decomposed: Whether to attend along rows, then columns; else over the whole image.
+            options: How retention is computed.
+            rngs: The source of the initial weights.
         """
         dtype = options.dtype
 

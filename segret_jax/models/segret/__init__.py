@@ -15,5 +15,5 @@ def _load() -> Implementation:
 
 
 FAMILY = Family(
-    settings=SegRetSettings, variants=VARIANTS, load=_load, num_stages=4, classifier="rmt"
+    settings=SegRetSettings, variants=VARIANTS, load=_load, num_remat_stages=4, classifier="rmt"
 )

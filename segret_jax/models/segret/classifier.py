@@ -31,7 +31,14 @@ class Classifier(nnx.Module):
         platform: Platform = ANY_PLATFORM,
         rngs: nnx.Rngs,
     ):
-        """Initialize the weights; `platform` says which devices will run the model."""
+        """Initialize the weights.
+
+        Args:
+            config: The settings of the model.
+            num_classes: The number of classes of the logits.
+            platform: The devices that will run the model (`kernels.platform_of`).
+            rngs: The source of the initial weights.
+        """
         variant, options = VARIANTS[config.variant], encoder_options(config, platform)
         dtype, channels = options.dtype, variant.widths[-1]
         self.encoder = Encoder(variant, drop_path=0.0, options=options, rngs=rngs)
@@ -44,10 +51,25 @@ class Classifier(nnx.Module):
             self.aux_head = nnx.Linear(channels, num_classes, kernel_init=normal_init(), rngs=rngs)
 
     def __call__(self, image: Float[Array, "b H W 3"]) -> Float[Array, "b k"]:
+        """Return float32 logits.
+
+        Args:
+            image: Normalized RGB.
+
+        Returns:
+            Logits of the k classes.
+        """
         return self.stages(image)["logits"]
 
     def stages(self, image: Float[Array, "b H W 3"]) -> dict[str, Array]:
-        """Return the maps of the encoder's four stages, and the logits."""
+        """Return the maps that `segret verify` compares.
+
+        Args:
+            image: Normalized RGB.
+
+        Returns:
+            {name: map} of the encoder's four stages and of the logits, by `STAGES`.
+        """
         with jax.default_matmul_precision(self.matmul_precision):
             *maps, tokens = self.encoder(image)
             features = jax.nn.silu(self.norm(self.proj(tokens)))

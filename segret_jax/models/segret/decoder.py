@@ -72,6 +72,17 @@ class Decoder(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        """Initialize the weights.
+
+        Args:
+            widths: The channels of the stages' maps.
+            channels: The channels of the decoder.
+            num_classes: The number of classes of the logits.
+            zero_branch: Whether the projections have the branch that starts at zero.
+            kernels: The choice of kernels.
+            dtype: The dtype of the computation; parameters are float32.
+            rngs: The source of the initial weights.
+        """
         self.kernels = kernels
         self.projections = nnx.List(
             Projection(width, channels, zero_branch=zero_branch, dtype=dtype, rngs=rngs)
@@ -88,7 +99,16 @@ class Decoder(nnx.Module):
     def __call__(
         self, maps: Maps, *, train: bool = False, keys: SampleKeys | None = None
     ) -> Float[Array, "b h w k"]:
-        """Return the logits of the stages' maps; arguments as of `SegRet`."""
+        """Return float32 logits.
+
+        Args:
+            maps: The stages' maps, at strides 4, 8, 16 and 32.
+            train: Whether to normalize by the batch, and to update the running statistics.
+            keys: The randomness of dropout in training; None: no dropout.
+
+        Returns:
+            Logits of the k classes, at the size of the first map.
+        """
         fused = self._fuse(maps, train=train)
         with jax.named_scope("fuse"):
             x = jax.nn.relu(self.fuse_norm(fused, train=train))

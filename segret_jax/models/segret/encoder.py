@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.models import layers
 from segret_jax.models.config import ModelConfig
-from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform
+from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform, announce_blocks
 from segret_jax.models.layers import FeatureMap, Rate, SampleKeys
 from segret_jax.models.retention.decay import Decay, head_log_decay
 from segret_jax.models.retention.layer import Retention, RetentionOptions
@@ -37,7 +37,18 @@ class EncoderOptions(RetentionOptions):
 
 
 def encoder_options(config: ModelConfig, platform: Platform = ANY_PLATFORM) -> EncoderOptions:
-    """Return the options that `config` sets, for the devices of `platform`."""
+    """Return the options of the encoder.
+
+    Prints a line, once, if the devices are GPUs that cannot run the Triton kernels.
+
+    Args:
+        config: The settings of the model.
+        platform: The devices that will run the model (`kernels.platform_of`).
+
+    Returns:
+        The options that the settings give.
+    """
+    announce_blocks(platform.capability)
     settings = config.settings
     return EncoderOptions(
         rotary=settings.rotary,
@@ -114,8 +125,7 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         channels, dtype, kernels = variant.widths[stage], options.dtype, options.kernels
-        heads, span = variant.heads[stage], variant.decay_spans[stage]
-        log_decay = head_log_decay(heads, span=span)
+        log_decay = head_log_decay(variant.heads[stage], span=variant.decay_spans[stage])
         self.pos = layers.DepthwiseConv(channels, 3, kernels=kernels, dtype=dtype, rngs=rngs)
         self.norm1 = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.retention = Retention(
@@ -172,6 +182,14 @@ class Encoder(nnx.Module):
     def __init__(
         self, variant: Variant, *, drop_path: float, options: EncoderOptions, rngs: nnx.Rngs
     ):
+        """Initialize the weights.
+
+        Args:
+            variant: The published size.
+            drop_path: The drop path rate of the last block.
+            options: The options beside the variant (`encoder_options`).
+            rngs: The source of the initial weights.
+        """
         total = sum(variant.depths)
         rates = iter([drop_path * i / max(total - 1, 1) for i in range(total)])
         self.stem = Stem(variant.widths[0], options=options, rngs=rngs)
@@ -194,6 +212,16 @@ class Encoder(nnx.Module):
     def __call__(
         self, image: Float[Array, "b H W 3"], *, train: bool = False, keys: SampleKeys | None = None
     ) -> Sequence[FeatureMap]:
+        """Return the feature maps of the stages.
+
+        Args:
+            image: Normalized RGB.
+            train: Whether to normalize by the batch, and to update the running statistics.
+            keys: The randomness of drop path in training; None: no drop path.
+
+        Returns:
+            The four maps, each before the downsample after it. Every halving rounds up.
+        """
         x = self.stem(image, train=train)
         maps = []
         for i, blocks in enumerate(self.stages):

@@ -29,7 +29,14 @@ class SegRet(nnx.Module):
         platform: Platform = ANY_PLATFORM,
         rngs: nnx.Rngs,
     ):
-        """Initialize the weights; `platform` says which devices will run the model."""
+        """Initialize the weights.
+
+        Args:
+            config: The settings of the model.
+            num_classes: The number of classes of the logits.
+            platform: The devices that will run the model (`kernels.platform_of`).
+            rngs: The source of the initial weights.
+        """
         variant = VARIANTS[config.variant]
         options = encoder_options(config, platform)
         drop_path = config.drop_path if config.drop_path >= 0 else variant.drop_path
@@ -51,9 +58,9 @@ class SegRet(nnx.Module):
         """Return float32 logits.
 
         Args:
-            image: normalized RGB.
-            train: normalize by the batch, and update the running statistics.
-            keys: randomness of drop path and dropout in training; None: neither.
+            image: Normalized RGB.
+            train: Whether to normalize by the batch, and to update the running statistics.
+            keys: The randomness of drop path and dropout in training; None: neither.
 
         Returns:
             Logits of the k classes; h = ⌈H/4⌉ and w = ⌈W/4⌉.
@@ -63,7 +70,14 @@ class SegRet(nnx.Module):
             return self.decoder(maps, train=train, keys=keys)
 
     def stages(self, image: Float[Array, "b H W 3"]) -> dict[str, Array]:
-        """Return the maps of the encoder's four stages, and the logits."""
+        """Return the maps that `segret verify` compares.
+
+        Args:
+            image: Normalized RGB.
+
+        Returns:
+            {name: map} of the encoder's four stages and of the logits, by `STAGES`.
+        """
         with jax.default_matmul_precision(self.matmul_precision):
             maps = self.encoder(image)
             return dict(zip(STAGES, (*maps, self.decoder(maps)), strict=True))
