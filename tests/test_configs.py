@@ -228,5 +228,8 @@ def test_an_impossible_value_is_rejected_by_name(key: str, value: Any, message: 
 
 
 if __name__ == "__main__":
-    SNAPSHOT.write_text(json.dumps({name: resolved(name) for name in FILES}, indent=1) + "\n")
+    try:
+        SNAPSHOT.write_text(json.dumps({name: resolved(name) for name in FILES}, indent=1) + "\n")
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
     print(f"wrote {len(FILES)} configs to {SNAPSHOT}")

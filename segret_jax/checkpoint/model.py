@@ -195,6 +195,7 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     folder = (checkpoint / "model").absolute()
     try:
         version = load_format(checkpoint)
+        check_settings(checkpoint, load_config(checkpoint).model, config.model)
         if difference := reading.structure_difference(folder, target):
             remedy = "without --config the config saved with it is used"
             if load_config(checkpoint).model == config.model:
@@ -203,7 +204,6 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
                 f"{checkpoint} does not hold {model_name(config.model)} with {num_classes} classes"
                 f": {difference}; {remedy}"
             )
-        check_settings(checkpoint, load_config(checkpoint).model, config.model)
         with reading.damage_as_unreadable(), ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(folder, target)
         if version > 0 and not (checkpoint / "source").is_dir():

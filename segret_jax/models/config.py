@@ -57,9 +57,9 @@ def check_model(model: ModelConfig) -> None:
         known = ", ".join(family.variants)
         raise InputError(f"model.variant is {model.variant!r}; choose one of {known}")
     if model.task == "classification" and not family.classifier:
-        raise InputError(f"model.task is 'classification', but {name} has no classifiers")
+        raise InputError(f"model.task is 'classification', but {name} has none: leave it out")
     if any(stage > count for stage in model.remat):
-        raise InputError(f"model.remat is {model.remat}, but {name} has {count} stages")
+        raise InputError(f"model.remat is {model.remat}, but {name} has {count} stages for it")
 
 
 def check_segmentation(model: ModelConfig) -> None:

@@ -93,9 +93,10 @@ def compile_ahead(step: jax.stages.Wrapped, state: TrainState, batch: Any) -> ja
 def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     """Return XLA's options for a training step.
 
-    On CPU: to order operations by the memory they need. By default it starts each as early as it
-    can, so that what the backward pass makes again would lie there from the forward pass on. And to
-    analyze more closely what overwrites what, or it copies the whole state before it is updated.
+    On CPU it orders operations by the memory they need: by default each starts as early as it can,
+    and tensors that the backward pass recomputes would be held from the forward pass on. It also
+    analyzes which operations overwrite a buffer; otherwise it copies the whole state before the
+    update.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return {}

@@ -147,9 +147,16 @@ def in_a_process_of_its_own(
 def load_another(workdir: Path) -> None:
     checkpoints = Checkpoints(workdir, Config(), class_table(DataConfig()), IMAGES)
     saved(checkpoints, state_of(4))
-    with pytest.raises(InputError, match="4 does not hold segret_small with 8 classes") as error:
-        load_model(checkpoints.folder / "4", Config(model=ModelConfig(variant="small")))
-    assert len(str(error.value).splitlines()) == 1
+    for message, options in (
+        (
+            r"4 is a segret_tiny of other settings: model\.variant .*small here",
+            {"variant": "small"},
+        ),
+        ("4 does not hold rmt_tiny with 8 classes: ", {"task": "classification"}),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            load_model(checkpoints.folder / "4", Config(model=ModelConfig(**options)))
+        assert len(str(error.value).splitlines()) == 1
 
 
 def test_another_model_is_refused(mini, tmp_path):

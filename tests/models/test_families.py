@@ -59,7 +59,8 @@ def test_logits_are_float32_at_the_stride_rounded_up(name: str, dtype: str):
     image = image_shapes(name)
     logits = jax.eval_shape(lambda *x: forward(bundle.graph, *x), bundle.variables, image)
     side = [-(-n // stride_of(bundle)) for n in size_of(name)]
-    assert (logits.shape, logits.dtype) == ((1, *side, NUM_CLASSES), jnp.float32)
+    assert logits.shape == (1, *side, NUM_CLASSES), "the attribute `stride` gives other sizes"
+    assert logits.dtype == jnp.float32, "logits are float32 whatever model.dtype is"
 
 
 @every_family
@@ -91,7 +92,8 @@ def test_the_settings_of_every_family_are_used(name: str):
     plain = program()
     assert "bf16" not in plain
     assert "bf16" in program(dtype="bfloat16"), "model.dtype is not used"
-    assert program(matmul_precision="highest") != program(matmul_precision="default")
+    is_used = program(matmul_precision="highest") != program(matmul_precision="default")
+    assert is_used, "model.matmul_precision is not used: see jax.default_matmul_precision"
 
 
 @every_family
