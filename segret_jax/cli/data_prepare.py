@@ -9,6 +9,7 @@ folder is left as it is.
 from pathlib import Path
 
 from segret_jax.cli import arguments as cli
+from segret_jax.data.names import check_dataset
 
 
 def main(argv: list[str]) -> None:
@@ -20,8 +21,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--shards", type=int, default=1, help="files per split (default: 1)")
     parser.add_argument("--download", action="store_true", help="get the archive into --source")
     args = parser.parse_args(argv)
+    check_dataset(args.dataset)
 
-    from segret_jax.data.datasets import get_dataset  # heavy imports, after the arguments
+    from segret_jax.data.datasets import get_dataset
     from segret_jax.data.shards.prepare import prepare
 
     spec = get_dataset(args.dataset)

@@ -27,8 +27,9 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--out {args.out}: give a name that ends in .json; FILE.md lies beside")
     if args.out:
         cli.check_folder(f"--out {args.out}", args.out.parent)
+    cli.check_checkpoint(args.checkpoint)
 
-    from segret_jax.checkpoint import model as checkpoints  # heavy imports, after the arguments
+    from segret_jax.checkpoint import model as checkpoints
     from segret_jax.verify.certificate import certify, plain, to_text
 
     checkpoint = checkpoints.find(args.checkpoint)

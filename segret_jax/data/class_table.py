@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from segret_jax.data.lfs import refuse_pointer
+from segret_jax.data.names import TABLE_EXAMPLE
 from segret_jax.errors import InputError, unknown_name
 
 IGNORE = 255
@@ -26,8 +27,7 @@ MAX_CLASSES = 2**16
 _FOLDER = Path(__file__).with_name("class_tables")
 CLASS_TABLES = tuple(sorted(file.stem for file in _FOLDER.glob("*.json")))
 _TABLE_FORM = (
-    'expected {"classes": [{"id": 0, "name": "wall", "color": "#787878"}, ...]} '
-    f"with ids 0, 1, 2, ... in order and at most {UNKNOWN} classes"
+    f"expected {TABLE_EXAMPLE} with ids 0, 1, 2, ... in order and at most {UNKNOWN} classes"
 )
 TABLE_KEYS = ("name", "description", "ignore_label", "classes")
 
@@ -93,11 +93,10 @@ def read_json(path: Path) -> tuple[Any, str]:
         content = path.expanduser().read_bytes()
         refuse_pointer(content, where)
         return json.loads(content), where  # of bytes: UTF-8, -16 or -32, by the byte-order mark
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{where} is no class table ({error!r}); {_TABLE_FORM}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        hint = "--config.data.dataset=FILE.json and --config.data.root=DIR (docs/data.md)"
-        raise InputError(f"class table {where} cannot be read ({error}): give {hint}") from error
+    except OSError as error:
+        raise InputError(f"{where} cannot be read ({error.strerror}); {_TABLE_FORM}") from error
 
 
 @cache

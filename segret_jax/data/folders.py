@@ -156,7 +156,7 @@ def hint(pairs: FilePairs, kind: str) -> str:
         elif own or ending.rpartition(".")[0] == suffix.rpartition(".")[0]:
             action = f"convert or rename to *{suffix}"
             if len(there) > len(pairs.names):
-                where = own or "a JSON file of your own (docs/data.md)"
+                where = own or "a JSON file of your own"
                 action += f', or set "{kind}_suffix": "{ending}" in {where}'
             found = f"{plural(len(there), f'{ending} file')} there ({abbreviate(there)})"
             texts.append(f"{found}, but only *{suffix} is read: {action}")
@@ -186,9 +186,6 @@ def abbreviate(names: list[str]) -> str:
 
 
 def remedy(spec: DatasetSpec, split: str) -> str:
-    """Return what a dataset needs, and where to get it."""
+    """Return what a dataset needs, and, in a second line, where to get it."""
     layouts = " or ".join(dict.fromkeys(layout.describe(split) for layout in spec.layouts))
-    return (
-        f"get {spec.download_hint}; {spec.name} needs {layouts} in the folder given by "
-        "--config.data.root=DIR; `segret demo` needs no data"
-    )
+    return f"{spec.name} needs {layouts}\nget {spec.download_hint}"

@@ -58,7 +58,11 @@ def open_source(config: DataConfig, split: str) -> Source:
         seed, size = SPLIT_SEEDS[split], config.synthetic_size
         return SyntheticSource(seed=seed, num_images=counts[split], size=size)
     spec = get_dataset(config.dataset)
-    source = open_files(spec, config.root or f"data/{spec.name}", split)
+    try:
+        source = open_files(spec, config.root or f"data/{spec.name}", split)
+    except InputError as error:
+        hint = "--config.data.root=DIR names another folder; `segret demo` needs no data"
+        raise InputError(f"{error}\n{hint}") from error
     quick_check(source)
     return source
 

@@ -61,7 +61,9 @@ def _open_splits(
             findings += unpaired
         except InputError as error:
             severity = ERROR if _has_folder(spec, Path(root).expanduser(), split) else NOTE
-            findings.append(Finding(severity, f"not checked: {error}", split))
+            findings.append(
+                Finding(severity, f"not checked: {'; '.join(str(error).splitlines())}", split)
+            )
             errors.append(error)
     if not sources:
         raise errors[0]

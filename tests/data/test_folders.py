@@ -59,7 +59,7 @@ def names(images: Path, spec: DatasetSpec = CAMVID) -> list[str]:
 def error(root: Path, spec: DatasetSpec = CAMVID) -> str:
     with pytest.raises(InputError) as caught:
         FolderSource(spec, root, "training")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("\n") <= 1
     return str(caught.value)
 
 
@@ -155,8 +155,8 @@ def test_another_ending_than_expected_says_what_lies_there_and_the_key(
     read = "but only *.jpg is read: "
     key = f'"image_suffix": "{ending}"'
     assert error(images.parents[1]).startswith(
-        f"{lies}{read}convert or rename to *.jpg, or set {key} in a JSON file of your own "
-        "(docs/data.md)); get the folder CamVid of "
+        f"{lies}{read}convert or rename to *.jpg, or set {key} in a JSON file of your own); "
+        "camvid needs images/training/**/*.jpg with "
     )
     spec = own(images.parents[1], image_suffix=".jpg")
     assert error(images.parents[1], spec).startswith(

@@ -151,7 +151,7 @@ def test_folder_source_survives_pickling_and_a_change_of_directory(
 def folder_error(root: Path, split: str = "training") -> str:
     with pytest.raises(InputError) as caught:
         FolderSource(ADE, root, split)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("\n") <= 1
     return str(caught.value)
 
 
@@ -160,10 +160,10 @@ def test_missing_folders_say_what_is_needed_and_where_to_get_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     remedy = (
-        f"get {ADE.download_hint}; "
-        "ade20k needs images/training/**/*.jpg with annotations/training/**/*.png "
-        "in the folder given by --config.data.root=DIR; `segret demo` needs no data"
+        "ade20k needs images/training/**/*.jpg with annotations/training/**/*.png\n"
+        f"get {ADE.download_hint}"
     )
+    assert max(map(len, remedy.splitlines())) <= 100
     assert folder_error(Path("absent")) == f"there is no folder {tmp_path}/absent; {remedy}"
     (tmp_path / "images" / "training").mkdir(parents=True)
     expected = f"there is no folder {tmp_path}/annotations/training; {remedy}"

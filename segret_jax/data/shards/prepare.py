@@ -65,15 +65,15 @@ def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
         try:
             find_pairs(spec, source, split)
         except InputError as error:
-            missing.append(str(error))
+            missing.append(error)
             continue
         found[split] = FolderSource(spec, source, split)
         pairs = plural(len(found[split]), "pair")
         print(f"{split}: {pairs}, {found[split].layout.describe(split)}")
     if not found:
-        raise InputError(missing[0])
+        raise missing[0]
     for reason in missing:
-        print(f"left out: {reason}")
+        print(f"left out: {'; '.join(str(reason).splitlines())}")
     return found
 
 

@@ -19,6 +19,8 @@ from segret_jax.data.shards.manifest import MANIFEST, Manifest, StoredFile
 from segret_jax.errors import InputError
 from segret_jax.files import atomic_write
 
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}  # by scheme
+
 
 def cache_folder(url: str) -> Path:
     """Return the local folder that stands for a URL, in the user's cache (XDG_CACHE_HOME)."""
@@ -108,8 +110,8 @@ def _store(url: str) -> Any:
         return fsspec.url_to_fs(url)[0]
     except ImportError as error:
         scheme = url.partition("://")[0]
-        extra = {"gs": "gcs", "https": "http"}.get(scheme, scheme)
-        raise InputError(f'{url} needs an extra: pip install "segret_jax[{extra}]"') from error
+        hint = f"pip install {PACKAGES[scheme]}" if scheme in PACKAGES else str(error)
+        raise InputError(f"{url} needs another package: {hint}") from error
     except ValueError as error:
         raise InputError(f"{url} cannot be opened: {error}") from error
 
