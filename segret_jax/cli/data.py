@@ -1,8 +1,8 @@
-"""Commands on data sets.
+"""Commands on datasets.
 
 segret data check    look for faults in labels and images, in a folder or prepared
-segret data prepare  write a data set as ArrayRecord shards, downloading it where that is free
-segret data verify   compare prepared data sets with their manifests
+segret data prepare  write a dataset as ArrayRecord shards, downloading it where that is free
+segret data verify   compare prepared datasets with their manifests
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Look for faults in the labels and images of a data set, before a run.
+"""Look for faults in the labels and images of a dataset, before a run.
 
   segret data check DIR --dataset ade20k
 
@@ -17,7 +17,7 @@ from segret_jax.errors import InputError
 
 
 def main(argv: list[str]) -> None:
-    """Check the data set that `argv` names; exit with status 1 if it has errors."""
+    """Check the dataset that `argv` names; exit with status 1 if it has errors."""
     parser = cli.Parser("data check", __doc__, has_settings=False)
     parser.add_argument("path", metavar="DIR", help="the folder that training is given")
     parser.add_argument("--dataset", required=True, help="a name, or your own as a .json file")

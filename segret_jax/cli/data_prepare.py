@@ -1,4 +1,4 @@
-"""Write a data set as ArrayRecord shards, and check every pair on the way.
+"""Write a dataset as ArrayRecord shards, and check every pair on the way.
 
   segret data prepare ade20k --source DIR --data_dir DATA_DIR [--download]
 
@@ -13,7 +13,7 @@ from segret_jax.data.names import check_dataset
 
 
 def main(argv: list[str]) -> None:
-    """Prepare the data set that `argv` names."""
+    """Prepare the dataset that `argv` names."""
     parser = cli.Parser("data prepare", __doc__, has_settings=False)
     parser.add_argument("dataset", help="a name, or your own as a .json file")
     parser.add_argument("--source", type=Path, required=True, help="the folder as downloaded")

@@ -1,4 +1,4 @@
-"""Compare prepared data sets with their manifests.
+"""Compare prepared datasets with their manifests.
 
   segret data verify DATA_DIR
 

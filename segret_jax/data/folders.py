@@ -7,10 +7,9 @@ from pathlib import Path
 
 from segret_jax.data.layouts import DatasetSpec, Layout
 from segret_jax.data.listing import Files, list_files
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, abbreviate
 
-SHOWN = 3  # names in a message
-MOST_ENDINGS = 2  # of other files, in a message
+MAX_ENDINGS = 2  # of other files, in a message
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def hint(pairs: FilePairs, kind: str) -> str:
                 action += f', or set "{kind}_suffix": "{ending}" in {where}'
             found = f"{plural(len(there), f'{ending} file')} there ({abbreviate(there)})"
             texts.append(f"{found}, but only *{suffix} is read: {action}")
-    return f" ({'; '.join(texts[:MOST_ENDINGS])})" if texts else ""
+    return f" ({'; '.join(texts[:MAX_ENDINGS])})" if texts else ""
 
 
 def _by_ending(names: set[str], files: Iterable[str]) -> dict[str, list[str]]:
@@ -179,10 +178,6 @@ def plural(number: int, noun: str) -> str:
     """Write "1 image", "2 images", "2 classes"."""
     ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number} {noun}{ending}"
-
-
-def abbreviate(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def remedy(spec: DatasetSpec, split: str) -> str:

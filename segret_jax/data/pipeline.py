@@ -10,7 +10,6 @@ from collections.abc import Generator
 from contextlib import nullcontext
 from typing import Any, SupportsIndex
 
-import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -22,7 +21,7 @@ from segret_jax.data.shards.prepared import open_files
 from segret_jax.data.shift_signs import quick_check
 from segret_jax.data.sources import Sample, Samples, Source
 from segret_jax.data.synthetic import SyntheticSource
-from segret_jax.data.transforms import train_transform
+from segret_jax.data.transforms import train_transform, use_one_opencv_thread
 from segret_jax.data.workers import TERMINATION_SIGNALS, blocked_signals, exit_with_parent
 from segret_jax.errors import InputError
 
@@ -30,13 +29,9 @@ Batch = dict[str, np.ndarray]
 SKIPPED = ""  # the name of a sample that could not be read
 SPLIT_SEEDS = {"training": 0, "validation": 1}  # of the synthetic scenes: never the run's seed
 
-# One image is too little work to share among threads. Set here and not per image: OpenCV divides
-# by zero (SIGFPE) where one thread sets it while another is at work.
-cv2.setNumThreads(0)
-
 
 def class_table(config: DataConfig) -> ClassTable:
-    """Return the class table of the configured data set."""
+    """Return the class table of the configured dataset."""
     if config.dataset == SYNTHETIC:
         return load_class_table(SYNTHETIC)
     return get_dataset(config.dataset).class_table
@@ -89,7 +84,7 @@ class SkipFaulty:
 
 
 class Augment(grain.transforms.RandomMap):
-    """Turn a sample into a training crop (spec section 6)."""
+    """Turn a sample into a training crop."""
 
     def __init__(self, config: DataConfig):
         self.config = config
@@ -130,6 +125,7 @@ def training_dataset(
         "label" uint8 [b, h, w], "index" int32 [b] (position in the global batch), and "skipped"
         int32 [b] (1 for samples that could not be read).
     """
+    use_one_opencv_thread()
     if config.on_error == "skip":
         source = SkipFaulty(source)
     return (
@@ -145,6 +141,7 @@ def training_dataset(
 
 
 def _prepare_worker(index: int, count: int) -> None:
+    use_one_opencv_thread()
     exit_with_parent(*TERMINATION_SIGNALS)
 
 

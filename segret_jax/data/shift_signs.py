@@ -4,7 +4,7 @@ A zero that was reduced twice, or not at all, leaves ids that are all valid: eve
 as its neighbor, and nothing fails. What gives it away is which stored values occur at all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from segret_jax.data.class_table import IGNORE, UNKNOWN
 from segret_jax.data.layouts import Layout
 from segret_jax.data.sources import RecordSource
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, abbreviate
 
 Counts = Int64[np.ndarray, "256"]
 REMEDY = (
@@ -66,7 +66,7 @@ def _class_values(layout: Layout) -> np.ndarray:
 def _no_class(counts: Counts, layout: Layout) -> Iterator[Sign]:
     """Find labels without any class, such as the public ones of some test splits."""
     if not counts[layout.lookup != IGNORE].any():
-        held = _values(np.flatnonzero(counts).tolist())
+        held = abbreviate(np.flatnonzero(counts).tolist(), 8)
         yield Sign(True, f"no pixel has a class: the files hold {held} and nothing else")
 
 
@@ -87,7 +87,7 @@ def _converted_already(counts: Counts, layout: Layout) -> Iterator[Sign]:
     values = _class_values(layout)
     first, last = int(values[0]), int(values[-1])
     fraction = counts[foreign].sum() / counts.sum()
-    held = f"the files hold {_values(foreign)} ({fraction:.2%} of the pixels), which "
+    held = f"the files hold {abbreviate(foreign, 8)} ({fraction:.2%} of the pixels), which "
     # Where ids start at 0, a foreign 255 may just be another way to write void.
     if occurs[0] and not occurs[last] and (first > 0 or foreign != [IGNORE]):
         yield Sign(
@@ -125,7 +125,7 @@ def _shifted_from_zero(counts: Counts, layout: Layout) -> Iterator[Sign]:
     if values[0] != 0:
         return
     without_void = not counts[list(layout.void)].any()
-    void = f", and never {_values(layout.void)}" if layout.void else ""
+    void = f", and never {abbreviate(layout.void, 8)}" if layout.void else ""
     unknown = np.flatnonzero((counts > 0) & (layout.lookup == UNKNOWN)).tolist()
     if unknown == [after] and without_void:
         yield Sign(
@@ -143,10 +143,6 @@ def _shifted_from_zero(counts: Counts, layout: Layout) -> Iterator[Sign]:
         text = f"the files hold all classes but the last (stored {after - 1})"
         ignored = f"{fraction:.0%} of the pixels are ignored"
         yield Sign(False, f"{text}, and {ignored}: was the zero reduced once too often?")
-
-
-def _values(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
 
 
 def quick_check(source: RecordSource, samples: int = 64) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from segret_jax.data.decode import decode_label, decode_turned, image_size, map_label
-from segret_jax.data.folders import abbreviate, find_pairs, hints, plural, remedy
+from segret_jax.data.folders import find_pairs, hints, plural, remedy
 from segret_jax.data.layouts import DatasetSpec, Layout
 from segret_jax.data.orientation import fit_label
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, abbreviate
 
 
 class Sample(TypedDict):

@@ -1,4 +1,4 @@
-"""Augmentation of spec section 6, as pure functions of (image, label, rng) on numpy arrays.
+"""Augmentation as in mmsegmentation, as pure functions of (image, label, rng) on numpy arrays.
 
 Images are 8-bit RGB and stay 8-bit until `normalize`; color work follows OpenCV's 8-bit
 arithmetic, as the released configurations ran it. Labels hold class ids and 255. No function
@@ -7,7 +7,7 @@ changes its arguments, but one that has nothing to do may return them. Sizes are
 Every random number comes from the given `numpy.random.Generator` in a fixed order.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import cv2
 import numpy as np
@@ -35,6 +35,16 @@ HUE_DELTA = 18
 # several times as fast.
 _LEVELS = np.arange(256, dtype=np.float32)
 _NORMALIZED = (_LEVELS[:, None, None] - MEAN) / STD
+
+
+@cache
+def use_one_opencv_thread() -> None:
+    """Make OpenCV run in the calling thread alone: one image is too little work to share.
+
+    Once per process and not per image, because OpenCV divides by zero (SIGFPE) where one thread
+    sets this while another is at work.
+    """
+    cv2.setNumThreads(0)
 
 
 def keep_ratio_size(size: Size, target: Size) -> Size:
@@ -65,7 +75,7 @@ def resize_label(label: Label, size: Size) -> NewLabel:
 
 
 def resize_for_evaluation(image: Image, *, target: Size, multiple: int = 1) -> NewImage:
-    """Resize to the keep-ratio size, then once more up to multiples of `multiple` (1 or 32).
+    """Resize to the keep-ratio size, then once more up to multiples of `multiple`.
 
     Two resizes and not one, because the released evaluation rounds to 8 bits in between.
     """
@@ -193,7 +203,7 @@ def pad_to(
 def train_transform(
     image: Image, label: Label, rng: Generator, *, crop: Size, base: Size, ratio_range: Range
 ) -> tuple[Float32[np.ndarray, "crop_h crop_w 3"], UInt8[np.ndarray, "crop_h crop_w"]]:
-    """Augment one pair for training: all five steps of spec section 6, in their order.
+    """Augment one pair for training: resize, crop, flip, distort colors, and pad.
 
     Args:
         image: uint8 RGB of any size.

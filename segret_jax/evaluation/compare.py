@@ -9,7 +9,7 @@ from segret_jax.evaluation.results import SavedResult
 
 WHY = {
     "dataset": "scores on different data say nothing about each other",
-    "split": "another part of the data set; one of them may be the training images",
+    "split": "another part of the dataset; one of them may be the training images",
     "num_images": "part of the set is missing, or it is another set",
     "images": "not the same images",
     "classes": "another label table: mIoU is a mean over other classes",

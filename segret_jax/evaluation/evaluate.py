@@ -14,6 +14,7 @@ from tqdm import tqdm
 from segret_jax.data.class_table import IGNORE, ClassTable
 from segret_jax.data.prefetch import prefetch
 from segret_jax.data.sources import Sample, Source
+from segret_jax.data.transforms import use_one_opencv_thread
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
 from segret_jax.evaluation.metrics import ConfusionAccumulator, Metrics
@@ -104,6 +105,7 @@ def evaluate(
     Raises:
         InputError: an image cannot be read, and `skip_faulty` is false.
     """
+    use_one_opencv_thread()
     own = range(jax.process_index(), len(source), jax.process_count())
     confusion = ConfusionAccumulator(len(source), table.num_classes, detailed=detailed)
     reader = _Reader(source, own, predictor, skip_faulty=skip_faulty)

@@ -13,6 +13,7 @@ from segret_jax.data.class_table import IGNORE
 from segret_jax.evaluation import pixel_counts
 from segret_jax.evaluation.detailed_counts import SIZES, areas_by_size, boundary_areas
 from segret_jax.evaluation.pixel_counts import PixelCounts, mean, ratio
+from segret_jax.files import nan_to_none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +69,12 @@ class Metrics:
             scores = zip(SIZES, self.by_size.mean_iou, strict=True)
             means |= {f"mIoU_{size}": float(score) for size, score in scores}
         classes = {
-            name: {key: _plain(scores[i]) for key, scores in per_class.items()}
+            name: {key: nan_to_none(float(scores[i])) for key, scores in per_class.items()}
             for i, name in enumerate(class_names)
         }
         return {
-            **{key: _plain(value) for key, value in means.items()},
-            "mIoU_interval": [_plain(end) for end in self.interval],
+            **{key: nan_to_none(value) for key, value in means.items()},
+            "mIoU_interval": [nan_to_none(end) for end in self.interval],
             "classes": classes,
         }
 
@@ -154,7 +155,3 @@ class ConfusionAccumulator:
             boundary=PixelCounts(*self._boundary) if self._detailed else None,
             by_size=PixelCounts(*self._by_size) if self._detailed else None,
         )
-
-
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -66,7 +66,7 @@ def _tiling(size: Size, config: EvalConfig, scale: float) -> Tiling:
 
 
 def window_starts(length: int, window: int, stride: int) -> tuple[int, ...]:
-    """Return where windows begin along an axis; the last is moved back inside (spec section 6)."""
+    """Return where windows begin along an axis; the last is moved back inside."""
     num = -(-(length - window) // stride) + 1
     return tuple(min(i * stride, length - window) for i in range(num))
 

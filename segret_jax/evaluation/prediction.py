@@ -7,9 +7,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from segret_jax.data.class_table import ClassTable
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, abbreviate
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.evaluation.inputs import abbreviated, num_frames, read_picture
+from segret_jax.evaluation.inputs import MAX_NAMED, num_frames, read_picture
 from segret_jax.evaluation.outputs import Outputs
 from segret_jax.visualize.legend import add_legend
 from segret_jax.visualize.pictures import overlay, save_png
@@ -27,7 +27,8 @@ class PredictionSummary:
         """Return lines about frames that were not read."""
         if not self.multi_frame:
             return []
-        return [f"of several frames only the first was read: {abbreviated(self.multi_frame)}"]
+        names = abbreviate(self.multi_frame, MAX_NAMED)
+        return [f"of several frames only the first was read: {names}"]
 
 
 def segment(

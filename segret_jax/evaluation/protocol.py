@@ -40,7 +40,7 @@ def fingerprint(
     Args:
         config: of data, model and evaluation.
         table: the classes.
-        split: the part of the data set.
+        split: the part of the dataset.
         names: of the images that were counted.
         label_areas: pixels of each class in each image's label, in the order of `names`.
         lookup: the class of each stored label value; None if no labels are stored.

@@ -14,7 +14,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from segret_jax.files import atomic_write, disk_errors_as_input_errors
+from segret_jax.files import atomic_write, disk_errors_as_input_errors, nan_to_none
 from segret_jax.run.memory import device_memory
 from segret_jax.run.slow_compile import filter_slow_compile_alarm
 from segret_jax.run.wandb_log import WandbLogger
@@ -180,7 +180,7 @@ class RunLogger(AbstractContextManager):
         return dict(zip(SPEED, (rate, rate * self._images_per_step, wait_share), strict=True))
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        plain = {k: None if math.isnan(v) else v for k, v in values.items()}  # JSON has no NaN
+        plain = {k: nan_to_none(v) for k, v in values.items()}
         finite = {f"{kind}/{k}": v for k, v in values.items() if math.isfinite(v)}
         try:
             self._lines.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")

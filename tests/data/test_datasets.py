@@ -1,4 +1,4 @@
-"""Class tables and dataset rows against the specification's table (section 6)."""
+"""Class tables and dataset rows against the published datasets."""
 
 import json
 import re
@@ -243,7 +243,7 @@ def test_unknown_names_get_the_nearest() -> None:
         get_dataset("cityscapes").layout("labelIDs")
 
 
-# A user's own data set
+# A user's own dataset
 
 PETS = {
     "classes": [

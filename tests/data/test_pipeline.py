@@ -3,6 +3,8 @@
 import dataclasses
 import gc
 import re
+import subprocess
+import sys
 import time
 from collections import Counter, deque
 from pathlib import Path
@@ -203,9 +205,16 @@ def test_an_image_is_augmented_anew_in_each_epoch_and_at_each_place_of_a_batch()
 
 def test_opencv_is_told_once_and_not_per_image_to_use_one_thread(monkeypatch):
     """Told by one thread while another is at work, it divides by zero: a crash now and then."""
+    made = dataset()
     assert cv2.getNumThreads() == 1
     monkeypatch.setattr(cv2, "setNumThreads", None)
-    assert len(next(batches_from(dataset(), 0))["label"]) == 4
+    assert len(next(batches_from(made, 0))["label"]) == 4
+
+
+def test_importing_the_pipeline_leaves_opencv_as_it_is():
+    code = "import cv2; cv2.setNumThreads(2); import segret_jax.data.pipeline; "
+    command = [sys.executable, "-c", code + "print(cv2.getNumThreads())"]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"2\n"
 
 
 # Faulty samples

@@ -177,9 +177,9 @@ def test_files_without_a_partner_are_counted_and_named(tmp_path: Path) -> None:
     pairs = [write_pair(tmp_path, name) for name in "abcdefg"]
     for _, label in pairs[:5]:
         label.unlink()
-    assert folder_error(tmp_path).startswith("5 images without label (a, b, c, ...) in ")
+    assert folder_error(tmp_path).startswith("5 images without label (a, b, c and 2 more) in ")
     pairs[6][0].unlink()
-    assert "(a, b, c, ...), 1 label without image (g) in " in folder_error(tmp_path)
+    assert "(a, b, c and 2 more), 1 label without image (g) in " in folder_error(tmp_path)
     for image, _ in pairs[:5]:
         image.unlink()
     assert folder_error(tmp_path).startswith("1 label without image (g) in ")
