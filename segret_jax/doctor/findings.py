@@ -111,7 +111,7 @@ class Diagnosis:
         if errors := self.count(ERROR):
             return f"{plural(errors, 'error')} to mend before a run"
         warnings = self.count(WARNING)
-        return f"no errors, {plural(warnings, 'warning')} to look at" if warnings else "sound"
+        return f"no errors, {plural(warnings, 'warning')} to look at" if warnings else "valid"
 
 
 def find_all(splits: dict[str, SplitScan], known: list[Finding]) -> list[Finding]:

@@ -27,7 +27,7 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
 td, th { padding: .2em .7em; text-align: left; vertical-align: top; }
 .error { color: #b00020; } .warning { color: #8a5a00; } .note { color: #555; }
-.sound { color: #1b6e2f; } .verdict { font-size: 1.3em; font-weight: bold; }
+.valid { color: #1b6e2f; } .verdict { font-size: 1.3em; font-weight: bold; }
 .swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 .8em; }
 figure { display: inline-block; margin: 0 1em 1.5em 0; width: 840px; max-width: 100%; }
 figure img { max-width: 100%; } pre { white-space: pre-wrap; }
@@ -70,7 +70,7 @@ def to_dict(diagnosis: Diagnosis) -> dict[str, object]:
 
 def html(diagnosis: Diagnosis, *, seed: int) -> str:
     """Return the report as one page that needs no other file."""
-    severity = next((finding.severity for finding in diagnosis.findings), "sound")  # the worst
+    severity = next((finding.severity for finding in diagnosis.findings), "valid")  # the worst
     title = f"Label check of {escape(diagnosis.spec.name)}"
     parts = [
         f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>",
@@ -156,7 +156,7 @@ def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[
     shown = [e for e in scan.examined if e.digest and e.stored]
     lookup = scan.source.layout.lookup
 
-    def badness(examined: Examined) -> tuple[bool, float, float]:
+    def rank(examined: Examined) -> tuple[bool, float, float]:
         values = np.array(list(examined.stored))
         pixels = np.array(list(examined.stored.values()))
         fractions = pixels / pixels.sum()
@@ -164,8 +164,8 @@ def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[
         wrong = any(fault.kind in ("unknown", "sizes", "exif_unclear") for fault in examined.faults)
         return wrong, float(unknown), float(ignored)
 
-    ranked = sorted(shown, key=badness, reverse=True)
-    worst = [e for e in ranked[:PICTURES] if any(badness(e))]
+    ranked = sorted(shown, key=rank, reverse=True)
+    worst = [e for e in ranked[:PICTURES] if any(rank(e))]
     others = ranked[len(worst) :]
     chosen = np.random.default_rng(seed).permutation(len(others))[:PICTURES]
     return worst, [others[i] for i in chosen]

@@ -18,7 +18,7 @@ SIZES = ("small", "medium", "large")
 SIZE_LIMITS = (32**2, 96**2)  # pixels; a component of the limit's size belongs to the larger ones
 
 
-def boundary_areas(
+def boundary_counts(
     pred: UInt8[np.ndarray, "h w"], label: UInt8[np.ndarray, "h w"], num_classes: int
 ) -> Int64[np.ndarray, "3 k"]:
     """Count each class's boundary pixels: in both maps, in the label, in the prediction.
@@ -32,8 +32,8 @@ def boundary_areas(
     distance = max(1, round(BOUNDARY_WIDTH * math.hypot(*label.shape)))
     in_label, in_pred = boundary_mask(label, distance), boundary_mask(pred, distance)
     common = in_label & in_pred & (label == pred)
-    areas = [np.bincount(x, minlength=256) for x in (label[common], label[in_label], pred[in_pred])]
-    return np.stack(areas)[:, :num_classes].astype(np.int64)
+    found = [np.bincount(x, minlength=256) for x in (label[common], label[in_label], pred[in_pred])]
+    return np.stack(found)[:, :num_classes].astype(np.int64)
 
 
 def boundary_mask(labels: UInt8[np.ndarray, "h w"], distance: int) -> Bool[np.ndarray, "h w"]:
@@ -48,7 +48,7 @@ def boundary_mask(labels: UInt8[np.ndarray, "h w"], distance: int) -> Bool[np.nd
     return ~inside | (cv2.erode(labels, square) != cv2.dilate(labels, square))
 
 
-def areas_by_size(
+def counts_by_size(
     pred: UInt8[np.ndarray, "h w"], label: UInt8[np.ndarray, "h w"], num_classes: int
 ) -> Int64[np.ndarray, "3 3 k"]:
     """Count pixels [kind, size, class]; the kinds are true positives, label and positives.

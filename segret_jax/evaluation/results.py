@@ -1,7 +1,7 @@
 """The files of a result: metrics.json, per_image.npz, and the confusion matrix.
 
-per_image.npz has the areas of each image, from which scores can be computed again and compared.
-metrics.json holds the hash of its per_image.npz, since the two can be separated or mixed up.
+per_image.npz has the pixel counts of each image, from which scores can be computed again and
+compared. metrics.json holds the hash of its per_image.npz, since the two can be mixed up.
 """
 
 import hashlib
@@ -32,12 +32,12 @@ PER_IMAGE = "per_image.npz"
 CONFUSION = ("confusion.csv", "confusion.png")
 KEYS = ("names", "intersection", "label_area", "pred_area")
 Plain = dict[str, Any]  # values of JSON
-AGAIN = "evaluate again with segret eval"
+RETRY = "evaluate again with segret eval"
 
 
 @dataclass(frozen=True)
 class SavedResult:
-    """A result read from files: the scores, and the areas of each image in the order of `names`."""
+    """A result read from files: the scores, and the pixel counts in the order of `names`."""
 
     file: Path
     content: Plain
@@ -81,7 +81,7 @@ def save(
         table,
         split="validation",
         names=names,
-        label_areas=counted.images.label,
+        label_pixels=counted.images.label,
         lookup=source.layout.lookup if isinstance(source, RecordSource) else None,
         variables=predictor.variables,
         devices=predictor.mesh.devices.flatten().tolist(),
@@ -144,7 +144,7 @@ def write(
         content: the scores.
         protocol: of `protocol.fingerprint`.
         names: of the images counted.
-        images: the areas of each, in the order of `names`.
+        images: the pixel counts of each, in the order of `names`.
 
     Raises:
         InputError: the disk refuses.
@@ -175,20 +175,20 @@ def read(file: Path) -> SavedResult:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{file} is no JSON ({error}); give a {METRICS}, or {AGAIN}") from error
+        raise InputError(f"{file} is no JSON ({error}); give a {METRICS}, or {RETRY}") from error
     if not _is_result(content):
-        raise InputError(f"{file} does not say by which protocol it was made; {AGAIN}")
+        raise InputError(f"{file} does not say by which protocol it was made; {RETRY}")
     protocol = content["protocol"]
     if protocol["id"] != identify(protocol["must_agree"]):
-        raise InputError(f"{file}: the protocol's id is not that of its settings; {AGAIN}")
+        raise InputError(f"{file}: the protocol's id is not that of its settings; {RETRY}")
     beside = file.parent / PER_IMAGE
-    stored = _bytes_of(beside, f"it belongs to {file.name}: put it there, or {AGAIN}")
+    stored = _bytes_of(beside, f"it belongs to {file.name}: put it there, or {RETRY}")
     if hashlib.sha256(stored).hexdigest() != content["per_image"]:
-        raise InputError(f"{beside} does not belong to {file.name}, its hash differs; {AGAIN}")
+        raise InputError(f"{beside} does not belong to {file.name}, its hash differs; {RETRY}")
     with np.load(io.BytesIO(stored)) as arrays:
-        names, *areas = (arrays[key] for key in KEYS)
+        names, *counts = (arrays[key] for key in KEYS)
     order = np.argsort(names, kind="stable")
-    return SavedResult(file, content, names[order].tolist(), PixelCounts(*areas)[order])
+    return SavedResult(file, content, names[order].tolist(), PixelCounts(*counts)[order])
 
 
 def _is_result(content: Any) -> bool:

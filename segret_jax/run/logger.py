@@ -187,7 +187,7 @@ class RunLogger(AbstractContextManager):
             for name, value in finite.items():
                 self._events.add_scalar(name, value, step)
         except OSError as error:
-            self.info(f"cannot write to {self._lines.name}: {error.strerror}; training goes on")
+            self.info(f"cannot write to {self._lines.name}: {error.strerror}; training continues")
         if self._wandb is not None:
             self._wandb.log(step, finite)
 
@@ -223,7 +223,7 @@ def _show_elapsed(show: Callable[[str], None], *, interval: float = 1.0) -> Iter
         yield
     finally:
         over.set()
-        thread.join(timeout=5)  # `show` may hang: the run goes on all the same
+        thread.join(timeout=5)  # `show` may hang: the run continues all the same
 
 
 def _minutes(seconds: float) -> str:

@@ -41,7 +41,7 @@ def own(root: Path, **keys: object) -> DatasetSpec:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """The folder of the images of three sound pairs, a, b and c."""
+    """The folder of the images of three valid pairs, a, b and c."""
     folder = tmp_path / "images" / "training"
     write(*(folder / f"{name}.jpg" for name in "abc"))
     write(*(labels_of(folder) / f"{name}.png" for name in "abc"))

@@ -194,7 +194,7 @@ def test_epochs_that_do_not_divide_into_batches_go_on_without_a_gap():
     assert [sorted(drawn[i : i + 5]) for i in (0, 5, 10)] == [list(range(5))] * 3
 
 
-def test_an_image_is_augmented_anew_in_each_epoch_and_at_each_place_of_a_batch():
+def test_an_image_is_augmented_again_in_each_epoch_and_at_each_place_of_a_batch():
     images = [
         image.tobytes()
         for k in range(3)
@@ -227,11 +227,11 @@ def test_a_faulty_sample_stops_the_stream_and_is_named():
 
 
 def test_skipped_samples_are_ignored_counted_and_change_nothing_else(caplog):
-    sound = dataset(Numbered(8))
+    valid = dataset(Numbered(8))
     skipping = dataset(Numbered(8, faulty=3), on_error="skip")
     seen = 0
     for k in range(4):
-        expected, actual = sound[k], skipping[k]
+        expected, actual = valid[k], skipping[k]
         faulty = np.array(numbers(expected)) == 3
         seen += faulty.sum()
         assert actual["skipped"].tolist() == faulty.tolist()

@@ -199,9 +199,9 @@ def test_a_broken_picture_and_an_unwritable_folder(faulty, workdir):
     where = ["--checkpoint", str(workdir), "--out", str(workdir / "out")]
     with pytest.raises(InputError, match=re.escape(f"{broken}: cannot be read as an image")):
         predict_cli.main([str(broken), *where])
-    sound, a_file = faulty.image(0, "validation"), workdir / "config.json"
+    valid, a_file = faulty.image(0, "validation"), workdir / "config.json"
     with pytest.raises(InputError, match=re.escape(f"cannot write to {a_file}")):
-        predict_cli.main([str(sound), *where[:-1], str(a_file)])
+        predict_cli.main([str(valid), *where[:-1], str(a_file)])
 
 
 # Nothing lost

@@ -1,6 +1,6 @@
 """Download of official archives that are free: what `prepare --download` does.
 
-A transfer goes on where it broke off, in the same run or the next. Only a file with the known hash
+A transfer resumes where it broke off, in the same run or the next. Only a file with the known hash
 is unpacked: beside its place, and moved there whole.
 """
 
@@ -45,7 +45,7 @@ def download(spec: DatasetSpec, folder: Path) -> None:
 
 
 def fetch(url: str, sha256: str, folder: Path) -> Path:
-    """Download a file, or go on where an earlier run stopped; return its path."""
+    """Download a file, or resume where an earlier run stopped; return its path."""
     path = folder / url.rsplit("/", 1)[1]
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def _receive_all(url: str, part: Path) -> None:
             except requests.RequestException as error:
                 if not part.exists() or part.stat().st_size <= start:
                     raise InputError(
-                        f"{url}: {error}; run the same command again to go on from {part}"
+                        f"{url}: {error}; run the same command again to resume from {part}"
                     ) from error
 
 

@@ -40,7 +40,7 @@ def prepare(
     where = data_dir.rstrip("/") if is_remote else str(Path(data_dir).expanduser().absolute())
     where += f"/{manifests.folder_below(spec)}"
     if remote.is_complete(where) if is_remote else Path(where, manifests.MANIFEST).is_file():
-        print(f"{where} is complete already: delete it to prepare it anew")
+        print(f"{where} is complete already: delete it to prepare it again")
         return where
     if fetch:
         download(spec, source)

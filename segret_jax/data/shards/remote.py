@@ -94,12 +94,12 @@ def upload(folder: Path, manifest: Manifest, url: str) -> None:
     store, note = _store(url), f"{url}/{MANIFEST}.partial"
     content = manifest.to_json().encode()
     store.makedirs(url, exist_ok=True)
-    going_on = _exists(store, note) and store.cat_file(note) == content
+    is_resumed = _exists(store, note) and store.cat_file(note) == content
     store.pipe_file(note, content)
     logging.warning("copying %s to %s (%.1f MB)", folder, url, manifest.num_bytes / 1e6)
     for name, file in tqdm(manifest.files.items(), "copying", unit="file", dynamic_ncols=True):
         target = f"{url}/{name}"
-        if not (going_on and _exists(store, target) and store.size(target) == file.bytes):
+        if not (is_resumed and _exists(store, target) and store.size(target) == file.bytes):
             store.put_file(str(folder / name), target)
     store.pipe_file(f"{url}/{MANIFEST}", content)
     store.rm_file(note)
