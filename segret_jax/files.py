@@ -29,6 +29,14 @@ def atomic_write(file: Path, content: str | bytes) -> None:
     partial.replace(file)
 
 
+def read_bytes(file: Path, remedy: str = "") -> bytes:
+    """Return the content of a file; raise InputError with the reason and `remedy` if that fails."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}){remedy}") from error
+
+
 def nan_to_none(value: float | int) -> float | int | None:
     """Return a number as JSON holds it, which has no NaN."""
     return None if math.isnan(value) else value

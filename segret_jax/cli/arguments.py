@@ -64,9 +64,7 @@ def existing(text: str) -> Path:
 def check_checkpoint(path: Path) -> None:
     """Raise InputError, before the imports that reading it needs, if there is no checkpoint."""
     if not any(any(path.glob(one)) for one in ("model", "[0-9]*/model", "checkpoints/[0-9]*")):
-        remedy = "train first, or give another folder"
-        if path.is_file():
-            remedy = "give a run's folder; PyTorch weights are converted first: segret convert"
+        remedy = "train first, give another folder, or convert PyTorch weights (segret convert)"
         raise InputError(f"no checkpoint in {path.absolute()}: {remedy}")
 
 

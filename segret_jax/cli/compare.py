@@ -18,9 +18,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("a", type=cli.existing, metavar="A", help="a metrics.json")
     parser.add_argument("b", type=cli.existing, metavar="B", help="another")
     args = parser.parse_args(argv)
-    for file in (args.a, args.b):
-        if file.suffix != ".json":
-            raise InputError(f"{file}: give a metrics.json, which segret eval writes")
+    if others := [file for file in (args.a, args.b) if file.suffix != ".json"]:
+        raise InputError(f"{others[0]}: give a metrics.json, which segret eval writes")
 
     from segret_jax.evaluation import compare
     from segret_jax.evaluation.results import read

@@ -33,9 +33,9 @@ def main(argv: list[str]) -> None:
     check_dataset(args.dataset)
 
     from segret_jax.data.datasets import get_dataset
-    from segret_jax.doctor.check import check, summary
+    from segret_jax.doctor.check import check
     from segret_jax.doctor.findings import ERROR
-    from segret_jax.doctor.report import write_report
+    from segret_jax.doctor.report import summary, write_report
 
     spec = get_dataset(args.dataset)
     cli.check_folder(f"--report {args.report}", args.report)

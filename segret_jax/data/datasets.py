@@ -44,9 +44,7 @@ _ADE20K = DatasetSpec(
     name="ade20k",
     class_table=load_class_table("ade20k"),
     layouts=(Layout(name="annotations", lookup=_ids(150, first=1), void=(0,)),),
-    download_hint=(
-        "it by `segret data prepare ade20k --download --source DOWNLOADS --data_dir data/ade20k`"
-    ),
+    download_hint="`segret data prepare ade20k --download --source DIR --data_dir data/ade20k`",
     archive="ADEChallengeData2016",
 )
 
@@ -127,10 +125,7 @@ _COCO_STUFF164K = DatasetSpec(
         replace(_MAPS, labels="stuffthingmaps/{split}"),
         replace(_MAPS, labels="stuffthingmaps_trainval2017/{split}"),
     ),
-    download_hint=(
-        "train2017.zip, val2017.zip and stuffthingmaps_trainval2017.zip "
-        "of https://github.com/nightrome/cocostuff"
-    ),
+    download_hint="train2017, val2017 and stuffthingmaps of https://github.com/nightrome/cocostuff",
 )
 
 _CAMVID = DatasetSpec(

@@ -183,4 +183,4 @@ def plural(number: int, noun: str) -> str:
 def remedy(spec: DatasetSpec, split: str) -> str:
     """Return what a dataset needs, and, in a second line, where to get it."""
     layouts = " or ".join(dict.fromkeys(layout.describe(split) for layout in spec.layouts))
-    return f"{spec.name} needs {layouts}\nget {spec.download_hint}"
+    return f"{spec.name} needs {layouts}\nget {spec.name}: {spec.download_hint}"

@@ -49,7 +49,7 @@ class DatasetSpec:
     """A dataset: its classes, and the layouts in which it is read (`folders.find_pairs` chooses).
 
     Attributes:
-        download_hint: where to get the files; completes "get ...".
+        download_hint: where to get the files; follows "get NAME: ".
         archive: folder in the official archive; the root may be its parent.
         json_file: path of a user's own description, empty for a published dataset.
     """

@@ -51,7 +51,7 @@ def load_dataset(path: Path) -> DatasetSpec:
         name=table.name,
         class_table=table,
         layouts=tuple(Layout(**files | meaning | {"image_suffix": end}) for end in suffixes),
-        download_hint=f"such files, or describe yours in {where}",
+        download_hint=f"files like these, or describe yours in {where}",
         json_file=where,
     )
 

@@ -58,11 +58,6 @@ def shift_signs(stored_counts: Counts, layout: Layout) -> list[Sign]:
     return [sign for rule in rules for sign in rule(stored_counts, layout)]
 
 
-def _class_values(layout: Layout) -> np.ndarray:
-    """Return the stored values that mean a class, in increasing order."""
-    return np.flatnonzero(layout.lookup < UNKNOWN)
-
-
 def _no_class(counts: Counts, layout: Layout) -> Iterator[Sign]:
     """Find labels without any class, such as the public ones of some test splits."""
     if not counts[layout.lookup != IGNORE].any():
@@ -84,7 +79,7 @@ def _converted_already(counts: Counts, layout: Layout) -> Iterator[Sign]:
     foreign += [IGNORE] if is_unknown and occurs[IGNORE] else []
     if not foreign:
         return
-    values = _class_values(layout)
+    values = np.flatnonzero(layout.lookup < UNKNOWN)  # that mean a class
     first, last = int(values[0]), int(values[-1])
     fraction = counts[foreign].sum() / counts.sum()
     held = f"the files hold {abbreviate(foreign, 8)} ({fraction:.2%} of the pixels), which "
@@ -103,7 +98,7 @@ def _converted_already(counts: Counts, layout: Layout) -> Iterator[Sign]:
 
 def _train_ids(counts: Counts, layout: Layout) -> Iterator[Sign]:
     """Find ids 0, 1, 2, ... where the table has raw ids, most of which lie above them."""
-    values = _class_values(layout)
+    values = np.flatnonzero(layout.lookup < UNKNOWN)  # that mean a class
     num_classes = int(layout.lookup[values].max()) + 1
     above = values[values >= num_classes]
     below = np.count_nonzero(counts[:num_classes])
@@ -120,7 +115,7 @@ def _train_ids(counts: Counts, layout: Layout) -> Iterator[Sign]:
 
 def _shifted_from_zero(counts: Counts, layout: Layout) -> Iterator[Sign]:
     """Find classes counted from 1, or reduced once too often, where the table counts from 0."""
-    values = _class_values(layout)
+    values = np.flatnonzero(layout.lookup < UNKNOWN)  # that mean a class
     after = int(values[-1]) + 1
     if values[0] != 0:
         return

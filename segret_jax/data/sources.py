@@ -16,6 +16,7 @@ from segret_jax.data.folders import find_pairs, hints, plural, remedy
 from segret_jax.data.layouts import DatasetSpec, Layout
 from segret_jax.data.orientation import fit_label
 from segret_jax.errors import InputError, abbreviate
+from segret_jax.files import read_bytes
 
 
 class Sample(TypedDict):
@@ -72,6 +73,10 @@ class RecordSource(ABC):
         """Return the label's values as stored; InputError where it cannot be read."""
         record = self.record(index)
         return decode_label(record.label, where=record.label_path)
+
+    def __repr__(self) -> str:
+        """Name the data, not the machine: grain compares this text when a run resumes."""
+        return f"{type(self).__name__}({self.spec.name}, {self.split}, {len(self)} images)"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -137,20 +142,16 @@ class FolderSource(RecordSource):
         self._images = pairs.images.without_listing()
         self._labels = pairs.labels.without_listing()
 
-    def __repr__(self) -> str:
-        """Name the data, not the machine: grain compares this text when a run resumes."""
-        return f"FolderSource({self.spec.name}, {self.split}, {len(self)} images)"
-
     def record(self, index: int) -> Record:
         """Return the bytes of both files; InputError if one cannot be read."""
-        name = self.names[index]
-        image_path, label_path = self.image_path(index), self.label_path(index)
-        return Record(name, _read(image_path), _read(label_path), str(image_path), str(label_path))
+        image, label = self.image_path(index), self.label_path(index)
+        files = read_bytes(image), read_bytes(label), str(image), str(label)
+        return Record(self.names[index], *files)
 
     def raw_label(self, index: int) -> UInt8[np.ndarray, "h w"]:
         """Return the label's values as stored, without reading the image."""
         path = self.label_path(index)
-        return decode_label(_read(path), where=str(path))
+        return decode_label(read_bytes(path), where=str(path))
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the upright image's (height, width), reading no more than its header."""
@@ -161,10 +162,3 @@ class FolderSource(RecordSource):
 
     def label_path(self, index: int) -> Path:
         return self._labels.path(self.names[index])
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error

@@ -25,10 +25,8 @@ class PredictionSummary:
 
     def notes(self) -> list[str]:
         """Return lines about frames that were not read."""
-        if not self.multi_frame:
-            return []
         names = abbreviate(self.multi_frame, MAX_NAMED)
-        return [f"of several frames only the first was read: {names}"]
+        return [f"of several frames only the first was read: {names}"] * bool(self.multi_frame)
 
 
 def segment(

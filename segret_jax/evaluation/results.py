@@ -24,7 +24,7 @@ from segret_jax.evaluation.evaluate import Result
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.pixel_counts import PixelCounts
 from segret_jax.evaluation.protocol import fingerprint, identify
-from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
+from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder, read_bytes
 from segret_jax.visualize.pictures import save_png
 
 METRICS = "metrics.json"
@@ -171,7 +171,7 @@ def read(file: Path) -> SavedResult:
         InputError: one is missing or damaged, the file is older than protocols, or the two do not
             belong together.
     """
-    text = _bytes_of(file, "evaluate first, or give another file")
+    text = read_bytes(file, "; evaluate first, or give another file")
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -182,7 +182,7 @@ def read(file: Path) -> SavedResult:
     if protocol["id"] != identify(protocol["must_agree"]):
         raise InputError(f"{file}: the protocol's id is not that of its settings; {RETRY}")
     beside = file.parent / PER_IMAGE
-    stored = _bytes_of(beside, f"it belongs to {file.name}: put it there, or {RETRY}")
+    stored = read_bytes(beside, f"; it belongs to {file.name}: put it there, or {RETRY}")
     if hashlib.sha256(stored).hexdigest() != content["per_image"]:
         raise InputError(f"{beside} does not belong to {file.name}, its hash differs; {RETRY}")
     with np.load(io.BytesIO(stored)) as arrays:
@@ -199,10 +199,3 @@ def _is_result(content: Any) -> bool:
     tables = protocol.get("must_agree"), protocol.get("may_differ"), content.get("classes")
     faults = content.get("faults", [])
     return all(isinstance(table, dict) for table in tables) and isinstance(faults, list)
-
-
-def _bytes_of(file: Path, remedy: str) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}); {remedy}") from error

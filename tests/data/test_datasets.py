@@ -194,7 +194,7 @@ ROW = {"id": 0, "name": "cat", "color": "#ff0080"}
     ("classes", "message"),
     [
         ([{"id": 0, "name": "cat"}], "KeyError('color')"),
-        ([ROW | {"color": "#ff00"}], "not enough values"),
+        ([ROW | {"color": "#ff00"}], "cannot reshape"),
         ([ROW | {"color": "red"}], "fromhex"),
         ([ROW, ROW], "its ids are [0, 0]"),
         ([ROW | {"id": 1}], "its ids are [1]"),

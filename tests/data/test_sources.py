@@ -161,7 +161,7 @@ def test_missing_folders_say_what_is_needed_and_where_to_get_it(
     monkeypatch.chdir(tmp_path)
     remedy = (
         "ade20k needs images/training/**/*.jpg with annotations/training/**/*.png\n"
-        f"get {ADE.download_hint}"
+        f"get ade20k: {ADE.download_hint}"
     )
     assert max(map(len, remedy.splitlines())) <= 100
     assert folder_error(Path("absent")) == f"there is no folder {tmp_path}/absent; {remedy}"

@@ -135,7 +135,7 @@ def test_an_empty_split_is_an_error_and_one_that_is_not_there_a_note(folder):
     folder.image(0, "validation").parent.rmdir()
     folder.only(
         "note",
-        "validation: not checked: there is no folder .*images/validation; camvid needs .*; get ",
+        "validation: not checked: there is no folder .*images/validation; camvid needs .*\nget ",
     )
     assert folder.check(split="training").findings == []
     with pytest.raises(InputError, match="there is no folder"):

@@ -135,7 +135,7 @@ def test_pairs_and_folders_are_checked_before_anything_is_written(faulty, workdi
     assert re.match(message, error_of_training(faulty, workdir))
     missing = error_of_training(faulty, workdir, "data.root=/nowhere")
     assert missing.startswith("there is no folder /nowhere; camvid needs ")
-    assert "\nget the folder CamVid of " in missing
+    assert "\nget camvid: the folder CamVid of " in missing
     assert "--config.data.root=DIR" in missing
     assert not workdir.exists()
 

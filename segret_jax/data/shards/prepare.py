@@ -73,7 +73,7 @@ def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
     if not found:
         raise missing[0]
     for reason in missing:
-        print(f"left out: {'; '.join(str(reason).splitlines())}")
+        print(f"left out: {reason}")
     return found
 
 
@@ -92,13 +92,14 @@ def _write(spec: DatasetSpec, sources: Sources, folder: Path, shards: int) -> Ma
         )
         for split, source in sources.items()
     }
+    files = tqdm(sorted(folder.iterdir()), "checksums", unit="file", dynamic_ncols=True)
     manifest = Manifest(
         dataset=spec.name,
         version=manifests.VERSION,
         source="; ".join(source.layout.describe(split) for split, source in sources.items()),
         label_table=manifests.label_table_hash(spec),
         splits=splits,
-        files=_stored_files(folder),
+        files={path.name: manifests.stored_file(path) for path in files if path.is_file()},
     )
     atomic_write(folder / manifests.MANIFEST, manifest.to_json())
     return manifest
@@ -117,8 +118,3 @@ def _remove_leftovers(folder: Path) -> None:
     for leftover in leftovers:
         print(f"removing {leftover}, left by an interrupted run")
         shutil.rmtree(leftover)
-
-
-def _stored_files(folder: Path) -> dict[str, manifests.StoredFile]:
-    files = tqdm(sorted(folder.iterdir()), "checksums", unit="file", dynamic_ncols=True)
-    return {path.name: manifests.stored_file(path) for path in files if path.is_file()}

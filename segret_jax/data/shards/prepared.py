@@ -118,10 +118,6 @@ class PreparedSource(StoredRecords, RecordSource):
         self.spec, self.split = spec, split
         self.layout = spec.layout(self.manifest.splits[split].layout)
 
-    def __repr__(self) -> str:
-        """Name the data, not the machine, as `FolderSource` does."""
-        return f"PreparedSource({self.spec.name}, {self.split}, {len(self)} images)"
-
     def size(self, index: int) -> tuple[int, int]:
         """Return the image's (height, width), as stored when it was prepared."""
         return self.sizes[index]
