@@ -37,10 +37,10 @@ class ClassTable:
     """Names and RGB colors of the classes, in the order of their ids.
 
     Attributes:
-        name: of the table.
-        class_names: one per class, all different.
-        colors: uint8 [classes, 3], RGB.
-        raw_ids: for each class its ids in the dataset's original label list, several if they are
+        name: The name of the table.
+        class_names: One name per class, all different.
+        colors: The RGB colors, uint8 [classes, 3].
+        raw_ids: For each class its ids in the dataset's original label list, several if they are
             merged into one class.
     """
 
@@ -72,10 +72,10 @@ def load_class_table(name_or_path: str | Path) -> ClassTable:
     """Load a class table.
 
     Args:
-        name_or_path: one of `CLASS_TABLES`, or the path of a JSON file.
+        name_or_path: One of `CLASS_TABLES`, or the path of a JSON file.
 
     Raises:
-        InputError: the name is unknown, the file is unreadable or no class table.
+        InputError: The name is unknown, the file is unreadable or no class table.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if name in CLASS_TABLES:
@@ -102,13 +102,13 @@ def parse_class_table(
     """Build a class table from the content of a JSON file.
 
     Args:
-        content: the parsed JSON.
-        where: names the file in errors.
-        default_name: of a table that gives none.
-        most: the largest number of classes.
+        content: The parsed JSON.
+        where: The name of the file in errors.
+        default_name: The name of a table that gives none.
+        most: The largest number of classes.
 
     Raises:
-        InputError: the content is no class table.
+        InputError: The content is no class table.
     """
     try:
         rows = content["classes"]

@@ -39,12 +39,12 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> FilePairs:
     Takes the first layout in which every file has its partner, else the one with most pairs.
 
     Args:
-        spec: the dataset.
-        root: folder of the dataset.
+        spec: The dataset.
+        root: The folder of the dataset.
         split: "training" or "validation".
 
     Raises:
-        InputError: no layout has a pair.
+        InputError: No layout has a pair.
     """
     spec.check_split(split)
     top = Path(root).expanduser().absolute()

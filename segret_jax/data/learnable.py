@@ -73,8 +73,8 @@ def check_samples(source: Source, *, skip_faulty: bool) -> None:
     that training reports itself are left to it.
 
     Args:
-        source: the training samples.
-        skip_faulty: whether training skips faulty samples; then one must be readable.
+        source: The training samples.
+        skip_faulty: Whether training skips faulty samples; then one must be readable.
     """
     if not isinstance(source, RecordSource):  # the synthetic scenes are valid
         return

@@ -31,7 +31,7 @@ def load_dataset(path: Path) -> DatasetSpec:
     all ignored values: without 255 in it, 255 is not ignored.
 
     Raises:
-        InputError: the file is unreadable, has an unknown key or a wrong value.
+        InputError: The file is unreadable, has an unknown key or a wrong value.
     """
     content, where = tables.read_json(path)
     table = tables.parse_class_table(content, where, default_name=path.stem)

@@ -41,11 +41,11 @@ def open_source(config: DataConfig, split: str) -> Source:
     """Open a split of the configured dataset.
 
     Args:
-        config: names the dataset and its root.
+        config: The settings that name the dataset and its root.
         split: "training" or "validation".
 
     Raises:
-        InputError: files are missing or unpaired, or some labels, of a sample that is read, cannot
+        InputError: Files are missing or unpaired, or some labels, of a sample that is read, cannot
             hold the ids of the class table.
     """
     if config.dataset == SYNTHETIC:
@@ -113,12 +113,12 @@ def training_dataset(
     Host i takes every n-th sample of the one global order, after augmentation was fixed.
 
     Args:
-        source: the samples.
-        config: crop, resizing, and whether faulty samples are skipped.
-        batch_size: images of all hosts together.
-        seed: of order and augmentation.
-        process_index: number of this host.
-        process_count: number of hosts; divides `batch_size`.
+        source: The samples.
+        config: The settings: crop, resizing, and whether faulty samples are skipped.
+        batch_size: The images of all hosts together.
+        seed: The seed of order and augmentation.
+        process_index: The number of this host.
+        process_count: The number of hosts; it divides `batch_size`.
 
     Returns:
         Batches of b = batch_size / process_count: "image" float32 [b, h, w, 3] (normalized),
@@ -151,12 +151,12 @@ def batches_from(
     """Iterate over the batches from `step` on; close the iterator to end its workers.
 
     Args:
-        dataset: from `training_dataset`.
-        step: index of the first batch.
-        workers: number of processes that prepare batches; with 0, threads do.
+        dataset: The result of `training_dataset`.
+        step: The index of the first batch.
+        workers: The number of processes that prepare batches; with 0, threads do.
 
     Raises:
-        InputError: a worker process is killed, for example for lack of memory.
+        InputError: A worker process is killed, for example for lack of memory.
     """
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterable = dataset[step:].to_iter_dataset(read)

@@ -30,9 +30,9 @@ class Sign:
     """One line of evidence that labels do not fit the table.
 
     Attributes:
-        certain: whether files that fit the table cannot look like this.
-        text: the evidence.
-        values: the stored values that are the evidence, if there are any.
+        certain: Whether files that fit the table cannot look like this.
+        text: The evidence.
+        values: The stored values that are the evidence, if there are any.
     """
 
     certain: bool
@@ -49,8 +49,8 @@ def shift_signs(stored_counts: Counts, layout: Layout) -> list[Sign]:
     """Return the signs that the stored values do not mean what the table of `layout` says.
 
     Args:
-        stored_counts: number of pixels by stored value, over as many labels as are at hand.
-        layout: gives the meaning of the stored values.
+        stored_counts: The number of pixels by stored value, over as many labels as are at hand.
+        layout: The layout, which gives the meaning of the stored values.
     """
     if not stored_counts.any():
         return []
@@ -144,6 +144,13 @@ def quick_check(source: RecordSource, samples: int = 64) -> None:
     """Raise InputError if some labels of `source`, evenly spread, show a certain sign of a shift.
 
     Files that cannot be decoded are left out: whoever reads them says so.
+
+    Args:
+        source: The samples of one split.
+        samples: The number of labels to read.
+
+    Raises:
+        InputError: There is a certain sign.
     """
     counts = np.zeros(256, np.int64)
     indices = np.unique(np.linspace(0, len(source) - 1, min(samples, len(source))).astype(int))

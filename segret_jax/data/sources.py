@@ -119,13 +119,13 @@ class FolderSource(RecordSource):
         """List and pair the files of a split.
 
         Args:
-            spec: the dataset.
-            root: folder of the dataset.
+            spec: The dataset.
+            root: The folder of the dataset.
             split: "training" or "validation".
-            skip_unpaired: leaves out files without a partner, which otherwise are an error.
+            skip_unpaired: Whether to leave out files without a partner, otherwise an error.
 
         Raises:
-            InputError: the root, a folder, or one file of a pair is missing.
+            InputError: The root, a folder, or one file of a pair is missing.
         """
         pairs = find_pairs(spec, root, split)
         if pairs.unpaired and not skip_unpaired:

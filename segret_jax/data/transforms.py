@@ -90,6 +90,13 @@ def random_resize(
 
     Resizes the whole image, though a crop follows: OpenCV's grid starts at the image's corner, so a
     window resized by itself has other pixels.
+
+    Args:
+        image: The RGB image.
+        label: Its class ids.
+        rng: The source of the ratio.
+        base: The (long, short) edge at ratio 1.
+        ratio_range: The bounds of the ratio.
     """
     ratio = rng.uniform(*ratio_range)
     size = keep_ratio_size(image.shape[:2], (int(base[0] * ratio), int(base[1] * ratio)))
@@ -103,6 +110,12 @@ def random_crop(
 
     Redraws the offset while the window has fewer than two classes, or one that covers
     `MAX_CLASS_SHARE` or more of its labeled pixels; takes the tenth redraw unchecked.
+
+    Args:
+        image: The RGB image.
+        label: Its class ids.
+        rng: The source of the offsets.
+        size: The (height, width) of the window.
     """
     for redraws_left in reversed(range(CROP_REDRAWS + 1)):
         top, left = (
@@ -188,7 +201,13 @@ def pad_to(
 ) -> tuple[Float32[np.ndarray, "new_h new_w 3"], NewLabel]:
     """Pad a normalized image with 0 and its label with 255, below and on the right, to `size`.
 
-    Raises ValueError where the image exceeds `size`.
+    Args:
+        image: The normalized image.
+        label: Its class ids.
+        size: The (height, width) of the result.
+
+    Raises:
+        ValueError: The image exceeds `size`.
     """
     bottom, right = (goal - side for goal, side in zip(size, label.shape, strict=True))
     if bottom < 0 or right < 0:
@@ -206,12 +225,12 @@ def train_transform(
     """Augment one pair for training: resize, crop, flip, distort colors, and pad.
 
     Args:
-        image: uint8 RGB of any size.
-        label: class ids and 255, of the same size.
-        rng: source of all random numbers.
-        crop: (height, width) of the result.
-        base: (long, short) edge to which the image is resized at ratio 1.
-        ratio_range: [low, high) of the random ratio.
+        image: The RGB image, uint8, of any size.
+        label: Class ids and 255, of the same size.
+        rng: The source of all random numbers.
+        crop: The (height, width) of the result.
+        base: The (long, short) edge to which the image is resized at ratio 1.
+        ratio_range: The bounds [low, high) of the random ratio.
 
     Returns:
         Image float32 (normalized) and label uint8, both of size `crop`.

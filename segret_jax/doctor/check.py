@@ -22,13 +22,13 @@ def check(
     """Examine the pairs of a dataset.
 
     Args:
-        spec: the dataset.
-        root: its folder, or prepared dataset.
+        spec: The dataset.
+        root: Its folder, or prepared dataset.
         split: "training" or "validation"; None means all that are there.
-        workers: number of processes; 0 means all cores.
+        workers: The number of processes; 0 means all cores.
 
     Raises:
-        InputError: there is no split to examine.
+        InputError: There is no split to examine.
     """
     sources, findings = _open_splits(spec, root, (split,) if split else SPLITS)
     scans = {}

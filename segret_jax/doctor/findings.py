@@ -217,7 +217,7 @@ def class_weights(pixels: Int64[np.ndarray, " k"]) -> Float64[np.ndarray, " k"]:
     another.
 
     Args:
-        pixels: number of pixels by class.
+        pixels: The number of pixels by class.
 
     Returns:
         Weights with mean 1 over the classes that occur; 1 for those that do not.

@@ -74,6 +74,10 @@ def difference(a: SavedResult, b: SavedResult) -> str:
 
     The bootstrap is paired: both are scored on the same draws of images, so that the difficulty of
     a draw cancels.
+
+    Args:
+        a: A result.
+        b: Another one, of the same images.
     """
     samples = [resampled_mean_iou(result.images) for result in (a, b)]
     iou = [result.images.total().iou for result in (a, b)]

@@ -24,10 +24,10 @@ def boundary_counts(
     """Count each class's boundary pixels: in both maps, in the label, in the prediction.
 
     Args:
-        pred: class ids, and 255 where the label is 255.
-        label: class ids, and 255 where pixels are ignored. Edges to these and the image's edges
+        pred: Class ids, and 255 where the label is 255.
+        label: Class ids, and 255 where pixels are ignored. Edges to these and the image's edges
             are boundaries in both maps: easy pixels, which raise the score a little.
-        num_classes: the number of classes.
+        num_classes: The number of classes.
     """
     distance = max(1, round(BOUNDARY_WIDTH * math.hypot(*label.shape)))
     in_label, in_pred = boundary_mask(label, distance), boundary_mask(pred, distance)
@@ -54,7 +54,12 @@ def counts_by_size(
     """Count pixels [kind, size, class]; the kinds are true positives, label and positives.
 
     True positives and false negatives count for the size of the label's component, false positives
-    for the size of the prediction's component. Both maps are 255 at the same pixels.
+    for the size of the prediction's component.
+
+    Args:
+        pred: Class ids, and 255 where the label is 255.
+        label: Class ids, and 255 where pixels are ignored.
+        num_classes: The number of classes.
     """
     sizes, pred_sizes = component_sizes(label), component_sizes(pred)
     true, false = pred == label, pred != label  # 255 is counted and cut off

@@ -39,7 +39,7 @@ def find_pictures(path: Path) -> Found:
     Hidden files, system files and outputs of this package are left out.
 
     Raises:
-        InputError: there is no picture.
+        InputError: There is no picture.
     """
     if path.is_file():
         return Found([path])

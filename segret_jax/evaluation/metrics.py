@@ -103,12 +103,12 @@ class ConfusionAccumulator:
         """Count image `index`.
 
         Args:
-            index: of the image in the set.
-            pred: class ids.
-            label: class ids, or 255 where pixels are ignored.
+            index: The index of the image in the set.
+            pred: Class ids.
+            label: Class ids, or 255 where pixels are ignored.
 
         Raises:
-            ValueError: the image was counted before.
+            ValueError: The image was counted before.
         """
         k = len(self.counts)
         valid = label != IGNORE

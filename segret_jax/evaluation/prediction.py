@@ -35,13 +35,13 @@ def segment(
     """Write the label map and the overlay of each picture.
 
     Args:
-        predictor: the model.
-        table: the classes.
-        files: the pictures; those that cannot be read are skipped.
-        planned: the outputs of each.
+        predictor: The model.
+        table: The classes.
+        files: The pictures; those that cannot be read are skipped.
+        planned: The outputs of each.
 
     Raises:
-        InputError: the disk refuses.
+        InputError: The disk refuses.
     """
     done = PredictionSummary()
     bar = tqdm(files, "predict", unit="image", disable=len(files) == 1)

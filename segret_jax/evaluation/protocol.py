@@ -38,14 +38,14 @@ def fingerprint(
     """Return what identifies an evaluation, as plain values for JSON.
 
     Args:
-        config: of data, model and evaluation.
-        table: the classes.
-        split: the part of the dataset.
-        names: of the images that were counted.
-        label_pixels: pixels of each class in each image's label, in the order of `names`.
-        lookup: the class of each stored label value; None if no labels are stored.
-        variables: the parameters and batch statistics.
-        devices: those of the evaluation.
+        config: The settings of data, model and evaluation.
+        table: The classes.
+        split: The part of the dataset.
+        names: The names of the images that were counted.
+        label_pixels: The pixels of each class in each image's label, in the order of `names`.
+        lookup: The class of each stored label value; None if no labels are stored.
+        variables: The parameters and batch statistics.
+        devices: The devices of the evaluation.
 
     Returns:
         {"id", "must_agree", "may_differ"}; the id is a hash of `must_agree`.
@@ -70,6 +70,13 @@ def known_in_advance(
     """Return the part of the fingerprint that is known before the evaluation, as plain values.
 
     A result may replace another one only if all of it agrees.
+
+    Args:
+        config: The settings of data, model and evaluation.
+        table: The classes.
+        split: The part of the dataset.
+        names: The names of all images.
+        variables: The parameters and batch statistics.
     """
     must_agree, may_differ = _known(config, table, split, names, variables)
     return json.loads(json.dumps(must_agree | may_differ))  # as it will be read from a file

@@ -63,16 +63,16 @@ def save(
     """Write a result into `folder` and return the path of metrics.json.
 
     Args:
-        folder: created if it does not exist.
-        result: the scores of `predictor` on `source`.
-        predictor: its weights and devices are recorded.
-        source: the validation images.
-        config: its settings of data, model and evaluation are recorded.
-        table: the classes.
-        checkpoint: the path to record.
+        folder: The folder, created if it does not exist.
+        result: The scores of `predictor` on `source`.
+        predictor: The model, whose weights and devices are recorded.
+        source: The validation images.
+        config: The config, whose settings of data, model and evaluation are recorded.
+        table: The classes.
+        checkpoint: The path to record.
 
     Raises:
-        InputError: the disk refuses.
+        InputError: The disk refuses.
     """
     counted = result.confusion
     names = [source.name(int(index)) for index in np.flatnonzero(counted.counted)]
@@ -98,11 +98,11 @@ def prepare_folder(folder: Path, known: Plain) -> None:
     """Create the folder of a result before the evaluation.
 
     Args:
-        folder: where `save` will write.
-        known: of `protocol.known_in_advance`.
+        folder: The folder where `save` will write.
+        known: The result of `protocol.known_in_advance`.
 
     Raises:
-        InputError: the folder cannot be written, or holds a file of the user or the result of
+        InputError: The folder cannot be written, or holds a file of the user or the result of
             another checkpoint, of other data or other settings.
     """
     files = [folder / name for name in (METRICS, PER_IMAGE, *CONFUSION)]
@@ -140,14 +140,14 @@ def write(
     """Write metrics.json and per_image.npz, each atomically; return the path of metrics.json.
 
     Args:
-        folder: created if it does not exist.
-        content: the scores.
-        protocol: of `protocol.fingerprint`.
-        names: of the images counted.
-        images: the pixel counts of each, in the order of `names`.
+        folder: The folder, created if it does not exist.
+        content: The scores.
+        protocol: The result of `protocol.fingerprint`.
+        names: The names of the images counted.
+        images: The pixel counts of each, in the order of `names`.
 
     Raises:
-        InputError: the disk refuses.
+        InputError: The disk refuses.
     """
     if len(names) != len(images.label):
         raise ValueError(f"{len(names)} names of {len(images.label)} images; give those counted")
@@ -168,7 +168,7 @@ def read(file: Path) -> SavedResult:
     """Read a metrics.json and the per_image.npz beside it.
 
     Raises:
-        InputError: one is missing or damaged, the file is older than protocols, or the two do not
+        InputError: One is missing or damaged, the file is older than protocols, or the two do not
             belong together.
     """
     text = read_bytes(file, "; evaluate first, or give another file")

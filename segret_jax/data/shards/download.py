@@ -33,8 +33,13 @@ _TIMEOUT = 30.0  # seconds without a byte
 def download(spec: DatasetSpec, folder: Path) -> None:
     """Download and unpack a dataset's official archive in `folder`, unless it is there already.
 
-    Raises InputError where the dataset has no free archive, the transfer fails for good, or the
-    file is not the known one.
+    Args:
+        spec: The dataset.
+        folder: The folder to download to.
+
+    Raises:
+        InputError: The dataset has no free archive, the transfer fails for good, or the file is not
+            the known one.
     """
     if spec.name not in ARCHIVES:
         found = f"get {spec.download_hint}, and unpack it in {folder}"
@@ -95,7 +100,12 @@ def _receive(session: requests.Session, url: str, part: Path, start: int) -> Non
 def unpack(path: Path, target: Path) -> None:
     """Unpack the folder `target.name` of a zip file to `target`, which appears whole or not at all.
 
-    Raises InputError for a file that would write outside its folder.
+    Args:
+        path: The zip file.
+        target: The folder to create.
+
+    Raises:
+        InputError: The file would write outside its folder.
     """
     scratch = target.with_name(f"{target.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)  # of an interrupted run

@@ -30,11 +30,18 @@ def prepare(
     """Write the splits found in the folder `source`; return where they lie, path or URL.
 
     A complete folder is left as it is. A remote `data_dir` is written in the user's cache first,
-    then moved. With `fetch` the archive is downloaded into `source` before.
+    then moved.
+
+    Args:
+        spec: The dataset.
+        source: The folder of its images and labels.
+        data_dir: The folder or URL to write to.
+        shards: The number of files per split.
+        fetch: Whether to download the archive into `source` before.
 
     Raises:
-        InputError: a pair is faulty.
-        OSError: the disk is full.
+        InputError: A pair is faulty.
+        OSError: The disk is full.
     """
     is_remote = "://" in data_dir
     where = data_dir.rstrip("/") if is_remote else str(Path(data_dir).expanduser().absolute())

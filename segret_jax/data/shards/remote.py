@@ -32,14 +32,14 @@ def fetch(url: str, paths: tuple[str, ...]) -> tuple[Path, str]:
     """Copy the files of the prepared dataset at `url` that are needed locally and not there yet.
 
     Args:
-        url: root of the dataset.
-        paths: paths below `url` where it may lie.
+        url: The root of the dataset.
+        paths: The paths below `url` where it may lie.
 
     Returns:
         The local folder, and where the shards are.
 
     Raises:
-        InputError: there is no dataset, or a file does not fit the manifest.
+        InputError: There is no dataset, or a file does not fit the manifest.
     """
     store = _store(url)
     tops = [f"{url.rstrip('/')}/{path}".removesuffix("/.") for path in paths]
