@@ -2,9 +2,9 @@
 
   segret verify CHECKPOINT [--reference FILE.npz]
 
-With a reference, tensors captured from the PyTorch model (docs/weights.md), each stage's map, the
-logits and their arg-max are compared with it; without one, the float32 and bfloat16 forward with
-a float64 forward of the same weights. Prints a certificate; --out writes it. Exit status: 0 pass,
+With a reference, tensors captured from the PyTorch model, each stage's map, the logits and their
+arg-max are compared with it; without one, the float32 and bfloat16 forward with a float64 forward
+of the same weights. Prints a certificate; --out writes it. Exit status: 0 pass,
 1 fail, 2 error.
 """
 
