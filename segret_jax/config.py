@@ -142,9 +142,9 @@ class EvalConfig:
     """Scales of `resize_target`; their probabilities are averaged."""
     flip: bool = setting(False)
     """Average with the probabilities of the mirrored image too."""
-    batch_size: int = setting(1, above=0, may_change=True)
+    batch_size: int = setting(1, above=0, may_change=True, scored=False)
     """Images per device."""
-    pictures: int = setting(6, minimum=0, may_change=True)
+    pictures: int = setting(6, minimum=0, may_change=True, scored=False)
     """Images in the picture of an evaluation."""
 
 

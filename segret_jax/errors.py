@@ -1,6 +1,6 @@
 """Errors that the user can correct, as opposed to bugs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -28,6 +28,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
         return InputError(f"unknown {kind} {name!r}: did you mean {near[0]!r}?")
     guess = f": did you mean {near[0]!r}?" if near else "."
     return InputError(f"unknown {kind} {name!r}{guess} Known: {', '.join(names)}.")
+
+
+def abbreviate(things: Sequence[object], shown: int = 3) -> str:
+    """Return the first things in one line, and the number of the others."""
+    more = f" and {len(things) - shown} more" if len(things) > shown else ""
+    return ", ".join(map(str, things[:shown])) + more
 
 
 def printable(text: str) -> str:

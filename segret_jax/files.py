@@ -1,5 +1,6 @@
-"""Atomic writes, and checks that a folder is writable."""
+"""Atomic writes, values for JSON, and checks that a folder is writable."""
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,19 @@ def atomic_write(file: Path, content: str | bytes) -> None:
     partial = file.with_name(f"{file.name}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(file)
+
+
+def read_bytes(file: Path, remedy: str = "") -> bytes:
+    """Return the content of a file; raise InputError with the reason and `remedy` if that fails."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}){remedy}") from error
+
+
+def nan_to_none(value: float | int) -> float | int | None:
+    """Return a number as JSON holds it, which has no NaN."""
+    return None if math.isnan(value) else value
 
 
 def make_folder(folder: Path) -> None:

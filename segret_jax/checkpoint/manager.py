@@ -160,7 +160,7 @@ class Checkpoints:
             listed = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
             raise InputError(
                 f"no checkpoint in {self.folder} can be read ({listed}); nothing was moved. "
-                "Install the versions of requirements.txt if yours differ, or start a run in "
+                "Install the versions of JAX, Flax and Orbax that wrote them, or start in "
                 "another --workdir"
             ) from next(iter(faults.values()))
         return None

@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+from segret_jax.aot.chips import parse, topology
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation, left_open
 from segret_jax.errors import InputError
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--program", choices=PROGRAMS, help="default: both")
     parser.add_argument("--out", type=Path, help="also write the reports as JSON")
     args, overrides = parser.parse(argv)
+    parse(args.topology)
     config = cli.apply_overrides(cli.load_config_file(args.config), overrides)
     check_segmentation(config.model)
     if is_open := left_open(config):
@@ -39,7 +41,6 @@ def main(argv: list[str]) -> None:
         cli.check_folder(f"--out {args.out}", args.out.parent)
 
     _prepare_compilers()
-    from segret_jax.aot.chips import topology  # heavy imports, after the arguments
     from segret_jax.aot.report import evaluation_report, to_text, train_report
 
     chips = topology(args.topology)

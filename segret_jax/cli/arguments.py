@@ -19,6 +19,7 @@ from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_fol
 from segret_jax.settings import rules
 
 OVERRIDE = "--config."
+PROCESSES_HELP = "auto, or INDEX/COUNT@HOST:PORT of process 0"
 SETTINGS_HELP = "--config.GROUP.KEY=VALUE changes a setting (segret_jax/config.py)"
 
 
@@ -60,6 +61,13 @@ def existing(text: str) -> Path:
     return Path(text)
 
 
+def check_checkpoint(path: Path) -> None:
+    """Raise InputError, before the imports that reading it needs, if there is no checkpoint."""
+    if not any(any(path.glob(one)) for one in ("model", "[0-9]*/model", "checkpoints/[0-9]*")):
+        remedy = "train first, give another folder, or convert PyTorch weights (segret convert)"
+        raise InputError(f"no checkpoint in {path.absolute()}: {remedy}")
+
+
 def write_output(option: str, file: Path, text: str) -> None:
     """Write a text file; raise InputError if the disk refuses it."""
     with disk_errors_as_input_errors(option):
@@ -82,9 +90,11 @@ def begin(processes_spec: str | None = None) -> None:
 
 def shipped_configs() -> dict[str, Path]:
     """Return the configs that come with the project, by name."""
-    package = Path(__file__).parents[1]  # installed they are in it, in a checkout beside it
-    folders = (package / "configs", package.parent / "configs")
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.py"))}
+    package = Path(__file__).parents[1]
+    folder = package / "configs"
+    if not folder.is_dir():  # a checkout has it beside the package
+        folder = package.parent / "configs"
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
 def load_config_file(name: str) -> Config:

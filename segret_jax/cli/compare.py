@@ -9,6 +9,7 @@ images. Exit status: 0 comparable, 1 not comparable, 2 error.
 import sys
 
 from segret_jax.cli import arguments as cli
+from segret_jax.errors import InputError
 
 
 def main(argv: list[str]) -> None:
@@ -17,8 +18,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("a", type=cli.existing, metavar="A", help="a metrics.json")
     parser.add_argument("b", type=cli.existing, metavar="B", help="another")
     args = parser.parse_args(argv)
+    if others := [file for file in (args.a, args.b) if file.suffix != ".json"]:
+        raise InputError(f"{others[0]}: give a metrics.json, which segret eval writes")
 
-    from segret_jax.evaluation import compare  # heavy imports, after the arguments
+    from segret_jax.evaluation import compare
     from segret_jax.evaluation.results import read
 
     a, b = read(args.a), read(args.b)

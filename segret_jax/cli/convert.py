@@ -18,6 +18,7 @@ from segret_jax.cli import arguments as cli
 from segret_jax.config import Config, flatten
 from segret_jax.errors import InputError
 
+TORCH_ENDINGS = (".safetensors", ".npz", ".pth", ".pt")  # those of `exporting.WRITERS`
 # Endings of files that are not written, and that no checkpoint's folder should have.
 OTHER_ENDINGS = (".bin", ".ckpt", ".onnx", ".h5", ".pkl", ".msgpack")
 
@@ -41,10 +42,7 @@ def main(argv: list[str]) -> None:
     base = cli.load_config_file(args.config) if args.config else Config()
     config = cli.apply_overrides(base, overrides)
 
-    from segret_jax.convert.exporting import ENDINGS  # heavy, after the arguments
-    from segret_jax.convert.folder import find_weights
-
-    to_torch, endings = args.dst.suffix.lower() in ENDINGS, ", ".join(ENDINGS)
+    to_torch, endings = args.dst.suffix.lower() in TORCH_ENDINGS, ", ".join(TORCH_ENDINGS)
     if args.to and to_torch != (args.to == "torch"):
         raise InputError(f"{args.dst}: a file for PyTorch ends in {endings}; a checkpoint in none")
     if args.dst.exists():
@@ -53,6 +51,9 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{args.dst}: such files are not written; use one of {endings}")
     if args.report:
         _check_report(args.report, args.dst)
+
+    from segret_jax.convert.folder import find_weights
+
     if not args.src.is_dir() or find_weights(args.src):
         _from_file(args, config, overrides, to_torch=to_torch)
     elif not to_torch:

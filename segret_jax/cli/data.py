@@ -1,8 +1,8 @@
-"""Commands on data sets.
+"""Commands on datasets.
 
 segret data check    look for faults in labels and images, in a folder or prepared
-segret data prepare  write a data set as ArrayRecord shards, downloading it where that is free
-segret data verify   compare prepared data sets with their manifests
+segret data prepare  write a dataset as ArrayRecord shards, downloading it where that is free
+segret data verify   compare prepared datasets with their manifests
 """
 
 import importlib
@@ -14,12 +14,11 @@ COMMANDS = ("check", "prepare", "verify")
 
 def main(argv: list[str]) -> None:
     """Run the command that `argv` begins with."""
-    command = argv[0] if argv else ""
-    if command in ("-h", "--help"):
-        print(__doc__)
-    elif not argv:
+    if not argv:
         raise InputError(f"name a command: segret data {'|'.join(COMMANDS)}")
-    elif command not in COMMANDS:
-        raise unknown_name("command", f"data {command}", COMMANDS)
+    if argv[0] in ("-h", "--help"):
+        print(__doc__)
+    elif argv[0] not in COMMANDS:
+        raise unknown_name("command", f"data {argv[0]}", COMMANDS)
     else:
-        importlib.import_module(f"segret_jax.cli.data_{command}").main(argv[1:])
+        importlib.import_module(f"segret_jax.cli.data_{argv[0]}").main(argv[1:])

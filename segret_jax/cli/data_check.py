@@ -1,4 +1,4 @@
-"""Look for faults in the labels and images of a data set, before a run.
+"""Look for faults in the labels and images of a dataset, before a run.
 
   segret data check DIR --dataset ade20k
 
@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 from segret_jax.cli import arguments as cli
+from segret_jax.data.names import check_dataset
 from segret_jax.errors import InputError
-from segret_jax.files import make_folder
 
 
 def main(argv: list[str]) -> None:
-    """Check the data set that `argv` names; exit with status 1 if it has errors."""
+    """Check the dataset that `argv` names; exit with status 1 if it has errors."""
     parser = cli.Parser("data check", __doc__, has_settings=False)
     parser.add_argument("path", metavar="DIR", help="the folder that training is given")
     parser.add_argument("--dataset", required=True, help="a name, or your own as a .json file")
@@ -30,18 +30,15 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.workers < 0:
         raise InputError(f"--workers is {args.workers}; it must be 0 (all cores) or more")
+    check_dataset(args.dataset)
 
-    from segret_jax.data.datasets import get_dataset  # heavy imports, after the arguments
-    from segret_jax.doctor.check import check, summary
+    from segret_jax.data.datasets import get_dataset
+    from segret_jax.doctor.check import check
     from segret_jax.doctor.findings import ERROR
-    from segret_jax.doctor.report import write_report
+    from segret_jax.doctor.report import summary, write_report
 
     spec = get_dataset(args.dataset)
-    try:
-        make_folder(args.report)
-    except OSError as error:
-        fault = f"cannot be written to ({error.strerror}); name another folder"
-        raise InputError(f"--report={args.report}: {fault}") from error
+    cli.check_folder(f"--report {args.report}", args.report)
     start = time.monotonic()
     diagnosis = check(spec, args.path, split=args.split, workers=args.workers)
     print(summary(diagnosis), flush=True)

@@ -1,4 +1,4 @@
-"""Compare prepared data sets with their manifests.
+"""Compare prepared datasets with their manifests.
 
   segret data verify DATA_DIR
 
@@ -18,11 +18,11 @@ def main(argv: list[str]) -> None:
     parser = cli.Parser("data verify", __doc__, has_settings=False)
     parser.add_argument("folder", help="DATA_DIR, DATA_DIR/NAME or the folder itself")
     where = parser.parse_args(argv).folder
-
-    from segret_jax.data.shards.verify import find_folders, verify  # heavy, after the arguments
-
     if "://" in where:
         raise InputError(f"{where} is remote; its files are checked when they are copied")
+
+    from segret_jax.data.shards.verify import find_folders, verify
+
     top = Path(where).expanduser().absolute()
     folders = find_folders(top)
     if not folders:

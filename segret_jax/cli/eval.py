@@ -25,14 +25,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--checkpoint", type=cli.existing, help="a checkpoint's folder")
     parser.add_argument("--out", type=Path, help="default: RUN/evaluation, or beside CHECKPOINT")
     parser.add_argument("--overlays", action="store_true", help="also draw the predictions")
-    parser.add_argument("--processes", help="auto, or INDEX/COUNT@HOST:PORT of process 0")
+    parser.add_argument("--processes", help=cli.PROCESSES_HELP)
     args, overrides = parser.parse(argv)
     if not (args.checkpoint or args.workdir or args.config):
         raise InputError("give --workdir or --checkpoint, or the --config of a run in runs/")
     where = args.checkpoint or args.workdir or Path("runs") / Path(args.config).stem
+    cli.check_checkpoint(where)
     cli.begin(args.processes)
 
-    from segret_jax.checkpoint import model as checkpoints  # heavy imports, after the arguments
+    from segret_jax.checkpoint import model as checkpoints
     from segret_jax.data.pipeline import class_table, open_source
     from segret_jax.evaluation import results
     from segret_jax.evaluation.evaluate import evaluate

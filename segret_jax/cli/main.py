@@ -13,7 +13,7 @@ from segret_jax.errors import unknown_name
 GROUPS = {
     "Train": {
         "demo": "train a small model on generated scenes and draw what it sees",
-        "data": "check, prepare and verify data sets",
+        "data": "check, prepare and verify datasets",
         "train": "train a model, or continue a run",
         "replay": "find the layer in which a training step stopped being finite",
     },

@@ -18,18 +18,19 @@ def main(argv: list[str]) -> None:
     """Segment the pictures that `argv` names."""
     parser = cli.Parser("predict", __doc__)
     parser.add_argument("input", type=Path, metavar="IMAGE|DIR")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="or a run's folder")
+    parser.add_argument("--checkpoint", type=cli.existing, required=True, help="or a run's folder")
     parser.add_argument("--out", type=Path, required=True)
     args, overrides = parser.parse(argv)
+    cli.check_checkpoint(args.checkpoint)
 
     from segret_jax.evaluation.inputs import find_pictures
-    from segret_jax.evaluation.outputs import plan_outputs  # heavy imports, after the arguments
+    from segret_jax.evaluation.outputs import plan_outputs
 
     found = find_pictures(args.input)
     planned = plan_outputs(found.files, args.out)
     cli.begin()
 
-    from segret_jax.checkpoint import model as checkpoints  # heavier ones, after the folders
+    from segret_jax.checkpoint import model as checkpoints
     from segret_jax.evaluation.inference import Predictor
     from segret_jax.evaluation.prediction import segment
 

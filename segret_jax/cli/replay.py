@@ -12,6 +12,7 @@ it would help. Exits with 0 if the step is finite in both, with 1 if not.
 import sys
 
 from segret_jax.cli import arguments as cli
+from segret_jax.errors import InputError
 
 
 def main(argv: list[str]) -> None:
@@ -19,8 +20,10 @@ def main(argv: list[str]) -> None:
     parser = cli.Parser("replay", __doc__)
     parser.add_argument("folder", type=cli.existing, help="nonfinite_STEP, or a run's folder")
     args, overrides = parser.parse(argv)
+    if not any(any(args.folder.glob(name)) for name in ("state", "nonfinite_*")):
+        raise InputError(f"{args.folder} has no folder nonfinite_STEP: give one that training left")
 
-    from segret_jax.replay.step import PRECISIONS, find, nonfinite_inputs, replay  # heavy, after
+    from segret_jax.replay.step import PRECISIONS, find, nonfinite_inputs, replay
     from segret_jax.training import capture
 
     captured = capture.load(find(args.folder))

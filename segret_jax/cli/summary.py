@@ -39,6 +39,6 @@ def main(argv: list[str]) -> None:
     choose_family(config.model, family)
     model = cli.apply_overrides(config, overrides).model
 
-    from segret_jax.models.summary import summarize  # heavy imports, after the arguments
+    from segret_jax.models.summary import summarize
 
     print(summarize(model, args.num_classes, size, batch=args.batch))

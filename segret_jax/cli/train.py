@@ -2,13 +2,14 @@
 
   segret train --config ade_tiny --config.data.root=DIR
 
-The same command goes on where an earlier one stopped.
+The same command continues a run that was stopped.
 """
 
 import re
 from pathlib import Path
 
 from segret_jax.cli import arguments as cli
+from segret_jax.data.names import check_dataset
 from segret_jax.errors import InputError
 
 
@@ -18,7 +19,7 @@ def main(argv: list[str], *, demo: str = "") -> None:
     if not demo:
         parser.add_argument("--config", help="the name of a shipped config, or your own FILE.py")
     parser.add_argument("--workdir", type=Path, help="default: runs/NAME_OF_THE_CONFIG")
-    parser.add_argument("--processes", help="auto, or INDEX/COUNT@HOST:PORT of process 0")
+    parser.add_argument("--processes", help=cli.PROCESSES_HELP)
     parser.add_argument("--profile", help="START:STOP, the steps to trace for xprof")
     parser.add_argument("--wandb", default="", help="a project of Weights & Biases to log to")
     args, overrides = parser.parse(argv)
@@ -27,11 +28,12 @@ def main(argv: list[str], *, demo: str = "") -> None:
         names = ", ".join(cli.shipped_configs())
         raise InputError(f"give --config NAME ({names}) or FILE.py; `segret demo` needs no data")
     config = cli.apply_overrides(cli.load_config_file(name), overrides)
+    check_dataset(config.data.dataset)
     workdir = args.workdir or Path("runs") / Path(name).stem
     steps = parse_steps(args.profile, config.train.steps) if args.profile else ()
     cli.begin(args.processes)
 
-    from segret_jax.data.pipeline import class_table  # heavy imports, after the arguments
+    from segret_jax.data.pipeline import class_table
     from segret_jax.parallel import processes
     from segret_jax.training.loop import train
 

@@ -2,9 +2,9 @@
 
   segret verify CHECKPOINT [--reference FILE.npz]
 
-With a reference, tensors captured from the PyTorch model (docs/weights.md), each stage's map, the
-logits and their arg-max are compared with it; without one, the float32 and bfloat16 forward with
-a float64 forward of the same weights. Prints a certificate; --out writes it. Exit status: 0 pass,
+With a reference, tensors captured from the PyTorch model, each stage's map, the logits and their
+arg-max are compared with it; without one, the float32 and bfloat16 forward with a float64 forward
+of the same weights. Prints a certificate; --out writes it. Exit status: 0 pass,
 1 fail, 2 error.
 """
 
@@ -27,8 +27,9 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--out {args.out}: give a name that ends in .json; FILE.md lies beside")
     if args.out:
         cli.check_folder(f"--out {args.out}", args.out.parent)
+    cli.check_checkpoint(args.checkpoint)
 
-    from segret_jax.checkpoint import model as checkpoints  # heavy imports, after the arguments
+    from segret_jax.checkpoint import model as checkpoints
     from segret_jax.verify.certificate import certify, plain, to_text
 
     checkpoint = checkpoints.find(args.checkpoint)

@@ -25,7 +25,7 @@ WEIGHTS = tuple(
 )  # the first found is taken, as transformers does
 MAX_JSON = 2**24  # bytes
 MAX_SHARDS = 1000
-AGAIN = "download the folder again"
+RETRY = "download the folder again"
 
 
 def find_weights(folder: Path) -> str:
@@ -65,17 +65,17 @@ def _locate(folder: Path, name: str) -> Path:
     """
     if not re.fullmatch(r"(?!\.+$)[^/\\:]{1,200}", name) or not name.isprintable():
         raise InputError(
-            f"{folder}: {shorten(name)!r} is no name of a file beside the index; {AGAIN}"
+            f"{folder}: {shorten(name)!r} is no name of a file beside the index; {RETRY}"
         )
     file, home = folder / name, folder.resolve()
     try:
         real = file.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError for links that lead to each other
-        raise InputError(f"{folder} lacks {name}, which it should hold; {AGAIN}") from error
+        raise InputError(f"{folder} lacks {name}, which it should hold; {RETRY}") from error
     if real.parent not in (home, home.parent.parent / "blobs"):
         raise InputError(f"{file} is a link to {real}, outside of its folder; put the file there")
     if not real.is_file():
-        raise InputError(f"{file} is no plain file; {AGAIN}")
+        raise InputError(f"{file} is no plain file; {RETRY}")
     return file
 
 
@@ -87,7 +87,7 @@ def _read_weights(file: Path, wrapper: str) -> TensorFile:
         raise InputError(f"{file} is of shards, which hold one state dict: leave --wrapper out")
     found_at = _read_json(file).get("weight_map")
     if not isinstance(found_at, dict) or not found_at:
-        raise InputError(f"{file} is no index of shards: it has no 'weight_map'; {AGAIN}")
+        raise InputError(f"{file} is no index of shards: it has no 'weight_map'; {RETRY}")
     found_at = {tensor: str(name) for tensor, name in found_at.items()}
     names = sorted(set(found_at.values()))
     if len(names) > MAX_SHARDS:
@@ -99,7 +99,7 @@ def _read_weights(file: Path, wrapper: str) -> TensorFile:
         state = "holds" if (tensor, name) in held else "lacks"
         where = f"to {shorten(found_at[tensor])!r}" if tensor in found_at else "nowhere"
         raise InputError(
-            f"{file} maps tensor {shorten(tensor)!r} {where}, but {name} {state} it; {AGAIN}"
+            f"{file} maps tensor {shorten(tensor)!r} {where}, but {name} {state} it; {RETRY}"
         )
     sums = "".join(f"{shard.sha256}  {name}\n" for name, shard in shards.items())
     first = shards[names[0]]
@@ -122,7 +122,7 @@ def _read_json(file: Path) -> dict[str, Any]:
             raise ValueError("no {...}")
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"{file} cannot be read ({shorten(reason)}); {AGAIN}") from error
+        raise InputError(f"{file} cannot be read ({shorten(reason)}); {RETRY}") from error
     return content
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from segret_jax.data.lfs import refuse_pointer
+from segret_jax.data.names import TABLE_EXAMPLE
 from segret_jax.errors import InputError, unknown_name
+from segret_jax.files import read_bytes
 
 IGNORE = 255
 """Label of a pixel that counts neither in the loss nor in the metrics."""
@@ -26,8 +27,7 @@ MAX_CLASSES = 2**16
 _FOLDER = Path(__file__).with_name("class_tables")
 CLASS_TABLES = tuple(sorted(file.stem for file in _FOLDER.glob("*.json")))
 _TABLE_FORM = (
-    'expected {"classes": [{"id": 0, "name": "wall", "color": "#787878"}, ...]} '
-    f"with ids 0, 1, 2, ... in order and at most {UNKNOWN} classes"
+    f"expected {TABLE_EXAMPLE} with ids 0, 1, 2, ... in order and at most {UNKNOWN} classes"
 )
 TABLE_KEYS = ("name", "description", "ignore_label", "classes")
 
@@ -37,10 +37,10 @@ class ClassTable:
     """Names and RGB colors of the classes, in the order of their ids.
 
     Attributes:
-        name: of the table.
-        class_names: one per class, all different.
-        colors: uint8 [classes, 3], RGB.
-        raw_ids: for each class its ids in the dataset's original label list, several if they are
+        name: The name of the table.
+        class_names: One name per class, all different.
+        colors: The RGB colors, uint8 [classes, 3].
+        raw_ids: For each class its ids in the dataset's original label list, several if they are
             merged into one class.
     """
 
@@ -72,16 +72,15 @@ def load_class_table(name_or_path: str | Path) -> ClassTable:
     """Load a class table.
 
     Args:
-        name_or_path: one of `CLASS_TABLES`, or the path of a JSON file.
+        name_or_path: One of `CLASS_TABLES`, or the path of a JSON file.
 
     Raises:
-        InputError: the name is unknown, the file is unreadable or no class table.
+        InputError: The name is unknown, the file is unreadable or no class table.
     """
-    name = str(name_or_path)
+    name, path = str(name_or_path), Path(name_or_path)
     if name in CLASS_TABLES:
-        return _packaged_class_table(name)
-    path = Path(name_or_path)
-    if path.suffix != ".json" and len(path.parts) == 1:
+        path = _FOLDER / f"{name}.json"
+    elif path.suffix != ".json" and len(path.parts) == 1:
         raise unknown_name("class table (your own must end in .json)", name, CLASS_TABLES)
     return parse_class_table(*read_json(path), default_name=path.stem)
 
@@ -89,20 +88,12 @@ def load_class_table(name_or_path: str | Path) -> ClassTable:
 def read_json(path: Path) -> tuple[Any, str]:
     """Return a JSON file's content and its path for messages; InputError if it cannot be read."""
     where = str(path.expanduser().absolute())
+    content = read_bytes(path.expanduser().absolute(), f"; {_TABLE_FORM}")
     try:
-        content = path.expanduser().read_bytes()
         refuse_pointer(content, where)
         return json.loads(content), where  # of bytes: UTF-8, -16 or -32, by the byte-order mark
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{where} is no class table ({error!r}); {_TABLE_FORM}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        hint = "--config.data.dataset=FILE.json and --config.data.root=DIR (docs/data.md)"
-        raise InputError(f"class table {where} cannot be read ({error}): give {hint}") from error
-
-
-@cache
-def _packaged_class_table(name: str) -> ClassTable:
-    return parse_class_table(*read_json(_FOLDER / f"{name}.json"), default_name=name)
 
 
 def parse_class_table(
@@ -111,20 +102,21 @@ def parse_class_table(
     """Build a class table from the content of a JSON file.
 
     Args:
-        content: the parsed JSON.
-        where: names the file in errors.
-        default_name: of a table that gives none.
-        most: the largest number of classes.
+        content: The parsed JSON.
+        where: The name of the file in errors.
+        default_name: The name of a table that gives none.
+        most: The largest number of classes.
 
     Raises:
-        InputError: the content is no class table.
+        InputError: The content is no class table.
     """
     try:
         rows = content["classes"]
+        colors = [list(bytes.fromhex(row["color"].removeprefix("#"))) for row in rows]
         table = ClassTable(
             name=str(content.get("name", default_name)),
             class_names=tuple(str(row["name"]) for row in rows),
-            colors=np.array([_rgb(row["color"]) for row in rows], np.uint8).reshape(-1, 3),
+            colors=np.array(colors, np.uint8).reshape(len(rows), 3),
             raw_ids=tuple(stored_values(row.get("raw_id", row["id"])) for row in rows),
         )
         ids = [row["id"] for row in rows]
@@ -136,11 +128,6 @@ def parse_class_table(
         raise InputError(f"{where} names a class twice; names tell classes apart in all results")
     table.colors.setflags(write=False)
     return table
-
-
-def _rgb(color: str) -> tuple[int, int, int]:
-    red, green, blue = bytes.fromhex(color.removeprefix("#"))
-    return red, green, blue
 
 
 def stored_values(value: Any) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The published datasets by name, and users' own: where files lie, what label values mean.
 
-Every dataset is one row of `DATASETS` (spec section 6); a user's own is a JSON file. The meaning of
+Every published dataset is one row of `DATASETS`; a user's own is a JSON file. The meaning of
 stored label values is one table of 256 entries per layout, never a flag such as "reduce the zero
 label": a flag can be forgotten or applied twice, a table cannot.
 """
@@ -14,11 +14,9 @@ from jaxtyping import UInt8
 
 from segret_jax.data.class_table import IGNORE, label_lookup, load_class_table
 from segret_jax.data.layouts import DatasetSpec, Layout
+from segret_jax.data.names import SYNTHETIC, check_dataset
 from segret_jax.data.own import load_dataset
-from segret_jax.errors import unknown_name
-
-SYNTHETIC = "synthetic"
-"""Name of the generated scenes, which are no `DatasetSpec`: they have no files."""
+from segret_jax.errors import InputError
 
 
 def _published(meaning: Mapping[int, int]) -> UInt8[np.ndarray, "256"]:
@@ -46,9 +44,7 @@ _ADE20K = DatasetSpec(
     name="ade20k",
     class_table=load_class_table("ade20k"),
     layouts=(Layout(name="annotations", lookup=_ids(150, first=1), void=(0,)),),
-    download_hint=(
-        "it by `segret data prepare ade20k --download --source DOWNLOADS --data_dir data/ade20k`"
-    ),
+    download_hint="`segret data prepare ade20k --download --source DIR --data_dir data/ade20k`",
     archive="ADEChallengeData2016",
 )
 
@@ -129,7 +125,7 @@ _COCO_STUFF164K = DatasetSpec(
         replace(_MAPS, labels="stuffthingmaps/{split}"),
         replace(_MAPS, labels="stuffthingmaps_trainval2017/{split}"),
     ),
-    download_hint="the three archives of https://github.com/nightrome/cocostuff (docs/data.md)",
+    download_hint="train2017, val2017 and stuffthingmaps of https://github.com/nightrome/cocostuff",
 )
 
 _CAMVID = DatasetSpec(
@@ -162,8 +158,9 @@ def get_dataset(name: str) -> DatasetSpec:
 
     Raises InputError with the nearest name, or with what is wrong in the file.
     """
+    check_dataset(name)
     if name.endswith(".json"):
         return load_dataset(Path(name))
-    if name not in DATASETS:
-        raise unknown_name("dataset", name, [*DATASETS, SYNTHETIC, "your own FILE.json"])
+    if name == SYNTHETIC:
+        raise InputError(f"the scenes of {name} are generated: they have no files")
     return DATASETS[name]

@@ -37,14 +37,14 @@ def decode_image(file: File, *, where: str = "") -> Pixels:
     """Decode an image as RGB; gray, palette and CMYK are converted, alpha is dropped.
 
     Args:
-        file: path or content of the file.
-        where: names the file in errors, if `file` is its content.
+        file: The path or the content of the file.
+        where: The name of the file in errors, if `file` is its content.
 
     Returns:
         uint8 [height, width, 3].
 
     Raises:
-        InputError: the file is missing or broken, or has more than 8 bits per channel.
+        InputError: The file is missing or broken, or has more than 8 bits per channel.
     """
     return decode_turned(file, where=where)[0]
 
@@ -84,14 +84,14 @@ def decode_label(file: File, *, where: str = "") -> Label:
     with its own EXIF orientation is turned by it.
 
     Args:
-        file: path or content of the file.
-        where: names the file in errors, if `file` is its content.
+        file: The path or the content of the file.
+        where: The name of the file in errors, if `file` is its content.
 
     Returns:
         uint8 [height, width].
 
     Raises:
-        InputError: the file is missing or broken, or its form does not preserve ids: color, 16-bit,
+        InputError: The file is missing or broken, or its form does not preserve ids: color, 16-bit,
             1-bit, 2- and 4-bit gray (which Pillow stretches to 0..255), lossy compression, several
             frames.
     """
@@ -177,12 +177,12 @@ def map_label(raw: Label, lookup: UInt8[np.ndarray, "256"], *, path: str | Path)
     """Map stored label ids to class ids and 255.
 
     Args:
-        raw: uint8 [height, width].
-        lookup: class id, 255 or `UNKNOWN` by stored id.
-        path: names the file in errors.
+        raw: The stored ids, uint8 [height, width].
+        lookup: Class id, 255 or `UNKNOWN` by stored id.
+        path: The name of the file in errors.
 
     Raises:
-        InputError: an id is `UNKNOWN`. JAX would clamp it silently.
+        InputError: An id is `UNKNOWN`. JAX would clamp it silently.
     """
     label = cv2.LUT(raw, lookup)  # lookup[raw], in a quarter of the time
     unknown = label == UNKNOWN

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from segret_jax.data.layouts import DatasetSpec, Layout
 from segret_jax.data.listing import Files, list_files
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, abbreviate
 
-SHOWN = 3  # names in a message
-MOST_ENDINGS = 2  # of other files, in a message
+MAX_ENDINGS = 2  # of other files, in a message
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,12 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> FilePairs:
     Takes the first layout in which every file has its partner, else the one with most pairs.
 
     Args:
-        spec: the dataset.
-        root: folder of the dataset.
+        spec: The dataset.
+        root: The folder of the dataset.
         split: "training" or "validation".
 
     Raises:
-        InputError: no layout has a pair.
+        InputError: No layout has a pair.
     """
     spec.check_split(split)
     top = Path(root).expanduser().absolute()
@@ -156,11 +155,11 @@ def hint(pairs: FilePairs, kind: str) -> str:
         elif own or ending.rpartition(".")[0] == suffix.rpartition(".")[0]:
             action = f"convert or rename to *{suffix}"
             if len(there) > len(pairs.names):
-                where = own or "a JSON file of your own (docs/data.md)"
+                where = own or "a JSON file of your own"
                 action += f', or set "{kind}_suffix": "{ending}" in {where}'
             found = f"{plural(len(there), f'{ending} file')} there ({abbreviate(there)})"
             texts.append(f"{found}, but only *{suffix} is read: {action}")
-    return f" ({'; '.join(texts[:MOST_ENDINGS])})" if texts else ""
+    return f" ({'; '.join(texts[:MAX_ENDINGS])})" if texts else ""
 
 
 def _by_ending(names: set[str], files: Iterable[str]) -> dict[str, list[str]]:
@@ -181,14 +180,7 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{ending}"
 
 
-def abbreviate(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-
-
 def remedy(spec: DatasetSpec, split: str) -> str:
-    """Return what a dataset needs, and where to get it."""
+    """Return what a dataset needs, and, in a second line, where to get it."""
     layouts = " or ".join(dict.fromkeys(layout.describe(split) for layout in spec.layouts))
-    return (
-        f"get {spec.download_hint}; {spec.name} needs {layouts} in the folder given by "
-        "--config.data.root=DIR; `segret demo` needs no data"
-    )
+    return f"{spec.name} needs {layouts}\nget {spec.name}: {spec.download_hint}"

@@ -20,11 +20,11 @@ class Layout:
     STEM may hold subfolders, and `{split}` in a folder stands for the split's name there.
 
     Attributes:
-        name: of the layout.
-        lookup: class id, 255 or `UNKNOWN` by stored label value.
-        void: the values that the dataset's own files hold for pixels without a class.
-        splits: name of the folder by split.
-        stems: text file with the stems of a split, if one folder holds all splits.
+        name: The name of the layout.
+        lookup: Class id, 255 or `UNKNOWN` by stored label value.
+        void: The values that the dataset's own files hold for pixels without a class.
+        splits: The name of the folder by split.
+        stems: A text file with the stems of a split, if one folder holds all splits.
     """
 
     name: str
@@ -49,9 +49,9 @@ class DatasetSpec:
     """A dataset: its classes, and the layouts in which it is read (`folders.find_pairs` chooses).
 
     Attributes:
-        download_hint: where to get the files; completes "get ...".
-        archive: folder in the official archive; the root may be its parent.
-        json_file: path of a user's own description, empty for a published dataset.
+        download_hint: Where to get the files; follows "get NAME: ".
+        archive: The folder in the official archive; the root may be its parent.
+        json_file: The path of a user's own description, empty for a published dataset.
     """
 
     name: str

@@ -68,15 +68,15 @@ def only_class_of_labels(stored_counts: Counts, layout: Layout, table: ClassTabl
 def check_samples(source: Source, *, skip_faulty: bool) -> None:
     """Raise InputError if all training labels hold one class, or no sample is readable.
 
-    Reads one or two samples of sound data, and all labels where only one class is found. The order
+    Reads one or two samples of valid data, and all labels where only one class is found. The order
     is random, as neighboring files often belong together, and the same in all processes. Faults
     that training reports itself are left to it.
 
     Args:
-        source: the training samples.
-        skip_faulty: whether training skips faulty samples; then one must be readable.
+        source: The training samples.
+        skip_faulty: Whether training skips faulty samples; then one must be readable.
     """
-    if not isinstance(source, RecordSource):  # the synthetic scenes are sound
+    if not isinstance(source, RecordSource):  # the synthetic scenes are valid
         return
     order = np.random.default_rng(0).permutation(len(source)).tolist()
     if skip_faulty:
@@ -111,6 +111,6 @@ def _check_any_readable(source: RecordSource, indices: list[int]) -> None:
             first = first or error
     raise InputError(
         f"data.on_error=skip would skip every sample: none of {len(indices)} that were read, of "
-        f"{len(source)} of {source.spec.name}, {source.split}, is sound; the first: {first}; "
+        f"{len(source)} of {source.spec.name}, {source.split}, is valid; the first: {first}; "
         "`segret data check` names all"
     )

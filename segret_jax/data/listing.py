@@ -19,10 +19,10 @@ class Files:
     """The files of one kind in a folder.
 
     Attributes:
-        folder: where they lie.
-        suffix: what their names end in; in the files the case may differ.
-        by_name: path below the folder by name, which is the path without the suffix.
-        not_read: other files there, and links to files that do not exist.
+        folder: Where they lie.
+        suffix: What their names end in; in the files the case may differ.
+        by_name: The path below the folder by name, which is the path without the suffix.
+        not_read: Other files there, and links to files that do not exist.
     """
 
     folder: Path
@@ -43,9 +43,15 @@ class Files:
 def list_files(folder: Path, suffix: str, kinds: set[tuple[Path, str]]) -> Files:
     """List the files below `folder` that end in `suffix`, in upper or lower case.
 
-    A file belongs to the longest suffix that it has, of this one and of the other `kinds` (folder,
-    suffix) of files in this folder. Raises InputError for two files that differ in the case of
-    their suffix alone.
+    A file belongs to the longest suffix that it has, of this one and of the other `kinds`.
+
+    Args:
+        folder: The folder, listed with its subfolders.
+        suffix: What the names end in.
+        kinds: The (folder, suffix) of the other kinds of files.
+
+    Raises:
+        InputError: Two files differ in the case of their suffix alone.
     """
     own = suffix.lower()
     suffixes = {own, *(other.lower() for where, other in kinds if where == folder)}

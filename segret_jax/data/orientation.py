@@ -28,7 +28,7 @@ def read_orientation(image: ImageFile.ImageFile) -> int:
     try:
         # Not PngImageFile.getexif, which decodes the pixels first.
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a broken EXIF block meets Pillow's reader anywhere; the pixels may be sound
+    except Exception:  # a broken EXIF block meets Pillow's reader anywhere; the pixels may be valid
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
 

@@ -31,7 +31,7 @@ def load_dataset(path: Path) -> DatasetSpec:
     all ignored values: without 255 in it, 255 is not ignored.
 
     Raises:
-        InputError: the file is unreadable, has an unknown key or a wrong value.
+        InputError: The file is unreadable, has an unknown key or a wrong value.
     """
     content, where = tables.read_json(path)
     table = tables.parse_class_table(content, where, default_name=path.stem)
@@ -51,7 +51,7 @@ def load_dataset(path: Path) -> DatasetSpec:
         name=table.name,
         class_table=table,
         layouts=tuple(Layout(**files | meaning | {"image_suffix": end}) for end in suffixes),
-        download_hint=f"files as {where} describes them",
+        download_hint=f"files like these, or describe yours in {where}",
         json_file=where,
     )
 

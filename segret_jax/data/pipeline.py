@@ -10,7 +10,6 @@ from collections.abc import Generator
 from contextlib import nullcontext
 from typing import Any, SupportsIndex
 
-import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -22,7 +21,7 @@ from segret_jax.data.shards.prepared import open_files
 from segret_jax.data.shift_signs import quick_check
 from segret_jax.data.sources import Sample, Samples, Source
 from segret_jax.data.synthetic import SyntheticSource
-from segret_jax.data.transforms import train_transform
+from segret_jax.data.transforms import train_transform, use_one_opencv_thread
 from segret_jax.data.workers import TERMINATION_SIGNALS, blocked_signals, exit_with_parent
 from segret_jax.errors import InputError
 
@@ -30,13 +29,9 @@ Batch = dict[str, np.ndarray]
 SKIPPED = ""  # the name of a sample that could not be read
 SPLIT_SEEDS = {"training": 0, "validation": 1}  # of the synthetic scenes: never the run's seed
 
-# One image is too little work to share among threads. Set here and not per image: OpenCV divides
-# by zero (SIGFPE) where one thread sets it while another is at work.
-cv2.setNumThreads(0)
-
 
 def class_table(config: DataConfig) -> ClassTable:
-    """Return the class table of the configured data set."""
+    """Return the class table of the configured dataset."""
     if config.dataset == SYNTHETIC:
         return load_class_table(SYNTHETIC)
     return get_dataset(config.dataset).class_table
@@ -46,11 +41,11 @@ def open_source(config: DataConfig, split: str) -> Source:
     """Open a split of the configured dataset.
 
     Args:
-        config: names the dataset and its root.
+        config: The settings that name the dataset and its root.
         split: "training" or "validation".
 
     Raises:
-        InputError: files are missing or unpaired, or some labels, of a sample that is read, cannot
+        InputError: Files are missing or unpaired, or some labels, of a sample that is read, cannot
             hold the ids of the class table.
     """
     if config.dataset == SYNTHETIC:
@@ -58,7 +53,11 @@ def open_source(config: DataConfig, split: str) -> Source:
         seed, size = SPLIT_SEEDS[split], config.synthetic_size
         return SyntheticSource(seed=seed, num_images=counts[split], size=size)
     spec = get_dataset(config.dataset)
-    source = open_files(spec, config.root or f"data/{spec.name}", split)
+    try:
+        source = open_files(spec, config.root or f"data/{spec.name}", split)
+    except InputError as error:
+        hint = "--config.data.root=DIR names another folder; `segret demo` needs no data"
+        raise InputError(f"{error}\n{hint}") from error
     quick_check(source)
     return source
 
@@ -85,7 +84,7 @@ class SkipFaulty:
 
 
 class Augment(grain.transforms.RandomMap):
-    """Turn a sample into a training crop (spec section 6)."""
+    """Turn a sample into a training crop."""
 
     def __init__(self, config: DataConfig):
         self.config = config
@@ -114,18 +113,19 @@ def training_dataset(
     Host i takes every n-th sample of the one global order, after augmentation was fixed.
 
     Args:
-        source: the samples.
-        config: crop, resizing, and whether faulty samples are skipped.
-        batch_size: images of all hosts together.
-        seed: of order and augmentation.
-        process_index: number of this host.
-        process_count: number of hosts; divides `batch_size`.
+        source: The samples.
+        config: The settings: crop, resizing, and whether faulty samples are skipped.
+        batch_size: The images of all hosts together.
+        seed: The seed of order and augmentation.
+        process_index: The number of this host.
+        process_count: The number of hosts; it divides `batch_size`.
 
     Returns:
         Batches of b = batch_size / process_count: "image" float32 [b, h, w, 3] (normalized),
         "label" uint8 [b, h, w], "index" int32 [b] (position in the global batch), and "skipped"
         int32 [b] (1 for samples that could not be read).
     """
+    use_one_opencv_thread()
     if config.on_error == "skip":
         source = SkipFaulty(source)
     return (
@@ -141,6 +141,7 @@ def training_dataset(
 
 
 def _prepare_worker(index: int, count: int) -> None:
+    use_one_opencv_thread()
     exit_with_parent(*TERMINATION_SIGNALS)
 
 
@@ -150,12 +151,12 @@ def batches_from(
     """Iterate over the batches from `step` on; close the iterator to end its workers.
 
     Args:
-        dataset: from `training_dataset`.
-        step: index of the first batch.
-        workers: number of processes that prepare batches; with 0, threads do.
+        dataset: The result of `training_dataset`.
+        step: The index of the first batch.
+        workers: The number of processes that prepare batches; with 0, threads do.
 
     Raises:
-        InputError: a worker process is killed, for example for lack of memory.
+        InputError: A worker process is killed, for example for lack of memory.
     """
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterable = dataset[step:].to_iter_dataset(read)

@@ -15,6 +15,12 @@ def prefetch(
     """Yield function(item) in order; threads compute up to `buffer_size` items ahead.
 
     Closing the iterator cancels the calls that have not begun.
+
+    Args:
+        function: The function of an item.
+        items: The items, taken as they are needed.
+        workers: The number of threads.
+        buffer_size: The number of items to compute ahead.
     """
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[B]] = deque()

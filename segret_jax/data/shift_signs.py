@@ -4,7 +4,7 @@ A zero that was reduced twice, or not at all, leaves ids that are all valid: eve
 as its neighbor, and nothing fails. What gives it away is which stored values occur at all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from segret_jax.data.class_table import IGNORE, UNKNOWN
 from segret_jax.data.layouts import Layout
 from segret_jax.data.sources import RecordSource
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, abbreviate
 
 Counts = Int64[np.ndarray, "256"]
 REMEDY = (
@@ -30,9 +30,9 @@ class Sign:
     """One line of evidence that labels do not fit the table.
 
     Attributes:
-        certain: whether files that fit the table cannot look like this.
-        text: the evidence.
-        values: the stored values that are the evidence, if there are any.
+        certain: Whether files that fit the table cannot look like this.
+        text: The evidence.
+        values: The stored values that are the evidence, if there are any.
     """
 
     certain: bool
@@ -49,8 +49,8 @@ def shift_signs(stored_counts: Counts, layout: Layout) -> list[Sign]:
     """Return the signs that the stored values do not mean what the table of `layout` says.
 
     Args:
-        stored_counts: number of pixels by stored value, over as many labels as are at hand.
-        layout: gives the meaning of the stored values.
+        stored_counts: The number of pixels by stored value, over as many labels as are at hand.
+        layout: The layout, which gives the meaning of the stored values.
     """
     if not stored_counts.any():
         return []
@@ -58,15 +58,10 @@ def shift_signs(stored_counts: Counts, layout: Layout) -> list[Sign]:
     return [sign for rule in rules for sign in rule(stored_counts, layout)]
 
 
-def _class_values(layout: Layout) -> np.ndarray:
-    """Return the stored values that mean a class, in increasing order."""
-    return np.flatnonzero(layout.lookup < UNKNOWN)
-
-
 def _no_class(counts: Counts, layout: Layout) -> Iterator[Sign]:
     """Find labels without any class, such as the public ones of some test splits."""
     if not counts[layout.lookup != IGNORE].any():
-        held = _values(np.flatnonzero(counts).tolist())
+        held = abbreviate(np.flatnonzero(counts).tolist(), 8)
         yield Sign(True, f"no pixel has a class: the files hold {held} and nothing else")
 
 
@@ -84,10 +79,10 @@ def _converted_already(counts: Counts, layout: Layout) -> Iterator[Sign]:
     foreign += [IGNORE] if is_unknown and occurs[IGNORE] else []
     if not foreign:
         return
-    values = _class_values(layout)
+    values = np.flatnonzero(layout.lookup < UNKNOWN)  # that mean a class
     first, last = int(values[0]), int(values[-1])
     fraction = counts[foreign].sum() / counts.sum()
-    held = f"the files hold {_values(foreign)} ({fraction:.2%} of the pixels), which "
+    held = f"the files hold {abbreviate(foreign, 8)} ({fraction:.2%} of the pixels), which "
     # Where ids start at 0, a foreign 255 may just be another way to write void.
     if occurs[0] and not occurs[last] and (first > 0 or foreign != [IGNORE]):
         yield Sign(
@@ -103,7 +98,7 @@ def _converted_already(counts: Counts, layout: Layout) -> Iterator[Sign]:
 
 def _train_ids(counts: Counts, layout: Layout) -> Iterator[Sign]:
     """Find ids 0, 1, 2, ... where the table has raw ids, most of which lie above them."""
-    values = _class_values(layout)
+    values = np.flatnonzero(layout.lookup < UNKNOWN)  # that mean a class
     num_classes = int(layout.lookup[values].max()) + 1
     above = values[values >= num_classes]
     below = np.count_nonzero(counts[:num_classes])
@@ -120,12 +115,12 @@ def _train_ids(counts: Counts, layout: Layout) -> Iterator[Sign]:
 
 def _shifted_from_zero(counts: Counts, layout: Layout) -> Iterator[Sign]:
     """Find classes counted from 1, or reduced once too often, where the table counts from 0."""
-    values = _class_values(layout)
+    values = np.flatnonzero(layout.lookup < UNKNOWN)  # that mean a class
     after = int(values[-1]) + 1
     if values[0] != 0:
         return
     without_void = not counts[list(layout.void)].any()
-    void = f", and never {_values(layout.void)}" if layout.void else ""
+    void = f", and never {abbreviate(layout.void, 8)}" if layout.void else ""
     unknown = np.flatnonzero((counts > 0) & (layout.lookup == UNKNOWN)).tolist()
     if unknown == [after] and without_void:
         yield Sign(
@@ -145,14 +140,17 @@ def _shifted_from_zero(counts: Counts, layout: Layout) -> Iterator[Sign]:
         yield Sign(False, f"{text}, and {ignored}: was the zero reduced once too often?")
 
 
-def _values(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
-
-
 def quick_check(source: RecordSource, samples: int = 64) -> None:
     """Raise InputError if some labels of `source`, evenly spread, show a certain sign of a shift.
 
     Files that cannot be decoded are left out: whoever reads them says so.
+
+    Args:
+        source: The samples of one split.
+        samples: The number of labels to read.
+
+    Raises:
+        InputError: There is a certain sign.
     """
     counts = np.zeros(256, np.int64)
     indices = np.unique(np.linspace(0, len(source) - 1, min(samples, len(source))).astype(int))

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from segret_jax.data.decode import decode_label, decode_turned, image_size, map_label
-from segret_jax.data.folders import abbreviate, find_pairs, hints, plural, remedy
+from segret_jax.data.folders import find_pairs, hints, plural, remedy
 from segret_jax.data.layouts import DatasetSpec, Layout
 from segret_jax.data.orientation import fit_label
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, abbreviate
+from segret_jax.files import read_bytes
 
 
 class Sample(TypedDict):
@@ -73,6 +74,10 @@ class RecordSource(ABC):
         record = self.record(index)
         return decode_label(record.label, where=record.label_path)
 
+    def __repr__(self) -> str:
+        """Name the data, not the machine: grain compares this text when a run resumes."""
+        return f"{type(self).__name__}({self.spec.name}, {self.split}, {len(self)} images)"
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -114,13 +119,13 @@ class FolderSource(RecordSource):
         """List and pair the files of a split.
 
         Args:
-            spec: the dataset.
-            root: folder of the dataset.
+            spec: The dataset.
+            root: The folder of the dataset.
             split: "training" or "validation".
-            skip_unpaired: leaves out files without a partner, which otherwise are an error.
+            skip_unpaired: Whether to leave out files without a partner, otherwise an error.
 
         Raises:
-            InputError: the root, a folder, or one file of a pair is missing.
+            InputError: The root, a folder, or one file of a pair is missing.
         """
         pairs = find_pairs(spec, root, split)
         if pairs.unpaired and not skip_unpaired:
@@ -137,20 +142,16 @@ class FolderSource(RecordSource):
         self._images = pairs.images.without_listing()
         self._labels = pairs.labels.without_listing()
 
-    def __repr__(self) -> str:
-        """Name the data, not the machine: grain compares this text when a run resumes."""
-        return f"FolderSource({self.spec.name}, {self.split}, {len(self)} images)"
-
     def record(self, index: int) -> Record:
         """Return the bytes of both files; InputError if one cannot be read."""
-        name = self.names[index]
-        image_path, label_path = self.image_path(index), self.label_path(index)
-        return Record(name, _read(image_path), _read(label_path), str(image_path), str(label_path))
+        image, label = self.image_path(index), self.label_path(index)
+        files = read_bytes(image), read_bytes(label), str(image), str(label)
+        return Record(self.names[index], *files)
 
     def raw_label(self, index: int) -> UInt8[np.ndarray, "h w"]:
         """Return the label's values as stored, without reading the image."""
         path = self.label_path(index)
-        return decode_label(_read(path), where=str(path))
+        return decode_label(read_bytes(path), where=str(path))
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the upright image's (height, width), reading no more than its header."""
@@ -161,10 +162,3 @@ class FolderSource(RecordSource):
 
     def label_path(self, index: int) -> Path:
         return self._labels.path(self.names[index])
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,4 +1,4 @@
-"""Augmentation of spec section 6, as pure functions of (image, label, rng) on numpy arrays.
+"""Augmentation as in mmsegmentation, as pure functions of (image, label, rng) on numpy arrays.
 
 Images are 8-bit RGB and stay 8-bit until `normalize`; color work follows OpenCV's 8-bit
 arithmetic, as the released configurations ran it. Labels hold class ids and 255. No function
@@ -7,7 +7,7 @@ changes its arguments, but one that has nothing to do may return them. Sizes are
 Every random number comes from the given `numpy.random.Generator` in a fixed order.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import cv2
 import numpy as np
@@ -35,6 +35,16 @@ HUE_DELTA = 18
 # several times as fast.
 _LEVELS = np.arange(256, dtype=np.float32)
 _NORMALIZED = (_LEVELS[:, None, None] - MEAN) / STD
+
+
+@cache
+def use_one_opencv_thread() -> None:
+    """Make OpenCV run in the calling thread alone: one image is too little work to share.
+
+    Once per process and not per image, because OpenCV divides by zero (SIGFPE) where one thread
+    sets this while another is at work.
+    """
+    cv2.setNumThreads(0)
 
 
 def keep_ratio_size(size: Size, target: Size) -> Size:
@@ -65,7 +75,7 @@ def resize_label(label: Label, size: Size) -> NewLabel:
 
 
 def resize_for_evaluation(image: Image, *, target: Size, multiple: int = 1) -> NewImage:
-    """Resize to the keep-ratio size, then once more up to multiples of `multiple` (1 or 32).
+    """Resize to the keep-ratio size, then once more up to multiples of `multiple`.
 
     Two resizes and not one, because the released evaluation rounds to 8 bits in between.
     """
@@ -80,6 +90,13 @@ def random_resize(
 
     Resizes the whole image, though a crop follows: OpenCV's grid starts at the image's corner, so a
     window resized by itself has other pixels.
+
+    Args:
+        image: The RGB image.
+        label: Its class ids.
+        rng: The source of the ratio.
+        base: The (long, short) edge at ratio 1.
+        ratio_range: The bounds of the ratio.
     """
     ratio = rng.uniform(*ratio_range)
     size = keep_ratio_size(image.shape[:2], (int(base[0] * ratio), int(base[1] * ratio)))
@@ -93,6 +110,12 @@ def random_crop(
 
     Redraws the offset while the window has fewer than two classes, or one that covers
     `MAX_CLASS_SHARE` or more of its labeled pixels; takes the tenth redraw unchecked.
+
+    Args:
+        image: The RGB image.
+        label: Its class ids.
+        rng: The source of the offsets.
+        size: The (height, width) of the window.
     """
     for redraws_left in reversed(range(CROP_REDRAWS + 1)):
         top, left = (
@@ -178,7 +201,13 @@ def pad_to(
 ) -> tuple[Float32[np.ndarray, "new_h new_w 3"], NewLabel]:
     """Pad a normalized image with 0 and its label with 255, below and on the right, to `size`.
 
-    Raises ValueError where the image exceeds `size`.
+    Args:
+        image: The normalized image.
+        label: Its class ids.
+        size: The (height, width) of the result.
+
+    Raises:
+        ValueError: The image exceeds `size`.
     """
     bottom, right = (goal - side for goal, side in zip(size, label.shape, strict=True))
     if bottom < 0 or right < 0:
@@ -193,15 +222,15 @@ def pad_to(
 def train_transform(
     image: Image, label: Label, rng: Generator, *, crop: Size, base: Size, ratio_range: Range
 ) -> tuple[Float32[np.ndarray, "crop_h crop_w 3"], UInt8[np.ndarray, "crop_h crop_w"]]:
-    """Augment one pair for training: all five steps of spec section 6, in their order.
+    """Augment one pair for training: resize, crop, flip, distort colors, and pad.
 
     Args:
-        image: uint8 RGB of any size.
-        label: class ids and 255, of the same size.
-        rng: source of all random numbers.
-        crop: (height, width) of the result.
-        base: (long, short) edge to which the image is resized at ratio 1.
-        ratio_range: [low, high) of the random ratio.
+        image: The RGB image, uint8, of any size.
+        label: Class ids and 255, of the same size.
+        rng: The source of all random numbers.
+        crop: The (height, width) of the result.
+        base: The (long, short) edge to which the image is resized at ratio 1.
+        ratio_range: The bounds [low, high) of the random ratio.
 
     Returns:
         Image float32 (normalized) and label uint8, both of size `crop`.

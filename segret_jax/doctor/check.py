@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from segret_jax.data.folders import FilePairs, find_pairs, hint, plural
@@ -13,18 +12,8 @@ from segret_jax.data.listing import pictures_not_read
 from segret_jax.data.shards.prepared import open_files
 from segret_jax.data.sources import FolderSource, RecordSource
 from segret_jax.doctor.examine import examine_all
-from segret_jax.doctor.findings import (
-    ERROR,
-    NOTE,
-    Diagnosis,
-    Finding,
-    SplitScan,
-    find_all,
-    weights_setting,
-)
+from segret_jax.doctor.findings import ERROR, NOTE, Diagnosis, Finding, SplitScan, find_all
 from segret_jax.errors import InputError
-
-SHOWN = 3  # locations of a finding on the terminal; the report has more, findings.json all
 
 
 def check(
@@ -33,13 +22,13 @@ def check(
     """Examine the pairs of a dataset.
 
     Args:
-        spec: the dataset.
-        root: its folder, or prepared dataset.
+        spec: The dataset.
+        root: Its folder, or prepared dataset.
         split: "training" or "validation"; None means all that are there.
-        workers: number of processes; 0 means all cores.
+        workers: The number of processes; 0 means all cores.
 
     Raises:
-        InputError: there is no split to examine.
+        InputError: There is no split to examine.
     """
     sources, findings = _open_splits(spec, root, (split,) if split else SPLITS)
     scans = {}
@@ -109,22 +98,3 @@ def _has_folder(spec: DatasetSpec, root: Path, split: str) -> bool:
         for folder in (layout.images, layout.labels)
         if "{split}" in folder
     )
-
-
-def summary(diagnosis: Diagnosis) -> str:
-    """Format the findings for the terminal."""
-    lines = [""]
-    training = diagnosis.scans.get("training")
-    if training and np.count_nonzero(training.pixels) > 1:
-        lines.append("Class weights that balance the classes, to add to the command of training:")
-        lines += [weights_setting(training.pixels), ""]
-    for split, scan in diagnosis.scans.items():
-        pairs = plural(len(scan.source), "pair")
-        lines.append(f"{diagnosis.spec.name} {split}: {pairs}, layout {scan.source.layout.name}")
-    for finding in diagnosis.findings:
-        where = f"{finding.split}: " if finding.split else ""
-        lines.append(f"{finding.severity:8}{where}{finding.message}")
-        lines += [f"          {location}" for location in finding.locations[:SHOWN]]
-        if len(finding.locations) > SHOWN:
-            lines.append(f"          ... and {len(finding.locations) - SHOWN} more")
-    return "\n".join([*lines, "", f"{diagnosis.spec.name}: {diagnosis.verdict()}"])

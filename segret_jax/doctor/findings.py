@@ -111,7 +111,7 @@ class Diagnosis:
         if errors := self.count(ERROR):
             return f"{plural(errors, 'error')} to mend before a run"
         warnings = self.count(WARNING)
-        return f"no errors, {plural(warnings, 'warning')} to look at" if warnings else "sound"
+        return f"no errors, {plural(warnings, 'warning')} to look at" if warnings else "valid"
 
 
 def find_all(splits: dict[str, SplitScan], known: list[Finding]) -> list[Finding]:
@@ -217,7 +217,7 @@ def class_weights(pixels: Int64[np.ndarray, " k"]) -> Float64[np.ndarray, " k"]:
     another.
 
     Args:
-        pixels: number of pixels by class.
+        pixels: The number of pixels by class.
 
     Returns:
         Weights with mean 1 over the classes that occur; 1 for those that do not.

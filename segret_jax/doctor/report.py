@@ -1,4 +1,4 @@
-"""The label doctor's report: an HTML file with embedded pictures, and findings.json."""
+"""The label doctor's report: on the terminal, as an HTML file with pictures, and findings.json."""
 
 import base64
 import dataclasses
@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 
 from segret_jax.data.class_table import IGNORE, UNKNOWN, ClassTable
 from segret_jax.data.decode import decode_label, decode_turned
+from segret_jax.data.folders import plural
 from segret_jax.data.orientation import fit_label
 from segret_jax.doctor.examine import Examined
 from segret_jax.doctor.findings import Diagnosis, Finding, SplitScan, class_weights, weights_setting
@@ -21,17 +22,37 @@ from segret_jax.visualize.pictures import overlay
 
 PICTURES = 8  # worst samples of each split, and as many random ones
 WIDTH = 420  # pixels of each half of a picture, which is at most twice as high
-LISTED = 50  # locations of a finding in the HTML file
+LISTED = 50  # locations of a finding in the HTML file; findings.json has all
+SHOWN = 3  # on the terminal
 HIGHLIGHT = (255, 0, 255)
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
 td, th { padding: .2em .7em; text-align: left; vertical-align: top; }
 .error { color: #b00020; } .warning { color: #8a5a00; } .note { color: #555; }
-.sound { color: #1b6e2f; } .verdict { font-size: 1.3em; font-weight: bold; }
+.valid { color: #1b6e2f; } .verdict { font-size: 1.3em; font-weight: bold; }
 .swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 .8em; }
 figure { display: inline-block; margin: 0 1em 1.5em 0; width: 840px; max-width: 100%; }
 figure img { max-width: 100%; } pre { white-space: pre-wrap; }
 """
+
+
+def summary(diagnosis: Diagnosis) -> str:
+    """Format the findings for the terminal."""
+    lines = [""]
+    training = diagnosis.scans.get("training")
+    if training and np.count_nonzero(training.pixels) > 1:
+        lines.append("Class weights that balance the classes, to add to the command of training:")
+        lines += [weights_setting(training.pixels), ""]
+    for split, scan in diagnosis.scans.items():
+        pairs = plural(len(scan.source), "pair")
+        lines.append(f"{diagnosis.spec.name} {split}: {pairs}, layout {scan.source.layout.name}")
+    for finding in diagnosis.findings:
+        where = f"{finding.split}: " if finding.split else ""
+        lines.append(f"{finding.severity:8}{where}{finding.message}")
+        lines += [f"          {location}" for location in finding.locations[:SHOWN]]
+        if len(finding.locations) > SHOWN:
+            lines.append(f"          ... and {len(finding.locations) - SHOWN} more")
+    return "\n".join([*lines, "", f"{diagnosis.spec.name}: {diagnosis.verdict()}"])
 
 
 def write_report(diagnosis: Diagnosis, folder: Path, *, seed: int) -> None:
@@ -70,7 +91,7 @@ def to_dict(diagnosis: Diagnosis) -> dict[str, object]:
 
 def html(diagnosis: Diagnosis, *, seed: int) -> str:
     """Return the report as one page that needs no other file."""
-    severity = next((finding.severity for finding in diagnosis.findings), "sound")  # the worst
+    severity = next((finding.severity for finding in diagnosis.findings), "valid")  # the worst
     title = f"Label check of {escape(diagnosis.spec.name)}"
     parts = [
         f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>",
@@ -156,7 +177,7 @@ def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[
     shown = [e for e in scan.examined if e.digest and e.stored]
     lookup = scan.source.layout.lookup
 
-    def badness(examined: Examined) -> tuple[bool, float, float]:
+    def rank(examined: Examined) -> tuple[bool, float, float]:
         values = np.array(list(examined.stored))
         pixels = np.array(list(examined.stored.values()))
         fractions = pixels / pixels.sum()
@@ -164,8 +185,8 @@ def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[
         wrong = any(fault.kind in ("unknown", "sizes", "exif_unclear") for fault in examined.faults)
         return wrong, float(unknown), float(ignored)
 
-    ranked = sorted(shown, key=badness, reverse=True)
-    worst = [e for e in ranked[:PICTURES] if any(badness(e))]
+    ranked = sorted(shown, key=rank, reverse=True)
+    worst = [e for e in ranked[:PICTURES] if any(rank(e))]
     others = ranked[len(worst) :]
     chosen = np.random.default_rng(seed).permutation(len(others))[:PICTURES]
     return worst, [others[i] for i in chosen]

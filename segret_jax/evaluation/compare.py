@@ -7,9 +7,9 @@ import numpy as np
 from segret_jax.evaluation.pixel_counts import interval, mean, resampled_mean_iou
 from segret_jax.evaluation.results import SavedResult
 
-WHY = {
+REASONS = {
     "dataset": "scores on different data say nothing about each other",
-    "split": "another part of the data set; one of them may be the training images",
+    "split": "another part of the dataset; one of them may be the training images",
     "num_images": "part of the set is missing, or it is another set",
     "images": "not the same images",
     "classes": "another label table: mIoU is a mean over other classes",
@@ -23,7 +23,8 @@ WHY = {
     "scales": "averaging over scales raises mIoU: by 0.2 to 1.1 points in the published results",
     "flip": "averaging with the mirrored image usually raises mIoU",
 }
-IMPLIED = {"labels": "images", "window": "mode", "stride": "mode"}  # left out beside the other
+# Differences that follow from another one, which is named instead.
+CAUSES = {"labels": "images", "window": "mode", "stride": "mode"}
 NUM_CLASSES = 5  # whose change is shown
 
 
@@ -31,9 +32,9 @@ def differences(a: SavedResult, b: SavedResult) -> list[str]:
     """Return a line for each setting that differs and must agree, with the reason."""
     lines = _differing(a.protocol["must_agree"], b.protocol["must_agree"])
     found = [
-        f"{line}\n      {WHY.get(key, 'a setting that this version does not know')}"
+        f"{line}\n      {REASONS.get(key, 'a setting that this version does not know')}"
         for key, line in lines.items()
-        if IMPLIED.get(key) not in lines
+        if CAUSES.get(key) not in lines
     ]
     only_a, only_b = set(a.names) - set(b.names), set(b.names) - set(a.names)
     for own, name in ((only_a, "A"), (only_b, "B")):
@@ -73,6 +74,10 @@ def difference(a: SavedResult, b: SavedResult) -> str:
 
     The bootstrap is paired: both are scored on the same draws of images, so that the difficulty of
     a draw cancels.
+
+    Args:
+        a: A result.
+        b: Another one, of the same images.
     """
     samples = [resampled_mean_iou(result.images) for result in (a, b)]
     iou = [result.images.total().iou for result in (a, b)]

@@ -18,22 +18,22 @@ SIZES = ("small", "medium", "large")
 SIZE_LIMITS = (32**2, 96**2)  # pixels; a component of the limit's size belongs to the larger ones
 
 
-def boundary_areas(
+def boundary_counts(
     pred: UInt8[np.ndarray, "h w"], label: UInt8[np.ndarray, "h w"], num_classes: int
 ) -> Int64[np.ndarray, "3 k"]:
     """Count each class's boundary pixels: in both maps, in the label, in the prediction.
 
     Args:
-        pred: class ids, and 255 where the label is 255.
-        label: class ids, and 255 where pixels are ignored. Edges to these and the image's edges
+        pred: Class ids, and 255 where the label is 255.
+        label: Class ids, and 255 where pixels are ignored. Edges to these and the image's edges
             are boundaries in both maps: easy pixels, which raise the score a little.
-        num_classes: the number of classes.
+        num_classes: The number of classes.
     """
     distance = max(1, round(BOUNDARY_WIDTH * math.hypot(*label.shape)))
     in_label, in_pred = boundary_mask(label, distance), boundary_mask(pred, distance)
     common = in_label & in_pred & (label == pred)
-    areas = [np.bincount(x, minlength=256) for x in (label[common], label[in_label], pred[in_pred])]
-    return np.stack(areas)[:, :num_classes].astype(np.int64)
+    found = [np.bincount(x, minlength=256) for x in (label[common], label[in_label], pred[in_pred])]
+    return np.stack(found)[:, :num_classes].astype(np.int64)
 
 
 def boundary_mask(labels: UInt8[np.ndarray, "h w"], distance: int) -> Bool[np.ndarray, "h w"]:
@@ -48,13 +48,18 @@ def boundary_mask(labels: UInt8[np.ndarray, "h w"], distance: int) -> Bool[np.nd
     return ~inside | (cv2.erode(labels, square) != cv2.dilate(labels, square))
 
 
-def areas_by_size(
+def counts_by_size(
     pred: UInt8[np.ndarray, "h w"], label: UInt8[np.ndarray, "h w"], num_classes: int
 ) -> Int64[np.ndarray, "3 3 k"]:
     """Count pixels [kind, size, class]; the kinds are true positives, label and positives.
 
     True positives and false negatives count for the size of the label's component, false positives
-    for the size of the prediction's component. Both maps are 255 at the same pixels.
+    for the size of the prediction's component.
+
+    Args:
+        pred: Class ids, and 255 where the label is 255.
+        label: Class ids, and 255 where pixels are ignored.
+        num_classes: The number of classes.
     """
     sizes, pred_sizes = component_sizes(label), component_sizes(pred)
     true, false = pred == label, pred != label  # 255 is counted and cut off

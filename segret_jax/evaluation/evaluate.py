@@ -14,6 +14,7 @@ from tqdm import tqdm
 from segret_jax.data.class_table import IGNORE, ClassTable
 from segret_jax.data.prefetch import prefetch
 from segret_jax.data.sources import Sample, Source
+from segret_jax.data.transforms import use_one_opencv_thread
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
 from segret_jax.evaluation.metrics import ConfusionAccumulator, Metrics
@@ -87,23 +88,24 @@ def evaluate(
     Pictures and calls of `on_prediction` are of a process's own share.
 
     Args:
-        predictor: the model.
-        source: the images and labels.
-        table: the classes.
-        num_pictures: number of images to keep in the result, from all over the set.
-        detailed: add boundary IoU and IoU by size, which take longer.
-        skip_faulty: leave out images that cannot be read, and name them in the result.
-        announce: called before the start with the plan, the memory and the time needed.
-        on_prediction: called with the name, the image and the prediction of each image, in the
-            order of the plan.
-        canceled: asked after each image whether to stop.
+        predictor: The model.
+        source: The images and labels.
+        table: The classes.
+        num_pictures: The number of images to keep in the result, from all over the set.
+        detailed: Whether to add boundary IoU and IoU by size, which take longer.
+        skip_faulty: Whether to leave out images that cannot be read, named in the result.
+        announce: A function called before the start with the plan, the memory and the time needed.
+        on_prediction: A function called with the name, the image and the prediction of each image,
+            in the order of the plan.
+        canceled: A function asked after each image whether to stop.
 
     Returns:
         The result, or None if any process was canceled.
 
     Raises:
-        InputError: an image cannot be read, and `skip_faulty` is false.
+        InputError: An image cannot be read, and `skip_faulty` is false.
     """
+    use_one_opencv_thread()
     own = range(jax.process_index(), len(source), jax.process_count())
     confusion = ConfusionAccumulator(len(source), table.num_classes, detailed=detailed)
     reader = _Reader(source, own, predictor, skip_faulty=skip_faulty)

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from segret_jax.data.decode import decode_image
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, abbreviate
 from segret_jax.evaluation.outputs import is_own_output
 
 # Still images: Pillow also registers videos, documents and arrays, and not all in every build.
@@ -39,7 +39,7 @@ def find_pictures(path: Path) -> Found:
     Hidden files, system files and outputs of this package are left out.
 
     Raises:
-        InputError: there is no picture.
+        InputError: There is no picture.
     """
     if path.is_file():
         return Found([path])
@@ -75,7 +75,7 @@ def _notes(others: Counter[str], outputs: int, folders: Sequence[Path]) -> list[
     if outputs:
         notes.append(f"not read, as written by segret predict or eval: {outputs}")
     if folders:
-        notes.append(f"subfolders are not read, but hold images: {abbreviated(folders)}")
+        notes.append(f"subfolders are not read, but hold images: {abbreviate(folders, MAX_NAMED)}")
     return notes
 
 
@@ -88,12 +88,6 @@ def _holds_pictures(folder: Path) -> bool:
         )
     except OSError:
         return False
-
-
-def abbreviated(things: Sequence[object]) -> str:
-    """Return a line that lists the first things and the number of the others."""
-    more = f" and {len(things) - MAX_NAMED} more" if len(things) > MAX_NAMED else ""
-    return ", ".join(map(str, things[:MAX_NAMED])) + more
 
 
 def read_picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:

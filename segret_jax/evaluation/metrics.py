@@ -11,40 +11,41 @@ from jaxtyping import Float64, Int64, UInt8
 
 from segret_jax.data.class_table import IGNORE
 from segret_jax.evaluation import pixel_counts
-from segret_jax.evaluation.detailed_counts import SIZES, areas_by_size, boundary_areas
+from segret_jax.evaluation.detailed_counts import SIZES, boundary_counts, counts_by_size
 from segret_jax.evaluation.pixel_counts import PixelCounts, mean, ratio
+from segret_jax.files import nan_to_none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
     """Scores from 0 to 1, per class and over all; nan for a class that never occurs.
 
-    IoU = intersection / union; Acc = intersection / label area; Dice = 2 intersection / (label
-    area + predicted area); aAcc = all intersections / all label areas; fwIoU = mean of IoU
-    weighted by label area. Other means are plain and skip nan.
+    IoU = intersection / union; Acc = intersection / labeled pixels; Dice = 2 intersection /
+    (labeled + predicted pixels); aAcc = all intersections / all labeled pixels; fwIoU = mean of
+    IoU weighted by labeled pixels. Other means are plain and skip nan.
     """
 
-    areas: PixelCounts
+    pixels: PixelCounts
     interval: tuple[float, float]
-    """Of mIoU, 95 %; `areas.interval` says what it means."""
+    """Of mIoU, 95 %; `pixel_counts.interval` says what it means."""
     boundary: PixelCounts | None = None
     by_size: PixelCounts | None = None  # [size, k]
 
     @property
     def iou(self) -> Float64[np.ndarray, " k"]:
-        return self.areas.iou
+        return self.pixels.iou
 
     @property
     def acc(self) -> Float64[np.ndarray, " k"]:
-        return ratio(self.areas.intersection, self.areas.label)
+        return ratio(self.pixels.intersection, self.pixels.label)
 
     @property
     def dice(self) -> Float64[np.ndarray, " k"]:
-        return ratio(2 * self.areas.intersection, self.areas.label + self.areas.pred)
+        return ratio(2 * self.pixels.intersection, self.pixels.label + self.pixels.pred)
 
     @property
     def mean_iou(self) -> float:
-        return float(self.areas.mean_iou)
+        return float(self.pixels.mean_iou)
 
     @property
     def mean_acc(self) -> float:
@@ -52,11 +53,11 @@ class Metrics:
 
     @property
     def all_acc(self) -> float:
-        return float(ratio(self.areas.intersection.sum(), self.areas.label.sum()))
+        return float(ratio(self.pixels.intersection.sum(), self.pixels.label.sum()))
 
     def to_dict(self, class_names: tuple[str, ...]) -> dict[str, Any]:
         """Return plain values for JSON; nan becomes None."""
-        labeled = self.areas.label
+        labeled = self.pixels.label
         weighted = np.where(labeled > 0, labeled * self.iou, 0).sum()
         means = {"mIoU": self.mean_iou, "mAcc": self.mean_acc, "aAcc": self.all_acc}
         means |= {"fwIoU": float(ratio(weighted, labeled.sum())), "mDice": float(mean(self.dice))}
@@ -68,12 +69,12 @@ class Metrics:
             scores = zip(SIZES, self.by_size.mean_iou, strict=True)
             means |= {f"mIoU_{size}": float(score) for size, score in scores}
         classes = {
-            name: {key: _plain(scores[i]) for key, scores in per_class.items()}
+            name: {key: nan_to_none(float(scores[i])) for key, scores in per_class.items()}
             for i, name in enumerate(class_names)
         }
         return {
-            **{key: _plain(value) for key, value in means.items()},
-            "mIoU_interval": [_plain(end) for end in self.interval],
+            **{key: nan_to_none(value) for key, value in means.items()},
+            "mIoU_interval": [nan_to_none(end) for end in self.interval],
             "classes": classes,
         }
 
@@ -81,8 +82,8 @@ class Metrics:
 class ConfusionAccumulator:
     """Pixel counts of a set of images; ignored pixels count neither in label nor in prediction.
 
-    `counts` is the confusion matrix [label, prediction]. The areas of each image are kept, too.
-    Several threads may add images in any order: the sums are the same.
+    `counts` is the confusion matrix [label, prediction]. The pixel counts of each image are kept,
+    too. Several threads may add images in any order: the sums are the same.
     """
 
     def __init__(self, num_images: int, num_classes: int, *, detailed: bool = False):
@@ -102,20 +103,20 @@ class ConfusionAccumulator:
         """Count image `index`.
 
         Args:
-            index: of the image in the set.
-            pred: class ids.
-            label: class ids, or 255 where pixels are ignored.
+            index: The index of the image in the set.
+            pred: Class ids.
+            label: Class ids, or 255 where pixels are ignored.
 
         Raises:
-            ValueError: the image was counted before.
+            ValueError: The image was counted before.
         """
         k = len(self.counts)
         valid = label != IGNORE
         pairs = k * label[valid].astype(np.int64) + pred[valid]
         counts = np.bincount(pairs, minlength=k * k).reshape(k, k)
         judged = np.where(valid, pred, np.uint8(IGNORE))
-        boundary = boundary_areas(judged, label, k) if self._detailed else 0
-        by_size = areas_by_size(judged, label, k) if self._detailed else 0
+        boundary = boundary_counts(judged, label, k) if self._detailed else 0
+        by_size = counts_by_size(judged, label, k) if self._detailed else 0
         with self._lock:
             if self.counted[index]:
                 raise ValueError(f"image {index} would be counted twice")
@@ -142,19 +143,15 @@ class ConfusionAccumulator:
 
     @property
     def images(self) -> PixelCounts:
-        """The areas [n, k] of the images counted, by index."""
+        """The pixel counts [n, k] of the images counted, by index."""
         return PixelCounts(*self._images[:, self.counted])
 
     def metrics(self) -> Metrics:
         """Return the scores of everything counted so far."""
         hits = self.counts.diagonal().copy()
         return Metrics(
-            areas=PixelCounts(hits, self.counts.sum(1), self.counts.sum(0)),
+            pixels=PixelCounts(hits, self.counts.sum(1), self.counts.sum(0)),
             interval=pixel_counts.interval(pixel_counts.resampled_mean_iou(self.images)),
             boundary=PixelCounts(*self._boundary) if self._detailed else None,
             by_size=PixelCounts(*self._by_size) if self._detailed else None,
         )
-
-
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -35,8 +35,12 @@ def plan_outputs(files: Sequence[Path], folder: Path) -> list[Outputs]:
     Names that differ only in their suffix keep it: x.jpg and x.png give x.jpg_label.png and
     x.png_label.png.
 
+    Args:
+        files: The pictures.
+        folder: The folder of the outputs.
+
     Raises:
-        InputError: two outputs would have one name, or one would replace another file than an
+        InputError: Two outputs would have one name, or one would replace another file than an
             output of the same picture.
     """
     stems = Counter(_folded(file.stem) for file in files)
@@ -63,6 +67,10 @@ def png_text(name: str, file: Path | None = None) -> dict[str, str]:
     """Return the text for an output of the picture `name`.
 
     The path of `file` is stored as a hash, because outputs may be published.
+
+    Args:
+        name: The name of the picture.
+        file: Its path, if pictures of one name are to be told apart.
     """
     path = os.fsencode(os.path.realpath(file)) if file else b""
     suffix = f" ({hashlib.sha256(path).hexdigest()[:12]})" if file else ""

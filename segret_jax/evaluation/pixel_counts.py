@@ -55,6 +55,10 @@ def resampled_mean_iou(images: PixelCounts, *, seed: int = 0) -> Float64[np.ndar
 
     Equal n and seed draw equal sets, so two predictions of the same images can be compared set by
     set. Sums are matrix products of integers below 2**53, exact in float64.
+
+    Args:
+        images: The pixel counts of each image.
+        seed: The seed of the draws.
     """
     num_images = len(images.label)
     rng, scores = np.random.default_rng(seed), []

@@ -66,7 +66,7 @@ def _tiling(size: Size, config: EvalConfig, scale: float) -> Tiling:
 
 
 def window_starts(length: int, window: int, stride: int) -> tuple[int, ...]:
-    """Return where windows begin along an axis; the last is moved back inside (spec section 6)."""
+    """Return where windows begin along an axis; the last is moved back inside."""
     num = -(-(length - window) // stride) + 1
     return tuple(min(i * stride, length - window) for i in range(num))
 
@@ -105,8 +105,13 @@ def make_plan(
 ) -> Plan:
     """Plan for images given as {index: (height, width)}, `batch_size` at once on all devices.
 
-    `stride` is that of the model's logits. Large inputs come first: what does not fit into memory
-    fails at once.
+    Large inputs come first: what does not fit into memory fails at once.
+
+    Args:
+        sizes: The images' (height, width) by index.
+        config: The settings of the evaluation.
+        batch_size: The number of images predicted together.
+        stride: The stride of the model's logits.
     """
     tiled = {index: tilings(size, config) for index, size in sizes.items()}
     groups = collections.defaultdict(list)

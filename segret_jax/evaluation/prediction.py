@@ -7,9 +7,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from segret_jax.data.class_table import ClassTable
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, abbreviate
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.evaluation.inputs import abbreviated, num_frames, read_picture
+from segret_jax.evaluation.inputs import MAX_NAMED, num_frames, read_picture
 from segret_jax.evaluation.outputs import Outputs
 from segret_jax.visualize.legend import add_legend
 from segret_jax.visualize.pictures import overlay, save_png
@@ -25,9 +25,8 @@ class PredictionSummary:
 
     def notes(self) -> list[str]:
         """Return lines about frames that were not read."""
-        if not self.multi_frame:
-            return []
-        return [f"of several frames only the first was read: {abbreviated(self.multi_frame)}"]
+        names = abbreviate(self.multi_frame, MAX_NAMED)
+        return [f"of several frames only the first was read: {names}"] * bool(self.multi_frame)
 
 
 def segment(
@@ -36,13 +35,13 @@ def segment(
     """Write the label map and the overlay of each picture.
 
     Args:
-        predictor: the model.
-        table: the classes.
-        files: the pictures; those that cannot be read are skipped.
-        planned: the outputs of each.
+        predictor: The model.
+        table: The classes.
+        files: The pictures; those that cannot be read are skipped.
+        planned: The outputs of each.
 
     Raises:
-        InputError: the disk refuses.
+        InputError: The disk refuses.
     """
     done = PredictionSummary()
     bar = tqdm(files, "predict", unit="image", disable=len(files) == 1)

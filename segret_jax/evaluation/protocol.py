@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from segret_jax import __version__
-from segret_jax.config import Config
+from segret_jax.config import Config, EvalConfig, ModelConfig
 from segret_jax.data.class_table import ClassTable
 from segret_jax.settings import flatten, rules
 from segret_jax.trees import named_leaves
@@ -30,7 +30,7 @@ def fingerprint(
     *,
     split: str,
     names: Sequence[str],
-    label_areas: Int64[np.ndarray, "n k"],
+    label_pixels: Int64[np.ndarray, "n k"],
     lookup: UInt8[np.ndarray, "256"] | None,
     variables: Any,
     devices: Sequence[jax.Device],
@@ -38,21 +38,21 @@ def fingerprint(
     """Return what identifies an evaluation, as plain values for JSON.
 
     Args:
-        config: of data, model and evaluation.
-        table: the classes.
-        split: the part of the data set.
-        names: of the images that were counted.
-        label_areas: pixels of each class in each image's label, in the order of `names`.
-        lookup: the class of each stored label value; None if no labels are stored.
-        variables: the parameters and batch statistics.
-        devices: those of the evaluation.
+        config: The settings of data, model and evaluation.
+        table: The classes.
+        split: The part of the dataset.
+        names: The names of the images that were counted.
+        label_pixels: The pixels of each class in each image's label, in the order of `names`.
+        lookup: The class of each stored label value; None if no labels are stored.
+        variables: The parameters and batch statistics.
+        devices: The devices of the evaluation.
 
     Returns:
         {"id", "must_agree", "may_differ"}; the id is a hash of `must_agree`.
     """
     must_agree, may_differ = _known(config, table, split, names, variables)
     order = np.argsort(np.array(names, object), kind="stable")
-    must_agree |= {"num_images": len(names), "labels": _sha256([label_areas[order].tobytes()])}
+    must_agree |= {"num_images": len(names), "labels": _sha256([label_pixels[order].tobytes()])}
     may_differ |= {
         "stored_labels": None if lookup is None else digest(lookup.tolist()),
         "batch_size": config.eval.batch_size,
@@ -70,6 +70,13 @@ def known_in_advance(
     """Return the part of the fingerprint that is known before the evaluation, as plain values.
 
     A result may replace another one only if all of it agrees.
+
+    Args:
+        config: The settings of data, model and evaluation.
+        table: The classes.
+        split: The part of the dataset.
+        names: The names of all images.
+        variables: The parameters and batch statistics.
     """
     must_agree, may_differ = _known(config, table, split, names, variables)
     return json.loads(json.dumps(must_agree | may_differ))  # as it will be read from a file
@@ -79,28 +86,28 @@ def _known(
     config: Config, table: ClassTable, split: str, names: Sequence[str], variables: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings that must agree and those that may differ, without the results."""
-    dataset, settings, scored = config.data.dataset, config.eval, rules(config.model)
-    slide = settings.mode == "slide"
+    dataset, evaluation = config.data.dataset, _scored(config.eval)
+    if config.eval.mode != "slide":
+        evaluation |= {"window": None, "stride": None}
     must_agree = {
         "dataset": Path(dataset).stem if dataset.endswith(".json") else dataset,
         "split": split,
         "images": digest(sorted(names)),
         "classes": digest([*table.class_names, *table.raw_ids]),
-        "resize_target": list(settings.resize_target),
-        "multiple_of": settings.multiple_of,
         "logits_resize": "bilinear twice: to the network's input, then to the image",
-        "mode": settings.mode,
-        "window": list(settings.window) if slide else None,
-        "stride": list(settings.stride) if slide else None,
-        "scales": list(settings.scales),
-        "flip": settings.flip,
+        **{k: [*v] if isinstance(v, tuple) else v for k, v in evaluation.items()},
     }
     may_differ = {
         "weights": weights_digest(variables),
         "data.root": config.data.root,
-        **{f"model.{k}": v for k, v in flatten(config.model).items() if scored[k].scored},
+        **{f"model.{key}": value for key, value in _scored(config.model).items()},
     }
     return must_agree, may_differ
+
+
+def _scored(settings: EvalConfig | ModelConfig) -> dict[str, Any]:
+    """Return the settings that can change a score."""
+    return {k: v for k, v in flatten(settings).items() if rules(settings)[k].scored}
 
 
 def identify(must_agree: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The files of a result: metrics.json, per_image.npz, and the confusion matrix.
 
-per_image.npz has the areas of each image, from which scores can be computed again and compared.
-metrics.json holds the hash of its per_image.npz, since the two can be separated or mixed up.
+per_image.npz has the pixel counts of each image, from which scores can be computed again and
+compared. metrics.json holds the hash of its per_image.npz, since the two can be mixed up.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from segret_jax.evaluation.evaluate import Result
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.pixel_counts import PixelCounts
 from segret_jax.evaluation.protocol import fingerprint, identify
-from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
+from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder, read_bytes
 from segret_jax.visualize.pictures import save_png
 
 METRICS = "metrics.json"
@@ -32,12 +32,12 @@ PER_IMAGE = "per_image.npz"
 CONFUSION = ("confusion.csv", "confusion.png")
 KEYS = ("names", "intersection", "label_area", "pred_area")
 Plain = dict[str, Any]  # values of JSON
-AGAIN = "evaluate again with segret eval"
+RETRY = "evaluate again with segret eval"
 
 
 @dataclass(frozen=True)
 class SavedResult:
-    """A result read from files: the scores, and the areas of each image in the order of `names`."""
+    """A result read from files: the scores, and the pixel counts in the order of `names`."""
 
     file: Path
     content: Plain
@@ -63,16 +63,16 @@ def save(
     """Write a result into `folder` and return the path of metrics.json.
 
     Args:
-        folder: created if it does not exist.
-        result: the scores of `predictor` on `source`.
-        predictor: its weights and devices are recorded.
-        source: the validation images.
-        config: its settings of data, model and evaluation are recorded.
-        table: the classes.
-        checkpoint: the path to record.
+        folder: The folder, created if it does not exist.
+        result: The scores of `predictor` on `source`.
+        predictor: The model, whose weights and devices are recorded.
+        source: The validation images.
+        config: The config, whose settings of data, model and evaluation are recorded.
+        table: The classes.
+        checkpoint: The path to record.
 
     Raises:
-        InputError: the disk refuses.
+        InputError: The disk refuses.
     """
     counted = result.confusion
     names = [source.name(int(index)) for index in np.flatnonzero(counted.counted)]
@@ -81,7 +81,7 @@ def save(
         table,
         split="validation",
         names=names,
-        label_areas=counted.images.label,
+        label_pixels=counted.images.label,
         lookup=source.layout.lookup if isinstance(source, RecordSource) else None,
         variables=predictor.variables,
         devices=predictor.mesh.devices.flatten().tolist(),
@@ -98,11 +98,11 @@ def prepare_folder(folder: Path, known: Plain) -> None:
     """Create the folder of a result before the evaluation.
 
     Args:
-        folder: where `save` will write.
-        known: of `protocol.known_in_advance`.
+        folder: The folder where `save` will write.
+        known: The result of `protocol.known_in_advance`.
 
     Raises:
-        InputError: the folder cannot be written, or holds a file of the user or the result of
+        InputError: The folder cannot be written, or holds a file of the user or the result of
             another checkpoint, of other data or other settings.
     """
     files = [folder / name for name in (METRICS, PER_IMAGE, *CONFUSION)]
@@ -140,14 +140,14 @@ def write(
     """Write metrics.json and per_image.npz, each atomically; return the path of metrics.json.
 
     Args:
-        folder: created if it does not exist.
-        content: the scores.
-        protocol: of `protocol.fingerprint`.
-        names: of the images counted.
-        images: the areas of each, in the order of `names`.
+        folder: The folder, created if it does not exist.
+        content: The scores.
+        protocol: The result of `protocol.fingerprint`.
+        names: The names of the images counted.
+        images: The pixel counts of each, in the order of `names`.
 
     Raises:
-        InputError: the disk refuses.
+        InputError: The disk refuses.
     """
     if len(names) != len(images.label):
         raise ValueError(f"{len(names)} names of {len(images.label)} images; give those counted")
@@ -168,27 +168,27 @@ def read(file: Path) -> SavedResult:
     """Read a metrics.json and the per_image.npz beside it.
 
     Raises:
-        InputError: one is missing or damaged, the file is older than protocols, or the two do not
+        InputError: One is missing or damaged, the file is older than protocols, or the two do not
             belong together.
     """
-    text = _bytes_of(file, "evaluate first, or give another file")
+    text = read_bytes(file, "; evaluate first, or give another file")
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{file} is no JSON ({error}); give a {METRICS}, or {AGAIN}") from error
+        raise InputError(f"{file} is no JSON ({error}); give a {METRICS}, or {RETRY}") from error
     if not _is_result(content):
-        raise InputError(f"{file} does not say by which protocol it was made; {AGAIN}")
+        raise InputError(f"{file} does not say by which protocol it was made; {RETRY}")
     protocol = content["protocol"]
     if protocol["id"] != identify(protocol["must_agree"]):
-        raise InputError(f"{file}: the protocol's id is not that of its settings; {AGAIN}")
+        raise InputError(f"{file}: the protocol's id is not that of its settings; {RETRY}")
     beside = file.parent / PER_IMAGE
-    stored = _bytes_of(beside, f"it belongs to {file.name}: put it there, or {AGAIN}")
+    stored = read_bytes(beside, f"; it belongs to {file.name}: put it there, or {RETRY}")
     if hashlib.sha256(stored).hexdigest() != content["per_image"]:
-        raise InputError(f"{beside} does not belong to {file.name}, its hash differs; {AGAIN}")
+        raise InputError(f"{beside} does not belong to {file.name}, its hash differs; {RETRY}")
     with np.load(io.BytesIO(stored)) as arrays:
-        names, *areas = (arrays[key] for key in KEYS)
+        names, *counts = (arrays[key] for key in KEYS)
     order = np.argsort(names, kind="stable")
-    return SavedResult(file, content, names[order].tolist(), PixelCounts(*areas)[order])
+    return SavedResult(file, content, names[order].tolist(), PixelCounts(*counts)[order])
 
 
 def _is_result(content: Any) -> bool:
@@ -199,10 +199,3 @@ def _is_result(content: Any) -> bool:
     tables = protocol.get("must_agree"), protocol.get("may_differ"), content.get("classes")
     faults = content.get("faults", [])
     return all(isinstance(table, dict) for table in tables) and isinstance(faults, list)
-
-
-def _bytes_of(file: Path, remedy: str) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}); {remedy}") from error

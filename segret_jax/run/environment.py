@@ -10,7 +10,6 @@ from segret_jax.errors import InputError
 UNSAFE = {
     "JAX_ENABLE_X64": ("", "0", "false", "off", "no"),
     "JAX_DISABLE_JIT": ("", "0", "false", "off", "no"),
-    "JAX_NUMPY_RANK_PROMOTION": ("", "allow", "warn"),
     "JAX_NUMPY_DTYPE_PROMOTION": ("", "standard"),
     "JAX_TRANSFER_GUARD": ("", "allow", "log", "log_explicit"),
 }

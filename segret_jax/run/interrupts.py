@@ -11,21 +11,21 @@ from time import monotonic
 from typing import NoReturn
 
 STATUS = 130  # what shells report for a program that Ctrl-C ended
-SOON = 0.5  # seconds that the main thread may take to end without a word about it
-SAME_PRESS = 0.5  # seconds; make and timeout pass Ctrl-C on to a program that has it already
-PATIENCE = 2.0  # seconds that the last line may take: a disk or a terminal may hang
+NOTICE_DELAY = 0.5  # seconds until a line says that the interrupt is delayed
+REPEAT_WINDOW = 0.5  # seconds; make and timeout pass Ctrl-C on to a program that has it already
+GRACE_SECONDS = 2.0  # for the last line: a disk or a terminal may hang
 
 
 class InterruptCounter:
     """Count presses of Ctrl-C."""
 
     def __init__(self) -> None:
-        self._count, self._last = 0, -SAME_PRESS
+        self._count, self._last = 0, -REPEAT_WINDOW
 
     def add(self) -> int:
         """Count a SIGINT unless it repeats the last press; return the number of presses."""
         now = monotonic()
-        if now - self._last >= SAME_PRESS:
+        if now - self._last >= REPEAT_WINDOW:
             self._count, self._last = self._count + 1, now
         return self._count
 
@@ -78,7 +78,7 @@ def interrupt_once() -> Iterator[threading.Event]:
             return
         if presses.add() > 1:
             quit_at_once(lambda: print_below_bar("interrupted"))
-        elif not is_raised.wait(SOON):
+        elif not is_raised.wait(NOTICE_DELAY):
             print_below_bar("interrupting after this operation; press Ctrl-C again to quit at once")
 
     signal.signal(signal.SIGINT, interrupt)
@@ -96,7 +96,7 @@ def print_below_bar(message: str) -> None:
 
 def quit_at_once(log: Callable[[], None]) -> NoReturn:
     """Call `log`, then end this process and its workers, whatever its threads are at."""
-    hanging = threading.Timer(PATIENCE, os._exit, (STATUS,))
+    hanging = threading.Timer(GRACE_SECONDS, os._exit, (STATUS,))
     hanging.start()
     with suppress(Exception):
         log()

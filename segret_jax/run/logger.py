@@ -14,7 +14,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from segret_jax.files import atomic_write, disk_errors_as_input_errors
+from segret_jax.files import atomic_write, disk_errors_as_input_errors, nan_to_none
 from segret_jax.run.memory import device_memory
 from segret_jax.run.slow_compile import filter_slow_compile_alarm
 from segret_jax.run.wandb_log import WandbLogger
@@ -180,14 +180,14 @@ class RunLogger(AbstractContextManager):
         return dict(zip(SPEED, (rate, rate * self._images_per_step, wait_share), strict=True))
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        plain = {k: None if math.isnan(v) else v for k, v in values.items()}  # JSON has no NaN
+        plain = {k: nan_to_none(v) for k, v in values.items()}
         finite = {f"{kind}/{k}": v for k, v in values.items() if math.isfinite(v)}
         try:
             self._lines.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
             for name, value in finite.items():
                 self._events.add_scalar(name, value, step)
         except OSError as error:
-            self.info(f"cannot write to {self._lines.name}: {error.strerror}; training goes on")
+            self.info(f"cannot write to {self._lines.name}: {error.strerror}; training continues")
         if self._wandb is not None:
             self._wandb.log(step, finite)
 
@@ -223,7 +223,7 @@ def _show_elapsed(show: Callable[[str], None], *, interval: float = 1.0) -> Iter
         yield
     finally:
         over.set()
-        thread.join(timeout=5)  # `show` may hang: the run goes on all the same
+        thread.join(timeout=5)  # `show` may hang: the run continues all the same
 
 
 def _minutes(seconds: float) -> str:

@@ -46,7 +46,7 @@ class Profiler(AbstractContextManager):
         try:
             jax.profiler.stop_trace()
         except (RuntimeError, OSError) as error:  # a full disk is no reason to end the run
-            self._log(f"cannot write the profile to {self._folder}: {error}; training goes on")
+            self._log(f"cannot write the profile to {self._folder}: {error}; training continues")
             return
         self._log(
             f"profile in {self._folder}; to see it: pip install xprof, xprof --logdir "

@@ -77,7 +77,7 @@ class StopRequest:
 
     def _print_last(self) -> None:
         step = newest_step(self._workdir)
-        how = f"continues from the checkpoint of step {step}" if step else "starts anew"
+        how = f"continues from the checkpoint of step {step}" if step else "starts from step 0"
         if processes.is_primary():
             interrupts.print_below_bar(f"stopped at once; the same command {how}")
         self.on_quit()

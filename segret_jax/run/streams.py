@@ -12,10 +12,8 @@ def make_safe() -> None:
     Characters that the encoding lacks are escaped. After the reader of a pipe has gone
     (`segret train | head`), further output is dropped.
     """
-    sys.stdout, sys.stderr = (
-        _SafeStream(sys.stdout),
-        _SafeStream(_apart_from_native_code(sys.stderr)),
-    )
+    separate = _apart_from_native_code(sys.stderr)
+    sys.stdout, sys.stderr = _SafeStream(sys.stdout), _SafeStream(separate)
 
 
 def _apart_from_native_code(stream: Any) -> Any:

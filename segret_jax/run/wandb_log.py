@@ -12,7 +12,7 @@ from segret_jax.files import atomic_write
 class WandbLogger:
     """Log to one W&B run per workdir: a resumed run finds its id in the file `wandb_id`.
 
-    A failure is reported once by `log`, and training goes on without W&B. W&B rejects records of
+    A failure is reported once by `log`, and training continues without W&B. W&B rejects records of
     steps that a killed run had already sent; they are equal anyway.
 
     Raises:
@@ -63,4 +63,4 @@ class WandbLogger:
         except Exception as error:  # of any kind: none is worth ending the run
             self._run = None
             reason = " ".join(str(error).split()) or type(error).__name__
-            self._log(f"W&B: {reason}; training goes on without it")
+            self._log(f"W&B: {reason}; training continues without it")

@@ -77,7 +77,7 @@ class Watchdog:
     def phase(self, name: str, *, on_device: bool = False) -> Iterator[None]:
         """Watch the block; all phases are entered by one thread.
 
-        Of nested phases the innermost counts; the time of the outer one goes on meanwhile.
+        Of nested phases the innermost counts; the time of the outer one runs meanwhile.
 
         Args:
             name: What the block does, as the report names it.

@@ -19,7 +19,7 @@ from segret_jax.parallel import processes
 from segret_jax.settings import flatten, rules
 
 STATUS, CONFIG = "status", "config.json"
-HOST_GONE = 120  # seconds after which a network disk should know
+LOCK_TIMEOUT = 120  # seconds after which a network disk frees the lock of a host that is gone
 LOCK = ".lock"  # held by the process at work in the folder; the system frees it with the process
 
 
@@ -74,7 +74,7 @@ def claim_workdir(workdir: Path, config: Config) -> Iterator[Callable[[str], Non
 def _lock(workdir: Path) -> IO[str]:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / LOCK).open("a+", encoding="utf-8")
-    host, deadline = platform.node(), time.monotonic() + HOST_GONE
+    host, deadline = platform.node(), time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

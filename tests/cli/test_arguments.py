@@ -16,22 +16,25 @@ import pytest
 from PIL import Image
 
 from segret_jax.cli import arguments as cli
+from segret_jax.cli import convert as convert_cli
 from segret_jax.cli import eval as eval_cli
 from segret_jax.cli import main, program
 from segret_jax.cli import predict as predict_cli
 from segret_jax.cli import train as train_cli
 from segret_jax.config import Config, flatten
+from segret_jax.convert import exporting
 from segret_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 
 
 def message_of(call, *args) -> str:
-    """The one-line message of the InputError that a call must raise."""
+    """The message of the InputError that a call must raise: one line, or three without data."""
     with pytest.raises(InputError) as caught:
         call(*args)
     message = str(caught.value)
-    assert "\n" not in message
+    assert "\n" not in message or message.endswith("; `segret demo` needs no data")
+    assert message.count("\n") <= 2
     return message
 
 
@@ -155,6 +158,21 @@ def test_a_shipped_config_is_found_by_name_from_any_folder(tmp_path, monkeypatch
     assert set(cli.shipped_configs()) == {file.stem for file in (ROOT / "configs").glob("*.py")}
 
 
+def test_an_installed_package_reads_its_own_configs_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "segret_jax" / "cli" / "arguments.py"))
+    foreign, own = tmp_path / "configs" / "demo.py", tmp_path / "segret_jax" / "configs" / "demo.py"
+    foreign.parent.mkdir()
+    foreign.touch()
+    assert cli.shipped_configs() == {"demo": foreign}  # of a checkout
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert cli.shipped_configs() == {"demo": own}
+
+
+def test_the_endings_checked_before_the_imports_are_those_that_are_written():
+    assert convert_cli.TORCH_ENDINGS == exporting.ENDINGS
+
+
 def test_a_file_without_get_config_is_rejected(tmp_path: Path):
     file = tmp_path / "notes.py"
     file.write_text("x = 1\n")
@@ -203,7 +221,7 @@ def test_overrides_and_arguments_in_any_order():
         (["--config", "configs/demo.py", "--config.train.stps=4"], "unknown config key 'train.st"),
         (
             ["--config", "configs/ade_tiny.py", "--config.data.root=/nowhere"],
-            "there is no folder /nowhere; get it by `segret data prepare ade20k --download",
+            "there is no folder /nowhere; ade20k needs images/training/**/*.jpg with ",
         ),
         (
             ["--config", "configs/demo.py", "--config.data.dataset=camvdi"],
@@ -243,16 +261,26 @@ def test_eval_tells_what_is_wrong(tmp_path):
 
 def test_predict_tells_what_is_wrong(tmp_path):
     def message(source: Path) -> str:
-        where = ["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+        where = ["--checkpoint", str(run), "--out", str(tmp_path / "out")]
         return message_of(predict_cli.main, [str(source), *where])
 
+    run = tmp_path / "run"
+    assert message(tmp_path) == f"argument --checkpoint: {run} does not exist (see --help)"
+    run.mkdir()
+    assert message(tmp_path).startswith(
+        f"no checkpoint in {run}: train first, give another folder, "
+    )
+    assert "segret convert" in message_of(
+        predict_cli.main, ["a", "--checkpoint", __file__, "--out", "b"]
+    )
+    (run / "0" / "model").mkdir(parents=True)
     assert message(tmp_path / "absent.jpg") == f"there is no image or folder {tmp_path}/absent.jpg"
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "notes.txt").touch()
     assert message(folder).startswith(f"no images in {folder}; not read, as no image of a known")
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "a.png")
-    assert message(folder / "a.png").startswith(f"no checkpoint in {tmp_path / 'run'}: train first")
+    assert message(folder / "a.png").startswith(f"no config at {run / '0' / 'config'}")
     assert not (tmp_path / "out").exists()
 
 
@@ -369,7 +397,7 @@ def test_commands_that_do_not_compute_do_not_restart(started_again, monkeypatch,
         ),
         (
             "predict.py nowhere.jpg --checkpoint runs/none --out out",
-            "error: there is no image or folder nowhere.jpg",
+            r"error: argument --checkpoint: runs/none does not exist \(see --help\)",
         ),
     ],
 )

@@ -1,11 +1,12 @@
 """The command `segret`: what it offers, how fast it answers, and what it does without data."""
 
 import contextlib
+import itertools
 import re
-import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from segret_jax import __version__
 from segret_jax.cli import data, main
 from segret_jax.errors import InputError
 
+FILE, FOLDER = __file__, str(Path(__file__).parent)
 MODULES = [*main.COMMANDS, *(f"data {name}" for name in data.COMMANDS)]
 
 
@@ -53,8 +55,8 @@ def test_a_misspelled_command_names_the_nearest():
         main.main(["data", "prepair"])
 
 
-def seconds(*argv: str) -> float:
-    """The median of five starts, each a process of its own."""
+def answers_within(seconds: float, *argv: str) -> bool:
+    """Whether the median of five starts, each a process of its own, is below `seconds`."""
 
     def once() -> float:
         begun = time.perf_counter()
@@ -62,12 +64,13 @@ def seconds(*argv: str) -> float:
         subprocess.run(command, capture_output=True, check=False)
         return time.perf_counter() - begun
 
-    return statistics.median(once() for _ in range(5))
+    starts = (once() < seconds for _ in range(5))
+    return sum(itertools.islice((fast for fast in starts if fast), 3)) == 3  # stops at the third
 
 
 @pytest.mark.parametrize("command", ["", *MODULES])
 def test_help_takes_less_than_three_tenths_of_a_second(command):
-    assert seconds(*command.split(), "--help") < 0.3
+    assert answers_within(0.3, *command.split(), "--help")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,19 @@ def test_help_takes_less_than_three_tenths_of_a_second(command):
         ["convert", "x"],
         ["summary", "--model", "x"],
         ["data", "check", "x"],
+        ["train", "--config", "ade_tiny", "--config.data.dataset=ad20k"],
+        ["train", "--config", "own"],
+        ["aot", "--config", "ade_tiny", "--topology", "v5"],
+        ["predict", FILE, "--checkpoint", "nope", "--out", "x"],
+        ["eval", "--workdir", FOLDER],
+        ["replay", FOLDER],
+        ["verify", FILE],
+        ["compare", FILE, FILE],
+        ["data", "check", FOLDER, "--dataset", "nope"],
+        ["data", "prepare", "nope", "--source", FOLDER, "--data_dir", "x"],
+        ["data", "verify", "gs://x"],
+        ["convert", FILE, "a.onnx"],
     ],
 )
 def test_wrong_arguments_take_less_than_half_a_second(argv):
-    assert seconds(*argv) < 0.5
+    assert answers_within(0.5, *argv)

@@ -1,4 +1,4 @@
-"""Class tables and dataset rows against the specification's table (section 6)."""
+"""Class tables and dataset rows against the published datasets."""
 
 import json
 import re
@@ -9,6 +9,7 @@ import pytest
 
 from segret_jax.data.class_table import IGNORE, UNKNOWN, label_lookup, load_class_table
 from segret_jax.data.datasets import DATASETS, get_dataset, load_dataset
+from segret_jax.data.names import PUBLISHED, SYNTHETIC
 from segret_jax.errors import InputError
 
 NUM_CLASSES = {
@@ -193,7 +194,7 @@ ROW = {"id": 0, "name": "cat", "color": "#ff0080"}
     ("classes", "message"),
     [
         ([{"id": 0, "name": "cat"}], "KeyError('color')"),
-        ([ROW | {"color": "#ff00"}], "not enough values"),
+        ([ROW | {"color": "#ff00"}], "cannot reshape"),
         ([ROW | {"color": "red"}], "fromhex"),
         ([ROW, ROW], "its ids are [0, 0]"),
         ([ROW | {"id": 1}], "its ids are [1]"),
@@ -217,7 +218,7 @@ def test_class_table_that_is_not_json_or_not_there(tmp_path: Path) -> None:
         load_class_table(tmp_path / "broken.json")
     with pytest.raises(
         InputError,
-        match=r"absent\.json cannot be read .*No such file.*give --config\.data\.dataset",
+        match=r"absent\.json cannot be read \(No such file[^\[]*\); expected {\"classes\":",
     ):
         load_class_table(tmp_path / "absent.json")
 
@@ -225,6 +226,11 @@ def test_class_table_that_is_not_json_or_not_there(tmp_path: Path) -> None:
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown dataset 'ade2ok': did you mean 'ade20k'"):
         get_dataset("ade2ok")
+    with pytest.raises(InputError, match="scenes of synthetic are generated: they have no files"):
+        get_dataset(SYNTHETIC)
+    with pytest.raises(InputError, match=r"no file .*/pet\.json: .*\n.*\"classes\".*\n.*demo"):
+        get_dataset("pet.json")
+    assert tuple(DATASETS) == PUBLISHED
     with pytest.raises(InputError, match=r"unknown dataset 'x'\. Known: ade20k, camvid"):
         get_dataset("x")
     with pytest.raises(InputError, match=r"unknown class table .*'citiscapes': did you mean"):
@@ -237,7 +243,7 @@ def test_unknown_names_get_the_nearest() -> None:
         get_dataset("cityscapes").layout("labelIDs")
 
 
-# A user's own data set
+# A user's own dataset
 
 PETS = {
     "classes": [

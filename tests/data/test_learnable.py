@@ -136,7 +136,7 @@ def test_samples_that_would_all_be_skipped_are_refused(tmp_path):
     message = own.error_of_training("data.on_error=skip")
     assert message.startswith(
         "data.on_error=skip would skip every sample: none of 5 that were read, of 5 of masks, "
-        f"training, is sound; the first: {own.root}/images/training/"
+        f"training, is valid; the first: {own.root}/images/training/"
     )
     Image.new("RGB", (32, 32)).save(own.root / "images" / "training" / "1.jpg")
     check_samples(own.source(), skip_faulty=True)

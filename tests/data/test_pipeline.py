@@ -3,6 +3,8 @@
 import dataclasses
 import gc
 import re
+import subprocess
+import sys
 import time
 from collections import Counter, deque
 from pathlib import Path
@@ -192,7 +194,7 @@ def test_epochs_that_do_not_divide_into_batches_go_on_without_a_gap():
     assert [sorted(drawn[i : i + 5]) for i in (0, 5, 10)] == [list(range(5))] * 3
 
 
-def test_an_image_is_augmented_anew_in_each_epoch_and_at_each_place_of_a_batch():
+def test_an_image_is_augmented_again_in_each_epoch_and_at_each_place_of_a_batch():
     images = [
         image.tobytes()
         for k in range(3)
@@ -203,9 +205,16 @@ def test_an_image_is_augmented_anew_in_each_epoch_and_at_each_place_of_a_batch()
 
 def test_opencv_is_told_once_and_not_per_image_to_use_one_thread(monkeypatch):
     """Told by one thread while another is at work, it divides by zero: a crash now and then."""
+    made = dataset()
     assert cv2.getNumThreads() == 1
     monkeypatch.setattr(cv2, "setNumThreads", None)
-    assert len(next(batches_from(dataset(), 0))["label"]) == 4
+    assert len(next(batches_from(made, 0))["label"]) == 4
+
+
+def test_importing_the_pipeline_leaves_opencv_as_it_is():
+    code = "import cv2; cv2.setNumThreads(2); import segret_jax.data.pipeline; "
+    command = [sys.executable, "-c", code + "print(cv2.getNumThreads())"]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"2\n"
 
 
 # Faulty samples
@@ -218,11 +227,11 @@ def test_a_faulty_sample_stops_the_stream_and_is_named():
 
 
 def test_skipped_samples_are_ignored_counted_and_change_nothing_else(caplog):
-    sound = dataset(Numbered(8))
+    valid = dataset(Numbered(8))
     skipping = dataset(Numbered(8, faulty=3), on_error="skip")
     seen = 0
     for k in range(4):
-        expected, actual = sound[k], skipping[k]
+        expected, actual = valid[k], skipping[k]
         faulty = np.array(numbers(expected)) == 3
         seen += faulty.sum()
         assert actual["skipped"].tolist() == faulty.tolist()
@@ -266,7 +275,9 @@ def test_a_folder_is_opened_with_its_own_class_table(tmp_path: Path):
     config = DataConfig(dataset="ade20k", root=str(tmp_path))
     assert open_source(config, "validation")[0]["label"].tolist() == [[149] * 6] * 4
     assert class_table(config).num_classes == 150
-    with pytest.raises(InputError, match=r"there is no folder .*images/training; .*; ade20k needs"):
+    with pytest.raises(
+        InputError, match=r"there is no folder .*images/training; ade20k needs .*\nget"
+    ):
         open_source(config, "training")
 
 

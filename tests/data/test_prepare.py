@@ -146,7 +146,7 @@ def test_data_of_a_run_stopped_before_its_manifest_is_rejected(
 
     data = tmp_path / "data"
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_stored_files", stop)
+        patch.setattr(prepare_module.manifests, "stored_file", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(ADE, raw, str(data), shards=2)
     assert (data / FOLDER / "index.json").is_file()

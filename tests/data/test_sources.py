@@ -151,7 +151,7 @@ def test_folder_source_survives_pickling_and_a_change_of_directory(
 def folder_error(root: Path, split: str = "training") -> str:
     with pytest.raises(InputError) as caught:
         FolderSource(ADE, root, split)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("\n") <= 1
     return str(caught.value)
 
 
@@ -160,10 +160,10 @@ def test_missing_folders_say_what_is_needed_and_where_to_get_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     remedy = (
-        f"get {ADE.download_hint}; "
-        "ade20k needs images/training/**/*.jpg with annotations/training/**/*.png "
-        "in the folder given by --config.data.root=DIR; `segret demo` needs no data"
+        "ade20k needs images/training/**/*.jpg with annotations/training/**/*.png\n"
+        f"get ade20k: {ADE.download_hint}"
     )
+    assert max(map(len, remedy.splitlines())) <= 100
     assert folder_error(Path("absent")) == f"there is no folder {tmp_path}/absent; {remedy}"
     (tmp_path / "images" / "training").mkdir(parents=True)
     expected = f"there is no folder {tmp_path}/annotations/training; {remedy}"
@@ -177,9 +177,9 @@ def test_files_without_a_partner_are_counted_and_named(tmp_path: Path) -> None:
     pairs = [write_pair(tmp_path, name) for name in "abcdefg"]
     for _, label in pairs[:5]:
         label.unlink()
-    assert folder_error(tmp_path).startswith("5 images without label (a, b, c, ...) in ")
+    assert folder_error(tmp_path).startswith("5 images without label (a, b, c and 2 more) in ")
     pairs[6][0].unlink()
-    assert "(a, b, c, ...), 1 label without image (g) in " in folder_error(tmp_path)
+    assert "(a, b, c and 2 more), 1 label without image (g) in " in folder_error(tmp_path)
     for image, _ in pairs[:5]:
         image.unlink()
     assert folder_error(tmp_path).startswith("1 label without image (g) in ")

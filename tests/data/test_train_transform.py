@@ -29,7 +29,7 @@ MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57
 SCENES = list(map(SyntheticSource(seed=5, num_images=4, size=(80, 110)).__getitem__, range(4)))
 
 
-# The steps of spec section 6 in plain NumPy. Only the resize and the two conversions of color
+# The steps of the augmentation in plain NumPy. Only the resize and the two conversions of color
 # are OpenCV's.
 
 

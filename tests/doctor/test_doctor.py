@@ -1,4 +1,4 @@
-"""The label doctor: silent on sound data, and each fault named with its file and remedy."""
+"""The label doctor: silent on valid data, and each fault named with its file and remedy."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def run(folder: Folder, report: Path, *arguments: str) -> int:
 def test_sound_data_gives_no_finding(folder):
     diagnosis = folder.check()
     assert diagnosis.findings == []
-    assert diagnosis.verdict() == "sound"
+    assert diagnosis.verdict() == "valid"
     scan = diagnosis.scans["training"]
     assert scan.pixels.tolist() == [6 * 144] * 11
     assert scan.images.tolist() == [6] * 11
@@ -104,7 +104,7 @@ def test_files_without_a_partner(folder):
     assert (severity, locations) == ("error", ("1",))
     ((severity, locations),) = [f for m, f in findings.items() if "1 label without image in" in m]
     assert (severity, locations) == ("error", ("2",))
-    assert len(findings) == 2  # the other pairs were examined, and are sound
+    assert len(findings) == 2  # the other pairs were examined, and are valid
     assert len(folder.check().scans["training"].examined) == 4
 
 
@@ -133,7 +133,10 @@ def test_an_empty_split_is_an_error_and_one_that_is_not_there_a_note(folder):
     for path in folder.image(0, "validation").parent.iterdir():
         path.unlink()
     folder.image(0, "validation").parent.rmdir()
-    folder.only("note", "validation: not checked: there is no folder .*images/validation; get")
+    folder.only(
+        "note",
+        "validation: not checked: there is no folder .*images/validation; camvid needs .*\nget ",
+    )
     assert folder.check(split="training").findings == []
     with pytest.raises(InputError, match="there is no folder"):
         folder.check(split="validation")
@@ -323,7 +326,7 @@ def test_exit_status_terminal_and_files(folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "camvid training: 6 pairs, layout annotations" in printed
     assert f"--config.train.class_weights={','.join(['1.000'] * 11)}\n" in printed
-    assert "camvid: sound" in printed
+    assert "camvid: valid" in printed
     assert f"report: {report / 'index.html'}" in printed
 
     for i in range(5):
@@ -348,11 +351,11 @@ def test_a_report_that_cannot_be_written(folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "full" / "index.html").mkdir(parents=True)
     with pytest.raises(OSError, match=r"index\.html"):
         run(folder, tmp_path / "full", "--workers=1")
-    assert "camvid: sound" in capsys.readouterr().out  # what was found is not lost
+    assert "camvid: valid" in capsys.readouterr().out  # what was found is not lost
 
     monkeypatch.setattr(doctor, "check", None)  # nothing may be read before this fails
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=f"--report={tmp_path / 'file'}: cannot be written to"):
+    with pytest.raises(InputError, match=f"cannot write --report {tmp_path / 'file'}: File exists"):
         run(folder, tmp_path / "file")
 
 

@@ -114,12 +114,12 @@ def test_worst_samples_come_first_and_others_are_drawn_by_seed(diagnosis):
             index=index, name=str(index), stored=stored, digest=b"x", faults=list(faults)
         )
 
-    sound = [examined(i, {0: 50, 1: 50}) for i in range(40)]
+    valid = [examined(i, {0: 50, 1: 50}) for i in range(40)]
     ignored = examined(40, {0: 10, 255: 90})
     unknown = examined(41, {0: 95, 7: 5}, Fault("unknown", "", "x"))
     sizes = examined(42, {0: 100}, Fault("sizes", "", "x"))
     unreadable = Examined(index=43, name="43", faults=[Fault("image_unreadable", "", "x")])
-    scan = SplitScan(source=scan.source, examined=[*sound, ignored, unreadable, sizes, unknown])
+    scan = SplitScan(source=scan.source, examined=[*valid, ignored, unreadable, sizes, unknown])
     worst, others = choose_samples(scan, seed=1)
     assert worst == [unknown, sizes, ignored]
     assert len(others) == PICTURES

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from segret_jax.evaluation.detailed_counts import boundary_areas, boundary_mask
+from segret_jax.evaluation.detailed_counts import boundary_counts, boundary_mask
 
 IGNORE = 255
 
@@ -23,7 +23,7 @@ def expected_mask(mask: np.ndarray, distance: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(80, 107), (1, 1), (3, 200)])
-def test_boundary_areas_equal_the_definition(shape):
+def test_boundary_counts_equal_the_definition(shape):
     label, pred = random_blobs(shape, 0), random_blobs(shape, 1)
     pred[label == IGNORE] = IGNORE
     pred[(pred == IGNORE) & (label != IGNORE)] = 3
@@ -32,7 +32,7 @@ def test_boundary_areas_equal_the_definition(shape):
     for k in range(4):
         in_label, in_pred = expected_mask(label == k, distance), expected_mask(pred == k, distance)
         expected.append([(in_label & in_pred).sum(), in_label.sum(), in_pred.sum()])
-    found = boundary_areas(pred, label, 4)
+    found = boundary_counts(pred, label, 4)
     np.testing.assert_array_equal(found, np.array(expected).T)
     assert found[0].sum() < found[1].sum() or label.size == 1
 
@@ -53,7 +53,7 @@ def test_a_shifted_edge_costs_a_large_object_more_here_than_in_iou():
     label, pred = np.zeros((2, 200, 200), np.uint8)
     label[20:180, 20:180] = 1
     pred[20:180, 23:183] = 1
-    hits, in_label, in_pred = boundary_areas(pred, label, 2)[:, 1]
+    hits, in_label, in_pred = boundary_counts(pred, label, 2)[:, 1]
     boundary_iou = hits / (in_label + in_pred - hits)
     iou = 157 / 163
     assert boundary_iou < 0.7 < 0.96 < iou
@@ -62,7 +62,7 @@ def test_a_shifted_edge_costs_a_large_object_more_here_than_in_iou():
 def test_pixels_of_255_belong_to_no_class_and_end_an_object():
     label = np.full((40, 40), 2, np.uint8)
     label[:, 30:] = IGNORE
-    hits, in_label, in_pred = boundary_areas(label, label, 3)
+    hits, in_label, in_pred = boundary_counts(label, label, 3)
     np.testing.assert_array_equal(hits, in_label)
     np.testing.assert_array_equal(in_pred, in_label)
     assert in_label.tolist() == [0, 0, 40 * 30 - 38 * 28]

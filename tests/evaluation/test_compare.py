@@ -24,7 +24,7 @@ MUST_AGREE = {
 MAY_DIFFER = {"weights": "d" * 64, "model.dtype": "float32", "batch_size": 1}
 
 
-def areas(*, found: float = 0.7, seed: int = 0, num_images: int = 40) -> PixelCounts:
+def counts(*, found: float = 0.7, seed: int = 0, num_images: int = 40) -> PixelCounts:
     """Images of varied difficulty, the same for each `seed`, of whose labels `found` are hit."""
     rng = np.random.default_rng(seed)
     label = rng.integers(500, 1500, (num_images, len(CLASSES)))
@@ -68,7 +68,7 @@ def line(lines: list[str], start: str) -> str:
 
 
 def test_the_difference_has_an_interval_that_excludes_0_where_b_is_better(tmp_path, capsys):
-    images = areas(), areas(found=0.72)
+    images = counts(), counts(found=0.72)
     a, b = (write(tmp_path / n, x) for n, x in zip("ab", images, strict=True))
     status, lines = verdict(a, b, capsys)
     iou = [x.intersection.sum(0) / x.union.sum(0) for x in images]
@@ -93,7 +93,7 @@ def upper(text: str) -> float:
 
 
 def test_the_paired_interval_equals_a_loop(tmp_path, capsys):
-    images = areas(num_images=6), areas(num_images=6, found=0.68)
+    images = counts(num_images=6), counts(num_images=6, found=0.68)
     a, b = (write(tmp_path / n, x) for n, x in zip("ab", images, strict=True))
     draws = np.random.default_rng(0).integers(6, size=(1000, 6))
     mean = [[(x.intersection[d].sum(0) / x.union[d].sum(0)).mean() for d in draws] for x in images]
@@ -103,7 +103,7 @@ def test_the_paired_interval_equals_a_loop(tmp_path, capsys):
 
 
 def test_images_are_paired_by_name_and_not_by_order(tmp_path, capsys):
-    images, order = areas(), np.random.default_rng(1).permutation(40)
+    images, order = counts(), np.random.default_rng(1).permutation(40)
     a = write(tmp_path / "a", images)
     b = write(tmp_path / "b", images[order], names=[f"frame{i:02}" for i in order])
     status, lines = verdict(a, b, capsys)
@@ -114,7 +114,7 @@ def test_images_are_paired_by_name_and_not_by_order(tmp_path, capsys):
 
 
 def test_the_five_classes_that_changed_most(tmp_path, capsys):
-    before = areas()
+    before = counts()
     gain = np.array([0, 90, -10, 30, 50, -70, 0])
     after = PixelCounts(before.intersection + gain, before.label, before.pred + gain)
     a, b = write(tmp_path / "a", before), write(tmp_path / "b", after)
@@ -131,9 +131,9 @@ def test_the_five_classes_that_changed_most(tmp_path, capsys):
 
 
 def test_a_class_that_never_occurs_is_no_change(tmp_path, capsys):
-    images = areas()
-    for counts in (images.intersection, images.label, images.pred):
-        counts[:, 3] = 0
+    images = counts()
+    for pixels in (images.intersection, images.label, images.pred):
+        pixels[:, 3] = 0
     better = PixelCounts(images.intersection, images.label, images.pred - 10 * (images.pred > 0))
     a, b = write(tmp_path / "a", images), write(tmp_path / "b", better)
     _, lines = verdict(a, b, capsys)
@@ -153,7 +153,7 @@ def test_a_class_that_never_occurs_is_no_change(tmp_path, capsys):
     ],
 )
 def test_differing_protocols_exit_with_1_and_a_reason(tmp_path, capsys, setting, shown, reason):
-    a, b = write(tmp_path / "a", areas()), write(tmp_path / "b", areas(), **setting)
+    a, b = write(tmp_path / "a", counts()), write(tmp_path / "b", counts(), **setting)
     status, lines = verdict(a, b, capsys)
     assert status == 1
     start = lines.index("NOT COMPARABLE, since these differ:")
@@ -163,8 +163,8 @@ def test_differing_protocols_exit_with_1_and_a_reason(tmp_path, capsys, setting,
 
 
 def test_settings_that_may_differ_are_listed(tmp_path, capsys):
-    a = write(tmp_path / "a", areas())
-    b = write(tmp_path / "b", areas(), may_differ={"model.dtype": "bfloat16", "batch_size": 4})
+    a = write(tmp_path / "a", counts())
+    b = write(tmp_path / "b", counts(), may_differ={"model.dtype": "bfloat16", "batch_size": 4})
     status, lines = verdict(a, b, capsys)
     assert status == 0
     start = lines.index("Differs, allowed:")
@@ -175,9 +175,9 @@ def test_settings_that_may_differ_are_listed(tmp_path, capsys):
 
 
 def test_incomplete_result_is_not_comparable_and_names_missing_images(tmp_path, capsys):
-    a = write(tmp_path / "a", areas())
+    a = write(tmp_path / "a", counts())
     b = write(
-        tmp_path / "b", areas()[np.arange(38)], images="f" * 64, num_images=38, labels="f" * 64,
+        tmp_path / "b", counts()[np.arange(38)], images="f" * 64, num_images=38, labels="f" * 64,
         faults=["/data/frame38.jpg: cannot be read", "/data/frame39.jpg: cannot be read"],
     )  # fmt: skip
     status, lines = verdict(a, b, capsys)
@@ -190,7 +190,7 @@ def test_incomplete_result_is_not_comparable_and_names_missing_images(tmp_path, 
 
 
 def test_the_first_image_with_other_labels_is_named(tmp_path, capsys):
-    images = areas()
+    images = counts()
     label = images.label.copy()
     label[[7, 9], 2] += 1
     a = write(tmp_path / "a", images)
@@ -201,7 +201,7 @@ def test_the_first_image_with_other_labels_is_named(tmp_path, capsys):
 
 
 def test_command_exits_with_its_status_and_prints_errors_in_one_line(tmp_path):
-    a, b = write(tmp_path / "a", areas()), write(tmp_path / "b", areas(), flip=True)
+    a, b = write(tmp_path / "a", counts()), write(tmp_path / "b", counts(), flip=True)
     for other, status in ((a, 0), (b, 1), (str(tmp_path / "none.json"), 2)):
         command = [sys.executable, "-m", "segret_jax", "compare", a, other]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from segret_jax.evaluation.detailed_counts import areas_by_size, boundary_areas
+from segret_jax.evaluation.detailed_counts import boundary_counts, counts_by_size
 from segret_jax.evaluation.metrics import ConfusionAccumulator, Metrics
 from tests import golden_weights as golden
 
@@ -78,7 +78,7 @@ def test_scores_equal_a_case_computed_by_hand():
     assert content["fwIoU"] == pytest.approx((2 * 2 / 3 + 4 * 2 / 4 + 1 / 2) / 7)
 
 
-def test_areas_are_summed_over_the_set_and_not_averaged_over_images():
+def test_counts_are_summed_over_the_set_and_not_averaged_over_images():
     one = as_uint8([[0, 0]]), as_uint8([[0, 0]])
     other = as_uint8([[0] * 8]), as_uint8([[1] * 8])
     assert score([one, other], 2).iou.tolist() == [0.2, 0]
@@ -156,7 +156,7 @@ def test_the_highest_class_ids_do_not_overflow():
 # Images: each once, in any order
 
 
-def test_each_images_areas_are_kept_by_index():
+def test_each_images_counts_are_kept_by_index():
     pairs = [random_pair(seed) for seed in range(4)]
     confusion = ConfusionAccumulator(6, 5)
     for index in (4, 0, 3):
@@ -200,8 +200,8 @@ def test_details_are_summed_over_images_without_ignored_pixels():
     pairs = [random_pair(seed) for seed in range(3)]
     metrics = score(pairs, 5, detailed=True)
     judged = [(np.where(label == IGNORE, label, pred), label) for pred, label in pairs]
-    boundary = sum(boundary_areas(*pair, 5) for pair in judged)
-    by_size = sum(areas_by_size(*pair, 5) for pair in judged)
+    boundary = sum(boundary_counts(*pair, 5) for pair in judged)
+    by_size = sum(counts_by_size(*pair, 5) for pair in judged)
     for found, expected in ((metrics.boundary, boundary), (metrics.by_size, by_size)):
         np.testing.assert_array_equal([found.intersection, found.label, found.pred], expected)
     content = metrics.to_dict(tuple("abcde"))

@@ -45,7 +45,7 @@ def test_resamples_depend_on_the_seed_alone():
     assert not np.array_equal(resampled_mean_iou(one), resampled_mean_iou(one, seed=1))
 
 
-def test_sums_of_large_areas_stay_exact():
+def test_sums_of_large_counts_stay_exact():
     huge = 2**45 + 1
     images = PixelCounts(*(np.full((3, 1), x, np.int64) for x in (huge, huge + 2, huge)))
     expected = 3 * huge / (3 * huge + 6)
@@ -77,6 +77,6 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 
 def test_iou_is_nan_where_the_union_is_empty_and_the_mean_skips_it():
-    areas = PixelCounts(*(np.array([row]) for row in ([2, 0, 0], [4, 0, 3], [3, 0, 0])))
-    np.testing.assert_array_equal(areas.iou, [[2 / 5, np.nan, 0]])
-    np.testing.assert_array_equal(areas.mean_iou, [1 / 5])
+    counts = PixelCounts(*(np.array([row]) for row in ([2, 0, 0], [4, 0, 3], [3, 0, 0])))
+    np.testing.assert_array_equal(counts.iou, [[2 / 5, np.nan, 0]])
+    np.testing.assert_array_equal(counts.mean_iou, [1 / 5])

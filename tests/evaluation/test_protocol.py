@@ -21,7 +21,7 @@ WEIGHTS = {"params": {"w": np.arange(6.0).reshape(2, 3), "b": np.zeros(3)}, "sta
 
 def made(config: Config | None = None, **changes: Any) -> dict[str, Any]:
     settings = {
-        "table": TABLE, "split": "validation", "names": NAMES, "label_areas": AREAS,
+        "table": TABLE, "split": "validation", "names": NAMES, "label_pixels": AREAS,
         "lookup": np.arange(256, dtype=np.uint8), "variables": WEIGHTS, "devices": jax.devices(),
     } | changes  # fmt: skip
     return fingerprint(config or Config(), **settings)
@@ -83,8 +83,8 @@ def other_ids() -> ClassTable:
         ({"table": renamed()}, {"classes"}),
         ({"table": other_ids()}, {"classes"}),
         ({"names": ("c", "a", "bb")}, {"images"}),
-        ({"names": ("c", "a"), "label_areas": AREAS[:2]}, {"num_images", "images", "labels"}),
-        ({"label_areas": AREAS + np.eye(3, 11, dtype=int)}, {"labels"}),
+        ({"names": ("c", "a"), "label_pixels": AREAS[:2]}, {"num_images", "images", "labels"}),
+        ({"label_pixels": AREAS + np.eye(3, 11, dtype=int)}, {"labels"}),
     ],
 )
 def test_other_images_labels_or_classes_change_the_id(changes, keys):
@@ -112,11 +112,11 @@ def test_what_may_differ_is_recorded_and_leaves_the_id(changes, keys):
 def test_the_order_of_the_images_does_not_matter():
     order = [2, 0, 1]
     names = tuple(NAMES[i] for i in order)
-    assert differs(made(names=names, label_areas=AREAS[order])) == set()
+    assert differs(made(names=names, label_pixels=AREAS[order])) == set()
     assert differs(made(names=names)) == {"labels"}
 
 
-def test_own_data_set_is_named_without_its_folder():
+def test_own_dataset_is_named_without_its_folder():
     places = ("mine.json", "/elsewhere/mine.json")
     prints = [made(Config(data=DataConfig(dataset=place))) for place in places]
     assert prints[0] == prints[1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from segret_jax.evaluation.detailed_counts import SIZES, areas_by_size, component_sizes
+from segret_jax.evaluation.detailed_counts import SIZES, component_sizes, counts_by_size
 from segret_jax.evaluation.pixel_counts import PixelCounts
 
 IGNORE = 255
@@ -27,7 +27,7 @@ def random_blobs(seed: int) -> np.ndarray:
     return labels
 
 
-def expected_areas(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+def expected_counts(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
     """True positives, label and positives [kind, size, class], component by component."""
     found = np.zeros((3, 3, num_classes), int)
     for k in range(num_classes):
@@ -45,12 +45,12 @@ def expected_areas(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.
     return found
 
 
-def test_areas_equal_a_loop_over_components():
+def test_counts_equal_a_loop_over_components():
     label, pred = random_blobs(0), random_blobs(1)
     ignored = random_blobs(2) == 0
     label[ignored] = pred[ignored] = IGNORE
-    found = areas_by_size(pred, label, 3)
-    np.testing.assert_array_equal(found, expected_areas(pred, label, 3))
+    found = counts_by_size(pred, label, 3)
+    np.testing.assert_array_equal(found, expected_counts(pred, label, 3))
     assert (found.sum(2) > 0).all()  # every kind and size has its pixels here
     assert found[1].sum() == (~ignored).sum()
 
@@ -79,7 +79,7 @@ def test_a_small_object_lost_and_a_large_one_invented():
     label, pred = np.zeros((2, 200, 200), np.uint8)
     label[0:10, 0:10] = 1  # never found
     pred[50:150, 50:150] = 1  # not there
-    intersection, in_label, in_pred = areas_by_size(pred, label, 2)
+    intersection, in_label, in_pred = counts_by_size(pred, label, 2)
     assert (in_label[:, 1].tolist(), in_pred[:, 1].tolist()) == ([100, 0, 0], [0, 0, 100 * 100])
     iou = PixelCounts(intersection, in_label, in_pred).iou
     np.testing.assert_array_equal(iou[:, 1], [0, np.nan, 0])

@@ -39,7 +39,7 @@ def test_read_restores_what_write_wrote_sorted_by_name(tmp_path: Path):
         np.testing.assert_array_equal(stored, mine[[2, 0, 1]])
 
 
-def test_different_numbers_of_names_and_areas_are_rejected(tmp_path: Path):
+def test_different_numbers_of_names_and_counts_are_rejected(tmp_path: Path):
     with pytest.raises(ValueError, match="2 names of 3 images"):
         results.write(tmp_path, {}, protocol=PROTOCOL, names=NAMES[:2], images=AREAS)
 

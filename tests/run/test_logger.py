@@ -236,7 +236,7 @@ def test_wandb_failure_is_reported_once_and_training_continues(tmp_path, capfd, 
             logger.record_training(step, VALUES)
             logger.picture(step, tmp_path / "picture.png")
     out = capfd.readouterr().out
-    assert out == f"W&B: {broken}: no network; training goes on without it\n"
+    assert out == f"W&B: {broken}: no network; training continues without it\n"
     assert len(records(tmp_path)) == 2
     assert len(wandb.called("log")) == {"init": 0, "log": 1, "finish": 4}[broken]
 

@@ -79,7 +79,7 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, double, m
             patch.setattr(jax.profiler, "stop_trace", full)
             profiler.after(1, None)
     assert len(said) == 1
-    assert "No space left on device; training goes on" in said[0]
+    assert "No space left on device; training continues" in said[0]
     jax.profiler.stop_trace()
 
 

@@ -98,7 +98,7 @@ def test_a_second_press_says_which_checkpoint_is_the_newest(
         assert (last_lines, quits) == ([], [])
         time_passes(0.2)
         send(signal.SIGINT)
-        assert last_lines.pop() == "stopped at once; the same command starts anew"
+        assert last_lines.pop() == "stopped at once; the same command starts from step 0"
         for name in ("5", "10", "15.orbax-checkpoint-tmp"):
             (tmp_path / "checkpoints" / name).mkdir(parents=True)
         time_passes(0.6)
@@ -130,7 +130,7 @@ def ends(process: psutil.Process) -> bool:
     ("context", "first", "last"),
     [
         ("StopRequest(data_mesh(), Path('none'))", FIRST,
-         "stopped at once; the same command starts anew"),
+         "stopped at once; the same command starts from step 0"),
         ("interrupt_once()",
          "\ninterrupting after this operation; press Ctrl-C again to quit at once",
          "interrupted"),
@@ -153,7 +153,7 @@ def test_both_presses_are_answered_while_the_main_thread_is_in_native_code(
         process.send_signal(signal.SIGINT)
         for line in first.splitlines():
             assert process.stderr.readline() == f"{line}\n"
-        time.sleep(interrupts.SAME_PRESS)
+        time.sleep(interrupts.REPEAT_WINDOW)
         process.send_signal(signal.SIGINT)
         printed = process.communicate(timeout=3)
         assert printed == ("", f"\n{last}\n")

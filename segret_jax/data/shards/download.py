@@ -1,6 +1,6 @@
 """Download of official archives that are free: what `prepare --download` does.
 
-A transfer goes on where it broke off, in the same run or the next. Only a file with the known hash
+A transfer resumes where it broke off, in the same run or the next. Only a file with the known hash
 is unpacked: beside its place, and moved there whole.
 """
 
@@ -33,8 +33,13 @@ _TIMEOUT = 30.0  # seconds without a byte
 def download(spec: DatasetSpec, folder: Path) -> None:
     """Download and unpack a dataset's official archive in `folder`, unless it is there already.
 
-    Raises InputError where the dataset has no free archive, the transfer fails for good, or the
-    file is not the known one.
+    Args:
+        spec: The dataset.
+        folder: The folder to download to.
+
+    Raises:
+        InputError: The dataset has no free archive, the transfer fails for good, or the file is not
+            the known one.
     """
     if spec.name not in ARCHIVES:
         found = f"get {spec.download_hint}, and unpack it in {folder}"
@@ -45,7 +50,7 @@ def download(spec: DatasetSpec, folder: Path) -> None:
 
 
 def fetch(url: str, sha256: str, folder: Path) -> Path:
-    """Download a file, or go on where an earlier run stopped; return its path."""
+    """Download a file, or resume where an earlier run stopped; return its path."""
     path = folder / url.rsplit("/", 1)[1]
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +74,7 @@ def _receive_all(url: str, part: Path) -> None:
             except requests.RequestException as error:
                 if not part.exists() or part.stat().st_size <= start:
                     raise InputError(
-                        f"{url}: {error}; run the same command again to go on from {part}"
+                        f"{url}: {error}; run the same command again to resume from {part}"
                     ) from error
 
 
@@ -95,7 +100,12 @@ def _receive(session: requests.Session, url: str, part: Path, start: int) -> Non
 def unpack(path: Path, target: Path) -> None:
     """Unpack the folder `target.name` of a zip file to `target`, which appears whole or not at all.
 
-    Raises InputError for a file that would write outside its folder.
+    Args:
+        path: The zip file.
+        target: The folder to create.
+
+    Raises:
+        InputError: The file would write outside its folder.
     """
     scratch = target.with_name(f"{target.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)  # of an interrupted run

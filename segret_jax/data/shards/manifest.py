@@ -116,7 +116,13 @@ def read_index(
 ) -> tuple[list[str], list[tuple[int, int]]]:
     """Return names and image sizes (height, width) of a split's records, in their order.
 
-    Raises InputError where index.json is not there, or is not what the manifest tells.
+    Args:
+        folder: The folder of the prepared dataset.
+        manifest: Its manifest.
+        split: The name of the split.
+
+    Raises:
+        InputError: index.json is not there, or is not what the manifest tells.
     """
     path = folder / INDEX
     if path.is_file():

@@ -30,17 +30,24 @@ def prepare(
     """Write the splits found in the folder `source`; return where they lie, path or URL.
 
     A complete folder is left as it is. A remote `data_dir` is written in the user's cache first,
-    then moved. With `fetch` the archive is downloaded into `source` before.
+    then moved.
+
+    Args:
+        spec: The dataset.
+        source: The folder of its images and labels.
+        data_dir: The folder or URL to write to.
+        shards: The number of files per split.
+        fetch: Whether to download the archive into `source` before.
 
     Raises:
-        InputError: a pair is faulty.
-        OSError: the disk is full.
+        InputError: A pair is faulty.
+        OSError: The disk is full.
     """
     is_remote = "://" in data_dir
     where = data_dir.rstrip("/") if is_remote else str(Path(data_dir).expanduser().absolute())
     where += f"/{manifests.folder_below(spec)}"
     if remote.is_complete(where) if is_remote else Path(where, manifests.MANIFEST).is_file():
-        print(f"{where} is complete already: delete it to prepare it anew")
+        print(f"{where} is complete already: delete it to prepare it again")
         return where
     if fetch:
         download(spec, source)
@@ -65,13 +72,13 @@ def find_splits(spec: DatasetSpec, source: Path) -> dict[str, FolderSource]:
         try:
             find_pairs(spec, source, split)
         except InputError as error:
-            missing.append(str(error))
+            missing.append(error)
             continue
         found[split] = FolderSource(spec, source, split)
         pairs = plural(len(found[split]), "pair")
         print(f"{split}: {pairs}, {found[split].layout.describe(split)}")
     if not found:
-        raise InputError(missing[0])
+        raise missing[0]
     for reason in missing:
         print(f"left out: {reason}")
     return found
@@ -92,13 +99,14 @@ def _write(spec: DatasetSpec, sources: Sources, folder: Path, shards: int) -> Ma
         )
         for split, source in sources.items()
     }
+    files = tqdm(sorted(folder.iterdir()), "checksums", unit="file", dynamic_ncols=True)
     manifest = Manifest(
         dataset=spec.name,
         version=manifests.VERSION,
         source="; ".join(source.layout.describe(split) for split, source in sources.items()),
         label_table=manifests.label_table_hash(spec),
         splits=splits,
-        files=_stored_files(folder),
+        files={path.name: manifests.stored_file(path) for path in files if path.is_file()},
     )
     atomic_write(folder / manifests.MANIFEST, manifest.to_json())
     return manifest
@@ -117,8 +125,3 @@ def _remove_leftovers(folder: Path) -> None:
     for leftover in leftovers:
         print(f"removing {leftover}, left by an interrupted run")
         shutil.rmtree(leftover)
-
-
-def _stored_files(folder: Path) -> dict[str, manifests.StoredFile]:
-    files = tqdm(sorted(folder.iterdir()), "checksums", unit="file", dynamic_ncols=True)
-    return {path.name: manifests.stored_file(path) for path in files if path.is_file()}

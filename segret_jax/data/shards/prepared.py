@@ -14,11 +14,19 @@ from segret_jax.errors import InputError, unknown_name
 
 
 def open_files(spec: DatasetSpec, root: str | Path, split: str) -> RecordSource:
-    """Open a split below `root`, prepared or as a folder; InputError says what is wrong.
+    """Open a split below `root`, prepared or as a folder.
 
     Where a root holds both, shards are taken before the folder. A remote root (gs://, s3://, any
     URL of fsspec) holds a prepared dataset; what cannot be read there is copied to the local disk
     first.
+
+    Args:
+        spec: The dataset.
+        root: The folder or URL of the dataset.
+        split: "training" or "validation".
+
+    Raises:
+        InputError: The files are missing, incomplete or of another dataset.
     """
     spec.check_split(split)
     if "://" in str(root):
@@ -117,10 +125,6 @@ class PreparedSource(StoredRecords, RecordSource):
             )
         self.spec, self.split = spec, split
         self.layout = spec.layout(self.manifest.splits[split].layout)
-
-    def __repr__(self) -> str:
-        """Name the data, not the machine, as `FolderSource` does."""
-        return f"PreparedSource({self.spec.name}, {self.split}, {len(self)} images)"
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the image's (height, width), as stored when it was prepared."""

@@ -19,6 +19,8 @@ from segret_jax.data.shards.manifest import MANIFEST, Manifest, StoredFile
 from segret_jax.errors import InputError
 from segret_jax.files import atomic_write
 
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}  # by scheme
+
 
 def cache_folder(url: str) -> Path:
     """Return the local folder that stands for a URL, in the user's cache (XDG_CACHE_HOME)."""
@@ -30,14 +32,14 @@ def fetch(url: str, paths: tuple[str, ...]) -> tuple[Path, str]:
     """Copy the files of the prepared dataset at `url` that are needed locally and not there yet.
 
     Args:
-        url: root of the dataset.
-        paths: paths below `url` where it may lie.
+        url: The root of the dataset.
+        paths: The paths below `url` where it may lie.
 
     Returns:
         The local folder, and where the shards are.
 
     Raises:
-        InputError: there is no dataset, or a file does not fit the manifest.
+        InputError: There is no dataset, or a file does not fit the manifest.
     """
     store = _store(url)
     tops = [f"{url.rstrip('/')}/{path}".removesuffix("/.") for path in paths]
@@ -92,12 +94,12 @@ def upload(folder: Path, manifest: Manifest, url: str) -> None:
     store, note = _store(url), f"{url}/{MANIFEST}.partial"
     content = manifest.to_json().encode()
     store.makedirs(url, exist_ok=True)
-    going_on = _exists(store, note) and store.cat_file(note) == content
+    is_resumed = _exists(store, note) and store.cat_file(note) == content
     store.pipe_file(note, content)
     logging.warning("copying %s to %s (%.1f MB)", folder, url, manifest.num_bytes / 1e6)
     for name, file in tqdm(manifest.files.items(), "copying", unit="file", dynamic_ncols=True):
         target = f"{url}/{name}"
-        if not (going_on and _exists(store, target) and store.size(target) == file.bytes):
+        if not (is_resumed and _exists(store, target) and store.size(target) == file.bytes):
             store.put_file(str(folder / name), target)
     store.pipe_file(f"{url}/{MANIFEST}", content)
     store.rm_file(note)
@@ -108,8 +110,8 @@ def _store(url: str) -> Any:
         return fsspec.url_to_fs(url)[0]
     except ImportError as error:
         scheme = url.partition("://")[0]
-        extra = {"gs": "gcs", "https": "http"}.get(scheme, scheme)
-        raise InputError(f'{url} needs an extra: pip install "segret_jax[{extra}]"') from error
+        hint = f"pip install {PACKAGES[scheme]}" if scheme in PACKAGES else str(error)
+        raise InputError(f"{url} needs another package: {hint}") from error
     except ValueError as error:
         raise InputError(f"{url} cannot be opened: {error}") from error
 

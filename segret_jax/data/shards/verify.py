@@ -18,7 +18,7 @@ def verify(folder: Path) -> list[str]:
     """Return the faults of the prepared dataset in `folder`, one line each.
 
     Raises:
-        InputError: the manifest is missing or damaged.
+        InputError: The manifest is missing or damaged.
     """
     manifest = read_manifest(folder)
     faults = _faulty_files(folder, manifest)
