@@ -25,7 +25,7 @@ def draw(losses: Sequence[Point], scores: Sequence[Point]) -> np.ndarray:
         (left, y), (right, _) = at(0, share), at(last, share)
         pen.line((left, y, right, y), fill=(225, 225, 225))
         pen.text((4, y - 6), f"{share * highest:.2f}", fill=LOSS)
-        pen.text((right + 4, y - 6), f"{100 * share:.0f} %", fill=SCORE)
+        pen.text((right + 4, y - 6), f"{100 * share:.0f}%", fill=SCORE)
     line = [at(step, loss / highest) for step, loss in losses]
     if len(line) > 1:
         pen.line(line, fill=LOSS, width=2)

@@ -200,7 +200,7 @@ def report(name: str, photographs: Photographs, rounds: list[dict[str, float]]) 
         "",
         "| stage | ms per image | share |",
         "| --- | --- | --- |",
-        *(f"| {s} | {ms:.2f} | {100 * ms / total:.0f} % |" for s, ms in median.items()),
+        *(f"| {s} | {ms:.2f} | {100 * ms / total:.0f}% |" for s, ms in median.items()),
         f"| whole | {total:.2f} | |",
     ]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_what_it_points_to_is_there():
+def test_links_and_files_exist():
     links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(links) >= 4
     for page, _, heading in (link.partition("#") for link in links):

@@ -130,7 +130,7 @@ def _report(found: str, failed: dict[str, str], skipped: dict[str, str]) -> None
         for figure, reason in reasons.items():
             _say(f"{what}: {figure} ({reason})")
     if LATE in skipped.values():
-        _say("run the same command again to go on with what was skipped")
+        _say("run the same command again to measure what was skipped")
 
 
 def _say(message: str) -> None:

@@ -82,7 +82,7 @@ def _inference(figures: dict[str, Line]) -> str:
 def _speed(line: Line, ours: Line, figures: dict[str, Line]) -> list[str]:
     peak, share = figures.get("peaks", {}).get("bf16_tflops"), ""
     if peak and ours:  # the count of operations is the same
-        share = f"{100 * ours['tflops'] * ours['ms'] / line['ms'] / peak:.1f} %"
+        share = f"{100 * ours['tflops'] * ours['ms'] / line['ms'] / peak:.1f}%"
     return [
         f"{line['ms']:.1f} ({line['ms_min']:.1f}, {line['ms_max']:.1f})",
         f"{line['images_per_second']:.0f}",

@@ -1,6 +1,6 @@
 """Small parameters packed into vectors, for the optimizer.
 
-Two thirds of all leaves (biases, norms, depthwise kernels) hold 1.3 % of the numbers: one by one,
+Two thirds of all leaves (biases, norms, depthwise kernels) hold 1.3% of the numbers: one by one,
 each would cost the optimizer several kernels to compile and to launch. The packed form is for
 memory only: a checkpoint holds one array for each parameter (`stored_state`).
 """

@@ -2,7 +2,7 @@
 
   segret compare A/metrics.json B/metrics.json
 
-Says whether they were made by one protocol; if so, how far B is from A, with a 95 % interval over
+Says whether they were made by one protocol; if so, how far B is from A, with a 95% interval over
 images. Exit status: 0 comparable, 1 not comparable, 2 error.
 """
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     _section("Differs, allowed", compare.allowed(a, b))
     if reasons:
         sys.exit(1)
-    print(f"\nComparable: {len(a.names)} images. In brackets 95 % intervals over images.")
+    print(f"\nComparable: {len(a.names)} images. In brackets 95% intervals over images.")
     print(compare.difference(a, b))
 
 

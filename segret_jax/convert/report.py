@@ -80,7 +80,7 @@ def summary(report: dict[str, Any]) -> str:
         f"{report['model_name']}, {report['num_classes']} classes ({report['classes']})",
         *(f"  {sentence}" for sentence in report["implies"]),
         f"filled: {report['filled']:,} of {report['numbers']:,} numbers "
-        f"({report['filled_percent']:.2f} %) from {len(report['mapped'])} tensors",
+        f"({report['filled_percent']:.2f}%) from {len(report['mapped'])} tensors",
     ]
     if casts := [f"{n} of {dtype}" for dtype, n in report["dtypes"].items() if dtype != "float32"]:
         lines.append(f"converted to float32: {', '.join(casts)}")

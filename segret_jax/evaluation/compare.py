@@ -1,4 +1,4 @@
-"""Comparison of two results: differences in protocol, and in mIoU with a 95 % interval."""
+"""Comparison of two results: differences in protocol, and in mIoU with a 95% interval."""
 
 from typing import Any
 

@@ -21,7 +21,9 @@ ROOM = 800  # side of the matrix, while that leaves cells of such a size
 NUMBERED = 30  # side from which a cell shows its number
 NAME_WIDTH = 150
 NUM_PAIRS = 10
-HEADING = "Rows: label (gray: none). Columns: prediction. Percent of the row; blue right, red wrong"
+HEADING = (
+    "Rows: label (gray: none). Columns: prediction. Percent of the row: blue correct, red wrong"
+)
 
 
 def write_csv(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str], path: Path) -> None:
@@ -40,8 +42,8 @@ def most_confused(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) 
     order = np.argsort(-fraction, axis=None, kind="stable")[:NUM_PAIRS]
     pairs = [divmod(int(i), len(counts)) for i in order if fraction.flat[i] > 0]
     return [
-        f"{100 * fraction[i, j]:.1f} % of {class_names[i]} is taken for {class_names[j]} "
-        f"({100 * counts[i, j] / counts.sum():.2g} % of all pixels)"
+        f"{100 * fraction[i, j]:.1f}% of {class_names[i]} is predicted as {class_names[j]} "
+        f"({100 * counts[i, j] / counts.sum():.2g}% of all pixels)"
         for i, j in pairs
     ]
 

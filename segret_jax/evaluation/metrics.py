@@ -27,7 +27,7 @@ class Metrics:
 
     pixels: PixelCounts
     interval: tuple[float, float]
-    """Of mIoU, 95 %; `pixel_counts.interval` says what it means."""
+    """Of mIoU, 95%; `pixel_counts.interval` says what it means."""
     boundary: PixelCounts | None = None
     by_size: PixelCounts | None = None  # [size, k]
 

@@ -71,7 +71,7 @@ def resampled_mean_iou(images: PixelCounts, *, seed: int = 0) -> Float64[np.ndar
 
 
 def interval(samples: Float64[np.ndarray, " resamples"]) -> tuple[float, float]:
-    """Return the middle 95 % of the samples (percentile bootstrap); nan if there are none.
+    """Return the middle 95% of the samples (percentile bootstrap); nan if there are none.
 
     It estimates how the score varies with other images of the same kind. It does not include the
     variation between trainings, it is too narrow for images that are not independent (frames of a

@@ -145,7 +145,7 @@ class RunLogger(AbstractContextManager):
         self._restart_clock(step)
         skipped, speed = values["skipped_samples"], values["images_per_second"]
         shown = [f"loss {values['loss']:.3f}"[:10]]
-        shown.append(f"{skipped:.0f} skipped" if skipped else f"acc {values['accuracy']:.1f} %")
+        shown.append(f"{skipped:.0f} skipped" if skipped else f"acc {values['accuracy']:.1f}%")
         if math.isfinite(speed):
             shown.append(f"{speed:.0f} images/s" if speed >= 1000 else f"{speed:.3g} images/s")
         self._bar.set_postfix_str(", ".join(shown), refresh=False)

@@ -66,7 +66,7 @@ class Evaluator:
             if processes.is_primary():
                 self._write(predictor, result, step)
         except InputError as error:  # the checkpoint is what matters
-            self.logger.info(f"{error}; training goes on")
+            self.logger.info(f"{error}; training continues")
         return result
 
     def _write(self, predictor: Predictor, result: Result, step: int) -> None:
@@ -77,7 +77,7 @@ class Evaluator:
             self.workdir, result, predictor, self.validation, checkpoint=checkpoint, **about
         )
         if result.pictures:
-            title = f"step {step}, mIoU {100 * result.metrics.mean_iou:.1f} %"
+            title = f"step {step}, mIoU {100 * result.metrics.mean_iou:.1f}%"
             file = self.workdir / "pictures" / f"step_{step:06d}.png"
             save_png(grid(result.pictures, self.table, title=title), file)
             self.logger.picture(step, file)

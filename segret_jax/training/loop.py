@@ -192,7 +192,7 @@ def _train(run: Run, state: TrainState) -> Result | None:
             result = _save_and_evaluate(run, state)
         elif step % config.save_every == 0:
             _save(run, state)
-        with run.watchdog.phase("agreement to go on"):
+        with run.watchdog.phase("agreement to continue"):
             stopping = run.stop.agreed() or (is_evaluation and result is None)
         if stopping and (step < config.steps or result is None):
             _save_and_stop(run, state)
@@ -250,7 +250,7 @@ def _save_and_evaluate(run: Run, state: TrainState) -> Result | None:
     with (
         run.watchdog.phase("evaluation"),
         run.logger.evaluating(),
-        run.stop.cancels("the evaluation, which is made when the run goes on"),
+        run.stop.cancels("the evaluation, which is made when the run is resumed"),
     ):
         result = run.evaluator.score(state, again=again, canceled=lambda: run.stop.requested)
     if result and not again:
@@ -271,7 +271,7 @@ def _save_and_stop(run: Run, state: TrainState) -> None:
         saved = run.checkpoints.finish()
     where = f"saved in {run.checkpoints.folder}" if saved else "NOT saved"
     run.logger.info(
-        f"stopped at step {int(state.step)}, {where}; run the same command again to go on"
+        f"stopped at step {int(state.step)}, {where}; run the same command again to resume"
     )
 
 

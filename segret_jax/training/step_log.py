@@ -100,7 +100,7 @@ class StepLog:
             raise InputError(
                 f"all {num_samples} samples of the last {self._skipped_steps} steps, up to step "
                 f'{step}, were skipped (data.on_error=skip); the lines "skipped: ..." above name '
-                "the files: make them readable, and run the same command again, which goes on from "
+                "the files: make them readable, and run the same command again, which resumes from "
                 "the newest checkpoint"
             )
 

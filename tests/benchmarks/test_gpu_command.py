@@ -39,7 +39,7 @@ def figures(folder) -> dict[str, dict]:
     return results.known(results.read(folder / command.FILE), dry_run=False)
 
 
-def test_a_run_goes_on_with_what_is_missing(run, tmp_path):
+def test_a_run_continues_with_what_is_missing(run, tmp_path):
     status, _ = run(worker("a", "value", x=1))
     assert status == 0
     first = figures(tmp_path)

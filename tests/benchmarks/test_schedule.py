@@ -53,7 +53,7 @@ def events() -> list[tuple[float, str, str]]:
     return sorted((float(at), name, what) for at, name, what in map(str.split, lines))
 
 
-def test_nothing_compiles_while_another_is_timed_and_it_goes_on_afterward():
+def test_nothing_compiles_while_another_is_timed_and_it_continues_afterward():
     run([program("slow", compile=1.2), program("fast", compile=0.1, timed=0.3)])
     found = events()
     begin, end = (

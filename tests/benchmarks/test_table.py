@@ -36,14 +36,14 @@ def test_every_figure_is_in_it_with_machine_versions_date_and_commit():
     assert "Commit abc1234; 16 cores, Python 3.12.3, jax 0.11.2 (PJRT CUDA), PyTorch 2.11.0" in text
     assert "bfloat16 product 800 TFLOP/s, TF32 product 400 TFLOP/s, copy 3000 GB/s" in text
     for row in (
-        "| tiny | segret_jax | 40.0 (40.0, 40.0) | 400 | 15.0 % | 8.00 | 60 |  |",
-        "| tiny | original, `torch.compile` | 60.0 (60.0, 60.0) | 267 | 10.0 % | 10.00 | 60 |",
-        "| base | segret_jax | 100.0 (100.0, 100.0) | 160 | 25.0 % | 20.00 | 60 |  |",
+        "| tiny | segret_jax | 40.0 (40.0, 40.0) | 400 | 15.0% | 8.00 | 60 |  |",
+        "| tiny | original, `torch.compile` | 60.0 (60.0, 60.0) | 267 | 10.0% | 10.00 | 60 |",
+        "| base | segret_jax | 100.0 (100.0, 100.0) | 160 | 25.0% | 20.00 | 60 |  |",
         "| FFN | 15.00 |", "| all | 20.00 |", "| tiny | `gemm` | FFN | 9.00 | 28 |",
         "| goldens/tiny | 3.0e-06 of the RMS at most | right |",
         "| `pytest -m gpu` | 11 passed, 1 failed, 0 skipped, 0 errors | **wrong** |",
         "| whole 1x13 | 0.10 | 0.30 | 1.0e-06 | kernels | right |",
-        "| tiny, 512x512, batch 1 | segret_jax | 4.0 (4.0, 4.0) | 4000 | 10.0 % | 0.50 |  |",
+        "| tiny, 512x512, batch 1 | segret_jax | 4.0 (4.0, 4.0) | 4000 | 10.0% | 0.50 |  |",
     ):  # fmt: skip
         assert row in text
     assert text.index("| tiny | segret_jax") < text.index("| base | segret_jax")

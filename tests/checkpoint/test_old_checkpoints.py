@@ -103,7 +103,7 @@ def test_moments_of_format_1_come_back_for_each_parameter(runs, name, fsdp):
 
 
 @pytest.mark.slow
-def test_a_run_of_format_1_goes_on_with_the_same_losses_and_is_saved_in_the_new_format(runs):
+def test_a_run_of_format_1_continues_with_the_same_losses_and_is_saved_in_the_new_format(runs):
     workdir = runs / "plain"
     assert train(CONFIGS["plain"], workdir) is not None
     losses = {str(r["step"]): r["loss"] for r in records(workdir) if r["kind"] == "train"}

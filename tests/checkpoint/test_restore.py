@@ -97,7 +97,7 @@ def test_an_unknown_fault_of_all_checkpoints_moves_none_and_is_shown(
     assert not list(tmp_path.glob("damaged*"))
 
 
-def test_another_structure_is_told_and_no_damage(checkpoints, tmp_path):
+def test_another_structure_is_reported_and_not_as_damage(checkpoints, tmp_path):
     """As after a change of the code: here the state has an average of the weights beside them."""
     state = state_of(0)
     like = dataclasses.replace(state, ema=state.model)

@@ -233,7 +233,7 @@ def test_overrides_and_arguments_in_any_order():
         ),
     ],
 )
-def test_train_tells_what_is_wrong(argv, message, monkeypatch, tmp_path):
+def test_train_names_what_is_wrong(argv, message, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     workdir = [] if len(argv) < 2 else ["--workdir", str(tmp_path / "run")]
     assert message_of(train_cli.main, [*argv, *workdir]).startswith(message)
@@ -249,7 +249,7 @@ def test_synthetic_scenes_that_are_too_small_are_rejected(monkeypatch, tmp_path)
         assert "synthetic_size" in str(error)  # noqa: PT017
 
 
-def test_eval_tells_what_is_wrong(tmp_path):
+def test_eval_names_what_is_wrong(tmp_path):
     assert message_of(eval_cli.main, []) == (
         "give --workdir or --checkpoint, or the --config of a run in runs/"
     )
@@ -259,7 +259,7 @@ def test_eval_tells_what_is_wrong(tmp_path):
         )
 
 
-def test_predict_tells_what_is_wrong(tmp_path):
+def test_predict_names_what_is_wrong(tmp_path):
     def message(source: Path) -> str:
         where = ["--checkpoint", str(run), "--out", str(tmp_path / "out")]
         return message_of(predict_cli.main, [str(source), *where])

@@ -113,7 +113,7 @@ def test_keys_that_are_long_to_hash_are_refused(tmp_path: Path, key: bytes) -> N
     assert " as key)" in fault(path)
 
 
-def test_numbers_that_are_not_finite_are_told_in_json(tmp_path: Path) -> None:
+def test_nonfinite_numbers_are_reported_in_json(tmp_path: Path) -> None:
     scalar = call(
         "numpy.core.multiarray.scalar",
         call("numpy.dtype", value("f4")) + value((3, "<")) + b"b",

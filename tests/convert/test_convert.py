@@ -136,7 +136,7 @@ def test_a_classifier_warns_what_a_plain_encoder_loses(
      "so drops ffn.dwconv and the rotary phase, which changes the function. To keep them: "
      "--config.model.settings.rotary=true --config.model.settings.ffn_conv=true"),
 ])  # fmt: skip
-def test_the_report_tells_rotation_and_convolutions_apart(
+def test_the_report_distinguishes_rotation_and_convolutions(
     rotary: bool, ffn_conv: bool, encoder: str, note: str
 ) -> None:
     model = segret(task="classification", rotary=rotary, ffn_conv=ffn_conv)
@@ -186,7 +186,7 @@ def test_deviations_from_the_released_models_are_reported(
     write_tensors(tmp_path / "a.npz", tensors, {})
     convert(tmp_path / "a.npz", tmp_path / "a", "--config.model.settings.decay=post_softmax")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "the file has no zeroLayer, so this is taken for the ablation" in printed
+    assert "the file has no zeroLayer, so this is taken as the ablation" in printed
     assert "NOTE: decay 'post_softmax', which no released weights" in printed
     assert describe(ModelConfig()) == describe(segret(zero_branch=False))[:1]
     assert "decoder of 96 channels" in describe(segret(decoder_channels=96))[1]

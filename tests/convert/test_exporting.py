@@ -163,7 +163,7 @@ def test_a_full_disk_is_reported_with_path_and_reason(ending: str, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_pytorch_on_a_full_disk_and_a_folder_that_cannot_be_are_told(
+def test_a_full_disk_and_an_impossible_folder_are_reported_for_pytorch_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def save(tensors: dict[str, np.ndarray], path: Path) -> None:
@@ -188,7 +188,7 @@ def test_pytorch_on_a_full_disk_and_a_folder_that_cannot_be_are_told(
         (segret(decay="post_softmax"), "model.settings.decay is 'post_softmax'"),
     ],
 )
-def test_a_model_that_pytorch_files_cannot_tell_is_refused(
+def test_a_model_that_pytorch_files_cannot_describe_is_refused(
     model: ModelConfig, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

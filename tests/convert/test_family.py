@@ -25,7 +25,7 @@ def without(tensors: Tensors, part: str) -> Tensors:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_released_models_are_told_apart(variant: str) -> None:
+def test_the_released_models_are_distinguished(variant: str) -> None:
     tensors = identify(released(f"segret_{variant}"), ModelConfig())
     assert tensors == TorchModel(model=ModelConfig(variant=variant), num_classes=150, prefix=True)
     rmt = identify(released(f"rmt_{variant}"), ModelConfig())
@@ -33,7 +33,7 @@ def test_the_released_models_are_told_apart(variant: str) -> None:
     assert rmt == TorchModel(model=expected, num_classes=1000, prefix=False)
 
 
-def test_what_differs_from_the_released_models_is_told_too() -> None:
+def test_differences_from_the_released_models_are_inferred() -> None:
     tensors, rmt = released("segret_base"), released("rmt_base")
     assert not identify(without(tensors, "zeroLayer"), ModelConfig()).model.settings.zero_branch
     assert not identify(without(rmt, "ffn.dwconv"), ModelConfig()).model.settings.rotary
@@ -52,7 +52,7 @@ def test_a_block_too_few_does_not_hide_the_variant() -> None:
     assert identify(tensors, ModelConfig()).model.variant == "small"
 
 
-def test_what_no_file_tells_is_taken_from_the_settings() -> None:
+def test_what_no_file_holds_is_taken_from_the_settings() -> None:
     model = segret(rotary=True, decay="post_softmax", dtype="bfloat16", variant="large")
     given = ["settings.rotary", "settings.decay"]
     found = identify(released("segret_tiny"), model, given=given).model
@@ -129,7 +129,9 @@ def test_an_impossible_number_of_classes_is_refused() -> None:
         (11, "camvid", "sky"), (7, "synthetic", "class 0"),
     ],
 )  # fmt: skip
-def test_the_number_of_classes_tells_the_dataset(count: int, dataset: str, first: str) -> None:
+def test_the_dataset_follows_from_the_number_of_classes(
+    count: int, dataset: str, first: str
+) -> None:
     family = TorchModel(model=ModelConfig(), num_classes=count, prefix=True)
     name, table = choose_classes(family, "synthetic", given=False)
     assert (name, table.num_classes, table.class_names[0]) == (dataset, count, first)

@@ -89,7 +89,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib3.util.retry.Retry.sleep", lambda self, response=None: None)
 
 
-def test_a_transfer_that_breaks_off_goes_on(server: Any, tmp_path: Path) -> None:
+def test_an_interrupted_transfer_continues(server: Any, tmp_path: Path) -> None:
     server.breaks = 90_000
     path = fetch(*archive(server), tmp_path)
     assert path.read_bytes() == CONTENT
@@ -101,7 +101,7 @@ def test_a_transfer_that_breaks_off_goes_on(server: Any, tmp_path: Path) -> None
     assert len(server.asked) == len(starts)  # it is there
 
 
-def test_a_second_run_goes_on_where_the_first_stopped(server: Any, tmp_path: Path) -> None:
+def test_a_second_run_continues_where_the_first_stopped(server: Any, tmp_path: Path) -> None:
     (tmp_path / "ADEChallengeData2016.zip.part").write_bytes(CONTENT[:1234])
     assert fetch(*archive(server), tmp_path).read_bytes() == CONTENT
     assert server.asked == ["bytes=1234-"]

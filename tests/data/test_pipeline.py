@@ -125,7 +125,7 @@ def test_worker_processes_give_the_same_batches_and_end_with_the_iterator(worker
     assert workers_of_this_process() == []
 
 
-def test_a_worker_that_was_killed_is_told_in_one_line():
+def test_a_killed_worker_is_reported_in_one_line():
     stream = batches_from(dataset(), 0, workers=1)
     next(stream)
     for worker in workers_of_this_process():
@@ -203,7 +203,7 @@ def test_an_image_is_augmented_again_in_each_epoch_and_at_each_place_of_a_batch(
     assert len(set(images)) == 6
 
 
-def test_opencv_is_told_once_and_not_per_image_to_use_one_thread(monkeypatch):
+def test_opencv_is_limited_to_one_thread_once(monkeypatch):
     """Told by one thread while another is at work, it divides by zero: a crash now and then."""
     made = dataset()
     assert cv2.getNumThreads() == 1

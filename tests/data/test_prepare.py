@@ -50,7 +50,7 @@ def assert_complete(data: Path) -> None:
     assert len(open_files(ADE, data, "training")) == 4
 
 
-def test_manifest_tells_counts_sizes_and_checksums_but_no_machine(
+def test_manifest_holds_counts_sizes_and_checksums_but_no_machine(
     data: Path, tmp_path: Path
 ) -> None:
     content = json.loads((data / FOLDER / MANIFEST).read_text())

@@ -81,7 +81,7 @@ def test_a_remote_store_is_copied_once_with_a_message(
     assert copied_bytes(caplog) == []
 
 
-def test_a_copy_that_was_interrupted_goes_on(
+def test_an_interrupted_copy_continues(
     prepared: Path, store: MemoryFileSystem, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, _ = remote.fetch(THERE, (".",))
@@ -102,7 +102,7 @@ def test_a_file_that_does_not_fit_the_manifest_is_refused(
             open_files(CAMVID, URL, "training")
 
 
-def test_an_upload_that_was_interrupted_goes_on_and_ends_with_the_manifest(
+def test_an_interrupted_upload_continues_and_ends_with_the_manifest(
     raw: Path, store: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[str] = []

@@ -31,9 +31,9 @@ def test_a_csv_that_cannot_be_written_is_named(tmp_path: Path):
 
 def test_most_confused_pairs_come_worst_first():
     assert confusion.most_confused(COUNTS, NAMES) == [
-        "25.0 % of Straße, 道路 is taken for so-called \"tree\" (20 % of all pixels)",
-        "15.0 % of sky is taken for Straße, 道路 (3 % of all pixels)",
-        "5.0 % of sky is taken for so-called \"tree\" (1 % of all pixels)",
+        "25.0% of Straße, 道路 is predicted as so-called \"tree\" (20% of all pixels)",
+        "15.0% of sky is predicted as Straße, 道路 (3% of all pixels)",
+        "5.0% of sky is predicted as so-called \"tree\" (1% of all pixels)",
     ]  # fmt: skip
     assert confusion.most_confused(np.diag([3, 4]), NAMES[:2]) == []
     assert confusion.most_confused(np.zeros((2, 2), int), NAMES[:2]) == []

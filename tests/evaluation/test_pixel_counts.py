@@ -66,7 +66,7 @@ def test_interval_of_equal_images_is_a_point_and_of_none_is_nan():
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    """Sets of 60 images of a population: the population's mIoU lies inside in some 95 % of them."""
+    """Sets of 60 images of a population: the population's mIoU lies inside in some 95% of them."""
     population = random_images(4000, 3)
     truth = mean_iou(population, np.arange(4000))
     rng, inside = np.random.default_rng(3), 0

@@ -140,7 +140,7 @@ def test_pairs_and_folders_are_checked_before_anything_is_written(faulty, workdi
     assert not workdir.exists()
 
 
-def test_labels_that_count_from_1_are_told_before_the_start(faulty, workdir):
+def test_labels_that_count_from_1_are_reported_before_the_start(faulty, workdir):
     for i in range(6):
         Image.fromarray(np.full(SIZE, 6 + i, np.uint8)).save(faulty.label(i))
     message = error_of_training(faulty, workdir)

@@ -52,7 +52,7 @@ def start(workdir: Path, *args: str, **environment: str) -> subprocess.Popen:
         )  # fmt: skip
 
 
-def test_a_second_press_while_saving_is_one_line_and_the_run_goes_on(tmp_path):
+def test_a_second_press_while_saving_is_one_line_and_the_run_continues(tmp_path):
     workdir, printed = tmp_path / "run", tmp_path / "printed"
     process = start(workdir, "--config.train.save_every=5", HANGS_FROM="6")
     try:

@@ -199,7 +199,7 @@ def test_predict_writes_labels_and_overlays_of_the_pictures_size(workdir, tmp_pa
             assert overlay.size[1] > height  # a legend is below
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_result(
+def test_ctrl_c_saves_and_the_same_command_continues_to_the_same_result(
     workdir, scores, tmp_path, monkeypatch
 ):
     original = loop.initialize
@@ -211,7 +211,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_result(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "initialize", interrupted)
         printed = train(tmp_path)
-    saved = f"saved in {tmp_path / 'checkpoints'}; run the same command again to go on"
+    saved = f"saved in {tmp_path / 'checkpoints'}; run the same command again to resume"
     assert f"stopped at step 1, {saved}" in printed
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     assert not (tmp_path / "metrics.json").exists()

@@ -30,7 +30,7 @@ def words(config: Config = CONFIG, *, hit: bool = False) -> str:
     return said
 
 
-def test_the_first_time_and_later_ones_are_told_apart(cache):
+def test_the_first_time_and_later_ones_are_distinguished(cache):
     assert words() == "first time here, usually 0:30 to 2:00"
     record = json.loads((cache / RECORD).read_text())
     ((key, entry),) = record.items()

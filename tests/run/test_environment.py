@@ -52,7 +52,7 @@ def test_harmless_values_stay(name, value, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unknown backend: 'tpu'\nmore"), AssertionError()])
-def test_devices_that_are_not_there_are_told_in_one_line(error, monkeypatch):
+def test_missing_devices_are_reported_in_one_line(error, monkeypatch):
     def devices() -> None:
         raise error
 

@@ -72,7 +72,7 @@ def test_speed_and_the_share_of_waiting_are_since_the_last_record(tmp_path, now)
         logger.record_training(5, VALUES)
         logger.add_input_wait(0.25)
         now.seconds += 50.0
-        logger.record_evaluation(5, {"mIoU": 0.5}, "mIoU 50 %")  # its time is not training's
+        logger.record_evaluation(5, {"mIoU": 0.5}, "mIoU 50%")  # its time is not training's
         now.seconds += 2.0
         logger.add_input_wait(3.0)
         logger.record_training(6, VALUES)
@@ -132,7 +132,7 @@ def test_other_processes_write_and_print_nothing(tmp_path, capfd, wandb):
         logger.advance()
         logger.add_input_wait(0.1)
         logger.record_training(1, VALUES)
-        logger.record_evaluation(1, {"mIoU": 0.5}, "mIoU 50 %")
+        logger.record_evaluation(1, {"mIoU": 0.5}, "mIoU 50%")
         logger.picture(1, tmp_path / "picture.png")
         logger.info("hello")
     assert capfd.readouterr() == ("", "")
@@ -153,14 +153,14 @@ def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path, last, end):
     text = "\n".join([*KEPT, later, last]) + end
     (tmp_path / "metrics.jsonl").write_bytes(text.encode("latin-1"))
     with RunLogger(tmp_path, steps=10, start=2) as logger:
-        logger.record_evaluation(3, {"mIoU": 0.5}, "mIoU 50 %")
+        logger.record_evaluation(3, {"mIoU": 0.5}, "mIoU 50%")
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3]
 
 
 def test_a_whole_line_without_its_end_is_kept_and_the_next_one_begins_anew(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(KEPT))
     with RunLogger(tmp_path, steps=10, start=2) as logger:
-        logger.record_evaluation(3, {"mIoU": 0.5}, "mIoU 50 %")
+        logger.record_evaluation(3, {"mIoU": 0.5}, "mIoU 50%")
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3]
 
 
@@ -193,7 +193,7 @@ def test_wandb_gets_the_same_scalars_and_the_pictures(tmp_path, wandb):
     picture = workdir / "picture.png"
     with RunLogger(workdir, steps=10, start=0, wandb_project="segret", config=config) as logger:
         logger.record_training(1, VALUES)
-        logger.record_evaluation(1, {"mIoU": 0.5}, "mIoU 50 %")
+        logger.record_evaluation(1, {"mIoU": 0.5}, "mIoU 50%")
         logger.picture(1, picture)
     (settings,) = wandb.called("init")
     assert settings == {

@@ -59,7 +59,7 @@ def test_host_memory_is_cut_to_the_limit(
     assert host_memory(own_groups, cgroups) == Memory(total * GIB, free * GIB)
 
 
-def test_an_accelerator_tells_its_limit_or_nothing() -> None:
+def test_an_accelerator_reports_its_limit_or_nothing() -> None:
     stats = {"bytes_limit": 8, "bytes_in_use": 3}
     assert accelerator_memory(lambda: stats) == Memory(8.0, 5.0)
     assert math.isnan(accelerator_memory(lambda: None).total)

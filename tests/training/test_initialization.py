@@ -127,7 +127,7 @@ def test_every_tensor_that_does_not_fit_is_listed(tmp_path):
     assert "batch_stats/decoder/fuse_norm/var is (16,) there, (24,) here" in str(error.value)
 
 
-def test_weights_that_are_not_there_are_told_before_a_folder_is_made(tmp_path):
+def test_missing_weights_are_reported_before_a_folder_is_made(tmp_path):
     config = Config(init_from=str(tmp_path / "nothing"))
     with pytest.raises(InputError, match=r"no checkpoint in .*nothing"):
         loop.train(config, tmp_path / "run")

@@ -50,9 +50,7 @@ def of(steps: int, **optim: Any) -> Config:
     return config
 
 
-def test_a_run_goes_on_with_more_steps_and_says_which_schedule_it_follows(
-    tmp_path, counting, capfd
-):
+def test_a_run_continues_with_more_steps_and_names_its_schedule(tmp_path, counting, capfd):
     for steps in (2, 4):
         loop.train(of(steps), tmp_path)
     checkpoints = tmp_path / "checkpoints"

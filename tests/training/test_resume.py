@@ -198,7 +198,7 @@ def test_the_steps_before_an_error_in_the_input_are_kept(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
-def test_what_goes_on_is_told(tmp_path, monkeypatch, capfd):
+def test_skipped_traced_and_compiled_steps_are_reported(tmp_path, monkeypatch, capfd):
     """A step that is skipped is named, one is traced, all are timed and watched for compiling."""
     config, original, phases, checked = config_of(), loop.batches_from, [], []
     config.train.max_bad_steps, config.train.save_every = 1, 3

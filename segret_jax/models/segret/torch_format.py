@@ -215,7 +215,7 @@ def describe(model: ModelConfig) -> list[str]:
     notes = []
     if segments and not settings.zero_branch:
         notes.append(
-            "the file has no zeroLayer, so this is taken for the ablation without the zero branch, "
+            "the file has no zeroLayer, so this is taken as the ablation without the zero branch, "
             "F_i = Linear_i(f_i); --config.model.settings.zero_branch=true makes that an error"
         )
     if segments and settings.decoder_channels:
