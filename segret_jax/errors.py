@@ -7,8 +7,8 @@ from difflib import get_close_matches
 class InputError(ValueError):
     """A mistake that the user can correct: a path, a name, a file, a setting.
 
-    The message is one line with the wrong value and the remedy; a conversion lists more tensors
-    below it. Commands print it without a traceback and exit with status 2.
+    The message is one line with the wrong value and the remedy; lists of tensors and how to get a
+    dataset follow on lines of their own. Commands print it without a traceback and exit with 2.
     """
 
 

@@ -21,9 +21,7 @@ ROOM = 800  # side of the matrix, while that leaves cells of such a size
 NUMBERED = 30  # side from which a cell shows its number
 NAME_WIDTH = 150
 NUM_PAIRS = 10
-HEADING = (
-    "Rows: label (gray: none). Columns: prediction. Percent of the row: blue correct, red wrong"
-)
+HEADING = "Rows: label (gray: none). Columns: prediction. Percent of row; blue: correct, red: wrong"
 
 
 def write_csv(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str], path: Path) -> None:
