@@ -235,7 +235,7 @@ def find(path: Path) -> Path:
         found = path
     elif path.is_file():
         raise InputError(
-            f"{path} is a file, not a checkpoint's folder; weights of PyTorch are converted first: "
+            f"{path} is a file, not a checkpoint's folder; PyTorch weights are converted first: "
             f"segret convert {path} {path.with_suffix('')}"
         )
     elif saved := saved_in(path) or [one for one in _numbered(path) if (one / "model").is_dir()]:

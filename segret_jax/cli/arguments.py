@@ -16,6 +16,7 @@ from segret_jax.cli import program
 from segret_jax.config import Config, choose_family, flatten, set_value, validate
 from segret_jax.errors import InputError, unknown_name
 from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
+from segret_jax.models.families import FAMILIES
 from segret_jax.settings import rules
 
 OVERRIDE = "--config."
@@ -90,10 +91,8 @@ def begin(processes_spec: str | None = None) -> None:
 
 def shipped_configs() -> dict[str, Path]:
     """Return the configs that come with the project, by name."""
-    package = Path(__file__).parents[1]
-    folder = package / "configs"
-    if not folder.is_dir():  # a checkout has it beside the package
-        folder = package.parent / "configs"
+    package = Path(__file__).parents[1]  # installed it holds them, in a checkout they lie beside it
+    folder = next(filter(Path.is_dir, (package / "configs", package.parent / "configs")), package)
     return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
@@ -102,9 +101,8 @@ def load_config_file(name: str) -> Config:
     known = shipped_configs()
     file = Path(name) if name.endswith(".py") else known.get(name, Path(name))
     if not file.is_file():
-        if file.suffix != ".py":
-            raise unknown_name("config", name, known)
-        raise unknown_name("config file", name, map(str, file.parent.glob("*.py")))
+        there = map(str, file.parent.glob("*.py")) if file.suffix == ".py" else known
+        raise unknown_name("config file" if file.suffix == ".py" else "config", name, there)
     namespace = runpy.run_path(str(file))
     if "get_config" not in namespace:
         raise InputError(f"{name} has no get_config(): a config file defines it")
@@ -115,7 +113,10 @@ def load_config_file(name: str) -> Config:
         if found is None:
             raise
         group = "model.settings" if found[2] == "Settings" else found[1].lower()
-        raise _unknown_key(f"{group}.{found[3]}".strip("."), flatten(Config())) from error
+        config = Config()
+        for family in (n for n, f in FAMILIES.items() if f.settings.__name__ in str(error)):
+            choose_family(config.model, family)
+        raise _unknown_key(f"{group}.{found[3]}".strip("."), flatten(config)) from error
     if not isinstance(config, Config):
         raise InputError(f"get_config() of {name} returns {type(config).__name__}, not a Config")
     return config
@@ -125,7 +126,9 @@ def _unknown_key(key: str, settings: dict[str, Any]) -> InputError:
     """Return the error that names the nearest key, else the keys of its group, else the groups."""
     group, _, name = key.partition(".")
     if f"{group}.settings.{name}" in settings:
-        return InputError(f"{key} has moved: write --config.{group}.settings.{name}=VALUE")
+        return InputError(
+            f"{key} belongs to the family: write --config.{group}.settings.{name}=VALUE"
+        )
     known = [one for one in settings if one.startswith(f"{group}.")]
     if difflib.get_close_matches(key, settings, n=1):
         known = list(settings)
@@ -159,6 +162,4 @@ def _parse(text: str, default: Any) -> Any:
         value = text
     if isinstance(default, tuple):
         return tuple(value) if isinstance(value, list) else value
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    return value
+    return float(value) if isinstance(default, float) and type(value) is int else value

@@ -1,8 +1,8 @@
-"""Convert weights of PyTorch to a checkpoint, or back.
+"""Convert PyTorch weights to a checkpoint, or back.
 
   segret convert SRC DST
 
-SRC is a PyTorch file (.pth, .bin, .safetensors, .npz), a folder of Hugging Face with such a file or
+SRC is a PyTorch file (.pth, .bin, .safetensors, .npz), a Hugging Face folder with such a file or
 its shards, or a checkpoint's or run's folder. DST is a new folder for a checkpoint, or a file for
 PyTorch (.safetensors, .npz; .pth where PyTorch is installed). The file tells which model it holds;
 --config.model.KEY=VALUE says what it must be, --config.data.dataset=NAME or FILE.json what its
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     """Convert what `argv` names, and print a report."""
     parser = cli.Parser("convert", __doc__)
     parser.add_argument(
-        "src", metavar="SRC", type=cli.existing, help="weights of PyTorch, or a checkpoint"
+        "src", metavar="SRC", type=cli.existing, help="PyTorch weights, or a checkpoint"
     )
     parser.add_argument("dst", metavar="DST", type=Path, help="as above")
     parser.add_argument("--to", choices=("checkpoint", "torch"), help="default: by the name of DST")

@@ -2,7 +2,7 @@
 
   segret replay runs/NAME/nonfinite_000123
 
-Training that stops for a loss or gradient which is not finite leaves such a folder. The step is
+Training that stops for a loss or gradient that is not finite leaves such a folder. The step is
 made again from it on one device, in float32 and in bfloat16, and the first tensors that are not
 finite are named: the layer, the operation, the line. The last is the first with a nan; infinite
 ones before it may be its cause, or do no harm. --config.KEY=VALUE changes a setting, to see whether

@@ -29,12 +29,12 @@ RETRY = "download the folder again"
 
 
 def find_weights(folder: Path) -> str:
-    """Return the name of the weights in a folder of Hugging Face; "" if it is none."""
+    """Return the name of the weights in a Hugging Face folder; "" if it is none."""
     return next((name for name in WEIGHTS if os.path.lexists(folder / name)), "")
 
 
 def read_source(path: Path, *, wrapper: str = "") -> TensorFile:
-    """Read a file of weights, an index with its shards, or a folder of Hugging Face.
+    """Read a file of weights, an index with its shards, or a Hugging Face folder.
 
     Args:
         path: The file or folder.

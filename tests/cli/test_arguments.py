@@ -1,6 +1,7 @@
 """The command line: every setting from text, and one line for each mistake."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from segret_jax.cli import train as train_cli
 from segret_jax.config import Config, flatten
 from segret_jax.convert import exporting
 from segret_jax.errors import InputError
+from segret_jax.models.families import FAMILIES
+from segret_jax.settings import setting
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,8 +93,8 @@ def test_the_last_of_several_overrides_counts():
     [
         ("train.step=3", "unknown config key 'train.step': did you mean 'train.steps'?"),
         ("trian.batch_size=3", "unknown config key 'trian.batch_size': did you mean 'train.batch_"),
-        ("model.rotary=true", "model.rotary has moved: write --config.model.settings.rotary=VALUE"),
-        ("model.decay=x", "model.decay has moved: write --config.model.settings.decay=VALUE"),
+        ("model.rotary=true", "model.rotary belongs to the family: write --config.model.settings."),
+        ("model.decay=x", "model.decay belongs to the family: write --config.model.settings.decay"),
         ("model.family=segmen", "unknown model.family 'segmen'"),
         ("train=3", "unknown config key 'train'"),
         ("train.steps.x=3", "unknown config key 'train.steps.x': did you mean 'train.steps'?"),
@@ -418,6 +422,24 @@ def test_a_misspelled_key_in_a_config_file_is_named(tmp_path):
         cli.load_config_file(str(file))
     file.write_text(head)
     with pytest.raises(InputError, match="returns NoneType, not a Config"):
+        cli.load_config_file(str(file))
+
+
+@dataclass(slots=True, kw_only=True)
+class OtherSettings:
+    groups: int = setting(1)
+
+
+def test_a_misspelled_setting_of_another_family_names_that_family_s(tmp_path, monkeypatch):
+    other = dataclasses.replace(FAMILIES["segret"], settings=OtherSettings)
+    monkeypatch.setitem(FAMILIES, "other", other)
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from segret_jax.config import Config, choose_family\n\n"
+        "def get_config():\n    config = Config()\n    choose_family(config.model, 'other')\n"
+        "    config.model.settings.gruops = 2\n    return config\n"
+    )
+    with pytest.raises(InputError, match=r"'model\.settings\.gruops'.*'model\.settings\.groups'"):
         cli.load_config_file(str(file))
 
 
