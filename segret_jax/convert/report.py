@@ -15,7 +15,7 @@ from segret_jax.errors import printable
 from segret_jax.models.config import model_name
 
 MAX_METADATA = 400  # characters on the terminal
-BESIDE = "lies beside the state dict that was read, so it is no part of the model"
+OUTSIDE = "lies beside the state dict that was read, so it is no part of the model"
 
 
 def make_report(
@@ -63,7 +63,7 @@ def make_report(
             name: {"leaf": "/".join(map(str, path)), "shape": list(shape), "dtype": dtypes[name]}
             for name, (path, shape) in mapped.items()
         },
-        "dropped": imported.dropped | dict.fromkeys(file.beside, BESIDE),
+        "dropped": imported.dropped | dict.fromkeys(file.beside, OUTSIDE),
         "initialized": imported.initialized,
         "allow": list(allow),
         "metadata": file.metadata,

@@ -116,13 +116,13 @@ class Predictor:
         judged = [(corner, self.programs.best(views)) for corner, views in self._blocks(batch)]
         size = _largest(batch)
         best, tied = (rescale.assemble(((c, x[i]) for c, x in judged), size) for i in (0, 1))
-        areas = [np.s_[i, : image.size[0], : image.size[1]] for i, image in enumerate(batch)]
-        if any(best[area].max() == NOT_A_NUMBER for area in areas):
+        regions = [np.s_[i, : image.size[0], : image.size[1]] for i, image in enumerate(batch)]
+        if any(best[region].max() == NOT_A_NUMBER for region in regions):
             raise InputError(
                 "the network's output is not a number: the weights are damaged, or "
                 "model.dtype=float32 is needed"
             )
-        return [Prediction(best[area], tied[area]) for area in areas]
+        return [Prediction(best[region], tied[region]) for region in regions]
 
     def forecast(self, plan: Plan) -> str:
         """Compile and run the plan's largest input; return the memory and time of the plan as text.
