@@ -76,10 +76,10 @@ def test_settings_that_the_user_gave_stay() -> None:
 @pytest.mark.parametrize(
     ("model", "given", "tensors", "message"),
     [
-        (ModelConfig(), [], {"stem": np.zeros(1)}, "is neither a SegRet"),
-        (ModelConfig(), ["variant"], {"stem": np.zeros(1)}, "is neither a SegRet"),
-        (ModelConfig(), ["family"], OTHER, "is neither a SegRet"),
-        (ModelConfig(), ["settings.rotary"], OTHER, "is neither a SegRet"),
+        (ModelConfig(), [], {"stem": np.zeros(1)}, "is neither SegRet"),
+        (ModelConfig(), ["variant"], {"stem": np.zeros(1)}, "is neither SegRet"),
+        (ModelConfig(), ["family"], OTHER, "is neither SegRet"),
+        (ModelConfig(), ["settings.rotary"], OTHER, "is neither SegRet"),
         (other(), ["family"], {"stem": np.zeros(1)}, "is no Other"),
         (other(), [], {"stem": np.zeros(1)}, "is no Other"),
     ],

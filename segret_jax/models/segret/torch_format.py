@@ -155,7 +155,7 @@ def _variant(tensors: Mapping[str, np.ndarray]) -> str:
     first = printable(", ".join(list(tensors)[:3]))
     what = f"stages have (width, blocks) {found[:8]}" if found else f"names begin with {first}"
     raise InputError(
-        f"is neither a SegRet nor an RMT classifier: its {what}. It should be {', '.join(VARIANTS)}"
+        f"is neither SegRet nor an RMT classifier: its {what}. Give a file of {', '.join(VARIANTS)}"
     )
 
 
