@@ -31,9 +31,9 @@ class Model:
     """A model with its weights.
 
     Attributes:
-        config: the config that it was trained with.
-        classes: the classes of its outputs.
-        bundle: the network and its weights.
+        config: The config that it was trained with.
+        classes: The classes of its outputs.
+        bundle: The network and its weights.
     """
 
     config: Config
@@ -55,7 +55,7 @@ class Model:
             Logits at the model's stride s: h = ⌈H/s⌉, w = ⌈W/s⌉; a classifier's are [b, k].
 
         Raises:
-            InputError: the images have another form.
+            InputError: The images have another form.
         """
         usable = images.ndim == 4 and images.size and images.shape[-1] == 3
         if not usable or images.dtype not in (np.uint8, np.float32):
@@ -76,7 +76,7 @@ class Model:
                 channel; or an image file. PIL images and files are rotated by their EXIF data.
 
         Raises:
-            InputError: the image has another form or cannot be read, or the model is a classifier.
+            InputError: The image has another form or cannot be read, or the model is a classifier.
         """
         return self._predictor.label_map(_pixels(image))
 

@@ -27,9 +27,9 @@ class DataConfig:
     """Where images come from and how training crops are made. Sizes are (height, width)."""
 
     dataset: str = setting("synthetic")
-    """The name of a known data set, or your own FILE.json."""
+    """The name of a known dataset, or your own FILE.json."""
     root: str = setting("", may_change=True)
-    """Folder of a real data set; empty: data/DATASET."""
+    """Folder of a real dataset; empty: data/DATASET."""
     crop: tuple[int, int] = setting((512, 512), above=0, sized=True)
     """Size of a training crop."""
     resize_base: tuple[int, int] = setting((2048, 512), above=0, sized=True)

@@ -148,7 +148,7 @@ def check_table(checkpoint: Path, table: ClassTable) -> None:
         first = next((f"class {i} is {a} there, {b} here" for i, (a, b) in pairs if a != b), "")
         raise InputError(
             f"{checkpoint} was trained on the {theirs.num_classes} classes of {theirs.name}, but "
-            f"the data set {table.name} has {table.num_classes}: {first or 'some are missing'}"
+            f"the dataset {table.name} has {table.num_classes}: {first or 'some are missing'}"
         )
 
 
@@ -195,10 +195,10 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     folder = (checkpoint / "model").absolute()
     try:
         version = load_format(checkpoint)
-        check_settings(checkpoint, load_config(checkpoint).model, config.model)
+        check_settings(checkpoint, theirs := load_config(checkpoint).model, config.model)
         if difference := reading.structure_difference(folder, target):
             remedy = "without --config the config saved with it is used"
-            if load_config(checkpoint).model == config.model:
+            if theirs == config.model:
                 remedy = "use the version of segret_jax that wrote it"
             raise InputError(
                 f"{checkpoint} does not hold {model_name(config.model)} with {num_classes} classes"

@@ -4,8 +4,7 @@
 
 With a reference, tensors captured from the PyTorch model, each stage's map, the logits and their
 arg-max are compared with it; without one, the float32 and bfloat16 forward with a float64 forward
-of the same weights. Prints a certificate; --out writes it. Exit status: 0 pass,
-1 fail, 2 error.
+of the same weights. Prints a certificate; --out writes it. Exit status: 0 pass, 1 fail, 2 error.
 """
 
 import json

@@ -18,7 +18,7 @@ from segret_jax.models.families import FAMILIES, get_family
 from segret_jax.models.flops import operations
 from segret_jax.models.forward import forward, stage_maps, stride_of
 from segret_jax.models.layers import SampleKeys
-from segret_jax.trees import named_leaves
+from segret_jax.trees import leaves_by_path, named_leaves
 from tests.models.test_layers import noise
 
 NUM_CLASSES = 5
@@ -131,11 +131,8 @@ def test_the_last_layer_is_what_depends_on_the_number_of_classes(name: str):
 @every_family
 def test_every_parameter_is_in_a_group(name: str):
     family, params = get_family(name).load(), abstract(config_of(name), NUM_CLASSES).params
-    paths = [
-        tuple(getattr(key, "key", getattr(key, "idx", None)) for key in path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
-    assert {family.parameter_group(path) for path in paths} == set(family.parameter_groups)
+    groups = {family.parameter_group(path) for path in leaves_by_path(params)}
+    assert groups == set(family.parameter_groups)
 
 
 @every_family
