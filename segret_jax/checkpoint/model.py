@@ -16,8 +16,6 @@ that the model has no use for) in the place of the items `training`, `data` and 
 """
 
 import dataclasses
-import json
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +27,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from segret_jax import config as configs
-from segret_jax.checkpoint import disk_errors, reading
+from segret_jax.checkpoint import disk_errors, folders, reading
 from segret_jax.checkpoint.reading import UnreadableError
 from segret_jax.checkpoint.stored_state import FORMAT
 from segret_jax.data.class_table import MAX_CLASSES, ClassTable, parse_class_table, read_json
@@ -38,9 +36,6 @@ from segret_jax.models.config import ModelConfig, model_name
 from segret_jax.models.factory import ModelBundle, abstract
 from segret_jax.models.kernels import platform_of
 from segret_jax.settings import flatten, rules
-
-FOLDER = "checkpoints"
-METRICS = Path("metrics", "metrics")  # where Orbax writes a checkpoint's scores
 
 
 def save_model(
@@ -222,52 +217,11 @@ def _stored(bundle: ModelBundle) -> dict[str, Any]:
 
 
 def find(path: Path) -> Path:
-    """Return the checkpoint meant by `path`.
-
-    Args:
-        path: A checkpoint itself, or a run's folder or the folder `checkpoints` in it: of these
-            the best one is taken.
-
-    Raises:
-        InputError: There is none, or it was written by a newer version.
-    """
-    if (path / "model").is_dir():
-        found = path
-    elif path.is_file():
-        raise InputError(
-            f"{path} is a file, not a checkpoint's folder; PyTorch weights are converted first: "
-            f"segret convert {path} {path.with_suffix('')}"
-        )
-    elif saved := saved_in(path) or [one for one in _numbered(path) if (one / "model").is_dir()]:
-        found = max(saved, key=lambda p: (saved_mean_iou(p), int(p.name)))
-    else:
-        raise InputError(f"no checkpoint in {path.absolute()}: train first, or give another folder")
+    """Return the checkpoint meant by `path`, as `folders.find`; InputError for a newer format."""
+    found = folders.find(path)
     with suppress(UnreadableError):  # `load_model` reports it
         load_format(found)
     return found
-
-
-def saved_in(workdir: Path) -> list[Path]:
-    """Return the checkpoints of a run's folder."""
-    return _numbered(workdir / FOLDER)
-
-
-def _numbered(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if path.name.isdigit()]
-
-
-def saved_mean_iou(checkpoint: Path) -> float:
-    """Return the score saved with a checkpoint; −1, worse than any, without one to read."""
-    try:
-        return mean_iou_of(json.loads((checkpoint / METRICS).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return -1.0
-
-
-def mean_iou_of(metrics: Any) -> float:
-    """Return the score of what Orbax keeps with a checkpoint; −1, worse than any, without one."""
-    score = (metrics or {}).get("mIoU", -1.0)
-    return -1.0 if math.isnan(score) else score
 
 
 def restore_targets(tree: Any) -> Any:

@@ -62,13 +62,6 @@ def existing(text: str) -> Path:
     return Path(text)
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raise InputError, before the imports that reading it needs, if there is no checkpoint."""
-    if not any(any(path.glob(one)) for one in ("model", "[0-9]*/model", "checkpoints/[0-9]*")):
-        remedy = "train first, give another folder, or convert PyTorch weights (segret convert)"
-        raise InputError(f"no checkpoint in {path.absolute()}: {remedy}")
-
-
 def write_output(option: str, file: Path, text: str) -> None:
     """Write a text file; raise InputError if the disk refuses it."""
     with disk_errors_as_input_errors(option):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from segret_jax.checkpoint.folders import FOLDER, find
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> None:
     if not (args.checkpoint or args.workdir or args.config):
         raise InputError("give --workdir or --checkpoint, or the --config of a run in runs/")
     where = args.checkpoint or args.workdir or Path("runs") / Path(args.config).stem
-    cli.check_checkpoint(where)
+    find(where)
     cli.begin(args.processes)
 
     from segret_jax.checkpoint import model as checkpoints
@@ -70,8 +71,6 @@ def main(argv: list[str]) -> None:
 
 def _default_out(checkpoint: Path) -> Path:
     """Return RUN/evaluation for a checkpoint of a run, else a folder beside the checkpoint."""
-    from segret_jax.checkpoint.model import FOLDER
-
     path = Path(os.path.abspath(checkpoint))  # links kept: their target may be another's folder
     converted = (path / "source").is_dir()
     if path.parent.name == FOLDER and path.name.isdigit() and not converted:

@@ -10,6 +10,7 @@ that cannot be read are left out and listed at the end; the exit status is then 
 import sys
 from pathlib import Path
 
+from segret_jax.checkpoint.folders import find
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
 
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--checkpoint", type=cli.existing, required=True, help="or a run's folder")
     parser.add_argument("--out", type=Path, required=True)
     args, overrides = parser.parse(argv)
-    cli.check_checkpoint(args.checkpoint)
+    find(args.checkpoint)
 
     from segret_jax.evaluation.inputs import find_pictures
     from segret_jax.evaluation.outputs import plan_outputs

@@ -10,6 +10,7 @@ it would help. Exits with 0 if the step is finite in both, with 1 if not.
 """
 
 import sys
+from pathlib import Path
 
 from segret_jax.cli import arguments as cli
 from segret_jax.errors import InputError
@@ -20,13 +21,12 @@ def main(argv: list[str]) -> None:
     parser = cli.Parser("replay", __doc__)
     parser.add_argument("folder", type=cli.existing, help="nonfinite_STEP, or a run's folder")
     args, overrides = parser.parse(argv)
-    if not any(any(args.folder.glob(name)) for name in ("state", "nonfinite_*")):
-        raise InputError(f"{args.folder} has no folder nonfinite_STEP: give one that training left")
+    folder = _find(args.folder)
 
-    from segret_jax.replay.step import PRECISIONS, find, nonfinite_inputs, replay
+    from segret_jax.replay.step import PRECISIONS, nonfinite_inputs, replay
     from segret_jax.training import capture
 
-    captured = capture.load(find(args.folder))
+    captured = capture.load(folder)
     config = cli.apply_overrides(captured.config, overrides)
     print(f"step {int(captured.state.step) + 1}, batch of {len(captured.batch['index'])} images")
     for line in nonfinite_inputs(captured):
@@ -35,3 +35,12 @@ def main(argv: list[str]) -> None:
     if all(finite) and not overrides:
         print("The step is finite here: other devices or versions of JAX round another way")
     sys.exit(0 if all(finite) else 1)
+
+
+def _find(folder: Path) -> Path:
+    """Return `folder` if it holds a captured step, or the newest such folder in it."""
+    if (folder / "state").is_dir():
+        return folder
+    if found := sorted(folder.glob("nonfinite_*")):
+        return found[-1]
+    raise InputError(f"{folder} has no folder nonfinite_STEP: give one that training left")

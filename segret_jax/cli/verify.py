@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from segret_jax.checkpoint.folders import find
 from segret_jax.cli import arguments as cli
 from segret_jax.errors import InputError
 
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--out {args.out}: give a name that ends in .json; FILE.md lies beside")
     if args.out:
         cli.check_folder(f"--out {args.out}", args.out.parent)
-    cli.check_checkpoint(args.checkpoint)
+    find(args.checkpoint)
 
     from segret_jax.checkpoint import model as checkpoints
     from segret_jax.verify.certificate import certify, plain, to_text

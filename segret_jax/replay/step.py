@@ -1,7 +1,6 @@
 """Replay of a training step that was not finite and was saved by `training.capture`."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,15 +19,6 @@ from segret_jax.training.step import batch_gradient, loss_function
 from segret_jax.trees import named_leaves
 
 PRECISIONS = ("float32", "bfloat16")
-
-
-def find(folder: Path) -> Path:
-    """Return `folder` if it holds a captured step, or the newest such folder in it."""
-    if (folder / "state").is_dir():
-        return folder
-    if found := sorted(folder.glob("nonfinite_*")):
-        return found[-1]
-    raise InputError(f"{folder} has no folder nonfinite_STEP: give one that training left")
 
 
 def nonfinite_inputs(captured: CapturedStep) -> list[str]:

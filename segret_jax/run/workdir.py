@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from segret_jax import config as configs
-from segret_jax.checkpoint.model import saved_in
+from segret_jax.checkpoint.folders import saved_in
 from segret_jax.config import Config
 from segret_jax.errors import InputError
 from segret_jax.files import atomic_write, disk_errors_as_input_errors

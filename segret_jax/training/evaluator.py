@@ -8,7 +8,7 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
-from segret_jax.checkpoint.model import FOLDER
+from segret_jax.checkpoint.folders import FOLDER
 from segret_jax.checkpoint.state import TrainState
 from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable

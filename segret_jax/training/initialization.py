@@ -13,6 +13,7 @@ from flax import nnx
 
 from segret_jax import config as configs
 from segret_jax.checkpoint import model as checkpoints
+from segret_jax.checkpoint.folders import saved_in
 from segret_jax.checkpoint.state import TrainState, new_state
 from segret_jax.config import Config, ModelConfig, check_segmentation
 from segret_jax.data.class_table import ClassTable
@@ -56,7 +57,7 @@ def initialize(
     model = config.model
     check_segmentation(model)
     bundle = build(model, table.num_classes, seed=config.train.seed, platform=platform)
-    if checkpoints.saved_in(workdir):
+    if saved_in(workdir):
         return InitialModel(bundle, _longer_schedule(workdir, config))
     if not config.init_from:
         return InitialModel(bundle)

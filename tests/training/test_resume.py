@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segret_jax.checkpoint.model import load_model, saved_mean_iou
+from segret_jax.checkpoint.folders import saved_mean_iou
+from segret_jax.checkpoint.model import load_model
 from segret_jax.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig, validate
 from segret_jax.data.pipeline import class_table, open_source
 from segret_jax.errors import InputError
