@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
-from segret_jax.data.class_table import IGNORE, ClassTable
+from segret_jax.data.class_table import IGNORE, UNKNOWN, ClassTable
 from segret_jax.errors import unknown_name
 
 SPLITS = ("training", "validation")
@@ -36,6 +36,11 @@ class Layout:
     labels: str = "annotations/{split}"
     label_suffix: str = ".png"
     stems: str = ""
+
+    @property
+    def class_values(self) -> Int64[np.ndarray, " n"]:
+        """The stored values that mean a class, in increasing order."""
+        return np.flatnonzero(self.lookup < UNKNOWN)
 
     def describe(self, split: str) -> str:
         """Return in words where the files of a split must lie below the root."""

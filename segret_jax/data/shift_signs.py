@@ -79,7 +79,7 @@ def _converted_already(counts: Counts, layout: Layout) -> Iterator[Sign]:
     foreign += [IGNORE] if is_unknown and occurs[IGNORE] else []
     if not foreign:
         return
-    values = np.flatnonzero(layout.lookup < UNKNOWN)  # that mean a class
+    values = layout.class_values
     first, last = int(values[0]), int(values[-1])
     fraction = counts[foreign].sum() / counts.sum()
     held = f"the files hold {abbreviate(foreign, 8)} ({fraction:.2%} of the pixels), which "
@@ -98,7 +98,7 @@ def _converted_already(counts: Counts, layout: Layout) -> Iterator[Sign]:
 
 def _train_ids(counts: Counts, layout: Layout) -> Iterator[Sign]:
     """Find ids 0, 1, 2, ... where the table has raw ids, most of which lie above them."""
-    values = np.flatnonzero(layout.lookup < UNKNOWN)  # that mean a class
+    values = layout.class_values
     num_classes = int(layout.lookup[values].max()) + 1
     above = values[values >= num_classes]
     below = np.count_nonzero(counts[:num_classes])
@@ -115,7 +115,7 @@ def _train_ids(counts: Counts, layout: Layout) -> Iterator[Sign]:
 
 def _shifted_from_zero(counts: Counts, layout: Layout) -> Iterator[Sign]:
     """Find classes counted from 1, or reduced once too often, where the table counts from 0."""
-    values = np.flatnonzero(layout.lookup < UNKNOWN)  # that mean a class
+    values = layout.class_values
     after = int(values[-1]) + 1
     if values[0] != 0:
         return

@@ -83,7 +83,7 @@ class SplitScan:
             self.stored[values] += np.array(list(examined.stored.values()), np.int64)
             classes = np.unique(lookup[values])
             self.images[classes[classes < UNKNOWN]] += 1
-        values = np.flatnonzero(lookup < UNKNOWN)
+        values = self.source.layout.class_values
         self.pixels = np.zeros(num_classes, np.int64)
         np.add.at(self.pixels, lookup[values], self.stored[values])
 

@@ -26,7 +26,7 @@ class PredictionSummary:
     def notes(self) -> list[str]:
         """Return lines about frames that were not read."""
         names = abbreviate(self.multi_frame, MAX_NAMED)
-        return [f"of several frames only the first was read: {names}"] * bool(self.multi_frame)
+        return [f"of several frames only the first was read: {names}"] if names else []
 
 
 def segment(

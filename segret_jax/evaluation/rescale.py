@@ -149,10 +149,13 @@ def _row_blocks(view: Sequence[Tile], top: int, multiply_rows: Multiply) -> list
 
 
 def _sum(tiles: Sequence[Tile], left: int, multiply_columns: Multiply) -> Array | None:
-    parts = ((tile, tile.columns.part(left, BLOCK[1])) for tile in tiles)
-    products = (multiply_columns(t.logits, *p) for t, p in parts if (t.rows.used & p.used).any())
-    first = next(products, None)
-    return first if first is None else sum(products, first)
+    total = None
+    for tile in tiles:
+        columns = tile.columns.part(left, BLOCK[1])
+        if (tile.rows.used & columns.used).any():
+            scores = multiply_columns(tile.logits, *columns)
+            total = scores if total is None else total + scores
+    return total
 
 
 def multiply_rows(

@@ -51,11 +51,10 @@ class Evaluator:
         """
         model = gather_replicated(state.model, self.mesh)
         predictor = Predictor(ModelBundle(self.graph, **model), self.config.eval)
-        options: Any = {
-            "num_pictures": self.config.eval.pictures,
-            "skip_faulty": self.config.data.on_error == "skip",
-        }
-        result = evaluate(predictor, self.validation, self.table, canceled=canceled, **options)
+        result = evaluate(
+            predictor, self.validation, self.table, num_pictures=self.config.eval.pictures,
+            skip_faulty=self.config.data.on_error == "skip", canceled=canceled,
+        )  # fmt: skip
         if result is None:
             return None
         metrics, step = result.metrics, int(state.step)
@@ -71,11 +70,10 @@ class Evaluator:
 
     def _write(self, predictor: Predictor, result: Result, step: int) -> None:
         """Write the scores with their protocol, and the picture."""
-        about: Any = {"config": self.config, "table": self.table}
-        checkpoint = Path(FOLDER, str(step))
         results.save(
-            self.workdir, result, predictor, self.validation, checkpoint=checkpoint, **about
-        )
+            self.workdir, result, predictor, self.validation, config=self.config,
+            table=self.table, checkpoint=Path(FOLDER, str(step)),
+        )  # fmt: skip
         if result.pictures:
             title = f"step {step}, mIoU {100 * result.metrics.mean_iou:.1f}%"
             file = self.workdir / "pictures" / f"step_{step:06d}.png"

@@ -21,7 +21,7 @@ from segret_jax.errors import InputError
 from segret_jax.models.factory import ModelBundle, abstract, build
 from segret_jax.models.families import get_family
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
-from segret_jax.run.workdir import newest_step
+from segret_jax.run.workdir import CONFIG, newest_step
 from segret_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from segret_jax.trees import named_leaves
 
@@ -144,7 +144,7 @@ def _longer_schedule(workdir: Path, config: Config) -> tuple[str, ...]:
 
     To be called before the folder is claimed, which saves the new config.
     """
-    saved, start = workdir / "config.json", newest_step(workdir)
+    saved, start = workdir / CONFIG, newest_step(workdir)
     if not (start and saved.is_file()):
         return ()
     before, now = configs.load(saved).train.steps, config.train.steps
