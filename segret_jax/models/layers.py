@@ -21,6 +21,7 @@ from segret_jax.models.kernels import Kernels
 
 FeatureMap = Float[Array, "b h w c"]
 Rate = float | Float[Array, ""]  # a drop rate; an array in a scan over blocks
+MapSize = tuple[int | Int[Array, ""], int | Int[Array, ""]]  # height and width of a feature map
 
 
 def normal_init(std: float = 0.02) -> nnx.Initializer:
