@@ -72,9 +72,15 @@ def _host_generator(key: Array) -> np.random.Generator:
 
 
 def conv3x3(
-    in_channels: int, out_channels: int, *, stride: int = 1, dtype: DTypeLike, rngs: nnx.Rngs
+    in_channels: int,
+    out_channels: int,
+    *,
+    stride: int = 1,
+    use_bias: bool = True,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """Build a 3×3 convolution with bias, padded by 1 on *both* sides.
+    """Build a 3×3 convolution, padded by 1 on *both* sides.
 
     XLA's `SAME` puts the odd pixel of a stride-2 convolution on one side only; PyTorch does not.
     A side of n pixels becomes ⌈n/stride⌉.
@@ -83,6 +89,7 @@ def conv3x3(
         in_channels: The channels of the input.
         out_channels: The channels of the output.
         stride: The stride along both axes.
+        use_bias: Whether it has a bias.
         dtype: The dtype of the computation; parameters are float32.
         rngs: The source of the initial weights.
 
@@ -92,7 +99,7 @@ def conv3x3(
     init = uniform_init(9 * in_channels)
     return nnx.Conv(
         in_channels, out_channels, (3, 3), strides=stride, padding=((1, 1), (1, 1)),
-        kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs,
+        use_bias=use_bias, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs,
     )  # fmt: skip
 
 

@@ -12,11 +12,13 @@ import pytest
 from flax import nnx
 
 from segret_jax.config import ModelConfig
+from segret_jax.models import blocks
+from segret_jax.models.blocks import Encoder
 from segret_jax.models.factory import build
 from segret_jax.models.layers import SampleKeys
-from segret_jax.models.segret import encoder, variants
+from segret_jax.models.segret import variants
 from segret_jax.models.segret.classifier import Classifier
-from segret_jax.models.segret.encoder import Encoder, EncoderOptions
+from segret_jax.models.segret.encoder import EncoderOptions, build_encoder
 from segret_jax.models.segret.model import SegRet
 from segret_jax.models.segret.variants import VARIANTS, Variant
 from tests.conftest import slow
@@ -82,8 +84,8 @@ def test_ffn_conv_adds_its_kernel_and_bias_to_each_block_and_a_residual(mini):
 
     model = with_shared_weights(ffn_conv=True)
     assert relative_error(run(model, IMAGE), plain_logits()) > 1e-3
-    for blocks in model.encoder.stages:
-        conv = blocks[0].ffn.dwconv
+    for (block,) in model.encoder.stages:
+        conv = block.ffn.dwconv
         conv.kernel[...], conv.bias[...] = 0 * conv.kernel[...], 0 * conv.bias[...]
     np.testing.assert_allclose(run(model, IMAGE), plain_logits(), rtol=1e-5)
 
@@ -158,7 +160,7 @@ def test_token_head_adds_half_its_largest_logit(mini):
 def test_a_scan_over_blocks_equals_applying_them_one_by_one(mini, monkeypatch, options):
     """Outputs and gradients, with the same draws for drop path and for the decoder's dropout."""
     monkeypatch.setitem(variants.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
-    monkeypatch.setattr(encoder, "MIN_LOOP", 3)
+    monkeypatch.setattr(blocks, "MIN_LOOP", 3)
     model = model_of(**{"drop_path": 0.5} | options)
     randomize(model)
 
@@ -196,7 +198,7 @@ def test_drop_path_grows_linearly_over_all_blocks(name):
         (2,) * 4, variant.depths, (1,) * 4, (4.0,) * 4, (1,) * 4, (False,) * 4, (False,) * 4,
         variant.drop_path, 2,
     )  # fmt: skip
-    encoder = Encoder(
+    encoder = build_encoder(
         narrow, drop_path=variant.drop_path, options=EncoderOptions(), rngs=nnx.Rngs(0)
     )
     total = {"tiny": 14, "small": 29, "base": 45, "large": 45}[name]

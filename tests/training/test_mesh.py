@@ -18,8 +18,9 @@ from segret_jax.checkpoint.packing import moments
 from segret_jax.checkpoint.state import new_state
 from segret_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
 from segret_jax.errors import InputError
+from segret_jax.models import blocks
 from segret_jax.models.factory import abstract, build
-from segret_jax.models.segret import FAMILY, encoder, variants
+from segret_jax.models.segret import FAMILY, variants
 from segret_jax.parallel.mesh import check_batch, make_mesh
 from segret_jax.parallel.sharding import is_large, partition, shard_batch, shardings
 from segret_jax.training.optimizer import make_optimizer
@@ -69,7 +70,7 @@ def eight(seed: int) -> dict[str, np.ndarray]:
 def test_blocks_in_a_loop_agree_on_two_devices_replicated_or_split(mini, monkeypatch):
     monkeypatch.setitem(variants.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))
     in_turn, _ = train((1, 1), steps=2)
-    monkeypatch.setattr(encoder, "MIN_LOOP", 3)
+    monkeypatch.setattr(blocks, "MIN_LOOP", 3)
     losses, expected = train((1, 1), steps=2)
     assert losses == pytest.approx(in_turn, rel=1e-5)
     means = [name for name in expected if "mu" in name and not CANCELED.search(_path(name))]

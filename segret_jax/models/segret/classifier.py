@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
 from segret_jax.models.layers import BatchNorm, accum_dtype, normal_init
-from segret_jax.models.segret.encoder import Encoder, encoder_options
+from segret_jax.models.segret.encoder import build_encoder, encoder_options
 from segret_jax.models.segret.variants import STAGES, VARIANTS
 
 EXTRAS = {"rotary": "the rotation of queries and keys", "ffn_conv": "the FFN's convolutions"}
@@ -41,7 +41,7 @@ class Classifier(nnx.Module):
         """
         variant, options = VARIANTS[config.variant], encoder_options(config, platform)
         dtype, channels = options.dtype, variant.widths[-1]
-        self.encoder = Encoder(variant, drop_path=0.0, options=options, rngs=rngs)
+        self.encoder = build_encoder(variant, drop_path=0.0, options=options, rngs=rngs)
         self.proj = nnx.Linear(channels, 1024, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(1024, dtype=dtype)
         self.head = nnx.Linear(1024, num_classes, kernel_init=normal_init(), rngs=rngs)

@@ -8,7 +8,7 @@ from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
 from segret_jax.models.layers import SampleKeys
 from segret_jax.models.segret.decoder import Decoder
-from segret_jax.models.segret.encoder import Encoder, encoder_options
+from segret_jax.models.segret.encoder import build_encoder, encoder_options
 from segret_jax.models.segret.variants import STAGES, VARIANTS
 
 
@@ -40,7 +40,7 @@ class SegRet(nnx.Module):
         variant = VARIANTS[config.variant]
         options = encoder_options(config, platform)
         drop_path = config.drop_path if config.drop_path >= 0 else variant.drop_path
-        self.encoder = Encoder(variant, drop_path=drop_path, options=options, rngs=rngs)
+        self.encoder = build_encoder(variant, drop_path=drop_path, options=options, rngs=rngs)
         self.decoder = Decoder(
             variant.widths,
             config.settings.decoder_channels or variant.decoder_channels,

@@ -1,0 +1,192 @@
+"""Parts that the encoders of several families have: stem, downsampling, feed-forward network."""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from segret_jax.models import layers
+from segret_jax.models.kernels import Kernels
+from segret_jax.models.layers import FeatureMap, SampleKeys
+
+MIN_LOOP = 16  # blocks of a stage from which on a loop is worth stacking their parameters
+
+
+class Stem(nnx.Module):
+    """Four 3×3 convolutions with batch norm, GELU between them; stride 4 in all."""
+
+    def __init__(self, channels: int, *, use_bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs):
+        half = channels // 2
+        plan = [(3, half, 2), (half, half, 1), (half, channels, 2), (channels, channels, 1)]
+        self.convs = nnx.List(
+            layers.conv3x3(i, o, stride=s, use_bias=use_bias, dtype=dtype, rngs=rngs)
+            for i, o, s in plan
+        )
+        self.norms = nnx.List(layers.BatchNorm(o, dtype=dtype) for _, o, _ in plan)
+
+    @jax.named_scope("stem")
+    def __call__(self, x: Float[Array, "b H W 3"], *, train: bool) -> FeatureMap:
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x if i == 0 else layers.gelu(x)), train=train)
+        return x
+
+
+class Downsample(nnx.Module):
+    """Halve the resolution: 3×3 convolution of stride 2, batch norm."""
+
+    def __init__(
+        self, c_in: int, c_out: int, *, use_bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        self.conv = layers.conv3x3(c_in, c_out, stride=2, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.norm = layers.BatchNorm(c_out, dtype=dtype)
+
+    @jax.named_scope("downsample")
+    def __call__(self, x: Float[Array, "b H W c"], *, train: bool) -> Float[Array, "b h w k"]:
+        return self.norm(self.conv(x), train=train)
+
+
+class FeedForward(nnx.Module):
+    """FFN(x) = W_2 C(GELU(W_1 x)); with `conv` C(h) = h + DWConv(h), else C(h) = h."""
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        *,
+        conv: bool,
+        kernels: Kernels,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        init: Callable[[int], nnx.Initializer] = lambda fan_in: layers.normal_init(),
+    ):
+        def linear(c_in: int, c_out: int) -> nnx.Linear:
+            return nnx.Linear(c_in, c_out, kernel_init=init(c_in), dtype=dtype, rngs=rngs)
+
+        self.fc1, self.fc2 = linear(channels, hidden), linear(hidden, channels)
+        if conv:
+            self.dwconv = layers.DepthwiseConv(hidden, 3, kernels=kernels, dtype=dtype, rngs=rngs)
+        self.has_conv = conv
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        # Recompute the GELU's output in the backward pass: it is several times as large as x.
+        return jax.checkpoint(self._from_hidden)(self.fc1(x))
+
+    def _from_hidden(self, x: Float[Array, "b h w k"]) -> FeatureMap:
+        x = layers.gelu(x)
+        if self.has_conv:
+            x = x + self.dwconv(x)
+        return self.fc2(x)
+
+
+class Encoder(nnx.Module):
+    """Map an image to the feature maps of its stages, at strides 4, 8, 16 and so on.
+
+    A stage is blocks of one width, with a downsample before it (the first one: with the stem). Drop
+    path grows linearly from 0 at the first block to `drop_path` at the last.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        block: Callable[[int, float], nnx.Module],
+        *,
+        drop_path: float,
+        remat: tuple[int, ...],
+        on_cpu: bool,
+        use_bias: bool = True,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        """Initialize the weights.
+
+        Args:
+            widths: The channels of each stage.
+            depths: The number of blocks of each stage.
+            block: Makes a block of a stage (from 0) with a drop path rate. A block maps
+                `(x, *, train, keys, drop_rate)` to a map of the same shape; `drop_rate`, if given,
+                replaces its own. It has the attributes `drop_rate`, and `draws`, those from `keys`.
+            drop_path: The drop path rate of the last block.
+            remat: Stages, from 1, whose blocks the backward pass recomputes.
+            on_cpu: Whether CPUs run the model.
+            use_bias: Whether stem and downsamples have biases.
+            dtype: The dtype of the computation; parameters are float32.
+            rngs: The source of the initial weights.
+        """
+        total = sum(depths)
+        rates = iter([drop_path * i / max(total - 1, 1) for i in range(total)])
+        self.stem = Stem(widths[0], use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.stages = nnx.List(
+            nnx.List(block(stage, next(rates)) for _ in range(depth))
+            for stage, depth in enumerate(depths)
+        )
+        self.downsamples = nnx.List(
+            Downsample(c_in, c_out, use_bias=use_bias, dtype=dtype, rngs=rngs)
+            for c_in, c_out in itertools.pairwise(widths)
+        )
+        self.remat = remat
+        # Measured on CPU alone: a shorter compilation, less memory, the same speed.
+        self.has_loops = on_cpu
+
+    @jax.named_scope("encoder")
+    def __call__(
+        self, image: Float[Array, "b H W 3"], *, train: bool = False, keys: SampleKeys | None = None
+    ) -> Sequence[FeatureMap]:
+        """Return the feature maps of the stages.
+
+        Args:
+            image: Normalized RGB.
+            train: Whether to normalize by the batch, and to update the running statistics.
+            keys: The randomness of drop path in training; None: no drop path.
+
+        Returns:
+            The maps, each before the downsample after it. Every halving rounds up.
+        """
+        x = self.stem(image, train=train)
+        maps = []
+        for i, blocks in enumerate(self.stages):
+            with jax.named_scope(f"stage{i + 1}"):
+                if i > 0:
+                    x = self.downsamples[i - 1](x, train=train)
+                remat = jax.checkpoint if i + 1 in self.remat else lambda f: f
+                if train and self.has_loops and len(blocks) >= MIN_LOOP:
+                    with jax.named_scope("blocks"):
+                        x = _in_loop(blocks, x, keys=keys, remat=remat)
+                else:
+                    for j, block in enumerate(blocks):
+                        apply = functools.partial(block, train=train, keys=keys)
+                        with jax.named_scope(f"block{j}"):
+                            x = remat(apply)(x)
+            maps.append(x)  # before the downsample
+        return maps
+
+
+def _in_loop(
+    blocks: Sequence[Any], x: FeatureMap, *, keys: SampleKeys | None, remat: Callable
+) -> FeatureMap:
+    """Apply equal blocks in training by a scan over their stacked parameters."""
+    graphs, *states = zip(
+        *(nnx.split(block, nnx.Param, nnx.BatchStat) for block in blocks), strict=True
+    )
+    params, batch_stats = (jax.tree.map(lambda *leaves: jnp.stack(leaves), *s) for s in states)
+    rates = [block.drop_rate for block in blocks]
+    keys = keys if any(rates) else None
+    draws = None if keys is None else keys.reserve(len(blocks), blocks[0].draws)
+
+    def apply(x: Array, block: Any) -> tuple[Array, Any]:
+        variables, rate, draws = block
+        own_keys = None if keys is None else keys.at(draws)
+        model = nnx.merge(graphs[0], *variables)
+        x = model(x, train=True, keys=own_keys, drop_rate=rate)
+        return x, nnx.state(model, nnx.BatchStat)
+
+    x, updated = jax.lax.scan(remat(apply), x, ((params, batch_stats), jnp.array(rates), draws))
+    for i, block in enumerate(blocks):
+        nnx.update(block, jax.tree.map(lambda leaf: leaf[i], updated))  # noqa: B023
+    return x
