@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from segret_jax.config import OptimConfig, TrainConfig
+from segret_jax.models.segman import variants as segman_variants
 from segret_jax.models.segret import variants
 from segret_jax.settings import rules
 from segret_jax.training import loop
@@ -43,6 +44,11 @@ MINI = variants.Variant(
     decomposed=(True, True, False, False),
     layer_scale=(False, False, False, True), drop_path=0.1, decoder_channels=16,
 )  # fmt: skip
+SEGMAN_MINI = segman_variants.Variant(
+    widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), heads=(1, 2, 2, 2), windows=(5, 3, 3, 3),
+    ffn_ratios=(2.0, 2.0, 2.0, 2.0), layer_scale=True, drop_path=0.1,
+    decoder_channels=16, projection_channels=8,
+)  # fmt: skip
 
 
 # A file of a minute or more that came last would leave the other core idle.
@@ -67,6 +73,7 @@ def small_models() -> Iterator[variants.Variant]:
     """Make `tiny` a model of 0.1 M parameters: every kind of layer, compiled in seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(variants.VARIANTS, "tiny", MINI)
+        patch.setitem(segman_variants.VARIANTS, "tiny", SEGMAN_MINI)
         yield MINI
 
 

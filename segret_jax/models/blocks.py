@@ -17,17 +17,16 @@ from segret_jax.models.layers import FeatureMap, SampleKeys
 
 MIN_LOOP = 16  # blocks of a stage from which on a loop is worth stacking their parameters
 
+Conv = Callable[..., nnx.Conv]  # (channels in, channels out, stride=…): a 3×3 convolution
+
 
 class Stem(nnx.Module):
     """Four 3×3 convolutions with batch norm, GELU between them; stride 4 in all."""
 
-    def __init__(self, channels: int, *, use_bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, channels: int, conv: Conv, *, dtype: DTypeLike):
         half = channels // 2
         plan = [(3, half, 2), (half, half, 1), (half, channels, 2), (channels, channels, 1)]
-        self.convs = nnx.List(
-            layers.conv3x3(i, o, stride=s, use_bias=use_bias, dtype=dtype, rngs=rngs)
-            for i, o, s in plan
-        )
+        self.convs = nnx.List(conv(i, o, stride=s) for i, o, s in plan)
         self.norms = nnx.List(layers.BatchNorm(o, dtype=dtype) for _, o, _ in plan)
 
     @jax.named_scope("stem")
@@ -40,10 +39,8 @@ class Stem(nnx.Module):
 class Downsample(nnx.Module):
     """Halve the resolution: 3×3 convolution of stride 2, batch norm."""
 
-    def __init__(
-        self, c_in: int, c_out: int, *, use_bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        self.conv = layers.conv3x3(c_in, c_out, stride=2, use_bias=use_bias, dtype=dtype, rngs=rngs)
+    def __init__(self, c_in: int, c_out: int, conv: Conv, *, dtype: DTypeLike):
+        self.conv = conv(c_in, c_out, stride=2)
         self.norm = layers.BatchNorm(c_out, dtype=dtype)
 
     @jax.named_scope("downsample")
@@ -96,13 +93,12 @@ class Encoder(nnx.Module):
         widths: Sequence[int],
         depths: Sequence[int],
         block: Callable[[int, float], nnx.Module],
+        conv: Conv,
         *,
         drop_path: float,
         remat: tuple[int, ...],
         on_cpu: bool,
-        use_bias: bool = True,
         dtype: DTypeLike,
-        rngs: nnx.Rngs,
     ):
         """Initialize the weights.
 
@@ -112,23 +108,21 @@ class Encoder(nnx.Module):
             block: Makes a block of a stage (from 0) with a drop path rate. A block maps
                 `(x, *, train, keys, drop_rate)` to a map of the same shape; `drop_rate`, if given,
                 replaces its own. It has the attributes `drop_rate`, and `draws`, those from `keys`.
+            conv: Makes the convolutions of stem and downsamples.
             drop_path: The drop path rate of the last block.
             remat: Stages, from 1, whose blocks the backward pass recomputes.
             on_cpu: Whether CPUs run the model.
-            use_bias: Whether stem and downsamples have biases.
             dtype: The dtype of the computation; parameters are float32.
-            rngs: The source of the initial weights.
         """
         total = sum(depths)
         rates = iter([drop_path * i / max(total - 1, 1) for i in range(total)])
-        self.stem = Stem(widths[0], use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.stem = Stem(widths[0], conv, dtype=dtype)
         self.stages = nnx.List(
             nnx.List(block(stage, next(rates)) for _ in range(depth))
             for stage, depth in enumerate(depths)
         )
         self.downsamples = nnx.List(
-            Downsample(c_in, c_out, use_bias=use_bias, dtype=dtype, rngs=rngs)
-            for c_in, c_out in itertools.pairwise(widths)
+            Downsample(c_in, c_out, conv, dtype=dtype) for c_in, c_out in itertools.pairwise(widths)
         )
         self.remat = remat
         # Measured on CPU alone: a shorter compilation, less memory, the same speed.

@@ -1,10 +1,10 @@
 """The model families, by name. Free of JAX."""
 
 from segret_jax.errors import unknown_name
-from segret_jax.models import segret
+from segret_jax.models import segman, segret
 from segret_jax.models.family import Family
 
-FAMILIES: dict[str, Family] = {"segret": segret.FAMILY}
+FAMILIES: dict[str, Family] = {"segret": segret.FAMILY, "segman": segman.FAMILY}
 
 
 def get_family(name: str) -> Family:

@@ -37,7 +37,7 @@ def normal_init(std: float = 0.02) -> nnx.Initializer:
     def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         if isinstance(key, jax.core.Tracer):
             return std * jax.random.normal(key, shape, dtype)
-        return jnp.asarray(std * _host_generator(key).standard_normal(shape, np.float32), dtype)
+        return jnp.asarray(std * host_generator(key).standard_normal(shape, np.float32), dtype)
 
     return init
 
@@ -58,12 +58,12 @@ def uniform_init(fan_in: int) -> nnx.Initializer:
     def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         if isinstance(key, jax.core.Tracer):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
-        return jnp.asarray(_host_generator(key).uniform(-bound, bound, shape), dtype)
+        return jnp.asarray(host_generator(key).uniform(-bound, bound, shape), dtype)
 
     return init
 
 
-def _host_generator(key: Array) -> np.random.Generator:
+def host_generator(key: Array) -> np.random.Generator:
     """Return a NumPy generator: XLA would compile a sampler for each shape, 8 s for tiny.
 
     While tracing (`eval_shape`) the initializers above draw with JAX instead.
@@ -77,6 +77,7 @@ def conv3x3(
     *,
     stride: int = 1,
     use_bias: bool = True,
+    init: nnx.Initializer | None = None,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
@@ -90,16 +91,18 @@ def conv3x3(
         out_channels: The channels of the output.
         stride: The stride along both axes.
         use_bias: Whether it has a bias.
+        init: The initializer of the kernel; None: PyTorch's, of the bias too (`uniform_init`).
         dtype: The dtype of the computation; parameters are float32.
         rngs: The source of the initial weights.
 
     Returns:
         The layer.
     """
-    init = uniform_init(9 * in_channels)
+    default = uniform_init(9 * in_channels)
     return nnx.Conv(
         in_channels, out_channels, (3, 3), strides=stride, padding=((1, 1), (1, 1)),
-        use_bias=use_bias, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs,
+        use_bias=use_bias, kernel_init=init or default, bias_init=default,
+        dtype=dtype, rngs=rngs,
     )  # fmt: skip
 
 
@@ -213,11 +216,19 @@ class DepthwiseConv(nnx.Module):
     """A k×k convolution of each channel with its own kernel: bias, stride 1, zero padding."""
 
     def __init__(
-        self, channels: int, size: int, *, kernels: Kernels, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        channels: int,
+        size: int,
+        *,
+        kernels: Kernels,
+        init: nnx.Initializer | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
-        init = uniform_init(size * size)
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, channels)))
-        self.bias = nnx.Param(init(rngs.params(), (channels,)))
+        default = uniform_init(size * size)
+        kernel_init, bias_init = (init, nnx.initializers.zeros_init()) if init else (default,) * 2
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, channels)))
+        self.bias = nnx.Param(bias_init(rngs.params(), (channels,)))
         self.kernels, self.dtype = kernels, dtype
 
     def __call__(self, x: FeatureMap) -> FeatureMap:

@@ -27,7 +27,7 @@ from jaxtyping import Array
 from segret_jax.models.layers import accum_dtype
 from segret_jax.models.retention import gpu as retention_gpu
 from segret_jax.models.retention.decay import Decay, LogDecay
-from segret_jax.models.retention.formulas import Heads
+from segret_jax.models.retention.formulas import Heads, Values
 from segret_jax.models.retention.sequences import AxialSequences
 from segret_jax.models.retention.tpu import Arrays, by_kernel, fits
 
@@ -37,14 +37,14 @@ CACHED_SCORES = 2**20  # of a block on CPU, over all images: 4 MB
 def blocked_retention(
     q: Heads,
     k: Heads,
-    v: Heads,
+    v: Values,
     log_decay: LogDecay,
     *,
     decomposed: bool,
     decay: Decay = Decay.ADDITIVE,
     max_scores: int = 2**25,
     capability: float | None = None,
-) -> Heads:
+) -> Values:
     """Compute `decomposed_retention` or `whole_retention` by blocks.
 
     Scores and softmax are float32 (float64 for float64), whatever the dtype of q, k and v. On

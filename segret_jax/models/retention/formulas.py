@@ -32,11 +32,12 @@ from segret_jax.models.layers import accum_dtype
 from segret_jax.models.retention.decay import Decay, LogDecay
 
 Heads = Float[Array, "b h w n d"]  # the tokens of images, divided into heads
+Values = Float[Array, "b h w n e"]  # of another width than queries and keys, perhaps
 
 
 def whole_retention(
-    q: Heads, k: Heads, v: Heads, log_decay: LogDecay, *, decay: Decay = Decay.ADDITIVE
-) -> Heads:
+    q: Heads, k: Heads, v: Values, log_decay: LogDecay, *, decay: Decay = Decay.ADDITIVE
+) -> Values:
     """Compute softmax(Q Kᵀ + d·(|Δx| + |Δy|)) V over all pixels of an image.
 
     Args:
@@ -49,16 +50,16 @@ def whole_retention(
     Returns:
         The attended values, in the dtype of v.
     """
-    b, h, w, n, d = q.shape
+    b, h, w, n, _ = q.shape
     y, x = jnp.divmod(jnp.arange(h * w), w)  # of each token: pixels in row-major order
     distance = jnp.abs(y[:, None] - y[None]) + jnp.abs(x[:, None] - x[None])
-    q, k, v = (t.reshape(b, h * w, n, d) for t in (q, k, v))
-    return attend(q, k, v, distance, log_decay, decay).reshape(b, h, w, n, d)
+    q, k, v = (t.reshape(b, h * w, n, t.shape[-1]) for t in (q, k, v))
+    return attend(q, k, v, distance, log_decay, decay).reshape(b, h, w, n, v.shape[-1])
 
 
 def decomposed_retention(
-    q: Heads, k: Heads, v: Heads, log_decay: LogDecay, *, decay: Decay = Decay.ADDITIVE
-) -> Heads:
+    q: Heads, k: Heads, v: Values, log_decay: LogDecay, *, decay: Decay = Decay.ADDITIVE
+) -> Values:
     """Compute softmax(Q Kᵀ + d·|Δy|) V' along columns of V' = softmax(Q Kᵀ + d·|Δx|) V along rows.
 
     Args:
@@ -81,11 +82,11 @@ def decomposed_retention(
 def attend(
     q: Float[Array, "*b l n d"],
     k: Float[Array, "*b l n d"],
-    v: Float[Array, "*b l n d"],
+    v: Float[Array, "*b l n e"],
     distance: Int[Array, "l l"],
     log_decay: LogDecay,
     decay: Decay,
-) -> Float[Array, "*b l n d"]:
+) -> Float[Array, "*b l n e"]:
     """Return softmax(Q Kᵀ + d·distance) V for each head of each sequence of l tokens.
 
     Scores and softmax are float32 (float64 for float64), whatever the dtype of q, k and v. With

@@ -44,13 +44,14 @@ class _Blocks:
 def fits(sequences: AxialSequences, q: Array, k: Array, v: Array) -> bool:
     """Return whether the Triton kernels support these inputs.
 
-    Requires additive decay, one common dtype other than float64, a head width of 16 or 32, and
+    Requires additive decay, one common dtype other than float64, one head width of 16 or 32, and
     compute capability 8.0 or newer; None stands for an unknown one and passes.
     """
     capability, has_width = sequences.capability, q.shape[-1] in WIDTHS
     has_triton = capability is None or capability >= TRITON_CAPABILITY
     is_of_one_dtype = q.dtype == k.dtype == v.dtype != jnp.float64
-    return has_triton and sequences.decay is Decay.ADDITIVE and has_width and is_of_one_dtype
+    is_alike = is_of_one_dtype and q.shape == v.shape
+    return has_triton and sequences.decay is Decay.ADDITIVE and has_width and is_alike
 
 
 def forward(

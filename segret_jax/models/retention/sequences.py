@@ -46,10 +46,11 @@ class AxialSequences:
 
     def to_sequences(self, x: Heads) -> Float[Array, "g b l d"]:
         x = jnp.einsum(f"bhwnd->{self.order}", x)
-        return x.reshape(-1, self.shape[0], self.length, self.shape[-1])
+        return x.reshape(-1, self.shape[0], self.length, x.shape[-1])
 
     def to_image(self, x: Float[Array, "g b l d"]) -> Heads:
-        return jnp.einsum(f"{self.order}->bhwnd", x.reshape(self.sizes(self.order)))
+        x = x.reshape(*self.sizes(self.order[:-1]), x.shape[-1])
+        return jnp.einsum(f"{self.order}->bhwnd", x)
 
     def full_precision(self, dtype: jnp.dtype) -> bool:
         """Return whether a kernel's products need full precision.

@@ -8,6 +8,7 @@ the RMT ImageNet classifier's, so their checkpoints need different options:
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -135,9 +136,9 @@ def build_encoder(
         variant.widths,
         variant.depths,
         lambda stage, rate: Block(variant, stage, drop_path=rate, options=options, rngs=rngs),
+        functools.partial(layers.conv3x3, dtype=options.dtype, rngs=rngs),
         drop_path=drop_path,
         remat=options.remat,
         on_cpu=options.platform.is_cpu,
         dtype=options.dtype,
-        rngs=rngs,
     )

@@ -1,0 +1,221 @@
+"""Neighborhood attention by tiles of queries, with few logits in memory.
+
+A tile of t×t queries needs the keys of at most (t+k−1)×(t+k−1) pixels, which are read as one tile:
+its logits are a dense product, those outside of a query's window are masked. All tiles of a row of
+tiles are computed together, one row after the other.
+
+The backward pass computes the logits again from q, k and one number per query, L, the logarithm of
+the softmax's denominator. With logits S and softmax p:
+
+    p = exp(S − L),  dV = pᵀ dO,  dS = p·(dO Vᵀ − dO·O),  dQ = dS K,  dK = dSᵀ Q
+
+and dB is the sum of dS over the pairs at each relative position. Kernels do the same on NVIDIA GPUs
+(`neighborhood.gpu`) and TPUs (`neighborhood.tpu`).
+
+Letters of products: t tiles of a row of tiles; i j a query's row and column in its tile, y x a
+key's; o a row or column of the bias.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from segret_jax.models.layers import MapSize, accum_dtype
+from segret_jax.models.neighborhood.formulas import Bias, Heads, window_side, window_starts
+
+TILE = 8  # pixels of a side
+MASKED = -1e30  # a logit outside of the window
+
+
+def blocked_neighborhood_attention(
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    bias: Bias,
+    *,
+    size: MapSize | None = None,
+    capability: float | None = None,
+) -> Heads:
+    """Compute `neighborhood_attention` by tiles.
+
+    Args:
+        q: Queries, scaled.
+        k: Keys.
+        v: Values.
+        bias: The bias of each relative position; its shape tells the window's side.
+        size: The true height and width, at least the window's side; None: those of the arrays.
+        capability: The lowest compute capability of the GPUs (`kernels.platform_of`).
+
+    Returns:
+        The attended values, in the dtype of v.
+    """
+    # The backward pass is traced after the caller's precision context has ended: pass it along.
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return _attend(q, k, v, bias, size or q.shape[1:3], precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q: Array, k: Array, v: Array, bias: Array, size: Any, precision: Any) -> Array:
+    return _forward(q, k, v, bias, size, precision)[0]
+
+
+def _forward(
+    q: Array, k: Array, v: Array, bias: Array, size: Any, precision: Any
+) -> tuple[Array, Any]:
+    tiles = _Tiles(q.shape, bias, size, precision)
+
+    def row(_: None, number: Array) -> tuple[None, tuple[Array, Array]]:
+        scores = tiles.scores(number, q, k)
+        highest = jnp.max(scores, -1, keepdims=True)
+        weights = jnp.exp(scores - highest)
+        total = jnp.sum(weights, -1, keepdims=True)
+        values = tiles.keys(v, number)
+        out = tiles.product("btnqk,btnkd->btnqd", weights.astype(v.dtype), values) / total
+        return None, (out.astype(v.dtype), (highest + jnp.log(total))[..., 0])
+
+    _, (out, log_total) = lax.scan(row, None, jnp.arange(tiles.rows.num_tiles))
+    out = tiles.to_image(out)
+    return out, (q, k, v, bias, size, out, log_total)
+
+
+def _backward(precision: Any, saved: Any, out_grad: Array) -> tuple[Any, ...]:
+    # The barrier keeps XLA from saving the forward pass's tiles instead of reading them again.
+    q, k, v, bias, size, out, log_totals = lax.optimization_barrier(saved)
+    tiles = _Tiles(q.shape, bias, size, precision)
+    dtype = accum_dtype(q.dtype)
+
+    def row(sums: Any, step: tuple[Array, Array]) -> tuple[Any, Array]:
+        number, log_total = step
+        queries, keys, values = (
+            tiles.queries(q, number),
+            tiles.keys(k, number),
+            tiles.keys(v, number),
+        )
+        grads, outs = tiles.queries(out_grad, number), tiles.queries(out, number)
+        softmax = jnp.exp(tiles.scores(number, q, k) - log_total[..., None])
+        mean = jnp.sum(grads.astype(dtype) * outs, -1, keepdims=True)
+        scores_grad = softmax * (tiles.product("btnqd,btnkd->btnqk", grads, values) - mean)
+        narrow = scores_grad.astype(q.dtype)
+        key_grad = tiles.product("btnqk,btnqd->btnkd", narrow, queries)
+        value_grad = tiles.product("btnqk,btnqd->btnkd", softmax.astype(v.dtype), grads)
+        k_grad, v_grad, bias_grad = sums
+        k_grad, v_grad = tiles.add(number, (k_grad, v_grad), (key_grad, value_grad))
+        bias_grad += tiles.bias_grad(number, scores_grad)
+        return (k_grad, v_grad, bias_grad), tiles.product("btnqk,btnkd->btnqd", narrow, keys)
+
+    zero = jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype), jnp.zeros(bias.shape, dtype)
+    steps = jnp.arange(tiles.rows.num_tiles), log_totals
+    (k_grad, v_grad, bias_grad), q_grad = lax.scan(row, zero, steps)
+    grads = tiles.to_image(q_grad), k_grad, v_grad, bias_grad
+    pairs = zip(grads, (q, k, v, bias), strict=True)
+    return (*(grad.astype(t.dtype) for grad, t in pairs), None)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+class _Axis(NamedTuple):
+    """The tiles along an axis."""
+
+    num_tiles: int
+    side: int  # of a tile of queries
+    key_side: int  # of a tile of keys
+    starts: Int[Array, " t"]  # of the tiles of keys
+    offset: Int[Array, "t side key_side"]  # of keys from queries, as a row or column of the bias
+    is_inside: Array  # of the query's window, as `offset`
+
+
+def _axis(length: int, true_length: Any, window: int) -> _Axis:
+    side, key_side = min(TILE, length), min(TILE + window - 1, length)
+    num_tiles = -(-length // side)
+    first = jnp.arange(num_tiles) * side
+    starts = jnp.clip(first - window // 2, 0, jnp.maximum(true_length - key_side, 0))
+    queries = (first[:, None] + jnp.arange(side)[None])[..., None]
+    keys = (starts[:, None] + jnp.arange(key_side)[None])[:, None]
+    from_start = keys - window_starts(queries, true_length, window)
+    is_inside = (from_start >= 0) & (from_start < window)
+    offset = jnp.clip(keys - queries + window - 1, 0, 2 * window - 2)
+    return _Axis(num_tiles, side, key_side, starts, offset, is_inside)
+
+
+class _Tiles:
+    """The tiles of an image, and the products between them."""
+
+    def __init__(self, shape: tuple[int, ...], bias: Array, size: Any, precision: Any):
+        self.shape, self.precision, window = shape, precision, window_side(bias)
+        self.rows, self.columns = (
+            _axis(length, true, window) for length, true in zip(shape[1:3], size, strict=True)
+        )
+        self.dtype = accum_dtype(bias.dtype)
+        # Masks of columns are in the table; a row of tiles adds those of its rows.
+        table = bias.astype(self.dtype)[:, :, self.columns.offset]
+        self.bias_by_column = jnp.where(self.columns.is_inside[None, None], table, MASKED)
+
+    def product(self, letters: str, x: Array, y: Array) -> Array:
+        dtype = accum_dtype(x.dtype)
+        return jnp.einsum(letters, x, y, precision=self.precision, preferred_element_type=dtype)
+
+    def queries(self, x: Heads, row: Array) -> Float[Array, "b t n q d"]:
+        """Return a row of tiles of queries, with zeros beyond the array."""
+        rows, columns, (b, h, w, n, _) = self.rows, self.columns, self.shape
+        padding = rows.num_tiles * rows.side - h, columns.num_tiles * columns.side - w
+        x = jnp.pad(x, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0), (0, 0)))
+        x = lax.dynamic_slice_in_dim(x, row * rows.side, rows.side, 1)
+        x = x.reshape(b, rows.side, columns.num_tiles, columns.side, n, x.shape[-1])
+        return jnp.einsum("bitjnd->btnijd", x).reshape(b, columns.num_tiles, n, -1, x.shape[-1])
+
+    def keys(self, x: Heads, row: Array) -> Float[Array, "b t n k d"]:
+        """Return the tiles of keys of a row of tiles of queries."""
+        slab = lax.dynamic_slice_in_dim(x, self.rows.starts[row], self.rows.key_side, 1)
+        columns = self.columns.starts[:, None] + jnp.arange(self.columns.key_side)[None]
+        tiles = jnp.einsum("bytxnd->btnyxd", slab[:, :, columns])
+        return tiles.reshape(*tiles.shape[:3], -1, x.shape[-1])
+
+    def scores(self, row: Array, q: Heads, k: Heads) -> Float[Array, "b t n q k"]:
+        scores = self.product("btnqd,btnkd->btnqk", self.queries(q, row), self.keys(k, row))
+        bias = jnp.where(
+            self.rows.is_inside[row][None, :, :, None, None, None],
+            self.bias_by_column[:, self.rows.offset[row]],  # [n, i, y, t, j, x]
+            MASKED,
+        )
+        bias = jnp.einsum("niytjx->tnijyx", bias)
+        return scores + bias.reshape(1, *scores.shape[1:])
+
+    def bias_grad(self, row: Array, scores_grad: Float[Array, "b t n q k"]) -> Bias:
+        rows, columns = self.rows, self.columns
+        n, side = self.bias_by_column.shape[:2]
+        sides = rows.side, columns.side, rows.key_side, columns.key_side
+        grad = scores_grad.sum(0).reshape(columns.num_tiles, n, *sides)
+        of_rows = jax.nn.one_hot(rows.offset[row], side, dtype=grad.dtype)  # [i, y, o]
+        of_columns = jax.nn.one_hot(columns.offset, side, dtype=grad.dtype)  # [t, j, x, o]
+        grad = jnp.einsum("tnijyx,iyo->notjx", grad, of_rows, precision="highest")
+        return jnp.einsum("notjx,tjxp->nop", grad, of_columns, precision="highest")
+
+    def add(self, row: Array, sums: Any, tiles: Any) -> Any:
+        """Add tiles of keys where they came from."""
+        shape = (self.shape[0], self.shape[3], self.rows.key_side, self.columns.key_side, -1)
+
+        def add_tile(number: Array, sums: Any) -> Any:
+            def add(total: Array, grads: Array) -> Array:
+                tile = jnp.einsum("bnyxd->byxnd", grads[:, number].reshape(shape))
+                corner = (0, self.rows.starts[row], self.columns.starts[number], 0, 0)
+                old = lax.dynamic_slice(total, corner, tile.shape)
+                return lax.dynamic_update_slice(total, old + tile, corner)
+
+            return jax.tree.map(add, sums, tiles)
+
+        return lax.fori_loop(0, self.columns.num_tiles, add_tile, sums)
+
+    def to_image(self, x: Float[Array, "r b t n q d"]) -> Heads:
+        """Put rows of tiles of queries together."""
+        b, h, w, n, _ = self.shape
+        rows, columns = self.rows, self.columns
+        x = x.reshape(*x.shape[:4], rows.side, columns.side, x.shape[-1])
+        x = jnp.einsum("rbtnijd->britjnd", x)
+        return x.reshape(b, rows.num_tiles * rows.side, columns.num_tiles * columns.side, n, -1)[
+            :, :h, :w
+        ]

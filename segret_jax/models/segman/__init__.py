@@ -1,0 +1,25 @@
+"""SegMAN: state-space scans with local attention, and a state-space decoder (arXiv 2412.11890).
+
+This file is free of JAX: arguments are checked before it is imported.
+"""
+
+from segret_jax.models.family import Family, Implementation
+from segret_jax.models.segman.settings import SegMANSettings
+from segret_jax.models.segman.variants import VARIANTS
+
+
+def _load() -> Implementation:
+    from segret_jax.models.segman.implementation import IMPLEMENTATION
+
+    return IMPLEMENTATION
+
+
+FAMILY = Family(
+    settings=SegMANSettings,
+    variants=VARIANTS,
+    load=_load,
+    num_remat_stages=4,
+    classifier="segman_encoder",
+    multiple_of=32,
+    min_side=193,
+)

@@ -1,0 +1,239 @@
+"""The encoder of SegMAN: four stages at strides 4, 8, 16 and 32 (arXiv 2412.11890).
+
+Every block attends to the neighborhood of each pixel, by queries and keys that are rotated by the
+pixel's position. Stages 1 to 3 then scan the attended map along its rows and columns; stage 4
+attends over the whole image, with the output of the neighborhood attention as values. (The paper's
+figure scans in all stages; this is what the released code does.)
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from segret_jax.models import layers
+from segret_jax.models.blocks import Encoder, FeedForward
+from segret_jax.models.config import ModelConfig
+from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform, announce_blocks
+from segret_jax.models.layers import FeatureMap, Rate, SampleKeys
+from segret_jax.models.neighborhood.blocked import blocked_neighborhood_attention
+from segret_jax.models.neighborhood.formulas import Heads, neighborhood_attention
+from segret_jax.models.segman.global_attention import TOKENS, global_attention
+from segret_jax.models.segman.scan_layer import SelectiveScan
+from segret_jax.models.segman.variants import Variant
+
+GLOBAL_STAGE = 3  # from 0: the one without a scan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """Options beside the variant."""
+
+    kernels: Kernels = Kernels.AUTO
+    platform: Platform = ANY_PLATFORM
+    dtype: DTypeLike = jnp.float32
+    remat: tuple[int, ...] = ()  # stages, from 1, whose blocks the backward pass recomputes
+
+
+def encoder_options(config: ModelConfig, platform: Platform = ANY_PLATFORM) -> EncoderOptions:
+    """Return the options that the settings give, for the devices that will run the model."""
+    announce_blocks(platform.capability)
+    return EncoderOptions(
+        kernels=Kernels(config.kernels),
+        platform=platform,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+    )
+
+
+def build_encoder(
+    variant: Variant, *, drop_path: float, options: EncoderOptions, rngs: nnx.Rngs
+) -> Encoder:
+    """Return an encoder with initial weights.
+
+    Args:
+        variant: The published size.
+        drop_path: The drop path rate of the last block.
+        options: The options beside the variant (`encoder_options`).
+        rngs: The source of the initial weights.
+    """
+    init, dtype = layers.normal_init(), options.dtype
+    return Encoder(
+        variant.widths,
+        variant.depths,
+        lambda stage, rate: Block(variant, stage, drop_path=rate, options=options, rngs=rngs),
+        functools.partial(layers.conv3x3, use_bias=False, init=init, dtype=dtype, rngs=rngs),
+        drop_path=drop_path,
+        remat=options.remat,
+        on_cpu=options.platform.is_cpu,
+        dtype=dtype,
+    )
+
+
+def rotate(x: Heads) -> Heads:
+    """Rotate channel pairs (2j, 2j+1): the first half by the row, the second by the column.
+
+    With m = ⌊d/4⌋ the angles of each half are position·10000^(−j/(m−1)) for j < m. Positions are
+    pixels from 0, whatever the size of the image.
+    """
+    _, h, w, _, d = x.shape
+    frequency = 10000.0 ** -np.linspace(0, 1, d // 4)
+    rows, columns = (np.outer(np.arange(side), frequency) for side in (h, w))
+    by_row, by_column = jnp.split(x, 2, axis=-1)
+    halves = _turn(by_row, rows[:, None]), _turn(by_column, columns[None])
+    return jnp.concatenate(halves, -1)
+
+
+def _turn(x: Heads, angle: np.ndarray) -> Heads:
+    """Rotate the channel pairs of each head by angles [h or 1, w or 1, pairs]."""
+    cos, sin = (jnp.asarray(f(angle)[None, :, :, None], x.dtype) for f in (np.cos, np.sin))
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1).reshape(x.shape)
+
+
+class TokenMixer(nnx.Module):
+    """Neighborhood attention, then a scan (stages 1 to 3) or global attention (stage 4).
+
+        o = NeighborhoodAttention(R(q)/√d, R(k), v)
+        y = LN(SS2D(SiLU(BN(DWConv(o))))) + o, or y = GlobalAttention(R(q)/√d, R(k), o)
+        out = W_out (y + DWConv_5×5(v))
+
+    for q, k, v = W x, and R the rotation by position (`rotate`).
+    """
+
+    def __init__(self, variant: Variant, stage: int, *, options: EncoderOptions, rngs: nnx.Rngs):
+        channels, heads = variant.widths[stage], variant.heads[stage]
+        dtype, kernels, side = options.dtype, options.kernels, 2 * variant.windows[stage] - 1
+        init = layers.normal_init()
+        self.qkv = nnx.Linear(channels, 3 * channels, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.lepe = _depthwise(channels, 5, options, rngs)
+        self.neighborhood_bias = nnx.Param(jnp.zeros((heads, side, side)))
+        self.is_global = stage == GLOBAL_STAGE
+        if self.is_global:
+            self.global_bias = nnx.Param(jnp.zeros((heads, TOKENS, TOKENS)))
+        else:
+            self.dwconv = _depthwise(channels, 3, options, rngs)
+            self.dwconv_norm = layers.BatchNorm(channels, dtype=dtype)
+            self.scan = SelectiveScan(
+                channels, kernels=kernels, platform=options.platform, rngs=rngs
+            )
+            self.norm = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(channels, channels, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.heads, self.options = heads, options
+
+    def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        with jax.named_scope("lepe"):
+            nearby = self.lepe(v)
+        q, k, v = (t.reshape(*x.shape[:3], self.heads, -1) for t in (q, k, v))
+        q, k = rotate(q) * q.shape[-1] ** -0.5, rotate(k)
+        with jax.named_scope("neighborhood"):
+            o = self._neighborhood(q, k, v)
+        if self.is_global:
+            with jax.named_scope("global"):
+                bias, kernels = self.global_bias[...], self.options.kernels
+                y = global_attention(q, k, o, bias, kernels=kernels).reshape(x.shape)
+        else:
+            with jax.named_scope("scan"):
+                o = o.reshape(x.shape)
+                tokens = jax.nn.silu(self.dwconv_norm(self.dwconv(o), train=train))
+                y = self.norm(self.scan(tokens)) + o
+        return self.out(y + nearby)
+
+    def _neighborhood(self, q: Heads, k: Heads, v: Heads) -> Heads:
+        if self.options.kernels is Kernels.REFERENCE:
+            return neighborhood_attention(q, k, v, self.neighborhood_bias[...])
+        capability = self.options.platform.capability
+        return blocked_neighborhood_attention(
+            q, k, v, self.neighborhood_bias[...], capability=capability
+        )
+
+
+def _depthwise(
+    channels: int, size: int, options: EncoderOptions, rngs: nnx.Rngs
+) -> layers.DepthwiseConv:
+    init = layers.normal_init()
+    return layers.DepthwiseConv(
+        channels, size, kernels=options.kernels, dtype=options.dtype, init=init, rngs=rngs
+    )
+
+
+class LayerScale(nnx.Module):
+    """Scale and shift each channel; at first nearly to zero."""
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.full(channels, 1e-6, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        scale, bias = (
+            layers.per_channel(p[...].astype(x.dtype), x.ndim) for p in (self.scale, self.bias)
+        )
+        return x * scale + bias
+
+
+class Block(nnx.Module):
+    """A block: four residual branches.
+
+        x ← x + DWConv(x)
+        x ← x + LayerScale(TokenMixer(LN(x)))
+        x ← x + DWConv(x)
+        x ← x + LayerScale(FFN(LN(x)))
+
+    Only base and large have LayerScale. In training, drop path drops the second and fourth branch.
+    """
+
+    draws = 2  # from the keys, for drop path
+
+    def __init__(
+        self,
+        variant: Variant,
+        stage: int,
+        *,
+        drop_path: float,
+        options: EncoderOptions,
+        rngs: nnx.Rngs,
+    ):
+        channels, dtype = variant.widths[stage], options.dtype
+        self.pos1 = _depthwise(channels, 3, options, rngs)
+        self.norm1 = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
+        self.mixer = TokenMixer(variant, stage, options=options, rngs=rngs)
+        self.pos2 = _depthwise(channels, 3, options, rngs)
+        self.norm2 = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
+        self.ffn = FeedForward(
+            channels,
+            int(variant.ffn_ratios[stage] * channels),
+            conv=True,
+            kernels=options.kernels,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        if variant.layer_scale:
+            self.scale1, self.scale2 = LayerScale(channels), LayerScale(channels)
+        self.has_scale, self.drop_rate = variant.layer_scale, drop_path
+
+    def __call__(
+        self, x: FeatureMap, *, train: bool, keys: SampleKeys | None, drop_rate: Rate | None = None
+    ) -> FeatureMap:
+        """Return the block's output; `drop_rate`, if given, replaces the block's own."""
+        rate = self.drop_rate if drop_rate is None else drop_rate
+
+        def drop(branch: FeatureMap) -> FeatureMap:
+            if train and keys is not None:
+                return layers.drop_path(branch, rate, keys=keys)
+            return branch
+
+        with jax.named_scope("pos1"):
+            x = x + self.pos1(x)
+        with jax.named_scope("mixer"):
+            mixed = self.mixer(self.norm1(x), train=train)
+            x = x + drop(self.scale1(mixed) if self.has_scale else mixed)
+        with jax.named_scope("pos2"):
+            x = x + self.pos2(x)
+        with jax.named_scope("ffn"):
+            hidden = self.ffn(self.norm2(x))
+            return x + drop(self.scale2(hidden) if self.has_scale else hidden)

@@ -1,0 +1,96 @@
+"""The global attention of stage 4, with a bias between any two tokens.
+
+    out = softmax(Q Kᵀ + M R Mᵀ) V
+
+R [49, 49] is a head's bias between the 7×7 tokens of a 224-pixel image. It is resized to l×l tokens
+as if it were an image, by bicubic interpolation over the row-major *index* of the tokens: M [l, 49]
+are the weights of one axis (`bicubic_matrix`). The released code does so; a relative position has
+no fixed bias at other sizes than 7×7.
+
+Since M R Mᵀ is a product too, the bias needs no array of l×l: with the queries [Q, M R] and the
+keys [K, M] this is attention without a bias, which is retention without decay.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from segret_jax.models.kernels import Kernels
+from segret_jax.models.layers import MapSize
+from segret_jax.models.retention.blocked import blocked_retention
+from segret_jax.models.retention.formulas import Heads, whole_retention
+
+TOKENS = 49  # of stage 4 at 224 pixels
+CUBIC = -0.75  # PyTorch's A; jax.image.resize has −0.5
+HIDDEN = -1e9  # the score of padding
+
+
+def global_attention(
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    bias: Float[Array, "n 49 49"],
+    *,
+    kernels: Kernels = Kernels.AUTO,
+    size: MapSize | None = None,
+) -> Heads:
+    """Compute softmax(Q Kᵀ + M R Mᵀ) V over all pixels of an image.
+
+    Args:
+        q: Queries, scaled.
+        k: Keys.
+        v: Values.
+        bias: R of each head.
+        kernels: The choice of kernels.
+        size: The true height and width of padded arrays; None: those of the arrays.
+
+    Returns:
+        The attended values, in the dtype of v.
+    """
+    b, h, w, n, _ = q.shape
+    height, width = size or (h, w)
+    y, x = jnp.arange(h)[:, None], jnp.arange(w)[None]
+    matrix = bicubic_matrix((y * width + x).reshape(-1), height * width).reshape(h, w, TOKENS)
+    of_queries = jnp.einsum("hwt,ntu->hwnu", matrix, bias, precision="highest")
+    of_keys = jnp.broadcast_to(matrix[:, :, None], of_queries.shape)
+    if size is not None:
+        is_padding = ((y >= height) | (x >= width))[..., None, None]
+        hidden = jnp.broadcast_to(jnp.where(is_padding, HIDDEN, 0.0), (h, w, n, 1))
+        of_keys = jnp.concatenate([of_keys, hidden], -1)
+        of_queries = jnp.concatenate([of_queries, jnp.ones_like(hidden)], -1)
+
+    def extend(x: Heads, more: Float[Array, "h w n t"]) -> Heads:
+        more = jnp.broadcast_to(more[None].astype(x.dtype), (b, *more.shape))
+        return jnp.concatenate([x, more], -1)
+
+    attend = whole_retention if kernels is Kernels.REFERENCE else _blocked
+    return attend(extend(q, of_queries), extend(k, of_keys), v, (0.0,) * n)
+
+
+def _blocked(q: Heads, k: Heads, v: Heads, log_decay: tuple[float, ...]) -> Heads:
+    return blocked_retention(q, k, v, log_decay, decomposed=False)
+
+
+def bicubic_matrix(index: Float[Array, " l"] | Array, length: int | Array) -> Float[Array, "l 49"]:
+    """Return the weights that resize 49 values to `length`, for some of the resized positions.
+
+    Half-pixel centers, no antialiasing, positions beyond the ends clamped to them.
+
+    Args:
+        index: Positions from 0 to length − 1.
+        length: The number of resized positions.
+
+    Returns:
+        The interpolation weights of each position; rows sum to 1.
+    """
+    source = (index + 0.5) * (TOKENS / length) - 0.5
+    first = jnp.floor(source)
+    positions = first[:, None] + jnp.arange(-1.0, 3.0)[None]  # [l, 4]
+    weights = _cubic(jnp.abs(source[:, None] - positions))
+    is_at = jnp.clip(positions, 0, TOKENS - 1)[..., None] == jnp.arange(float(TOKENS))[None, None]
+    return jnp.sum(jnp.where(is_at, weights[..., None], 0.0), axis=1)
+
+
+def _cubic(distance: Array) -> Array:
+    near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
+    far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
+    return jnp.where(distance <= 1, near, far)
