@@ -22,6 +22,7 @@ from segret_jax.data.decode import decode_image, stored_form
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle
+from segret_jax.models.families import get_family
 from segret_jax.models.forward import forward
 from segret_jax.run import compilation
 
@@ -83,7 +84,8 @@ class Model:
     @functools.cached_property
     def _predictor(self) -> Predictor:
         check_segmentation(self.config.model)
-        return Predictor(self.bundle, self.config.eval)
+        min_side = get_family(self.config.model.family).min_side
+        return Predictor(self.bundle, self.config.eval, min_side=min_side)
 
     @functools.cached_property
     def _network(self) -> Any:

@@ -15,6 +15,7 @@ from segret_jax.config import Config, MeshConfig
 from segret_jax.evaluation.inference import compiled_programs
 from segret_jax.evaluation.plan import Size, tilings
 from segret_jax.models.factory import abstract
+from segret_jax.models.families import get_family
 from segret_jax.parallel.mesh import check_batch, make_mesh
 from segret_jax.parallel.sharding import batch_sharding, shardings
 from segret_jax.training.initialization import abstract_state
@@ -46,7 +47,9 @@ def train_step(config: Config, num_classes: int, topology: Topology) -> Any:
 def largest_input(config: Config) -> Size:
     """Return the largest network input of evaluation: of an image as long as `resize_target`."""
     long, short = config.eval.resize_target
-    return max((tiling.tile for tiling in tilings((short, long), config.eval)), key=math.prod)
+    min_side = get_family(config.model.family).min_side
+    planned = tilings((short, long), config.eval, min_side=min_side)
+    return max((tiling.tile for tiling in planned), key=math.prod)
 
 
 def evaluation(config: Config, num_classes: int, topology: Topology) -> Any:

@@ -16,6 +16,7 @@ from segret_jax.checkpoint.folders import FOLDER, find
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
+from segret_jax.models.families import get_family
 
 
 def main(argv: list[str]) -> None:
@@ -49,7 +50,9 @@ def main(argv: list[str]) -> None:
     table = class_table(config.data)
     checkpoints.check_table(checkpoint, table)
     source = open_source(config.data, "validation")
-    predictor = Predictor(checkpoints.load_model(checkpoint, config), config.eval)
+    bundle = checkpoints.load_model(checkpoint, config)
+    min_side = get_family(config.model.family).min_side
+    predictor = Predictor(bundle, config.eval, min_side=min_side)
     out, names = args.out or _default_out(checkpoint), [*map(source.name, range(len(source)))]
     known = known_in_advance(
         config, table, split="validation", names=names, variables=predictor.variables

@@ -13,6 +13,7 @@ from pathlib import Path
 from segret_jax.checkpoint.folders import find
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
+from segret_jax.models.families import get_family
 
 
 def main(argv: list[str]) -> None:
@@ -40,7 +41,9 @@ def main(argv: list[str]) -> None:
     check_segmentation(config.model)
     table = checkpoints.load_table(checkpoint)
     cli.check_folder(f"to {args.out}", args.out)
-    predictor = Predictor(checkpoints.load_model(checkpoint, config), config.eval)
+    bundle = checkpoints.load_model(checkpoint, config)
+    min_side = get_family(config.model.family).min_side
+    predictor = Predictor(bundle, config.eval, min_side=min_side)
     done = segment(predictor, table, found.files, planned)
     if done.faults and args.input.is_file():
         raise done.faults[0]

@@ -58,9 +58,9 @@ def keep_ratio_size(size: Size, target: Size) -> Size:
     return height, width
 
 
-def aligned_size(size: Size, multiple: int) -> Size:
-    """Return `size` with each side rounded up to a multiple of `multiple`."""
-    height, width = (-(-side // multiple) * multiple for side in size)
+def aligned_size(size: Size, multiple: int, min_side: int = 1) -> Size:
+    """Return `size` with each side rounded up to a multiple of `multiple` from `min_side` on."""
+    height, width = (-(-max(side, min_side) // multiple) * multiple for side in size)
     return height, width
 
 
@@ -74,13 +74,12 @@ def resize_label(label: Label, size: Size) -> NewLabel:
     return cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def resize_for_evaluation(image: Image, *, target: Size, multiple: int = 1) -> NewImage:
-    """Resize to the keep-ratio size, then once more up to multiples of `multiple`.
+def resize_for_evaluation(image: Image, *, target: Size, size: Size) -> NewImage:
+    """Resize to the keep-ratio size within `target`, then once more to `size`.
 
     Two resizes and not one, because the released evaluation rounds to 8 bits in between.
     """
-    kept = resize_image(image, keep_ratio_size(image.shape[:2], target))
-    return resize_image(kept, aligned_size(kept.shape[:2], multiple))
+    return resize_image(resize_image(image, keep_ratio_size(image.shape[:2], target)), size)
 
 
 def random_resize(

@@ -16,6 +16,7 @@ REASONS = {
     "labels": "other labels of these images: other ignored pixels, ids or sizes",
     "resize_target": "the network saw the images at another size",
     "multiple_of": "the network saw the images at slightly other sizes",
+    "min_side": "the network saw images with a shorter side stretched to this length",
     "logits_resize": "the network's output came back to the image's size in another way",
     "mode": "whole images and windows give the network another context",
     "window": "the network saw another part of each image at once",

@@ -109,7 +109,10 @@ def evaluate(
     own = range(jax.process_index(), len(source), jax.process_count())
     confusion = ConfusionAccumulator(len(source), table.num_classes, detailed=detailed)
     reader = _Reader(source, own, predictor, skip_faulty=skip_faulty)
-    plan = make_plan(reader.sizes, predictor.config, predictor.batch_size, stride=predictor.stride)
+    plan = make_plan(
+        reader.sizes, predictor.config, predictor.batch_size,
+        stride=predictor.stride, min_side=predictor.min_side,
+    )  # fmt: skip
     if announce and plan.batches:
         announce(f"{plan.describe()}; {predictor.forecast(plan)}")
     spread = np.linspace(0, len(own) - 1, num_pictures).astype(int)  # neighbors may look alike

@@ -69,15 +69,23 @@ class Predictor:
     of its logits; the sizes of the images compile nothing.
     """
 
-    def __init__(self, bundle: ModelBundle, config: EvalConfig, *, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        config: EvalConfig,
+        *,
+        min_side: int = 1,
+        mesh: Mesh | None = None,
+    ):
         """Place the weights on the devices.
 
         Args:
             bundle: The model; its network has the attribute `stride`, that of the logits.
             config: The sizes of the network's inputs, and the views to average.
+            min_side: The shortest side that the network takes (`Family.min_side`).
             mesh: The devices, along whose axis `data` images are split; by default all.
         """
-        self.config = config
+        self.config, self.min_side = config, min_side
         self.mesh = mesh or data_mesh()
         self.programs = compiled_programs(bundle.graph, self.mesh)
         self.stride = stride_of(bundle)
@@ -102,10 +110,15 @@ class Predictor:
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
         """Resize an image for `predict`; threads of the host can do this ahead."""
         size = image.shape[0], image.shape[1]
+        planned = tilings(size, self.config, min_side=self.min_side)
         targets = [scaled_target(self.config, scale) for scale in self.config.scales]
-        multiple = self.config.multiple_of
-        resized = [resize_for_evaluation(image, target=t, multiple=multiple) for t in targets]
-        return Prepared(size, list(zip(resized, tilings(size, self.config), strict=True)))
+        return Prepared(
+            size,
+            [
+                (resize_for_evaluation(image, target=target, size=tiling.size), tiling)
+                for target, tiling in zip(targets, planned, strict=True)
+            ],
+        )
 
     def predict(self, batch: Sequence[Prepared]) -> list[Prediction]:
         """Predict up to `batch_size` images whose tiles have the same sizes, as in a `Plan`.

@@ -50,14 +50,22 @@ def scaled_target(config: EvalConfig, scale: float) -> tuple[int, int]:
     return int(long * scale), int(short * scale)
 
 
-def tilings(size: Size, config: EvalConfig) -> tuple[Tiling, ...]:
-    """Return the tiling at each of the config's scales of an image of `size`."""
-    return tuple(_tiling(size, config, scale) for scale in config.scales)
+def tilings(size: Size, config: EvalConfig, *, min_side: int = 1) -> tuple[Tiling, ...]:
+    """Return the tiling of an image at each of the config's scales.
+
+    Sides are stretched to multiples of `config.multiple_of` from `min_side` on.
+
+    Args:
+        size: The image's (height, width).
+        config: The settings of the evaluation.
+        min_side: The shortest side that the network takes (`Family.min_side`).
+    """
+    return tuple(_tiling(size, config, scale, min_side) for scale in config.scales)
 
 
-def _tiling(size: Size, config: EvalConfig, scale: float) -> Tiling:
+def _tiling(size: Size, config: EvalConfig, scale: float, min_side: int) -> Tiling:
     kept = keep_ratio_size(size, scaled_target(config, scale))
-    network = aligned_size(kept, config.multiple_of)
+    network = aligned_size(kept, config.multiple_of, min_side)
     if config.mode == "whole":
         return Tiling(network, network)
     tile = min(network[0], config.window[0]), min(network[1], config.window[1])
@@ -101,7 +109,12 @@ class Plan:
 
 
 def make_plan(
-    sizes: Mapping[int, Size], config: EvalConfig, batch_size: int, *, stride: int
+    sizes: Mapping[int, Size],
+    config: EvalConfig,
+    batch_size: int,
+    *,
+    stride: int,
+    min_side: int = 1,
 ) -> Plan:
     """Plan for images given as {index: (height, width)}, `batch_size` at once on all devices.
 
@@ -112,8 +125,9 @@ def make_plan(
         config: The settings of the evaluation.
         batch_size: The number of images predicted together.
         stride: The stride of the model's logits.
+        min_side: The shortest side that the network takes (`Family.min_side`).
     """
-    tiled = {index: tilings(size, config) for index, size in sizes.items()}
+    tiled = {i: tilings(size, config, min_side=min_side) for i, size in sizes.items()}
     groups = collections.defaultdict(list)
     for index, scales in tiled.items():
         groups[tuple(tiling.tile for tiling in scales)].append(index)

@@ -18,6 +18,7 @@ from jaxtyping import Int64, UInt8
 from segret_jax import __version__
 from segret_jax.config import Config, EvalConfig, ModelConfig
 from segret_jax.data.class_table import ClassTable
+from segret_jax.models.families import get_family
 from segret_jax.settings import flatten, rules
 from segret_jax.trees import named_leaves
 
@@ -97,6 +98,8 @@ def _known(
         "logits_resize": "bilinear twice: to the network's input, then to the image",
         **{k: [*v] if isinstance(v, tuple) else v for k, v in evaluation.items()},
     }
+    if (family := get_family(config.model.family)).min_side > 1:
+        must_agree["min_side"] = family.admissible(1)
     may_differ = {
         "weights": weights_digest(variables),
         "data.root": config.data.root,

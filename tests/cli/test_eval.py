@@ -31,8 +31,9 @@ class Reads(Predictor):
 
     stride = 4
 
-    def __init__(self, params: Any, config: Any):
+    def __init__(self, params: Any, config: Any, *, min_side: int):
         self.variables, self.config, self.mesh = params, config, data_mesh()
+        self.min_side = min_side
 
     def prepare(self, image: np.ndarray) -> Prepared:
         return Prepared((image.shape[0], image.shape[1]), [(image, Tiling((32, 32), (32, 32)))])

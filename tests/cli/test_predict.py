@@ -25,7 +25,7 @@ CAMVID = load_class_table("camvid")
 class Reads(inference.Predictor):
     """A predictor whose classes are the red of the pixels."""
 
-    def __init__(self, *_: Any):
+    def __init__(self, *_: Any, min_side: int):
         pass
 
     def label_map(self, image: np.ndarray) -> np.ndarray:

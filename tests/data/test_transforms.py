@@ -69,8 +69,8 @@ def test_resize_equals_the_released_code(case: int) -> None:
     kept = keep_ratio_size(label.shape, (200, 64))
     kept_label = resize_label(label, kept)
     aligned_label = resize_label(kept_label, aligned_size(kept, 32))
-    kept_image = resize_for_evaluation(image, target=(200, 64))
-    aligned_image = resize_for_evaluation(image, target=(200, 64), multiple=32)
+    kept_image = resize_image(image, kept)
+    aligned_image = resize_for_evaluation(image, target=(200, 64), size=aligned_label.shape)
     np.testing.assert_array_equal(kept_image, golden[f"{case}/keep/image"])
     np.testing.assert_array_equal(kept_label, golden[f"{case}/keep/label"])
     np.testing.assert_array_equal(aligned_image, golden[f"{case}/aligned/image"])
@@ -113,6 +113,7 @@ def test_keep_ratio_size(
 def test_aligned_size_rounds_up() -> None:
     assert [aligned_size((n, 32), 32)[0] for n in (1, 31, 32, 33, 64)] == [32, 32, 32, 64, 64]
     assert aligned_size((5, 7), 1) == (5, 7)
+    assert [aligned_size((n, 32), 32, 193)[0] for n in (1, 193, 225)] == [224, 224, 256]
 
 
 def test_resize_has_half_pixel_centers_and_no_antialiasing() -> None:

@@ -149,6 +149,7 @@ def test_a_class_that_never_occurs_is_no_change(tmp_path, capsys):
         ({"mode": "slide", "window": [9, 9]}, "mode: A whole, B slide", "another context"),
         ({"classes": "e" * 64}, "classes: A bbbbbbbbbbbb, B eeeeeeeeeeee", "another label table"),
         ({"split": "training"}, "split: A validation, B training", "the training images"),
+        ({"min_side": 224}, "min_side: A None, B 224", "stretched to this length"),
         ({"tta": 1}, "tta: A None, B 1", "a setting that this version does not know"),
     ],
 )

@@ -65,7 +65,7 @@ class Scenes:
 class Reads(Predictor):
     """Predicts the red channel: right everywhere. With `wrong`, the opposite. Ties at the left."""
 
-    stride = 4
+    stride, min_side = 4, 1
 
     def __init__(self, *, wrong: bool = False, batch_size: int = 1):
         self.wrong = wrong

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -94,7 +95,7 @@ def test_goldens_distinguish_one_resize_of_the_image_from_two():
     """(100, 150) keeps its ratio at (128, 192): no second resize. Of (90, 150) there is one."""
     image = np.ascontiguousarray(IMAGE[:90])
     predictor = Predictor.__new__(Predictor)
-    predictor.config = WHOLE
+    predictor.config, predictor.min_side = WHOLE, 1
     twice = network_input(predictor, image)
     assert twice.shape == (128, 224, 3)
     np.testing.assert_array_equal(
@@ -143,15 +144,20 @@ def resized(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return scores
 
 
-def step_by_step(predictor: Predictor, image: np.ndarray) -> np.ndarray:
-    """Sliding window, scales and flip as mmsegmentation has them, each resize by itself."""
+def step_by_step(predictor: Predictor, image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+    """Sliding window, scales and flip as mmsegmentation has them, each resize by itself.
+
+    `sides` are those that the network takes, in ascending order.
+    """
     config, views, size = predictor.config, [], image.shape[:2]
     long, short = config.resize_target
     for scale in config.scales:
         ratio = min(int(long * scale) / max(size), int(short * scale) / min(size))
         h, w = (int(side * ratio + 0.5) for side in size)
+        x = resize_image(image, (h, w))
+        h, w = (next(n for n in sides if n >= side) for side in (h, w))
         th, tw = min(h, config.window[0]), min(w, config.window[1])
-        (sy, sx), x = config.stride, resize_image(image, (h, w))
+        (sy, sx), x = config.stride, resize_image(x, (h, w))
         for x, mirror in ((x, slice(None)), (x[:, ::-1], slice(None, None, -1))):  # noqa: B020
             total, count = np.zeros((h, w, 5)), np.zeros((h, w, 1))
             for i in range(max(h - th + sy - 1, 0) // sy + 1):
@@ -166,11 +172,21 @@ def step_by_step(predictor: Predictor, image: np.ndarray) -> np.ndarray:
     return np.mean(views, axis=0)
 
 
-def test_windows_at_two_scales_mirrored_too_are_averaged_as_described(small):
-    """(45, 37) is smaller than the window at one scale."""
-    (image,) = images((45, 37))
-    predictor = Predictor(ModelBundle(*small), WINDOWS, mesh=mesh(1))
-    expected = step_by_step(predictor, image)
+@pytest.mark.parametrize(
+    ("size", "multiple", "min_side"),
+    [
+        ((45, 37), 1, 1),  # smaller than the window at one scale
+        ((5, 70), 16, 20),  # 40x3 and 80x6, which the network takes from 32 on
+    ],
+)
+def test_windows_at_two_scales_mirrored_too_are_averaged_as_described(
+    small, size, multiple, min_side
+):
+    (image,) = images(size)
+    config = dataclasses.replace(WINDOWS, multiple_of=multiple)
+    predictor = Predictor(ModelBundle(*small), config, min_side=min_side, mesh=mesh(1))
+    sides = [n for n in range(min_side, 99) if n % multiple == 0]
+    expected = step_by_step(predictor, image, sides)
     np.testing.assert_allclose(predictor.probabilities(image), expected, atol=2e-6)
     first, second = np.sort(expected, axis=-1)[..., :-3:-1].transpose(2, 0, 1)
     clear = first - second > 1e-5

@@ -48,6 +48,23 @@ def test_a_tile_is_the_window_or_the_image_where_that_is_smaller():
     assert [tall.corner(i) for i in range(4)] == [(0, 0), (24, 0), (48, 0), (50, 0)]
 
 
+def test_short_sides_are_stretched_to_one_that_the_network_takes():
+    """Of 10x160 pixels 128x2048 are left, and 64x1024 at half the scale."""
+    config = EvalConfig(scales=(0.5, 1.0))
+    half, full = tilings((10, 160), config, min_side=193)
+    assert half == Tiling((224, 1024), (224, 1024))
+    assert full == Tiling((224, 2048), (224, 2048))
+    plan = make_plan({0: (10, 160)}, config, 1, stride=4, min_side=193)
+    assert plan.passes == {(224, 1024): 1, (224, 2048): 1}
+    assert plan.held_logits == 56 * 256 + 56 * 512
+    assert tilings((300, 400), config, min_side=193) == tilings((300, 400), config)
+
+    slide = EvalConfig(mode="slide", window=(256, 512), stride=(256, 400))
+    (tiling,) = tilings((160, 10), slide, min_side=193)
+    assert (tiling.size, tiling.tile) == ((2048, 224), (256, 224))
+    assert (len(tiling.tops), tiling.lefts) == (8, (0,))
+
+
 def images(count: int) -> dict[int, tuple[int, int]]:
     rng = np.random.default_rng(0)
     return {3 * i: (int(h), int(w)) for i, (h, w) in enumerate(rng.integers(20, 70, (count, 2)))}

@@ -12,6 +12,7 @@ import pytest
 from segret_jax.config import Config, DataConfig, EvalConfig, ModelConfig
 from segret_jax.data.class_table import ClassTable, load_class_table
 from segret_jax.evaluation.protocol import code_digest, fingerprint, weights_digest
+from segret_jax.models.families import FAMILIES
 
 TABLE = load_class_table("camvid")
 NAMES = ("c", "a", "b")
@@ -66,6 +67,22 @@ def test_windows_count_only_where_they_are_used():
     assert differs(made(evaluation(window=(256, 256), stride=(128, 128)))) == set()
     sliding = [made(evaluation(mode="slide", stride=stride)) for stride in [(384, 384), (128, 384)]]
     assert sliding[0]["id"] != sliding[1]["id"]
+
+
+def test_the_shortest_side_of_a_family_counts_where_there_is_one(monkeypatch):
+    plain = made()
+    assert "min_side" not in plain["must_agree"]
+    family = dataclasses.replace(FAMILIES["segret"], multiple_of=32, min_side=193)
+    monkeypatch.setitem(FAMILIES, "segret", family)
+    stretched = made()
+    assert stretched["must_agree"] == plain["must_agree"] | {"min_side": 224}
+    assert stretched["may_differ"] == plain["may_differ"]
+    assert stretched["id"] != plain["id"]
+
+
+def test_the_id_is_that_of_results_on_disk():
+    """Another id for the same evaluation would make old results incomparable."""
+    assert made()["id"] == "ed5db015d2ea"
 
 
 def renamed() -> ClassTable:
