@@ -178,7 +178,7 @@ def validate(config: Config) -> Config:
     stride, window = evaluation.stride, evaluation.window
     if stride[0] > window[0] or stride[1] > window[1]:
         raise InputError(f"eval.stride is {stride}; it must be at most eval.window, {window}")
-    get_family(config.model.family).check_settings(config.data.crop, evaluation)
+    get_family(config.model.family).check_settings(config)
     return config
 
 

@@ -34,7 +34,11 @@ def train_report(config: Config, topology: Topology) -> Report:
     shape += f", mesh.fsdp {config.mesh.fsdp}" if config.mesh.fsdp != 1 else ""
     # The backward pass takes twice the operations of the forward pass.
     report = _report(config, topology, TRAIN_STEP, shape, 3 * batch, crop)
-    return report | ({"expected_batch": expected_batch(report)} if "bound" in report else {})
+    if "bound" not in report:
+        return report
+    least = parts * get_family(config.model.family).min_batch
+    fitting = expected_batch(report)
+    return report | {"expected_batch": fitting if fitting >= least else 0}
 
 
 def evaluation_report(config: Config, topology: Topology) -> Report:

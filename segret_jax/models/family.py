@@ -27,6 +27,8 @@ class Family:
     """Each side of an input is a multiple of this number of pixels."""
     min_side: int = 1
     """Each side of an input has at least this number of pixels."""
+    min_batch: int = 1
+    """Images in a training batch, or in each part of an accumulated batch, at least."""
 
     def admissible(self, side: int) -> int:
         """Return the smallest admissible side of an input that has at least `side` pixels."""
@@ -47,22 +49,28 @@ class Family:
             rule = f"takes multiples of {self.multiple_of} from {self.admissible(1)} on"
             raise InputError(f"{name} is {tuple(size)}, but the model {rule}: give {admitted}")
 
-    def check_settings(self, crop: Size, evaluation: Any) -> None:
-        """Raise InputError for settings by which an input would have another size.
+    def check_settings(self, config: Any) -> None:
+        """Raise InputError for settings that do not fit the family.
 
         Args:
-            crop: The setting `data.crop`; zeros are left open.
-            evaluation: The `EvalConfig`.
+            config: The `Config`; a crop or a batch size of 0 is left open.
 
         Raises:
-            InputError: Crops, windows or `eval.multiple_of` do not fit the family.
+            InputError: Crops, windows, `eval.multiple_of` or the batch size do not fit.
         """
-        if all(crop):
-            self.check_size("data.crop", crop)
-        self.check_size("eval.window", evaluation.window)
-        if (multiple := evaluation.multiple_of) % self.multiple_of:
+        if all(config.data.crop):
+            self.check_size("data.crop", config.data.crop)
+        self.check_size("eval.window", config.eval.window)
+        if (multiple := config.eval.multiple_of) % self.multiple_of:
             remedy = f"give a multiple of {self.multiple_of}, as the model needs"
             raise InputError(f"eval.multiple_of is {multiple}: {remedy}")
+        batch, parts = config.train.batch_size, config.train.accumulate
+        if 0 < batch < (least := self.min_batch * parts):
+            found = f"train.batch_size is {batch} and train.accumulate is {parts}"
+            rule = f"trains on {self.min_batch} images or more at once"
+            remedy = f"give train.batch_size={least} or more"
+            remedy += ", or a smaller train.accumulate" * (parts > 1)
+            raise InputError(f"{found}, but the model {rule}: {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -109,7 +109,10 @@ def smaller_configs(config: Config, num_devices: int) -> Iterator[tuple[Config, 
     while small > num_devices:
         small = max(small // 2 // num_devices, 1) * num_devices
         choices.append((small, 1))
+    least = get_family(config.model.family).min_batch
     for batch_size, accumulate in choices:
+        if batch_size // accumulate < least:
+            continue
         train = replace(config.train, batch_size=batch_size, accumulate=accumulate)
         flags = [f"--config.train.batch_size={batch_size}"] * (batch_size != batch)
         flags += [f"--config.train.accumulate={accumulate}"] * (accumulate != parts)

@@ -167,9 +167,10 @@ def _batch_that_fits(config: Config, data: Data, machine: Machine, num_params: i
         needed = forecast(trial, machine, num_params, data.num_classes).running
         return batch <= data.num_training and not needed > room  # room may be unknown: NaN
 
-    batch = max((CPU_BATCH if machine.is_cpu else BATCH) // unit, 1)
-    while batch > 1 and not fits(batch * unit):
-        batch //= 2
+    least = math.ceil(get_family(config.model.family).min_batch / machine.num_devices)
+    batch = max((CPU_BATCH if machine.is_cpu else BATCH) // unit, least)
+    while batch > least and not fits(batch * unit):
+        batch = max(batch // 2, least)
     return batch * unit
 
 

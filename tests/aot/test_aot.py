@@ -1,5 +1,6 @@
 """The ahead-of-time report: its input, its text, and the TPU compiler where it is installed."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -10,12 +11,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from segret_jax.aot import programs
+from segret_jax.aot import programs, report
 from segret_jax.aot.chips import CHIPS, Topology, parse, topology
 from segret_jax.aot.report import bound, evaluation_report, to_text, train_report
 from segret_jax.config import Config
 from segret_jax.errors import InputError
 from segret_jax.models.factory import abstract
+from segret_jax.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -77,6 +79,28 @@ def test_reports_of_programs_compiled_for_these_devices(here):
     evaluated = evaluation_report(config_of(), here)
     assert evaluated["shape"].startswith("1 image of 32x64 per chip")
     assert evaluated["collectives"] == {}
+
+
+@pytest.mark.parametrize(("min_batch", "advised"), [(1, 3), (2, 0)])
+def test_no_batch_is_advised_that_the_family_does_not_take(here, monkeypatch, min_batch, advised):
+    """Two images of three parts do not fit, one does."""
+    family = dataclasses.replace(FAMILIES["segret"], min_batch=min_batch)
+    monkeypatch.setitem(FAMILIES, "segret", family)
+    measured = {
+        "bound": {}, "chips": 1, "accumulate": 3, "batch_size": 6, "limit": 8,
+        "memory": {"temporary": 10, "total": 12},
+    }  # fmt: skip
+    monkeypatch.setattr(report, "_report", lambda *_: measured)
+    config = config_of(6)
+    config.train.accumulate = 3
+    assert train_report(config, here)["expected_batch"] == advised
+
+
+def test_the_largest_input_is_one_that_the_family_takes(monkeypatch):
+    assert programs.largest_input(config_of()) == (32, 64)
+    family = dataclasses.replace(FAMILIES["segret"], min_side=33)
+    monkeypatch.setitem(FAMILIES, "segret", family)
+    assert programs.largest_input(config_of()) == (64, 64)
 
 
 def test_report_says_that_a_program_does_not_fit(here, monkeypatch):

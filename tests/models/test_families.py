@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from segret_jax.config import Config, ModelConfig, choose_family, validate
+from segret_jax.config import (
+    Config,
+    EvalConfig,
+    ModelConfig,
+    TrainConfig,
+    choose_family,
+    validate,
+)
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle, abstract, build
@@ -164,8 +171,8 @@ def test_settings_have_other_names_than_those_of_every_family(name: str):
 
 @pytest.fixture
 def choosy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A family that admits multiples of 32 from 193 on."""
-    family = dataclasses.replace(FAMILIES["segret"], multiple_of=32, min_side=193)
+    """A family that admits multiples of 32 from 193 on, and no single image in training."""
+    family = dataclasses.replace(FAMILIES["segret"], multiple_of=32, min_side=193, min_batch=2)
     monkeypatch.setitem(FAMILIES, "segret", family)
 
 
@@ -194,20 +201,49 @@ def test_settings_give_inputs_of_admissible_sizes(choosy, group, key, value, mes
         validate(config)
 
 
-def test_a_network_refuses_other_sizes_in_prediction_too(choosy):
-    """Images that are far longer than wide give inputs that no setting tells."""
+class Network(nnx.Module):
+    """Refuses inputs that its family does not admit."""
 
-    class Network(nnx.Module):
-        stride = 1
+    stride = 1
 
-        def __call__(self, image: jax.Array) -> jax.Array:
-            FAMILIES["segret"].check_size("the input", image.shape[1:3])
-            return image
+    def __call__(self, image: jax.Array) -> jax.Array:
+        FAMILIES["segret"].check_size("the input", image.shape[1:3])
+        return image
 
-    predictor = Predictor(ModelBundle(nnx.graphdef(Network()), {}, {}), Config().eval)
-    refusal = r"^the input is \(2048, 128\), but the model takes .*: give \(2048, 224\)"
-    with pytest.raises(InputError, match=refusal):
-        predictor.label_map(np.zeros((160, 10, 3), np.uint8))
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scales": (0.5,)}, {"mode": "slide", "window": (256, 512)}, {"resize_target": (40, 20)}],
+)
+@pytest.mark.parametrize("size", [(160, 10), (10, 160)])
+def test_prediction_gives_a_network_inputs_that_it_admits(choosy, options, size):
+    """Images that are far longer than wide would give others."""
+    config = Config(eval=EvalConfig(**{"stride": (256, 256)} | options))
+    min_side = get_family(validate(config).model.family).min_side
+    bundle = ModelBundle(nnx.graphdef(Network()), {}, {})
+    red = np.zeros((*size, 3), np.uint8)
+    red[..., 0] = 255
+    np.testing.assert_array_equal(
+        Predictor(bundle, config.eval, min_side=min_side).label_map(red), np.zeros(size)
+    )
+    with pytest.raises(InputError, match=r"^the input is .*, but the model takes multiples of 32"):
+        Predictor(bundle, config.eval).label_map(red)
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(1, 1), (2, 2), (6, 6)])
+def test_a_batch_has_the_images_that_the_family_needs(choosy, batch, parts):
+    config = Config(train=TrainConfig(batch_size=2 * parts, accumulate=parts))
+    validate(config)
+    config.train.batch_size = batch
+    found = f"train.batch_size is {batch} and train.accumulate is {parts}, but the model trains on "
+    remedy = f"2 images or more at once: give train.batch_size={2 * parts} or more"
+    with pytest.raises(InputError, match=re.escape(found + remedy)) as refusal:
+        validate(config)
+    assert ("a smaller train.accumulate" in str(refusal.value)) == (parts > 1)
+
+
+def test_a_batch_size_left_open_is_not_refused(choosy):
+    validate(Config(train=TrainConfig(batch_size=0, minutes=1.0)))
 
 
 def test_segret_admits_every_size():

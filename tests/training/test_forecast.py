@@ -1,14 +1,16 @@
 """The forecast of a run's memory: said, refused before anything is compiled, and about right."""
 
 import math
+from dataclasses import replace
 
 import jax
 import pytest
 
 from segret_jax.aot import programs
 from segret_jax.aot.chips import CHIPS, Topology
-from segret_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from segret_jax.config import Config, DataConfig, ModelConfig, TrainConfig, validate
 from segret_jax.errors import InputError
+from segret_jax.models.families import FAMILIES
 from segret_jax.run.memory import Machine, Memory
 from segret_jax.training import loop
 from segret_jax.training.forecast import check_memory, forecast, smaller_configs
@@ -101,6 +103,23 @@ def test_suggested_settings_need_less_memory(accumulate: int) -> None:
     ]
     assert len(offered) > 3
     assert max(offered) < forecast(config, machine(1e9), TINY, 150).activations
+
+
+@pytest.mark.parametrize(
+    ("min_batch", "suggested"),
+    [
+        (1, [(16, 2), (16, 4), (8, 1), (4, 1), (2, 1), (1, 1)]),
+        (2, [(16, 2), (16, 4), (8, 1), (4, 1), (2, 1)]),
+        (8, [(16, 2), (8, 1)]),
+    ],
+)
+def test_suggested_settings_have_the_images_that_the_family_needs(
+    monkeypatch, min_batch, suggested
+) -> None:
+    family = replace(FAMILIES["segret"], min_batch=min_batch)
+    monkeypatch.setitem(FAMILIES, "segret", family)
+    changed = [validate(c).train for c, _ in smaller_configs(Config(), 1)]
+    assert [(train.batch_size, train.accumulate) for train in changed] == suggested
 
 
 def test_a_run_is_refused_before_its_folder_is_made(mini, tmp_path, monkeypatch) -> None:

@@ -97,6 +97,19 @@ def test_sizes_are_those_that_the_family_admits(monkeypatch, size, crop, base) -
     assert chosen.eval.resize_target == base
 
 
+@pytest.mark.parametrize(
+    ("min_batch", "devices", "accumulate", "batch"),
+    [(2, 1, 1, 2), (2, 1, 3, 6), (2, 1, 10, 20), (2, 2, 1, 2), (2, 4, 1, 4), (3, 1, 1, 3)],
+)
+def test_a_small_memory_leaves_the_images_that_the_family_needs(
+    monkeypatch, min_batch, devices, accumulate, batch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "segret", replace(FAMILIES["segret"], min_batch=min_batch))
+    gpu = Machine("gpu", devices, Memory(24e9, 1e6))
+    chosen = choose(own(f"train.accumulate={accumulate}"), PHOTOS, gpu, FAST)
+    assert configs.validate(chosen).train.batch_size == batch
+
+
 def test_steps_fill_the_time_and_stop_at_a_number_of_passes() -> None:
     def steps(minutes: int, data: Data = PHOTOS, speed: float = SLOW) -> int:
         return choose(own(f"train.minutes={minutes}"), data, LAPTOP, speed).train.steps
