@@ -22,4 +22,5 @@ FAMILY = Family(
     classifier="segman_encoder",
     multiple_of=32,
     min_side=193,
+    min_batch=2,  # the decoder normalizes one pooled value of each image over the batch
 )

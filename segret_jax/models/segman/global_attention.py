@@ -58,16 +58,14 @@ def global_attention(
         of_keys = jnp.concatenate([of_keys, hidden], -1)
         of_queries = jnp.concatenate([of_queries, jnp.ones_like(hidden)], -1)
 
-    def extend(x: Heads, more: Float[Array, "h w n t"]) -> Heads:
+    def extend(x: Heads, more: Float[Array, "h w n t"]) -> Float[Array, "b h w n _"]:
         more = jnp.broadcast_to(more[None].astype(x.dtype), (b, *more.shape))
         return jnp.concatenate([x, more], -1)
 
-    attend = whole_retention if kernels is Kernels.REFERENCE else _blocked
-    return attend(extend(q, of_queries), extend(k, of_keys), v, (0.0,) * n)
-
-
-def _blocked(q: Heads, k: Heads, v: Heads, log_decay: tuple[float, ...]) -> Heads:
-    return blocked_retention(q, k, v, log_decay, decomposed=False)
+    q, k, no_decay = extend(q, of_queries), extend(k, of_keys), (0.0,) * n
+    if kernels is Kernels.REFERENCE:
+        return whole_retention(q, k, v, no_decay)
+    return blocked_retention(q, k, v, no_decay, decomposed=False)
 
 
 def bicubic_matrix(index: Float[Array, " l"] | Array, length: int | Array) -> Float[Array, "l 49"]:
