@@ -1,5 +1,8 @@
 """The kernels of neighborhood attention, interpreted on CPU, against its formulas in float64."""
 
+import importlib.util
+import math
+import re
 from types import ModuleType
 from typing import Any
 
@@ -8,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segret_jax.models.neighborhood import gpu
+from segret_jax.aot.chips import topology
+from segret_jax.models.neighborhood import gpu, layout, tpu
 from segret_jax.models.neighborhood.formulas import neighborhood_attention
 from tests.models.test_kernels import lowered_for_cuda
 
 Shape = tuple[int, int, int, int, int]
-KERNELS = [pytest.param(gpu, id="gpu")]
+KERNELS = [pytest.param(gpu, id="gpu"), pytest.param(tpu, id="tpu")]
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 # b h w n d, the window's side, the true height and width
 CASES = [
     ((2, 7, 7, 1, 8), 7, (7, 7)),  # one window for all
@@ -23,6 +28,13 @@ CASES = [
     ((1, 20, 33, 2, 8), 11, (20, 33)),
     ((2, 16, 16, 2, 8), 7, (9, 8)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def few_lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the TPU kernels cut small images into many blocks; not where they are compiled."""
+    if "compile" not in request.node.name:
+        monkeypatch.setattr(layout, "LANES", 8)
 
 
 def inputs(shape: Shape, window: int, dtype: Any = jnp.float32) -> tuple[jax.Array, ...]:
@@ -111,3 +123,38 @@ def test_old_gpus_wide_windows_and_float16_are_not_for_the_triton_kernels():
     assert not fits(jnp.float16)
     assert not fits(window=13)
     assert not fits(capability=7.5)
+
+
+def test_the_tpu_kernels_fit_the_maps_of_the_largest_images_and_no_float64(monkeypatch):
+    monkeypatch.setattr(layout, "LANES", 128)
+    bias = jnp.zeros((1, 21, 21))
+
+    def fits(h: int, w: int, dtype: Any = jnp.float32) -> bool:
+        return tpu.fits(jnp.zeros((1, h, w, 1, 8), dtype), bias)
+
+    assert fits(256, 512)
+    assert fits(7, 7, jnp.bfloat16)
+    assert not fits(64, 1024)
+    assert not fits(7, 7, jnp.float16)
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu, an optional extra")
+@pytest.mark.parametrize(
+    ("shape", "window"), [((2, 128, 128, 1, 32), 11), ((2, 32, 32, 4, 36), 9)], ids=str
+)
+def test_the_tpu_kernels_compile_and_hold_no_logits_in_memory(shape, window):
+    device = topology("v5e:2x2").devices[0]
+
+    def run(*args: jax.Array) -> list[jax.Array]:
+        *given, out_grad = args
+        size, options = shape[1:3], {"full_precision": False}
+        out, log_total = tpu.forward(*given, size, **options)
+        return [out, *tpu.backward(*given, size, out, log_total, out_grad, **options)]
+
+    args = jax.eval_shape(lambda: inputs(shape, window, jnp.bfloat16))
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    args = [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in args]
+    text = jax.jit(run).lower(*args).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 3
+    sizes = (math.prod(map(int, axes.split(","))) for axes in re.findall(r"\w\[([\d,]+)\]", text))
+    assert max(sizes) <= 2 * math.prod(shape)  # with padding; logits would be `window`² / d times

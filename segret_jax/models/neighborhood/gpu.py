@@ -30,6 +30,7 @@ from jaxtyping import Array, Float
 from segret_jax.models.kernels import TRITON_CAPABILITY
 from segret_jax.models.layers import MapSize
 from segret_jax.models.neighborhood.formulas import Bias, Heads, window_side, window_starts
+from segret_jax.models.neighborhood.ranges import keys_of, queries_of
 
 LOG2_E = math.log2(math.e)
 TILE = 8  # rows and columns of a tile: 64 pixels, the rows of a matrix product
@@ -209,12 +210,15 @@ class _Program:
 
     def fold(self, step: Callable, carry: Any) -> Any:
         """Apply `step(start, block, carry)` to each block that may share windows with the tile."""
-        sides = (TILE, _tile_columns(self.window))
-        lengths = (self.height, self.width)
-        (y, rows), (x, columns) = map(self._reach, self.start, sides, lengths)
+        reach = keys_of if self.has_queries else queries_of
+        sides, lengths = (TILE, _tile_columns(self.window)), (self.height, self.width)
+        (y, y_end), (x, x_end) = (
+            reach(start, start + side - 1, length, self.window)
+            for start, side, length in zip(self.start, sides, lengths, strict=True)
+        )
         blocks_y, blocks_x = (
             jnp.maximum((count + side - 1) // side, 0)
-            for count, side in zip((rows, columns), BLOCK, strict=True)
+            for count, side in zip((y_end - y, x_end - x), BLOCK, strict=True)
         )
 
         def of_block(number: Any, carry: Any) -> Any:
@@ -222,17 +226,6 @@ class _Program:
             return step(start, self._rectangle(*start, BLOCK, BLOCK[1]), carry)
 
         return lax.fori_loop(0, blocks_y * blocks_x, of_block, carry)
-
-    def _reach(self, start: Any, count: int, length: Any) -> tuple[Any, Any]:
-        """Return the first of the rows that share a window with those of the tile, and how many."""
-        last, half = start + count - 1, self.window // 2
-        if self.has_queries:
-            first = window_starts(start, length, self.window)
-            end = window_starts(last, length, self.window) + self.window
-        else:  # The windows at a border are one for the queries up to half a window from it.
-            first = jnp.where(start < self.window, 0, start - half)
-            end = jnp.where(last >= length - self.window, length, last + half + 1)
-        return first, end - first
 
     def bias(self, block: _Pixels) -> Float[Array, "t p"]:
         """Return what to add to the logits of a tile and a block, with pairs masked."""
