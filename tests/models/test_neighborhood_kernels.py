@@ -31,10 +31,11 @@ CASES = [
 
 
 @pytest.fixture(autouse=True)
-def few_lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the TPU kernels cut small images into many blocks; not where they are compiled."""
+def many_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small images have many blocks on a TPU, and a program on a GPU several of them."""
     if "compile" not in request.node.name:
         monkeypatch.setattr(layout, "LANES", 8)
+    monkeypatch.setattr(gpu, "MIN_PROGRAMS", 1)
 
 
 def inputs(shape: Shape, window: int, dtype: Any = jnp.float32) -> tuple[jax.Array, ...]:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from segret_jax.models.kernels import TRITON_CAPABILITY
 from segret_jax.models.layers import MapSize
@@ -38,6 +38,9 @@ BLOCK = (2, 16)  # rows and columns of a block
 MAX_WINDOW = 11
 OFFSETS = 32  # a power of 2 from the number of relative positions along an axis, 2k − 1, on
 MAX_WIDTH = 64  # of heads
+# A program has as many images, up to 4, as fit into registers: those with heads of that many bytes
+# in all, by compiling for an H100. But it leaves two programs for each of its multiprocessors.
+IMAGE_BYTES, MIN_PROGRAMS = 256, 264
 # Finite, so that a query without keys in a block has no NaN; a key in its window outweighs it.
 MASKED = -1e30
 
@@ -105,13 +108,8 @@ def _numbers(q: Heads) -> jax.ShapeDtypeStruct:
 
 def _partial_sums(q: Heads, bias: Bias) -> jax.ShapeDtypeStruct:
     """Return the form of each program's gradient of the bias; atomic sums would not repeat."""
-    _, *programs = _grid(q.shape, window_side(bias))
+    _, *programs = _grid(q, window_side(bias))
     return jax.ShapeDtypeStruct((*programs[::-1], *bias.shape), jnp.float32)
-
-
-def _images(b: int, d: int) -> int:
-    """Return the number of images of a program, whose sums have to fit into registers."""
-    return 2 if b % 2 == 0 and d <= 32 else 1
 
 
 def _tile_columns(window: int) -> int:
@@ -119,10 +117,15 @@ def _tile_columns(window: int) -> int:
     return min(TILE, BLOCK[1] - window + 1)
 
 
-def _grid(shape: tuple[int, ...], window: int) -> tuple[int, int, int, int]:
-    b, h, w, n, d = shape
-    # Heads vary fastest: they are contiguous in memory.
-    return n, pl.cdiv(w, _tile_columns(window)), pl.cdiv(h, TILE), b // _images(b, d)
+def _grid(q: Heads, window: int) -> tuple[int, int, int, int]:
+    """Return the number of heads, of tiles along x and y, and of groups of images."""
+    b, h, w, n, d = q.shape
+    tiles = pl.cdiv(w, _tile_columns(window)), pl.cdiv(h, TILE)
+    num_tiles, most = n * math.prod(tiles) * b, IMAGE_BYTES // (_padded_width(d) * q.dtype.itemsize)
+    images = 4
+    while images > 1 and (b % images or images > min(most, num_tiles // MIN_PROGRAMS)):
+        images //= 2
+    return n, *tiles, b // images  # Heads vary fastest: they are contiguous in memory.
 
 
 def _call(
@@ -135,13 +138,15 @@ def _call(
     options: tuple[bool, bool],
 ) -> Any:
     """Run `kernel(program, *refs)` for each tile; the refs are of whole inputs and results."""
-    shape, window, (full_precision, interpret) = inputs[0].shape, window_side(bias), options
+    q, window, (full_precision, interpret) = inputs[0], window_side(bias), options
+    shape, grid = q.shape, _grid(q, window)
 
     def of_tile(size_ref: Any, table_ref: Any, *refs: Any) -> None:
         kernel(
             _Program(
-                shape, window, full_precision and not interpret, kernel is not _gradients_of_keys,
-                table_ref, size_ref[0], size_ref[1], *map(pl.program_id, range(4)),
+                shape, shape[0] // grid[3], window, full_precision and not interpret,
+                kernel is not _gradients_of_keys, table_ref, size_ref[0], size_ref[1],
+                *map(pl.program_id, range(4)),
             ),
             *refs,
         )  # fmt: skip
@@ -149,15 +154,17 @@ def _call(
     def flat(t: Any) -> tuple[int, ...]:
         return (math.prod(shape[:4]), *t.shape[4:]) if t.shape[:4] == shape[:4] else t.shape
 
-    table, flat_inputs = LOG2_E * bias.reshape(-1), (t.reshape(flat(t)) for t in inputs)
+    flat_inputs = (t.reshape(flat(t)) for t in inputs)
+    masked = (0, OFFSETS - bias.shape[-1])
+    table = jnp.pad(LOG2_E * bias, ((0, 0), masked, masked), constant_values=MASKED)
     found = pl.pallas_call(
         of_tile,
-        grid=_grid(shape, window),
+        grid=grid,
         out_shape=[jax.ShapeDtypeStruct(flat(t), t.dtype) for t in results],
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
         name="neighborhood" + kernel.__name__,
-    )(jnp.asarray(size, jnp.int32), table, *flat_inputs)
+    )(jnp.asarray(size, jnp.int32), table.reshape(len(bias), -1), *flat_inputs)
     return tuple(t.reshape(form.shape) for t, form in zip(found, results, strict=True))
 
 
@@ -176,6 +183,7 @@ class _Program:
     """One program of a kernel: its tile, and what it reads and writes of the arrays."""
 
     shape: tuple[int, ...]
+    num_images: int
     window: int
     full_precision: bool
     has_queries: bool  # rather than keys: the tile; the blocks are of the others
@@ -197,8 +205,7 @@ class _Program:
 
     @property
     def images(self) -> list[Any]:
-        count = _images(self.shape[0], self.shape[4])
-        return [self.group * count + i for i in range(count)]
+        return [self.group * self.num_images + i for i in range(self.num_images)]
 
     def _rectangle(self, y: Any, x: Any, sides: tuple[int, int], columns: int) -> _Pixels:
         """Return rows and columns from (y, x) on; the columns from `columns` on do not exist."""
@@ -227,23 +234,19 @@ class _Program:
 
         return lax.fori_loop(0, blocks_y * blocks_x, of_block, carry)
 
-    def bias(self, block: _Pixels) -> Float[Array, "t p"]:
+    def bias(self, start: tuple[Any, Any]) -> Float[Array, "t p"]:
         """Return what to add to the logits of a tile and a block, with pairs masked."""
-        tile, side = self.tile, 2 * self.window - 1
-        offset = (block.y * side + block.x)[None] - (tile.y * side + tile.x)[:, None]
-        axes = (tile.y, block.y, self.height), (tile.x, block.x, self.width)
-        is_inside = functools.reduce(jnp.logical_and, (self._sees(*axis) for axis in axes))
-        origin = self.head * side**2 + (self.window - 1) * (side + 1)
-        at = self.table.at[origin + (offset if self.has_queries else -offset)]
-        return triton.load(at, mask=is_inside, other=MASKED)
+        rows, columns = map(self._table_index, self.start, start, BLOCK, (self.height, self.width))
+        index = rows[:, None, :, None] * OFFSETS + columns[None, :, None]
+        return triton.load(self.table.at[self.head, index.reshape(TILE**2, -1)])
 
-    def _sees(self, tile: Array, block: Array, length: Any) -> Array:
-        """Return along one axis whether the window of a query contains a key."""
-        if self.has_queries:
-            start = window_starts(tile, length, self.window)[:, None]
-            return (block[None] >= start) & (block[None] < start + self.window)
-        start = window_starts(block, length, self.window)[None]
-        return (tile[:, None] >= start) & (tile[:, None] < start + self.window)
+    def _table_index(self, tile: Any, block: Any, side: int, length: Any) -> Int[Array, "t p"]:
+        """Return along one axis the bias's index of a pair, or that of the masked ones."""
+        first, second = tile + jnp.arange(TILE)[:, None], block + jnp.arange(side)[None]
+        query, key = (first, second) if self.has_queries else (second, first)
+        start = window_starts(query, length, self.window)
+        is_inside = (key >= start) & (key < start + self.window)
+        return jnp.where(is_inside, key - query + self.window - 1, OFFSETS - 1)
 
     def load(self, ref: Any, image: Any, pixels: _Pixels, *, other: float = 0.0) -> Array:
         """Read the pixels, [p, d] or [p]; `other` stands beyond the true size."""
@@ -300,8 +303,8 @@ def _padded_width(d: int) -> int:
 def _forward(program: _Program, q_ref: Any, k_ref: Any, v_ref: Any, *out_refs: Any) -> None:
     queries = [program.load(q_ref, image, program.tile) for image in program.images]
 
-    def step(_: Any, block: _Pixels, carry: Any) -> Any:
-        bias = program.bias(block)
+    def step(start: Any, block: _Pixels, carry: Any) -> Any:
+        bias = program.bias(start)
 
         def add(image: Any, q: Array, out: Array, highest: Array, total: Array) -> Any:
             k, v = (program.load(ref, image, block) for ref in (k_ref, v_ref))
@@ -344,7 +347,7 @@ def _gradients_of_queries(
         queries.append((image, q, out_grad, LOG2_E * log_total[:, None], mean[:, None]))
 
     def step(start: Any, block: _Pixels, carry: Any) -> Any:
-        (*q_grads, bias_grad), bias = carry, program.bias(block)
+        (*q_grads, bias_grad), bias = carry, program.bias(start)
         logits_grads = jnp.zeros_like(bias)
         for i, (image, q, out_grad, log_total, mean) in enumerate(queries):
             k, v = (program.load(ref, image, block) for ref in (k_ref, v_ref))
@@ -377,8 +380,8 @@ def _gradients_of_keys(
         for image in program.images
     ]
 
-    def step(_: Any, block: _Pixels, carry: Any) -> Any:
-        bias = program.bias(block)
+    def step(start: Any, block: _Pixels, carry: Any) -> Any:
+        bias = program.bias(start)
 
         def add(image: Any, k: Array, v: Array, k_grad: Array, v_grad: Array) -> Any:
             q, out_grad = (program.load(ref, image, block) for ref in (q_ref, out_grad_ref))
