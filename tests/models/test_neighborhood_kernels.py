@@ -57,14 +57,19 @@ def by_formulas(args: tuple[jax.Array, ...], size: tuple[int, int]) -> list[np.n
 
 
 def by_kernels(
-    module: ModuleType, args: tuple[jax.Array, ...], size: tuple[int, int]
+    module: ModuleType,
+    args: tuple[jax.Array, ...],
+    size: tuple[int, int],
+    *,
+    full_precision: bool = True,
+    interpret: bool = True,
 ) -> list[jax.Array]:
     """Return the output and the gradients; `size` is traced."""
 
     @jax.jit
     def run(args: tuple[jax.Array, ...], size: tuple[jax.Array, ...]) -> list[jax.Array]:
         *given, out_grad = args
-        options = {"full_precision": True, "interpret": True}
+        options = {"full_precision": full_precision, "interpret": interpret}
         out, log_total = module.forward(*given, size, **options)
         return [out, *module.backward(*given, size, out, log_total, out_grad, **options)]
 

@@ -6,8 +6,8 @@ of k and v it has a tile of keys, and goes through the queries whose windows con
 covers all pairs of a tile and a block; those outside the windows are masked.
 
 Matrix products need sides that are powers of 2, and windows are narrow: the sizes below are chosen
-so that few pairs are masked. Masking a pair and finding its bias costs more than its softmax:
-a program does both once for its tile in several images.
+so that few pairs are masked. To mask a pair and to read its bias costs as much as its softmax: a
+program does both once for the same tile of several images.
 
 Logits are to the base 2 inside, since the chip computes powers of 2; the logarithm of the softmax's
 denominator is stored to the base e. Letters as in `neighborhood.formulas`; the kernels see arrays
