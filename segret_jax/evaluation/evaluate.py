@@ -36,6 +36,8 @@ class Result:
     num_ties: int
     """Labeled pixels where two classes tie: another batch size may change these."""
     confusion: ConfusionAccumulator
+    num_stretched: int = 0
+    """Images with a side that was stretched to the shortest that the network takes."""
     pictures: list[Picture] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -137,7 +139,12 @@ def evaluate(
         if on_prediction:
             on_prediction(sample["name"], image, pred)
     counted.close()  # waits for the images that are being counted
-    found = {"stopped": stopped, "num_ties": num_ties, "faults": [*reader.faults.items()]}
+    found = {
+        "stopped": stopped,
+        "num_ties": num_ties,
+        "num_stretched": plan.num_stretched,
+        "faults": [*reader.faults.items()],
+    }
     return _result_of_all(found, confusion, [pictures[i] for i in sorted(pictures)])
 
 
@@ -154,6 +161,7 @@ def _result_of_all(
         num_images=int(confusion.counted.sum()),
         num_ties=sum(one["num_ties"] for one in every),
         confusion=confusion,
+        num_stretched=sum(one["num_stretched"] for one in every),
         pictures=pictures,
         faults=[fault for _, fault in sorted(fault for one in every for fault in one["faults"])],
     )

@@ -86,6 +86,7 @@ class Plan:
     batches: list[list[int]]
     passes: Mapping[Size, int]  # of a batch through the network, by size of its input
     held_logits: int  # positions of logits kept of one image at most, over all its tiles
+    num_stretched: int = 0  # images with a side shorter than the network takes
 
     @property
     def largest(self) -> Size:
@@ -145,4 +146,5 @@ def make_plan(
         views * sum(t.num_tiles * math.prod(logits_size(t.tile, stride)) for t in scales)
         for scales in tiled.values()
     )
-    return Plan(batches, passes, max(held, default=0))
+    stretched = sum(tiled[i] != tilings(size, config) for i, size in sizes.items())
+    return Plan(batches, passes, max(held, default=0), stretched)

@@ -33,6 +33,7 @@ def fingerprint(
     names: Sequence[str],
     label_pixels: Int64[np.ndarray, "n k"],
     lookup: UInt8[np.ndarray, "256"] | None,
+    is_stretched: bool,
     variables: Any,
     devices: Sequence[jax.Device],
 ) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def fingerprint(
         names: The names of the images that were counted.
         label_pixels: The pixels of each class in each image's label, in the order of `names`.
         lookup: The class of each stored label value; None if no labels are stored.
+        is_stretched: Whether any image was stretched to the shortest side that the network takes.
         variables: The parameters and batch statistics.
         devices: The devices of the evaluation.
 
@@ -54,6 +56,8 @@ def fingerprint(
     must_agree, may_differ = _known(config, table, split, names, variables)
     order = np.argsort(np.array(names, object), kind="stable")
     must_agree |= {"num_images": len(names), "labels": _sha256([label_pixels[order].tobytes()])}
+    if is_stretched:
+        must_agree["min_side"] = get_family(config.model.family).admissible(1)
     may_differ |= {
         "stored_labels": None if lookup is None else digest(lookup.tolist()),
         "batch_size": config.eval.batch_size,
@@ -98,8 +102,6 @@ def _known(
         "logits_resize": "bilinear twice: to the network's input, then to the image",
         **{k: [*v] if isinstance(v, tuple) else v for k, v in evaluation.items()},
     }
-    if (family := get_family(config.model.family)).min_side > 1:
-        must_agree["min_side"] = family.admissible(1)
     may_differ = {
         "weights": weights_digest(variables),
         "data.root": config.data.root,

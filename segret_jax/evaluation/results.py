@@ -82,6 +82,7 @@ def save(
         split="validation",
         names=names,
         label_pixels=counted.images.label,
+        is_stretched=result.num_stretched > 0,
         lookup=source.layout.lookup if isinstance(source, RecordSource) else None,
         variables=predictor.variables,
         devices=predictor.mesh.devices.flatten().tolist(),

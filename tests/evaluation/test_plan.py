@@ -57,6 +57,8 @@ def test_short_sides_are_stretched_to_one_that_the_network_takes():
     plan = make_plan({0: (10, 160)}, config, 1, stride=4, min_side=193)
     assert plan.passes == {(224, 1024): 1, (224, 2048): 1}
     assert plan.held_logits == 56 * 256 + 56 * 512
+    assert plan.num_stretched == 1
+    assert make_plan({0: (300, 400)}, config, 1, stride=4, min_side=193).num_stretched == 0
     assert tilings((300, 400), config, min_side=193) == tilings((300, 400), config)
 
     slide = EvalConfig(mode="slide", window=(256, 512), stride=(256, 400))
