@@ -3,11 +3,12 @@
 import enum
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
 TRITON_CAPABILITY = 8.0  # of the oldest NVIDIA GPUs that run the Triton kernels: A100, RTX 30
 
@@ -52,3 +53,21 @@ def announce_blocks(capability: float | None) -> None:
         text = f"compute capability {capability} is below {TRITON_CAPABILITY} of the Triton kernels"
         remedy = "bfloat16 is slow on this GPU, too: prefer model.dtype=float32"
         print(f"{text}: auto computes retention in blocks; {remedy}", file=sys.stderr)
+
+
+def on_each_device(kernel: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """Run a kernel, which XLA cannot split, on each device of a mesh in context with its images."""
+    if not _split_axes():
+        return kernel
+    # A kernel does not declare over which axes its results vary.
+    return jax.shard_map(kernel, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def by_image(axis: int) -> PartitionSpec:
+    """Return how arrays are split whose images are along `axis`."""
+    return PartitionSpec(*[None] * axis, _split_axes())
+
+
+def _split_axes() -> tuple[str, ...]:
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.axis_names if mesh.are_all_axes_auto and not mesh.empty else ()

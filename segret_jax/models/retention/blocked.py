@@ -24,6 +24,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from segret_jax.models.kernels import by_image, on_each_device
 from segret_jax.models.layers import accum_dtype
 from segret_jax.models.retention import gpu as retention_gpu
 from segret_jax.models.retention.decay import Decay, LogDecay
@@ -124,10 +125,10 @@ def _by_platform(
 # As _by_blocks, below.
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _on_gpu(kernel: Callable, sequences: AxialSequences, *arrays: Array) -> tuple[Array, ...]:
-    image, log_total = _by_image(0), _by_image(1)
+    image, log_total = by_image(0), by_image(1)
     in_specs = tuple(image if t.ndim == 5 else log_total for t in arrays)
     out_specs = (image, log_total) if len(arrays) == 3 else (image,) * 3  # forward, backward
-    return _on_each_device(functools.partial(kernel, sequences), in_specs, out_specs)(*arrays)
+    return on_each_device(functools.partial(kernel, sequences), in_specs, out_specs)(*arrays)
 
 
 def _forward_of_block(
@@ -188,8 +189,8 @@ def _by_blocks(
         precision = "highest" if sequences.full_precision(queries[0].dtype) else "default"
         known = dataclasses.replace(sequences, precision=precision)
         kernel = functools.partial(by_kernel, functools.partial(of_block, known))
-        images = _by_image(1)
-        run = _on_each_device(kernel, (images, images, PartitionSpec()), images)
+        images = by_image(1)
+        run = on_each_device(kernel, (images, images, PartitionSpec()), images)
         return run(queries, keys, log_decay)
 
     cpu = functools.partial(at_most, min(sequences.max_scores, CACHED_SCORES // b))
@@ -223,20 +224,3 @@ def _by_queries(
     zero = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), sums)
     for_keys, for_queries = lax.scan(add, zero, blocks)
     return jax.tree.map(concatenate, for_queries), for_keys
-
-
-def _on_each_device(kernel: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """Run a kernel, which XLA cannot split, on each device of a mesh in context with its images."""
-    if not _split_axes():
-        return kernel
-    # A kernel does not declare over which axes its results vary.
-    return jax.shard_map(kernel, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-
-
-def _by_image(axis: int) -> PartitionSpec:
-    return PartitionSpec(*[None] * axis, _split_axes())
-
-
-def _split_axes() -> tuple[str, ...]:
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.axis_names if mesh.are_all_axes_auto and not mesh.empty else ()
