@@ -1,5 +1,6 @@
 """The benchmarks in small: they time what training runs."""
 
+import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import data
+from benchmarks import data, operations
 from segret_jax.errors import InputError
 
 
@@ -55,3 +56,21 @@ def test_photographs_of_a_folder_take_the_place_of_the_scenes(tmp_path: Path):
         assert source[index]["label"].shape == (40, 60)
     scene = data.Photographs(case, 1, None)[0]
     np.testing.assert_array_equal(scene["label"], source[0]["label"])
+
+
+def test_each_operation_is_timed_over_its_largest_floor(capsys, monkeypatch):
+    monkeypatch.setattr(operations, "EXPONENTIALS", 2**10)
+    monkeypatch.setattr(operations, "peak_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(operations, "peak_flops", lambda dtype, tf32: 2e9)
+    operations.main(["--size", "224x224", "--repeats", "1"])
+    _, *lines = map(json.loads, capsys.readouterr().out.splitlines())
+    assert len(lines) == 2 * 7
+    forward = next(line for line in lines if line["operation"] == "selective scan, stage 2")
+    # 28×28 tokens: 64 channels in and out, four times 4 + 2 projections; four scans' weights.
+    size = 4 * (28 * 28 * (2 * 64 + 24) + 4 * 64 * (4 + 3))
+    assert forward["bytes_floor_ms"] == pytest.approx(size / 1e6, abs=1e-3)
+    for line in lines:
+        floors = [value for key, value in line.items() if key.endswith("_floor_ms")]
+        assert line["over_largest_floor"] == pytest.approx(
+            line["ms"] / max(floors), rel=0.1, abs=0.01
+        )
