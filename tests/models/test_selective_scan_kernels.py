@@ -1,6 +1,9 @@
-"""The selective scan's kernels for GPUs, interpreted, against the formulas in float64."""
+"""The selective scan's kernels, interpreted, against the formulas in float64, and compiled."""
 
 import functools
+import importlib.util
+import math
+import re
 from types import ModuleType
 from typing import Any
 
@@ -8,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
-from segret_jax.models.selective_scan import gpu
+from segret_jax.aot.chips import topology
+from segret_jax.models.selective_scan import gpu, tpu
 from segret_jax.models.selective_scan.formulas import ScanWeights, selective_scan_2d
 from segret_jax.models.selective_scan.gpu_states import first_states
 from tests.conftest import slow
@@ -46,13 +51,17 @@ def relative_errors(found: Any, expected: Any) -> list[float]:
     return [float(np.abs(np.float64(f) - e).max() / np.abs(e).max()) for f, e in pairs]
 
 
-@pytest.mark.parametrize("module", [gpu], ids=["gpu"])
+@pytest.mark.parametrize("module", [gpu, tpu], ids=["gpu", "tpu"])
 @pytest.mark.parametrize(
     "case",  # b h w c and the rank, the true size, the tokens' dtype
     [
-        ((1, 17, 3, 36, 3), (17, 3), "float32"),  # more than a tile, more than a block of channels
+        ((1, 17, 19, 36, 3), (17, 19), "float32"),  # more than a tile, a chunk, a block of channels
         ((2, 8, 8, 6, 17), (5, 6), "bfloat16"),  # padded
-        *slow(((2, 5, 7, 6, 2), (5, 7), "float32"), ((1, 1, 9, 6, 2), (1, 9), "float32")),
+        *slow(
+            ((2, 5, 7, 6, 2), (5, 7), "float32"),
+            ((1, 17, 3, 6, 2), (17, 3), "float32"),
+            ((1, 1, 9, 6, 2), (1, 9), "float32"),
+        ),
     ],
     ids=str,
 )
@@ -99,6 +108,13 @@ def test_the_states_before_chunks_compose_all_chunks_before(adjoint):
         np.testing.assert_allclose(found[direction, 0][order], expected, atol=1e-5)
 
 
+def test_kernels_for_tpus_refuse_what_they_do_not_support():
+    x, projections, _ = scan_inputs(1, 2, 2, 6, 2)
+    assert not tpu.fits(x.astype(jnp.float16), projections)
+    assert not tpu.fits(x, projections.astype(jnp.bfloat16))
+    assert not tpu.fits(jnp.zeros((1, 2, 2, 2049)), projections)
+
+
 def test_kernels_for_gpus_refuse_what_they_do_not_support():
     x, projections, _ = scan_inputs(1, 2, 2, 6, 2)
     assert gpu.fits(x, projections, 8.0)
@@ -119,15 +135,46 @@ def test_kernels_for_gpus_refuse_what_they_do_not_support():
     ids=str,
 )
 def test_kernels_lower_for_gpus(shape, dtype):
-    x, projections, weights = jax.eval_shape(lambda: scan_inputs(*shape, dtype))
-    size, y = (jax.ShapeDtypeStruct((), jnp.int32),) * 2, jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    arrays = x, projections, weights, size
-    _, states = jax.eval_shape(gpu.forward, *arrays)
-    assert states.size <= 4 * x.size / 16
-    for traced in (jax.jit(gpu.forward).trace(*arrays),
-                   jax.jit(gpu.backward).trace(*arrays, states, y)):  # fmt: skip
+    for traced in traced_passes(gpu, shape, dtype):
         try:
             text = traced.lower(lowering_platforms=("cuda",)).as_text()
         except RuntimeError as error:  # jax 0.11 asks for a GPU
             pytest.skip(str(error))
         assert text.count("triton") >= 3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((1, 128, 128, 32, 2), "bfloat16"), ((2, 32, 32, 288, 18), "float32")],
+    ids=str,
+)
+def test_kernels_compile_for_a_tpu_and_keep_no_more_than_the_image(shape, dtype):
+    device = topology("v5e:2x2").devices[0]
+    for traced in traced_passes(tpu, shape, dtype, SingleDeviceSharding(device)):
+        text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+        assert text.count("tpu_custom_call") == 4
+        sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"\[([\d,]+)\]", text)]
+        assert max(sizes) == math.prod(shape[:4])
+
+
+def traced_passes(
+    module: ModuleType, shape: tuple[int, ...], dtype: str, sharding: Any = None
+) -> tuple[Any, Any]:
+    """Trace the forward and the backward pass, whose carries are at the borders of chunks."""
+
+    def abstract(tree: Any) -> Any:
+        def of_array(t: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding)
+
+        return jax.tree.map(of_array, tree)
+
+    def arrays() -> Any:
+        x, projections, weights = scan_inputs(*shape, dtype)
+        return x, projections, weights, (jnp.int32(1), jnp.int32(1))
+
+    inputs = abstract(jax.eval_shape(arrays))
+    y, carries = abstract(jax.eval_shape(module.forward, *inputs))
+    assert sum(t.size for t in jax.tree.leaves(carries)) <= 4 * math.prod(shape[:4]) / 16
+    passes = jax.jit(module.forward), jax.jit(module.backward)
+    return passes[0].trace(*inputs), passes[1].trace(*inputs, carries, y)

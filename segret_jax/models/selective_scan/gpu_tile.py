@@ -19,14 +19,10 @@ from jaxtyping import Array, Float
 
 from segret_jax.models.layers import MapSize
 from segret_jax.models.selective_scan.formulas import ScanWeights
+from segret_jax.models.selective_scan.softplus import softplus
 
 TILE = 16  # the fewest rows of a product
 LOG2_E = math.log2(math.e)
-# log1p(x)/x in [0, 1], from the highest power down: fitted at Chebyshev nodes, right to 2e-7.
-LOG1P = (
-    0.005105826, -0.028991956, 0.077380738, -0.135906002, 0.190713096,
-    -0.248339455, 0.333179343, -0.499994357, 0.999999965,
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,11 +186,8 @@ class TileProgram:
 
     def delta(self, z: Array, step: Step) -> Float[Array, "16 k"]:
         """Return softplus(z), or 0 beyond the true image."""
-        power = self.exp2(-LOG2_E * jnp.abs(z))
-        log1p: Any = LOG1P[0]
-        for coefficient in LOG1P[1:]:
-            log1p = self.fma(log1p, power, coefficient)
-        return jnp.where(step.is_inside, self.fma(log1p, power, jnp.maximum(z, 0)), 0.0)
+        value = softplus(z, lambda x: self.exp2(LOG2_E * x), self.fma)
+        return jnp.where(step.is_inside, value, 0.0)
 
     def next_state(
         self, weights: DirectionWeights, step: Step, x: Array, delta: Array, state: Array
