@@ -67,9 +67,7 @@ def relative_errors(found: Any, expected: Any) -> list[float]:
 )
 def test_kernels_equal_the_formulas_with_their_gradients(module, case):
     shape, size, dtype = case
-    arrays = scan_inputs(*shape, dtype)
-    y_grad = np.zeros(shape[:4], np.float32)
-    y_grad[:, : size[0], : size[1]] = noise(shape[0], *size, shape[3], seed=6)
+    arrays, y_grad = scan_inputs(*shape, dtype), padded_noise(shape, size)
     y, grads = exact(arrays, size, y_grad)
     assert module.fits(*arrays[:2])
     found, found_grads = run(module, arrays, size, y_grad)
@@ -85,12 +83,22 @@ def test_kernels_equal_the_formulas_with_their_gradients(module, case):
     assert np.isfinite(np.asarray(found)).all()  # the padding, too: it may reach a sum as 0 times
 
 
-def run(module: ModuleType, arrays: Any, size: Size, y_grad: np.ndarray) -> Any:
+def padded_noise(shape: tuple[int, ...], size: Size) -> np.ndarray:
+    x = np.zeros(shape[:4], np.float32)
+    x[:, : size[0], : size[1]] = noise(shape[0], *size, shape[3], seed=6)
+    return x
+
+
+def run(
+    module: ModuleType, arrays: Any, size: Size, y_grad: np.ndarray, *, interpret: bool = True
+) -> Any:
+    """Return the output and all gradients."""
+
     @jax.jit
     def both(arrays: Any, height: Any, width: Any, y_grad: Any) -> Any:
-        y, carries = module.forward(*arrays, (height, width), interpret=True)
         size = height, width
-        return y, module.backward(*arrays, size, carries, y_grad, interpret=True)
+        y, carries = module.forward(*arrays, size, interpret=interpret)
+        return y, module.backward(*arrays, size, carries, y_grad, interpret=interpret)
 
     return both(arrays, *size, y_grad)
 

@@ -2,8 +2,9 @@
 
 An image is cut into tiles of 16×16 pixels. The part of a sequence that lies in a tile is 16 chunks,
 its rows or columns. A program has a tile and a block of channels, and steps through its 16 chunks
-side by side, which makes each step's Δ a product with 16 rows, as tensor cores need. Three kernels,
-each for all directions:
+side by side, which makes each step's Δ a product with 16 rows, as tensor cores need: by single
+multiply-adds the backward pass would also take r + 2 sums over channels at each step. Three
+kernels, each for all directions:
 
     1  of each chunk the product of its a, and its last state if the first one is 0
     2  the state before each chunk, from those

@@ -186,7 +186,7 @@ class TileProgram:
 
     def delta(self, z: Array, step: Step) -> Float[Array, "16 k"]:
         """Return softplus(z), or 0 beyond the true image."""
-        value = softplus(z, lambda x: self.exp2(LOG2_E * x), self.fma)
+        value = softplus(z, lambda x: self.exp2(-LOG2_E * x), self.fma)
         return jnp.where(step.is_inside, value, 0.0)
 
     def next_state(

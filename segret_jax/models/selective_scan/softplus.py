@@ -12,9 +12,9 @@ LOG1P = (
 )  # fmt: skip
 
 
-def softplus(z: Array, exp: Callable, fma: Callable) -> Array:
-    """Return log(1 + exp(z)), by exp(x) and fma(a, b, c) = a·b + c."""
-    power = exp(-jnp.abs(z))
+def softplus(z: Array, decay: Callable, fma: Callable) -> Array:
+    """Return log(1 + exp(z)), by decay(x) = exp(−x) and fma(a, b, c) = a·b + c."""
+    power = decay(jnp.abs(z))
     log1p = fma(LOG1P[0], power, LOG1P[1])
     for coefficient in LOG1P[2:]:
         log1p = fma(log1p, power, coefficient)

@@ -254,7 +254,9 @@ def _load(sequence: _Sequence, refs: Any) -> _Chunk:
     bias, rate, skip = (vectors[i : i + 1] for i in range(3))
     b, c, is_inside = (rows[:, rank + i : rank + i + 1] for i in range(3))
     z = _product("tp,pc->tc", rows, kernel) + bias
-    delta = jnp.where(is_inside > 0, softplus(z, jnp.exp, lambda a, b, c: a * b + c), 0.0)
+    delta = jnp.where(
+        is_inside > 0, softplus(z, lambda x: jnp.exp(-x), lambda a, b, c: a * b + c), 0.0
+    )
     x, decay = x_ref[0].astype(jnp.float32), jnp.exp(rate * delta)
     return _Chunk(x, rows, b, c, kernel, rate, skip, z, delta, decay, is_inside)
 
