@@ -24,11 +24,11 @@ import numpy as np
 from benchmarks.machine import machine, median_seconds, peak_bandwidth, peak_flops
 from segret_jax.cli import program
 from segret_jax.cli.summary import parse_size
-from segret_jax.models.neighborhood.blocked import blocked_neighborhood_attention
+from segret_jax.models.neighborhood.attention import fast_neighborhood_attention
 from segret_jax.models.segman.encoder import GLOBAL_STAGE
 from segret_jax.models.segman.variants import VARIANTS
-from segret_jax.models.selective_scan.chunked import chunked_scan_2d
 from segret_jax.models.selective_scan.formulas import ScanWeights
+from segret_jax.models.selective_scan.scan import fast_selective_scan_2d
 
 DTYPES = ("float32", "bfloat16")
 EXPONENTIALS = 2**24  # of an array whose exponentials are timed
@@ -95,7 +95,7 @@ def _attention(stage: int, shape: tuple[int, ...], window: int, dtype: str) -> C
     logits = q.size // shape[4] * window**2
     name = f"neighborhood attention, stage {stage + 1}"
     arrays = (q * shape[4] ** -0.5, k, v, bias)
-    return Case(name, blocked_neighborhood_attention, arrays, 2 * logits * shape[4], logits)
+    return Case(name, fast_neighborhood_attention, arrays, 2 * logits * shape[4], logits)
 
 
 def _scan(stage: int, shape: tuple[int, ...], dtype: str) -> Case:
@@ -113,7 +113,7 @@ def _scan(stage: int, shape: tuple[int, ...], dtype: str) -> Case:
     mult_adds = 4 * x.size * (rank + 5)
     arrays = (x, projections, weights)
     return Case(
-        f"selective scan, stage {stage + 1}", chunked_scan_2d, arrays, mult_adds, 12 * x.size
+        f"selective scan, stage {stage + 1}", fast_selective_scan_2d, arrays, mult_adds, 12 * x.size
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 TRITON_CAPABILITY = 8.0  # of the oldest NVIDIA GPUs that run the Triton kernels: A100, RTX 30
@@ -53,6 +54,15 @@ def announce_blocks(capability: float | None) -> None:
         text = f"compute capability {capability} is below {TRITON_CAPABILITY} of the Triton kernels"
         remedy = "bfloat16 is slow on this GPU, too: prefer model.dtype=float32"
         print(f"{text}: auto computes retention in blocks; {remedy}", file=sys.stderr)
+
+
+def is_full_precision(precision: str | None, dtype: Any) -> bool:
+    """Return whether a kernel's products need full precision.
+
+    Kernels have no "high", and for bfloat16, whose products are exact, no "highest" either.
+    """
+    names = ("high", "highest", "tensorfloat32", "float32")
+    return precision in names and dtype == jnp.float32
 
 
 def on_each_device(kernel: Callable, in_specs: Any, out_specs: Any) -> Callable:

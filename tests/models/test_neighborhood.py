@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segret_jax.models.neighborhood.blocked import blocked_neighborhood_attention
+from segret_jax.models.kernels import Platform
+from segret_jax.models.neighborhood.attention import fast_neighborhood_attention
 from segret_jax.models.neighborhood.formulas import neighborhood_attention
 from tests.models.test_retention import equations, size
 
+ON_CPU = functools.partial(fast_neighborhood_attention, platform=Platform(is_cpu=True))
 # Height, width, side of the window; the true size if the arrays are padded.
 CASES = [
     ((7, 7), 7, None),  # the window is the image
@@ -53,7 +55,7 @@ def by_loops(q: Any, k: Any, v: Any, bias: Any, true: tuple[int, int]) -> np.nda
     return out
 
 
-@pytest.mark.parametrize("form", [neighborhood_attention, blocked_neighborhood_attention])
+@pytest.mark.parametrize("form", [neighborhood_attention, ON_CPU])
 @pytest.mark.parametrize(("shape", "window", "true"), CASES, ids=str)
 def test_equals_the_loop(form, shape, window, true):
     given = arrays(shape, window, dtype=jnp.float32)
@@ -76,7 +78,7 @@ def test_tiles_equal_the_formulas_with_all_gradients_in_float64(shape, window, t
             out, pull = jax.vjp(lambda *args: form(*args, size=true), *given)
             return [out[:, :height, :width], *pull(grad)]
 
-        forms = neighborhood_attention, blocked_neighborhood_attention
+        forms = neighborhood_attention, ON_CPU
         expected, found = (run(form, true, given) for form in forms)
         for tiles, plain in zip(found, expected, strict=True):
             np.testing.assert_allclose(tiles, plain, atol=1e-12 * np.abs(plain).max())
@@ -92,7 +94,7 @@ def test_gradients_of_bfloat16_are_near_those_of_float32():
         return jax.jit(jax.grad(total, range(4)))(*args)
 
     exact = grads(neighborhood_attention, *(t.astype(jnp.float32) for t in given))
-    for found, expected in zip(grads(blocked_neighborhood_attention, *given), exact, strict=True):
+    for found, expected in zip(grads(fast_neighborhood_attention, *given), exact, strict=True):
         assert found.dtype == jnp.bfloat16
         error = np.abs(found.astype(jnp.float32) - expected).max()
         assert error < 0.03 * np.abs(expected).max()  # bfloat16 has 8 bits
@@ -109,7 +111,7 @@ def test_no_array_has_the_logits_of_all_pixels():
         return max(map(size, equations(jax.make_jaxpr(step)(*given).jaxpr, "cpu")))
 
     assert largest(neighborhood_attention) >= logits
-    assert largest(blocked_neighborhood_attention) < logits / 2
-    _, pull = jax.vjp(blocked_neighborhood_attention, *given)
+    assert largest(fast_neighborhood_attention) < logits / 2
+    _, pull = jax.vjp(fast_neighborhood_attention, *given)
     kept = sum(leaf.size for leaf in jax.tree.leaves(pull))
     assert kept <= sum(map(np.size, given)) + given[0].size + math.prod((2, side, side, heads)) + 2

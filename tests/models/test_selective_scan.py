@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segret_jax.models.selective_scan.chunked import chunked_scan_2d
+from segret_jax.models.kernels import Platform
 from segret_jax.models.selective_scan.formulas import ScanWeights, selective_scan_2d
+from segret_jax.models.selective_scan.scan import fast_selective_scan_2d
 
+ON_CPU = functools.partial(fast_selective_scan_2d, platform=Platform(is_cpu=True))
 # Batch, height, width, channels, rank; the true size if the arrays are padded.
 CASES = [
     ((2, 5, 7, 6, 2), None),
@@ -52,7 +54,7 @@ def by_loops(x: np.ndarray, projections: np.ndarray, weights: ScanWeights) -> np
     return out
 
 
-@pytest.mark.parametrize("form", [selective_scan_2d, chunked_scan_2d])
+@pytest.mark.parametrize("form", [selective_scan_2d, ON_CPU])
 @pytest.mark.parametrize(("shape", "true"), CASES, ids=str)
 def test_equals_the_loop(form, shape, true):
     x, projections, weights = arrays(shape)
@@ -77,13 +79,13 @@ def test_chunks_equal_the_formulas_with_all_gradients_in_float64(shape, true):
             out, pull = jax.vjp(lambda *args: form(*args, size=true), *given)
             return [out[:, :height, :width], *jax.tree.leaves(pull(grad))]
 
-        forms = selective_scan_2d, chunked_scan_2d
+        forms = selective_scan_2d, ON_CPU
         expected, found = (run(form, true, given) for form in forms)
         for chunks, plain in zip(found, expected, strict=True):
             np.testing.assert_allclose(chunks, plain, atol=1e-12 * np.abs(plain).max())
 
 
-@pytest.mark.parametrize("form", [selective_scan_2d, chunked_scan_2d])
+@pytest.mark.parametrize("form", [selective_scan_2d, fast_selective_scan_2d])
 def test_sixteen_bits_are_scanned_in_float32(form):
     x, projections, weights = arrays((1, 6, 7, 4, 2))
     x = x.astype(jnp.bfloat16)
@@ -101,16 +103,29 @@ def test_long_sequences_stay_exact():
     shape = (1, 256, 512, 2, 1)
     x, projections, weights = arrays(shape)
     weights = weights._replace(dt_bias=weights.dt_bias + 4)  # states are forgotten within tokens
-    found = jax.jit(chunked_scan_2d)(x, projections, weights)
+    found = jax.jit(ON_CPU)(x, projections, weights)
     expected = by_loops(
         np.float64(x[0]), np.float64(projections[0]), ScanWeights(*map(np.float64, weights))
     )
     assert np.abs(found[0] - expected).max() < 1e-5 * np.sqrt(np.mean(expected**2))
 
 
-def test_no_state_of_a_step_is_kept_for_the_backward_pass():
-    given = arrays((1, 16, 24, 8, 2))
-    _, pull = jax.vjp(chunked_scan_2d, *given)
+@pytest.mark.parametrize("form", [ON_CPU, fast_selective_scan_2d])
+def test_no_state_of_a_step_is_kept_for_the_backward_pass(form):
+    """On CPU those at the borders of rows and columns, elsewhere those between 16 steps."""
+    given = arrays((1, 64, 96, 4, 2))
+    _, pull = jax.vjp(form, *given)
     kept = sum(leaf.size for leaf in jax.tree.leaves(pull))
-    starts = 2 * (16 + 24) * 8
-    assert kept <= sum(map(np.size, jax.tree.leaves(given))) + starts + 2
+    states = 2 * (64 + 96) * 4 if form is ON_CPU else 4 * 64 * 96 * 4 // 16
+    assert kept <= sum(map(np.size, jax.tree.leaves(given))) + states + 2
+
+
+def test_the_choice_of_kernels_computes_the_same_on_a_cpu():
+    given = arrays((2, 9, 7, 4, 2))
+
+    def grads(form: Any) -> Any:
+        return jax.jit(jax.grad(lambda args: jnp.sin(form(*args)).sum()))(given)
+
+    pairs = zip(*(jax.tree.leaves(grads(f)) for f in (fast_selective_scan_2d, ON_CPU)), strict=True)
+    for found, expected in pairs:
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

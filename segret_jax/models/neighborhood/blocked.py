@@ -9,14 +9,12 @@ the softmax's denominator. With logits S and softmax p:
 
     p = exp(S − L),  dV = pᵀ dO,  dS = p·(dO Vᵀ − dO·O),  dQ = dS K,  dK = dSᵀ Q
 
-and dB is the sum of dS over the pairs at each relative position. Kernels do the same on NVIDIA GPUs
-(`neighborhood.gpu`) and TPUs (`neighborhood.tpu`).
+and dB is the sum of dS over the pairs at each relative position.
 
 Letters of products: t tiles of a row of tiles; i j a query's row and column in its tile, y x a
 key's; o a row or column of the bias.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -30,42 +28,16 @@ from segret_jax.models.neighborhood.formulas import Bias, Heads, window_side, wi
 TILE = 8  # pixels of a side
 MASKED = -1e30  # a logit outside of the window
 
+LogTotal = Float[Array, "b h w n"]
 
-def blocked_neighborhood_attention(
-    q: Heads,
-    k: Heads,
-    v: Heads,
-    bias: Bias,
-    *,
-    size: MapSize | None = None,
-    capability: float | None = None,
-) -> Heads:
-    """Compute `neighborhood_attention` by tiles.
 
-    Args:
-        q: Queries, scaled.
-        k: Keys.
-        v: Values.
-        bias: The bias of each relative position; its shape tells the window's side.
-        size: The true height and width, at least the window's side; None: those of the arrays.
-        capability: The lowest compute capability of the GPUs (`kernels.platform_of`).
+def forward(
+    q: Heads, k: Heads, v: Heads, bias: Bias, size: MapSize, *, precision: str | None = None
+) -> tuple[Heads, LogTotal]:
+    """Return the output and L, the logarithm of the softmax's denominator.
 
-    Returns:
-        The attended values, in the dtype of v.
+    Arguments as of `formulas.neighborhood_attention`; `precision` is that of the products.
     """
-    # The backward pass is traced after the caller's precision context has ended: pass it along.
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return _attend(q, k, v, bias, size or q.shape[1:3], precision)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q: Array, k: Array, v: Array, bias: Array, size: Any, precision: Any) -> Array:
-    return _forward(q, k, v, bias, size, precision)[0]
-
-
-def _forward(
-    q: Array, k: Array, v: Array, bias: Array, size: Any, precision: Any
-) -> tuple[Array, Any]:
     tiles = _Tiles(q.shape, bias, size, precision)
 
     def row(_: None, number: Array) -> tuple[None, tuple[Array, Array]]:
@@ -75,28 +47,34 @@ def _forward(
         total = jnp.sum(weights, -1, keepdims=True)
         values = tiles.keys(v, number)
         out = tiles.product("btnqk,btnkd->btnqd", weights.astype(v.dtype), values) / total
-        return None, (out.astype(v.dtype), (highest + jnp.log(total))[..., 0])
+        return None, (out.astype(v.dtype), highest + jnp.log(total))
 
     _, (out, log_total) = lax.scan(row, None, jnp.arange(tiles.rows.num_tiles))
-    out = tiles.to_image(out)
-    return out, (q, k, v, bias, size, out, log_total)
+    return tiles.to_image(out), tiles.to_image(log_total)[..., 0]
 
 
-def _backward(precision: Any, saved: Any, out_grad: Array) -> tuple[Any, ...]:
-    # The barrier keeps XLA from saving the forward pass's tiles instead of reading them again.
-    q, k, v, bias, size, out, log_totals = lax.optimization_barrier(saved)
+def backward(
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    bias: Bias,
+    size: MapSize,
+    out: Heads,
+    log_total: LogTotal,
+    out_grad: Heads,
+    *,
+    precision: str | None = None,
+) -> tuple[Heads, Heads, Heads, Bias]:
+    """Return the gradients of q, k, v and bias; see `forward`."""
     tiles = _Tiles(q.shape, bias, size, precision)
     dtype = accum_dtype(q.dtype)
 
-    def row(sums: Any, step: tuple[Array, Array]) -> tuple[Any, Array]:
-        number, log_total = step
-        queries, keys, values = (
-            tiles.queries(q, number),
-            tiles.keys(k, number),
-            tiles.keys(v, number),
-        )
-        grads, outs = tiles.queries(out_grad, number), tiles.queries(out, number)
-        softmax = jnp.exp(tiles.scores(number, q, k) - log_total[..., None])
+    def row(sums: Any, number: Array) -> tuple[Any, Array]:
+        queries, grads, outs = (tiles.queries(t, number) for t in (q, out_grad, out))
+        keys, values = (tiles.keys(t, number) for t in (k, v))
+        # Beyond the array the softmax is 0.
+        total = tiles.queries(log_total[..., None], number, fill=jnp.inf)
+        softmax = jnp.exp(tiles.scores(number, q, k) - total)
         mean = jnp.sum(grads.astype(dtype) * outs, -1, keepdims=True)
         scores_grad = softmax * (tiles.product("btnqd,btnkd->btnqk", grads, values) - mean)
         narrow = scores_grad.astype(q.dtype)
@@ -108,14 +86,10 @@ def _backward(precision: Any, saved: Any, out_grad: Array) -> tuple[Any, ...]:
         return (k_grad, v_grad, bias_grad), tiles.product("btnqk,btnkd->btnqd", narrow, keys)
 
     zero = jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype), jnp.zeros(bias.shape, dtype)
-    steps = jnp.arange(tiles.rows.num_tiles), log_totals
-    (k_grad, v_grad, bias_grad), q_grad = lax.scan(row, zero, steps)
-    grads = tiles.to_image(q_grad), k_grad, v_grad, bias_grad
-    pairs = zip(grads, (q, k, v, bias), strict=True)
-    return (*(grad.astype(t.dtype) for grad, t in pairs), None)
-
-
-_attend.defvjp(_forward, _backward)
+    rows = jnp.arange(tiles.rows.num_tiles)
+    (k_grad, v_grad, bias_grad), q_grad = lax.scan(row, zero, rows)
+    q_grad = tiles.to_image(q_grad).astype(q.dtype)
+    return q_grad, k_grad.astype(k.dtype), v_grad.astype(v.dtype), bias_grad
 
 
 class _Axis(NamedTuple):
@@ -159,11 +133,12 @@ class _Tiles:
         dtype = accum_dtype(x.dtype)
         return jnp.einsum(letters, x, y, precision=self.precision, preferred_element_type=dtype)
 
-    def queries(self, x: Heads, row: Array) -> Float[Array, "b t n q d"]:
-        """Return a row of tiles of queries, with zeros beyond the array."""
+    def queries(self, x: Heads, row: Array, *, fill: float = 0.0) -> Float[Array, "b t n q d"]:
+        """Return a row of tiles of queries, with `fill` beyond the array."""
         rows, columns, (b, h, w, n, _) = self.rows, self.columns, self.shape
         padding = rows.num_tiles * rows.side - h, columns.num_tiles * columns.side - w
-        x = jnp.pad(x, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0), (0, 0)))
+        widths = ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0), (0, 0))
+        x = jnp.pad(x, widths, constant_values=fill)
         x = lax.dynamic_slice_in_dim(x, row * rows.side, rows.side, 1)
         x = x.reshape(b, rows.side, columns.num_tiles, columns.side, n, x.shape[-1])
         return jnp.einsum("bitjnd->btnijd", x).reshape(b, columns.num_tiles, n, -1, x.shape[-1])

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from segret_jax.models.kernels import is_full_precision
 from segret_jax.models.layers import accum_dtype
 from segret_jax.models.retention.decay import Decay, LogDecay
 from segret_jax.models.retention.formulas import Heads
@@ -53,12 +54,8 @@ class AxialSequences:
         return jnp.einsum(f"{self.order}->bhwnd", x)
 
     def full_precision(self, dtype: jnp.dtype) -> bool:
-        """Return whether a kernel's products need full precision.
-
-        Kernels have no "high", and for bfloat16, whose products are exact, no "highest" either.
-        """
-        names = ("high", "highest", "tensorfloat32", "float32")
-        return self.precision in names and dtype == jnp.float32
+        """Return whether a kernel's products need full precision."""
+        return is_full_precision(self.precision, dtype)
 
     def product(self, letters: str, x: Array, y: Array) -> Array:
         dtype = accum_dtype(x.dtype)

@@ -20,7 +20,7 @@ from segret_jax.models.blocks import Encoder, FeedForward
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform, announce_blocks
 from segret_jax.models.layers import FeatureMap, Rate, SampleKeys
-from segret_jax.models.neighborhood.blocked import blocked_neighborhood_attention
+from segret_jax.models.neighborhood.attention import fast_neighborhood_attention
 from segret_jax.models.neighborhood.formulas import Heads, neighborhood_attention
 from segret_jax.models.segman.global_attention import TOKENS, global_attention
 from segret_jax.models.segman.scan_layer import SelectiveScan
@@ -147,10 +147,8 @@ class TokenMixer(nnx.Module):
     def _neighborhood(self, q: Heads, k: Heads, v: Heads) -> Heads:
         if self.options.kernels is Kernels.REFERENCE:
             return neighborhood_attention(q, k, v, self.neighborhood_bias[...])
-        capability = self.options.platform.capability
-        return blocked_neighborhood_attention(
-            q, k, v, self.neighborhood_bias[...], capability=capability
-        )
+        platform = self.options.platform
+        return fast_neighborhood_attention(q, k, v, self.neighborhood_bias[...], platform=platform)
 
 
 def _depthwise(

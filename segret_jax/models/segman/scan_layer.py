@@ -11,8 +11,8 @@ from jaxtyping import Array
 
 from segret_jax.models.kernels import Kernels, Platform
 from segret_jax.models.layers import FeatureMap, accum_dtype, host_generator, uniform_init
-from segret_jax.models.selective_scan.chunked import chunked_scan_2d
 from segret_jax.models.selective_scan.formulas import ScanWeights, selective_scan_2d
+from segret_jax.models.selective_scan.scan import fast_selective_scan_2d
 
 DIRECTIONS = 4
 
@@ -32,7 +32,7 @@ class SelectiveScan(nnx.Module):
         self.dt_bias = nnx.Param(_initial_bias(rngs.params(), (DIRECTIONS, channels)))
         self.a_log = nnx.Param(jnp.zeros((DIRECTIONS, channels)))  # A = −1
         self.skip = nnx.Param(jnp.ones((DIRECTIONS, channels)))
-        self.kernels, self.capability = kernels, platform.capability
+        self.kernels, self.platform = kernels, platform
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         """Return the scanned map in float32, whatever the dtype of x."""
@@ -44,7 +44,7 @@ class SelectiveScan(nnx.Module):
         )
         if self.kernels is Kernels.REFERENCE:
             return selective_scan_2d(x, projections, weights)
-        return chunked_scan_2d(x, projections, weights, capability=self.capability)
+        return fast_selective_scan_2d(x, projections, weights, platform=self.platform)
 
 
 def _initial_bias(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:

@@ -12,8 +12,6 @@ from step to step. With the gradient g of y, and λ_t = ∂loss/∂h_t:
     ∂p_t = D g_t + λ_t Δ_t B_t,    ∂B_t = Σ_c λ_t Δ_t p_t,    ∂C_t = Σ_c h_t g_t
     ∂Δ_t = λ_t (B_t p_t − exp(a_log) a_t h_{t−1})
     ∂a_log = −exp(a_log) Σ_t λ_t Δ_t a_t h_{t−1},    ∂D = Σ_t p_t g_t
-
-Kernels do the same on NVIDIA GPUs (`selective_scan.gpu`) and TPUs (`selective_scan.tpu`).
 """
 
 import functools
@@ -36,51 +34,35 @@ Steps = Float[Array, "t b m c"]  # of t steps in each of m chunks
 State = Float[Array, "b m c"]  # of each chunk
 
 
-def chunked_scan_2d(
-    x: FeatureMap,
-    projections: Projections,
-    weights: ScanWeights,
-    *,
-    size: MapSize | None = None,
-    capability: float | None = None,
-) -> FeatureMap:
-    """Compute `selective_scan_2d` in chunks.
+def forward(
+    x: FeatureMap, projections: Projections, weights: ScanWeights, size: MapSize
+) -> tuple[FeatureMap, list[State]]:
+    """Return the sum of the four scans, in float32, and the states at the starts of the chunks.
 
-    Args:
-        x: The tokens.
-        projections: dt, B and C of each token, for each direction.
-        weights: The weights of the directions.
-        size: The true height and width; None: those of the arrays.
-        capability: The lowest compute capability of the GPUs (`kernels.platform_of`).
-
-    Returns:
-        The sum over the directions; float32 (float64 for float64) whatever the dtype of x.
+    Arguments as of `formulas.selective_scan_2d`.
     """
-    return _scan(x, projections, weights, size or x.shape[1:3])
-
-
-@jax.custom_vjp
-def _scan(x: Array, projections: Array, weights: ScanWeights, size: Any) -> Array:
-    return _forward(x, projections, weights, size)[0]
-
-
-def _forward(x: Array, projections: Array, weights: ScanWeights, size: Any) -> tuple[Array, Any]:
     found = [
         _forward_direction(*_along(k, x, projections, weights, size), reverse=k > 1)
         for k in range(4)
     ]
     y = functools.reduce(jnp.add, (_to_image(k, y) for k, (y, _) in enumerate(found)))
-    return y, (x, projections, weights, size, [start for _, start in found])
+    return y, [start for _, start in found]
 
 
-def _backward(saved: Any, grad: Array) -> tuple[Any, ...]:
-    # The barrier keeps XLA from saving the forward pass's states instead of computing them again.
-    x, projections, weights, size, starts = lax.optimization_barrier(saved)
+def backward(
+    x: FeatureMap,
+    projections: Projections,
+    weights: ScanWeights,
+    size: MapSize,
+    starts: list[Any],
+    y_grad: FeatureMap,
+) -> tuple[FeatureMap, Projections, ScanWeights]:
+    """Return the gradients of x, the projections and the weights; see `forward`."""
     found = [
         _backward_direction(
             *_along(k, x, projections, weights, size),
             starts[k],
-            _to_steps(k, grad),
+            _to_steps(k, y_grad),
             reverse=k > 1,
         )
         for k in range(4)
@@ -89,15 +71,7 @@ def _backward(saved: Any, grad: Array) -> tuple[Any, ...]:
     x_grad = functools.reduce(jnp.add, (_to_image(k, g) for k, g in enumerate(x_grads)))
     projections_grad = jnp.stack([_to_image(k, g) for k, g in enumerate(projection_grads)], -2)
     weights_grad = ScanWeights(*(jnp.stack(g) for g in zip(*weight_grads, strict=True)))
-    return (
-        x_grad.astype(x.dtype),
-        projections_grad.astype(projections.dtype),
-        jax.tree.map(lambda g, w: g.astype(w.dtype), weights_grad, weights),
-        None,
-    )
-
-
-_scan.defvjp(_forward, _backward)
+    return x_grad.astype(x.dtype), projections_grad.astype(projections.dtype), weights_grad
 
 
 def _along(
