@@ -7,7 +7,7 @@ from typing import Any
 
 from segret_jax.convert.safetensors import Tensors
 from segret_jax.data.class_table import MAX_CLASSES, UNKNOWN
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, printable
 from segret_jax.models.config import ModelConfig, choose_family
 from segret_jax.models.families import FAMILIES, get_family
 from segret_jax.models.family import TorchFormat
@@ -73,22 +73,20 @@ def _infer(
 ) -> tuple[ModelConfig, dict[str, Any]]:
     """Return a copy of `model` that is of the file's family, and the inferred settings.
 
-    The configured family is tried first, and alone if the user named it or one of its settings. If
-    no family recognizes the file, the error is of the first: the others say only "not mine".
+    The configured family is tried first, and alone if the user named it or one of its settings.
     """
     is_named = any(key == "family" or key.startswith("settings.") for key in given)
-    others = () if is_named else (name for name in FAMILIES if name != model.family)
-    error = None
-    for name in (model.family, *others):
+    names = [model.family, *(name for name in FAMILIES if name != model.family and not is_named)]
+    for name in names:
         found = dataclasses.replace(model, settings=dataclasses.replace(model.settings))
         if name != model.family:
             choose_family(found, name)
-        if (torch := get_family(name).load().torch) is not None:
-            try:
-                return found, torch.infer(tensors, found, given)
-            except InputError as fault:
-                error = error or fault
-    raise error or InputError("is of no family that has PyTorch checkpoints")
+        form = get_family(name).load().torch
+        if form is not None and (inferred := form.infer(tensors, found, given)) is not None:
+            return found, inferred
+    first = printable(", ".join(list(tensors)[:3]))
+    remedy = "Give a file of " + ("that family" if is_named else "one of these families")
+    raise InputError(f"is no model of {' or '.join(names)}: its names begin with {first}. {remedy}")
 
 
 def _num_classes(tensors: Tensors, model: ModelConfig) -> int:

@@ -142,11 +142,11 @@ class TorchFormat(Protocol):
 
     def infer(
         self, tensors: Mapping[str, Any], model: Any, given: Collection[str]
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | None:
         """Return the fields of ModelConfig and of the settings that `tensors` tell.
 
-        `given` names those of `model` that the user set. Raises InputError for tensors of another
-        family.
+        None for tensors of another family. `given` names the settings of `model` that the user
+        set. Raises InputError for tensors of no variant.
         """
 
     def unused(

@@ -89,19 +89,29 @@ def test_a_setting_that_contradicts_the_file_is_named_with_what_it_holds() -> No
 @pytest.mark.parametrize(
     ("tensors", "what"),
     [
-        ({"conv1.weight": np.zeros((64, 3, 7, 7))}, "its names begin with conv1.weight"),
         (
             {f"layers.{i}.blocks.{j}.pos.conv.bias": np.zeros(9) for i in range(4) for j in (0, 1)},
-            r"\(width, blocks\) \[\(9, 2\), \(9, 2\), \(9, 2\), \(9, 2\)\]",
+            r"\[\(9, 2\), \(9, 2\), \(9, 2\), \(9, 2\)\], as no variant of segret",
         ),
-        ({"layers.0.blocks.0.pos.conv.bias": np.zeros(64)}, r"\[\(64, 1\)\]"),
-        ({"layers.9999.blocks.0.pos.conv.bias": np.zeros(64)}, r"\[\(64, 1\)\]"),
-        ({"\x1b[2J\ud800": np.zeros(1)}, r"its names begin with \\x1b\[2J\\ud800"),
+        ({"layers.0.blocks.0.pos.conv.bias": np.zeros(64)}, r"\[\(64, 1\)\], as .* segret"),
+        ({"layers.9999.blocks.0.pos.conv.bias": np.zeros(64)}, r"\[\(64, 1\)\], as .* segret"),
+        ({"layers.0.blocks.0.cpe1.bias": np.zeros(32)}, r"\[\(32, 1\)\], as no variant of segman"),
     ],
 )
-def test_another_model_is_rejected_with_its_tensor_names(tensors: Tensors, what: str) -> None:
-    with pytest.raises(InputError, match=rf"{what}.* Give a file of tiny, small, base, large"):
+def test_a_model_of_no_variant_is_rejected_with_its_stages(tensors: Tensors, what: str) -> None:
+    message = rf"has stages of \(width, blocks\) {what}\. Give a file of tiny, small, base, large"
+    with pytest.raises(InputError, match=message):
         identify(tensors, ModelConfig())
+
+
+def test_another_model_is_rejected_with_its_tensor_names() -> None:
+    names = ["conv1.weight", "\x1b[2J\ud800", "b", "c"]
+    with pytest.raises(InputError) as caught:
+        identify({name: np.zeros(1) for name in names}, ModelConfig())
+    assert str(caught.value) == (
+        r"is no model of segret or segman: its names begin with conv1.weight, \x1b[2J\ud800, b. "
+        "Give a file of one of these families"
+    )
 
 
 def test_an_impossible_number_of_classes_is_refused() -> None:
@@ -137,8 +147,9 @@ def test_the_dataset_follows_from_the_number_of_classes(
     assert (name, table.num_classes, table.class_names[0]) == (dataset, count, first)
     if name == "synthetic":  # no dataset has 7 classes: names and colors are made up
         assert len({color.tobytes() for color in table.colors}) == count
-    with pytest.raises(InputError, match=rf"'synthetic' with 8 classes, but .* a model of {count}"):
-        choose_classes(family, "synthetic", given=True)
+    if count < 8:
+        with pytest.raises(InputError, match=rf"'synthetic' with 8 .* but .* a model of {count}"):
+            choose_classes(family, "synthetic", given=True)
 
 
 def test_a_classifier_has_generic_classes_and_no_dataset() -> None:

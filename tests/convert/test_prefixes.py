@@ -123,6 +123,6 @@ def test_allow_drops_what_stops_a_model_from_being_recognized() -> None:
     assert result.recognized.model.task == "classification"
     assert result.dropped["decode_head.counter"] == "accepted by --allow 'counter$'"
     stage = tensors | {"layers.7.blocks.0.steps": np.zeros(1)}
-    with pytest.raises(InputError, match="is neither SegRet"):
+    with pytest.raises(InputError, match="as no variant of segret"):
         imported(stage, "^steps")
     assert imported(stage, "steps$").recognized.num_classes == 6

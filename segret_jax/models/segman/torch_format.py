@@ -1,61 +1,57 @@
 """Released PyTorch checkpoints: names and layouts of tensors, and which model a file holds.
 
-SegMAN               backbone.…, decode_head.…
-ImageNet classifier  patch_embed.…, layers.…, classifier.…
+    SegMAN                       backbone.…, decode_head.…
+    SegMAN's ImageNet classifier patch_embed.…, layers.…, classifier.…
+
+Stage i is `layers.{2i}`, the downsampling after it `layers.{2i + 1}`.
 """
 
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from segret_jax.errors import InputError, printable
+from segret_jax.models import torch_names
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.family import Path
 from segret_jax.models.segman.scan_layer import DIRECTIONS
-from segret_jax.models.segman.variants import VARIANTS, Variant
-
-
-def _numbered(name: str, factor: int, offset: int) -> Callable[[re.Match], str]:
-    """Return the name of our entry i in a sequence where it is entry factor·i + offset."""
-    return lambda match: f"{name}{factor * int(match[1]) + offset}"
-
+from segret_jax.models.segman.variants import VARIANTS
+from segret_jax.models.torch_names import numbered
 
 # Our path, joined by "/", to PyTorch's module; LEAVES has the leaf's own name.
-MODULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
-    (r"encoder/stem/convs/(\d+)", _numbered("backbone.patch_embed.", 3, 0)),
-    (r"encoder/stem/norms/(\d+)", _numbered("backbone.patch_embed.", 3, 1)),
-    (r"encoder/downsamples/(\d+)/conv", lambda m: f"backbone.layers.{2 * int(m[1]) + 1}.0"),
-    (r"encoder/downsamples/(\d+)/norm", lambda m: f"backbone.layers.{2 * int(m[1]) + 1}.1"),
-    (r"encoder/stages/(\d+)/(\d+)", lambda m: f"backbone.layers.{2 * int(m[1])}.blocks.{m[2]}"),
-    (r"/mixer/dwconv_norm$", r".token_mixer.dwconv.1"),
-    (r"/mixer/dwconv$", r".token_mixer.dwconv.0"),
-    (r"/mixer/scan$", r".token_mixer.ssm"),
-    (r"/mixer/out$", r".token_mixer.proj"),
-    (r"/mixer\b", r".token_mixer"),
-    (r"decoder/projections/(\d+)", lambda match: f"decode_head.linear_c{int(match[1]) + 2}.proj"),
-    (r"decoder/classify", r"decode_head.conv_seg"),
-    (r"decoder/block/scan", r"decode_head.vssm.token_mixer"),
-    (r"decoder/block/", r"decode_head.vssm/"),
-    (r"decoder/fuse/", r"decode_head.linear_fuse/"),
-    (r"decoder/short/", r"decode_head.short_path/"),
-    (r"decoder/pool/", r"decode_head.image_pool.1/"),
-    (r"decoder/down(\d)/", r"decode_head.conv_downsample_\1/"),
-    (r"decoder/collect1/", r"decode_head.reduce_channels.2/"),
-    (r"decoder/collect2/", r"decode_head.reduce_channels.1/"),
-    (r"decoder/collect4/", r"decode_head.reduce_channels.0/"),
-    (r"decoder/out/", r"decode_head.proj_out/"),
-    (r"decoder/concat/", r"decode_head.cat/"),
-    (r"(decode_head.*)/norm$", r"\1.bn"),
+MODULES: torch_names.Modules = [
+    # The stem is a sequence conv, norm, GELU, conv, …: entry 3i holds convolution i.
+    (r"encoder/stem/convs/(\d+)", numbered("backbone.patch_embed.{}", 3, 0)),
+    (r"encoder/stem/norms/(\d+)", numbered("backbone.patch_embed.{}", 3, 1)),
+    (r"encoder/downsamples/(\d+)/conv", numbered("backbone.layers.{}.0", 2, 1)),
+    (r"encoder/downsamples/(\d+)/norm", numbered("backbone.layers.{}.1", 2, 1)),
+    (r"encoder/stages/(\d+)", numbered("backbone.layers.{}.blocks", 2, 0)),
+    (r"mixer/dwconv$", "mixer/dwconv.0"),
+    (r"mixer/dwconv_norm$", "mixer/dwconv.1"),
+    (r"mixer/scan$", "mixer/ssm"),
+    (r"mixer/out$", "mixer/proj"),
+    (r"/mixer\b", ".token_mixer"),
     (r"/pos(\d)$", r".cpe\1"),
     (r"/scale(\d)$", r".layer_scale\1"),
-    (r"/ffn/", r".mlp/"),
-    (r"^proj$", r"classifier.0"),
-    (r"^norm$", r"classifier.1"),
-    (r"^head$", r"classifier.4"),
-    (r"/", r"."),
+    (r"decoder/projections/(\d+)", numbered("decode_head.linear_c{}.proj", 1, 2)),
+    (r"decoder/classify", "decode_head.conv_seg"),
+    (r"decoder/block/scan", "decode_head.vssm.token_mixer"),
+    (r"decoder/block", "decode_head.vssm"),
+    (r"/ffn/", ".mlp."),
+    (r"decoder/(\w+)/norm$", r"decoder/\1/bn"),
+    (r"decoder/fuse/", "decode_head.linear_fuse."),
+    (r"decoder/short/", "decode_head.short_path."),
+    (r"decoder/pool/", "decode_head.image_pool.1."),
+    (r"decoder/down(\d)/", r"decode_head.conv_downsample_\1."),
+    (r"decoder/collect1/", "decode_head.reduce_channels.2."),
+    (r"decoder/collect2/", "decode_head.reduce_channels.1."),
+    (r"decoder/collect4/", "decode_head.reduce_channels.0."),
+    (r"decoder/out/", "decode_head.proj_out."),
+    (r"decoder/concat/", "decode_head.cat."),
+    (r"^proj$", "classifier.0"),
+    (r"^norm$", "classifier.1"),
+    (r"^head$", "classifier.4"),
+    (r"/", "."),
 ]
 LEAVES = {
     "kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean",
@@ -63,17 +59,16 @@ LEAVES = {
     "project": "x_proj_weight", "dt_kernel": "dt_projs_weight", "dt_bias": "dt_projs_bias",
     "a_log": "A_logs", "skip": "Ds",
 }  # fmt: skip
-COLLECTED = {"collect1": 4, "collect2": 2}  # r×r pixels: a convolution here, pixel_unshuffle there
+# A convolution of r×r pixels here is pixel_unshuffle(r) and a 1×1 convolution there.
+COLLECTED = {"collect1": 4, "collect2": 2}
 class_layers: Mapping[str, Sequence[str]] = {  # with an output for each class
     "segmentation": ("decode_head.conv_seg",),
     "classification": ("classifier.4",),
 }
-encoder_block = re.compile(r"(?:backbone\.)?layers\.(\d{1,4})\.blocks\.(\d{1,4})\.")
-WIDTH = re.compile(r"(?:backbone\.)?layers\.(\d{1,4})\.blocks\.\d{1,4}\.cpe1\.bias")
-MAX_DIFFERENT = 3  # of 8 widths and depths: the nearest variant is meant, and compared strictly
+encoder_block = torch_names.ENCODER_BLOCK
 unused_reasons: Mapping[str, str] = {
-    ".num_batches_tracked": "counter of PyTorch's batch norm, read by nothing",
-    ".rope.angle": "constant, equal to what is computed here",
+    ".num_batches_tracked": torch_names.COUNTER_REASON,
+    ".rope.angle": torch_names.CONSTANT_REASON,
 }
 constants: Sequence[str] = (".rope.angle",)
 
@@ -83,132 +78,83 @@ def key(path: Path, *, prefix: bool = True) -> str:
 
     `prefix=False` gives the classifier's names, whose encoder has none.
     """
-    *modules, leaf = map(str, path)
-    module = "/".join(modules)
-    for pattern, name in MODULES:
-        module = re.sub(pattern, name, module)
-    name = f"{module}.{LEAVES[leaf]}"
-    return name if prefix else name.removeprefix("backbone.")
+    return torch_names.torch_key(path, MODULES, LEAVES, prefix=prefix)
 
 
 def from_torch(tensor: np.ndarray, path: Path) -> np.ndarray:
     """Return a PyTorch tensor in the layout of the leaf at `path`."""
-    leaf = path[-1]
-    if leaf == "project":
-        return tensor[:, :, 0].T
-    if leaf == "dt_kernel":
-        return np.swapaxes(tensor, 1, 2)
-    if leaf in ("a_log", "skip"):
-        return tensor.reshape(DIRECTIONS, -1)
-    if leaf == "scale" and tensor.ndim == 4:  # of LayerScale
-        return tensor.reshape(-1)
-    if leaf != "kernel":
-        return tensor
-    if (side := COLLECTED.get(str(path[1]))) is not None:
-        tensor = tensor.reshape(len(tensor), -1, side, side)
-    if tensor.ndim == 2 or _is_linear(path):
-        return tensor.reshape(tensor.shape[:2]).T
-    if _is_depthwise(path):
-        return np.transpose(tensor[:, 0], (1, 2, 0))  # [c, 1, k, k] → [k, k, c]
-    return np.transpose(tensor, (2, 3, 1, 0))  # OIHW → HWIO
+    match path[-1]:
+        case "kernel":
+            if (side := COLLECTED.get(str(path[1]))) is not None:
+                tensor = tensor.reshape(len(tensor), -1, side, side)
+            return torch_names.kernel_from_torch(tensor, is_conv=path[-2] == "conv")
+        case "scale":
+            return tensor.reshape(-1)  # of LayerScale [c, 1, 1, 1]
+        case "project":
+            return tensor[:, :, 0].T
+        case "dt_kernel":
+            return np.swapaxes(tensor, 1, 2)
+        case "a_log" | "skip":
+            return tensor.reshape(DIRECTIONS, -1)
+    return tensor
 
 
 def to_torch(array: np.ndarray, path: Path) -> np.ndarray:
     """Return the leaf at `path` in PyTorch's layout; the exact inverse of `from_torch`."""
-    leaf, modules = path[-1], list(map(str, path[:-1]))
-    if leaf == "project":
-        return array.T[:, :, None]
-    if leaf == "dt_kernel":
-        return np.swapaxes(array, 1, 2)
-    if leaf in ("a_log", "skip"):
-        return array.reshape(-1, 1) if leaf == "a_log" else array.reshape(-1)
-    if modules[-1] in ("scale1", "scale2") and leaf == "scale":
-        return array.reshape(-1, 1, 1, 1)
-    if leaf != "kernel":
-        return array
-    if _is_linear(path):
-        return array.T if "projections" in modules else array.T[:, :, None, None]
-    if _is_depthwise(path):
-        return np.transpose(array, (2, 0, 1))[:, None]  # [k, k, c] → [c, 1, k, k]
-    array = np.transpose(array, (3, 2, 0, 1))  # HWIO → OIHW
-    if modules[1] in COLLECTED:
-        array = array.reshape(len(array), -1, 1, 1)
+    match path[-1]:
+        case "kernel":
+            kernel = torch_names.kernel_to_torch(array, is_conv="projections" not in path)
+            is_collected = str(path[1]) in COLLECTED
+            return kernel.reshape(len(kernel), -1, 1, 1) if is_collected else kernel
+        case "scale" if path[-2] in ("scale1", "scale2"):
+            return array.reshape(-1, 1, 1, 1)
+        case "project":
+            return array.T[:, :, None]
+        case "dt_kernel":
+            return np.swapaxes(array, 1, 2)
+        case "a_log":
+            return array.reshape(-1, 1)
+        case "skip":
+            return array.reshape(-1)
     return array
-
-
-def _is_linear(path: Path) -> bool:
-    modules = list(map(str, path[:-1]))
-    return modules[-1] in ("qkv", "out", "fc1", "fc2", "classify", "proj", "head") or (
-        "projections" in modules
-    )
-
-
-def _is_depthwise(path: Path) -> bool:
-    return path[-2] in ("pos1", "pos2", "lepe", "dwconv")
 
 
 def infer(
     tensors: Mapping[str, np.ndarray], model: ModelConfig, given: Collection[str]
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Return the fields of ModelConfig and of the settings that names and shapes tell.
 
-    Raises InputError for tensors of another model.
+    None for tensors of another family. Raises InputError for those of no variant.
     """
-    name = _variant(tensors)
-    if not any(name.startswith("decode_head.") for name in tensors):
+    name = torch_names.find_variant(tensors, "segman", "cpe1.bias")
+    if name is None:
+        return None
+    if not any(tensor.startswith("decode_head.") for tensor in tensors):
         return {"variant": name, "task": "classification"}
-    widths = {
-        "decoder_channels": _width(tensors, "linear_fuse.conv.weight"),
-        "projection_channels": _width(tensors, "linear_c2.proj.weight"),
-    }
-    found: dict[str, Any] = {"variant": name, "task": "segmentation"}
-    for setting, width in widths.items():
+
+    def width(setting: str, tensor: str) -> int:
         own = getattr(VARIANTS[name], setting)
-        is_number = f"settings.{setting}" in given and getattr(model.settings, setting) > 0
-        found[setting] = (width or own) if is_number or (width or own) != own else 0
-    return found
+        return torch_names.width_setting(setting, tensors.get(tensor), own, model, given)
 
-
-def _width(tensors: Mapping[str, np.ndarray], name: str) -> int:
-    return next(iter(tensors.get(f"decode_head.{name}", np.zeros(())).shape), 0)
-
-
-def _variant(tensors: Mapping[str, np.ndarray]) -> str:
-    """Return the variant whose widths and depths are those of the blocks, or nearly."""
-    blocks = {(int(m[1]), int(m[2])) for m in map(encoder_block.match, tensors) if m}
-    depths = Counter(layer for layer, _ in blocks)
-    widths = {int(m[1]): tensors[m[0]].size for m in map(WIDTH.fullmatch, tensors) if m}
-    found = [(widths.get(layer, 0), depths[layer]) for layer in sorted(depths)]
-
-    def num_different(variant: Variant) -> int:
-        pairs = zip(zip(variant.widths, variant.depths, strict=True), found, strict=False)
-        return sum((a != c) + (b != d) for (a, b), (c, d) in pairs) + 8 * (len(found) != 4)
-
-    best = min(VARIANTS, key=lambda name: num_different(VARIANTS[name]))
-    if widths and num_different(VARIANTS[best]) <= MAX_DIFFERENT:
-        return best
-    first = printable(", ".join(list(tensors)[:3]))
-    what = f"stages have (width, blocks) {found[:8]}" if found else f"names begin with {first}"
-    raise InputError(f"is not SegMAN: its {what}. Give a file of {', '.join(VARIANTS)}")
+    return {
+        "variant": name,
+        "task": "segmentation",
+        "decoder_channels": width("decoder_channels", "decode_head.linear_fuse.conv.weight"),
+        "projection_channels": width("projection_channels", "decode_head.linear_c2.proj.weight"),
+    }
 
 
 def unused(
     model: ModelConfig, num_classes: int, names: Iterable[str], *, prefix: bool
 ) -> dict[str, np.ndarray]:
-    """Return the tensors that the original has beside those of `names`, at their defaults.
-
-    Angles are 10000^(−j/(m−1)) for j < m = ⌊d/4⌋, each twice, for head width d.
-    """
-    tensors: dict[str, np.ndarray] = {}
-    for name in names:
-        if name.endswith(".running_mean"):
-            counter = name.removesuffix("running_mean") + "num_batches_tracked"
-            tensors[counter] = np.zeros((), np.int64)
-    variant = VARIANTS[model.variant]
-    for i, (width, heads) in enumerate(zip(variant.widths, variant.heads, strict=True)):
-        angle = np.repeat(10000.0 ** -np.linspace(0, 1, width // heads // 4), 2)
-        tensors["backbone." * prefix + f"layers.{2 * i}.rope.angle"] = angle.astype(np.float32)
-    return tensors
+    """Return the tensors that the original has beside those of `names`, at their defaults."""
+    variant, encoder = VARIANTS[model.variant], "backbone." * prefix
+    stages = enumerate(zip(variant.widths, variant.heads, strict=True))
+    angles = {
+        f"{encoder}layers.{2 * i}.rope.angle": torch_names.rotary_angle(width // heads // 4)
+        for i, (width, heads) in stages
+    }
+    return torch_names.counters(names) | angles
 
 
 def check_export(model: ModelConfig) -> None:
