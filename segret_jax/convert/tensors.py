@@ -27,7 +27,9 @@ from segret_jax.convert.torch_rebuild import RESAVE, Storage, Tensor
 from segret_jax.errors import InputError, unknown_name
 from segret_jax.models.families import FAMILIES
 
-STATE_DICTS = ("model", "state_dict", "model_ema", "state_dict_ema")  # the first found is taken
+# The first found is taken. Of timm's files (SegMAN) that is the average, whose accuracy is the
+# reported one; files with "model" (RMT) are of other trainers.
+STATE_DICTS = ("model", "state_dict_ema", "state_dict", "model_ema")
 MAX_NPZ_BYTES = 2**32  # unpacked: a file of some MB may claim any size
 SAVE_AGAIN = "save model.state_dict() again"
 MAX_SHARING = 8  # bytes of all tensors for each byte of their storages, as tied ones share theirs

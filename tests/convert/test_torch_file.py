@@ -210,8 +210,11 @@ def test_state_dicts_are_found_or_listed(tmp_path: Path) -> None:
     two = write_zip(tmp_path / "a", state(teacher=state(w=tensor()), student=state(v=tensor())))
     assert "give --wrapper NAME, one of teacher, student" in fault(two)
     assert list(read_tensors(two, wrapper="student").tensors) == ["v"]
-    both = state(state_dict_ema=state(w=tensor()), state_dict=state(v=tensor()))
-    assert read_tensors(write_zip(tmp_path / "a", both)).wrapper == "state_dict"
+    # Of timm's files the average is taken; of RMT's not.
+    for first, second in (("state_dict_ema", "state_dict"), ("model", "model_ema")):
+        both = state(**{second: state(v=tensor()), first: state(w=tensor())})
+        found = read_tensors(write_zip(tmp_path / "a", both))
+        assert (found.wrapper, found.other_wrappers) == (first, (second,))
     for content in (
         value({"epoch": 3}),
         b"](" + tensor() + b"e",
