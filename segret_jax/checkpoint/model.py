@@ -136,9 +136,12 @@ def load_format(checkpoint: Path) -> int:
 
 
 def check_table(checkpoint: Path, table: ClassTable) -> None:
-    """Raise InputError unless a checkpoint was trained on the classes of `table`, in its order."""
+    """Raise InputError unless the classes of a checkpoint are those of `table`, in its order.
+
+    Further outputs may follow, which are no classes of a dataset (`ClassTable.extends`).
+    """
     theirs = load_table(checkpoint)
-    if theirs.class_names != table.class_names:
+    if not theirs.extends(table):
         pairs = enumerate(zip(theirs.class_names, table.class_names, strict=False))
         first = next((f"class {i} is {a} there, {b} here" for i, (a, b) in pairs if a != b), "")
         raise InputError(

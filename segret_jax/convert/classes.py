@@ -1,14 +1,12 @@
 """Classes of a converted model: the file's, the user's, or a guess by their number."""
 
-import colorsys
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
-import numpy as np
-
 from segret_jax.convert.file_classes import FileClasses
 from segret_jax.convert.recognize import TorchModel
-from segret_jax.data.class_table import ClassTable, load_class_table
+from segret_jax.data.class_table import ClassTable, generic_table, load_class_table
 from segret_jax.data.datasets import DATASETS, SYNTHETIC, get_dataset
 from segret_jax.errors import InputError
 
@@ -21,6 +19,9 @@ def choose_classes(
     recognized: TorchModel, dataset: str, named: FileClasses | None = None, *, given: bool
 ) -> tuple[str, ClassTable]:
     """Return the name of the dataset that a model is for, and its classes.
+
+    A model may have more outputs than a known dataset has classes: SegMAN-T for Cityscapes has 150.
+    The further ones are added as classes that no label has.
 
     Args:
         recognized: The model.
@@ -41,36 +42,46 @@ def choose_classes(
                 f"is a classifier of {count} ImageNet classes, but data.dataset is set to "
                 f"{dataset!r}; leave data.dataset out"
             )
-        return dataset, _generic("imagenet", count, label_ids=False)
+        return dataset, generic_table("imagenet", count)
     if named and not given:
         return _named(named, count, dataset)
     if count not in BY_COUNT and not given:
-        return dataset, _generic(UNNAMED, count, label_ids=True)
+        return dataset, _unknown_dataset(UNNAMED, count)
     dataset = dataset if given else BY_COUNT[count]
     synthetic = dataset == SYNTHETIC
     table = load_class_table(dataset) if synthetic else get_dataset(dataset).class_table
-    if table.num_classes != count:
+    if table.num_classes > count:
         raise InputError(
             f"data.dataset is set to {dataset!r} with {table.num_classes} classes, but the file "
             f"holds a model of {count}; leave it out, or give your own FILE.json"
         )
-    return dataset, table
+    return dataset, table.extended(count)
 
 
 def class_notes(table: ClassTable, named: FileClasses | None, *, given: bool) -> list[str]:
-    """Return a sentence, if there is one to say, on the origin of a segmentation model's classes.
+    """Return what there is to say on the classes of a segmentation model.
 
     `given` says whether the user chose the dataset, which then wins over the file.
     """
+    names = [name for name, ids in zip(table.class_names, table.raw_ids, strict=True) if ids]
+    return _origin_notes(table.name, names, named, given=given) + [
+        f"NOTE: {table.num_classes} outputs, but {table.name} has {len(names)} classes: output "
+        f"{len(names)} and all after it stay, and a pixel predicted as one of them counts as wrong"
+    ] * (len(names) < table.num_classes)
+
+
+def _origin_notes(
+    table: str, class_names: Sequence[str], named: FileClasses | None, *, given: bool
+) -> list[str]:
     if named is None:
-        guessed = not given and table.name != UNNAMED
+        guessed = not given and table != UNNAMED
         return [
-            f"NOTE: the file does not name its classes, and {table.num_classes} are taken for "
-            f"those of {table.name}; --config.data.dataset=NAME or FILE.json says otherwise"
+            f"NOTE: the file does not name its classes, and {len(class_names)} are taken for "
+            f"those of {table}; --config.data.dataset=NAME or FILE.json says otherwise"
         ] * guessed
     if not given:
         return [f"classes as the file names them ({named.source})"]
-    names = enumerate(zip_longest(named.names, table.class_names, fillvalue="missing"))
+    names = enumerate(zip_longest(named.names, class_names, fillvalue="missing"))
     differing = [
         f"NOTE: the file names other classes ({named.source}) than data.dataset: class {i} is "
         f"{there!r} there, {here!r} here"
@@ -90,27 +101,20 @@ def _named(named: FileClasses, count: int, dataset: str) -> tuple[str, ClassTabl
 
     Raises InputError if the classes do not fit the model's `count` outputs.
     """
+    names = list(map(_plain, named.names))
+    for spec in DATASETS.values():
+        if names == list(map(_plain, spec.class_table.class_names)) and len(names) <= count:
+            return spec.name, spec.class_table.extended(count)
     if named.count != count:
         raise InputError(
             f"names {named.count} classes ({named.source}), but its model has {count} outputs; "
             f"{REMEDY}"
         )
-    names = list(map(_plain, named.names))
-    for spec in DATASETS.values():
-        if names == list(map(_plain, spec.class_table.class_names)):
-            return spec.name, spec.class_table
     if twice := next((name for name in named.names if named.names.count(name) > 1), None):
         raise InputError(f"names class {twice!r} twice ({named.source}); {REMEDY}")
-    own = replace(_generic("own", count, label_ids=True), class_names=named.names)
+    own = replace(_unknown_dataset("own", count), class_names=named.names)
     return dataset, own if named.colors is None else replace(own, colors=named.colors)
 
 
-def _generic(name: str, count: int, *, label_ids: bool) -> ClassTable:
-    golden = (5**0.5 - 1) / 2  # steps of it around the circle of hues stay far from each other
-    colors = [colorsys.hsv_to_rgb(i * golden % 1, 0.65, 0.9 - 0.3 * (i % 2)) for i in range(count)]
-    return ClassTable(
-        name=name,
-        class_names=tuple(f"class {i}" for i in range(count)),
-        colors=np.rint(255 * np.array(colors)).astype(np.uint8),
-        raw_ids=tuple((i,) if label_ids else () for i in range(count)),
-    )
+def _unknown_dataset(name: str, count: int) -> ClassTable:
+    return replace(generic_table(name, count), raw_ids=tuple((i,) for i in range(count)))

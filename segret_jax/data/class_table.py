@@ -1,5 +1,6 @@
 """Class tables: names, colors and original ids of a dataset's classes, and their lookup tables."""
 
+import colorsys
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,6 +59,21 @@ class ClassTable:
         """Return {original id: class id}."""
         return {raw: i for i, raws in enumerate(self.raw_ids) for raw in raws}
 
+    def extended(self, count: int) -> "ClassTable":
+        """Return the table with classes that no label has added, up to `count` classes."""
+        added = generic_table(self.name, count)
+        return ClassTable(
+            name=self.name,
+            class_names=self.class_names + added.class_names[self.num_classes :],
+            colors=np.concatenate([self.colors, added.colors[self.num_classes :]]),
+            raw_ids=self.raw_ids + added.raw_ids[self.num_classes :],
+        )
+
+    def extends(self, other: "ClassTable") -> bool:
+        """Return whether this is `other`, or that with classes added that no label has."""
+        count = other.num_classes
+        return self.class_names[:count] == other.class_names and not any(self.raw_ids[count:])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values that `parse_class_table` reads."""
         rows = zip(self.class_names, self.colors, self.raw_ids, strict=True)
@@ -66,6 +82,18 @@ class ClassTable:
             for i, (name, color, raws) in enumerate(rows)
         ]
         return {"name": self.name, "classes": classes}
+
+
+def generic_table(name: str, count: int) -> ClassTable:
+    """Return a table of classes "class 0", "class 1", …, which no label has."""
+    golden = (5**0.5 - 1) / 2  # steps of it around the circle of hues stay far from each other
+    colors = [colorsys.hsv_to_rgb(i * golden % 1, 0.65, 0.9 - 0.3 * (i % 2)) for i in range(count)]
+    return ClassTable(
+        name=name,
+        class_names=tuple(f"class {i}" for i in range(count)),
+        colors=np.rint(255 * np.array(colors)).astype(np.uint8),
+        raw_ids=((),) * count,
+    )
 
 
 def load_class_table(name_or_path: str | Path) -> ClassTable:

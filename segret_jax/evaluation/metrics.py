@@ -82,14 +82,16 @@ class Metrics:
 class ConfusionAccumulator:
     """Pixel counts of a set of images; ignored pixels count neither in label nor in prediction.
 
-    `counts` is the confusion matrix [label, prediction]. The pixel counts of each image are kept,
-    too. Several threads may add images in any order: the sums are the same.
+    `counts` is the confusion matrix [label, prediction]; `others` are the pixels of each label that
+    are predicted as no class at all, by an output beyond the classes. The pixel counts of each
+    image are kept, too. Several threads may add images in any order: the sums are the same.
     """
 
     def __init__(self, num_images: int, num_classes: int, *, detailed: bool = False):
         """Start at zero; `detailed` adds boundary IoU and IoU by size, which take longer."""
         k = num_classes
         self.counts: Int64[np.ndarray, "k k"] = np.zeros((k, k), np.int64)
+        self.others: Int64[np.ndarray, " k"] = np.zeros(k, np.int64)
         self.counted = np.zeros(num_images, bool)
         self._images = np.zeros((3, num_images, k), np.int64)  # the rows of PixelCounts
         self._detailed = detailed
@@ -104,7 +106,7 @@ class ConfusionAccumulator:
 
         Args:
             index: The index of the image in the set.
-            pred: Class ids.
+            pred: Class ids; those from the number of classes on are wrong wherever they are.
             label: Class ids, or 255 where pixels are ignored.
 
         Raises:
@@ -112,8 +114,9 @@ class ConfusionAccumulator:
         """
         k = len(self.counts)
         valid = label != IGNORE
-        pairs = k * label[valid].astype(np.int64) + pred[valid]
-        counts = np.bincount(pairs, minlength=k * k).reshape(k, k)
+        pairs = (k + 1) * label[valid].astype(np.int64) + np.minimum(pred[valid], k)
+        counts = np.bincount(pairs, minlength=k * (k + 1)).reshape(k, k + 1)
+        counts, others = counts[:, :k], counts[:, k]
         judged = np.where(valid, pred, np.uint8(IGNORE))
         boundary = boundary_counts(judged, label, k) if self._detailed else 0
         by_size = counts_by_size(judged, label, k) if self._detailed else 0
@@ -122,7 +125,8 @@ class ConfusionAccumulator:
                 raise ValueError(f"image {index} would be counted twice")
             self.counted[index] = True
             self.counts += counts
-            self._images[:, index] = counts.diagonal(), counts.sum(1), counts.sum(0)
+            self.others += others
+            self._images[:, index] = counts.diagonal(), counts.sum(1) + others, counts.sum(0)
             self._boundary += boundary
             self._by_size += by_size
 
@@ -139,7 +143,7 @@ class ConfusionAccumulator:
             here[...] = sum(there[f"arr_{i}"] for there in counts)
 
     def _counts(self) -> list[np.ndarray]:
-        return [self.counts, self.counted, self._images, self._boundary, self._by_size]
+        return [self.counts, self.others, self.counted, self._images, self._boundary, self._by_size]
 
     @property
     def images(self) -> PixelCounts:
@@ -150,7 +154,7 @@ class ConfusionAccumulator:
         """Return the scores of everything counted so far."""
         hits = self.counts.diagonal().copy()
         return Metrics(
-            pixels=PixelCounts(hits, self.counts.sum(1), self.counts.sum(0)),
+            pixels=PixelCounts(hits, self.counts.sum(1) + self.others, self.counts.sum(0)),
             interval=pixel_counts.interval(pixel_counts.resampled_mean_iou(self.images)),
             boundary=PixelCounts(*self._boundary) if self._detailed else None,
             by_size=PixelCounts(*self._by_size) if self._detailed else None,

@@ -1,6 +1,7 @@
 """The classes that a file names win over a guess by their number; the user's win over both."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from segret_jax.convert.file_classes import FileClasses, find_classes, find_labe
 from segret_jax.convert.recognize import TorchModel
 from segret_jax.convert.records import Record
 from segret_jax.convert.tensors import read_tensors
-from segret_jax.data.class_table import load_class_table
+from segret_jax.data.class_table import load_class_table, parse_class_table
 from segret_jax.errors import InputError
 from tests.convert.models import CLASSIFIER, random_tensors, write_pth
 from tests.convert.test_tensors import DATA
@@ -85,6 +86,33 @@ def test_names_of_a_known_dataset_in_its_order_are_that_dataset(dataset: str, ta
     turned = found({"meta": {"CLASSES": names[::-1]}})
     name, chosen = choose_classes(family(len(names)), "synthetic", turned, given=False)
     assert (name, chosen.class_names) == ("synthetic", names[::-1])
+
+
+def test_outputs_beyond_the_classes_of_a_known_dataset_stay() -> None:
+    cityscapes = load_class_table("cityscapes")
+    named = found({"meta": {"CLASSES": cityscapes.class_names}})
+    note = (
+        "NOTE: 150 outputs, but cityscapes has 19 classes: output 19 and all after it stay, and a "
+        "pixel predicted as one of them counts as wrong"
+    )
+    for given, names, notes in (
+        (False, named, ["classes as the file names them (meta.CLASSES)", note]),
+        (True, named, [note]),
+        (True, None, [note]),
+    ):
+        dataset, table = choose_classes(family(150), "cityscapes", names, given=given)
+        assert (dataset, table.num_classes) == ("cityscapes", 150)
+        assert table.class_names[:19] == cityscapes.class_names
+        assert table.class_names[19:] == tuple(f"class {i}" for i in range(19, 150))
+        np.testing.assert_array_equal(table.colors[:19], cityscapes.colors)
+        assert class_notes(table, names, given=given) == notes
+        assert table.extends(cityscapes)
+        assert not cityscapes.extends(table)
+        again = parse_class_table(table.to_dict(), "", default_name="")
+        assert again.extends(cityscapes)
+    assert not load_class_table("ade20k").extends(cityscapes)
+    own = replace(cityscapes, class_names=cityscapes.class_names[:18], raw_ids=((1,),) * 18)
+    assert not cityscapes.extends(own), "output 18 is a class with labels"
 
 
 def test_guessed_classes_are_reported_as_a_guess() -> None:

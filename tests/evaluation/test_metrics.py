@@ -63,6 +63,28 @@ def test_counts_equal_a_double_loop():
     np.testing.assert_array_equal(count(pairs, 5).counts, expected)
 
 
+def test_outputs_beyond_the_classes_are_wrong_and_no_prediction_of_any_class():
+    """As in mmsegmentation, whose histogram of predictions ends at the last class."""
+    pairs = [(random_pair(i + 2, num_classes=9)[0], random_pair(i)[1]) for i in range(2)]
+    counted = count(pairs, 5, detailed=True)
+    metrics = counted.metrics()
+    pred, label = (np.stack(maps) for maps in zip(*pairs, strict=True))
+    valid = label != IGNORE
+    for k in range(5):
+        hits = (pred == k) & (label == k)
+        union = ((pred == k) & valid) | (label == k)
+        assert metrics.iou[k] == hits.sum() / union.sum()
+        assert metrics.acc[k] == hits.sum() / (label == k).sum()
+    assert metrics.all_acc == ((pred == label) & valid).sum() / valid.sum()
+    by_image = counted.images
+    assert by_image.label.sum() == valid.sum() == counted.counts.sum() + counted.others.sum()
+    assert by_image.pred.sum() == counted.counts.sum() < valid.sum()
+    assert metrics.boundary.label.sum() > metrics.boundary.pred.sum() > 0
+    other = ConfusionAccumulator(2, 5, detailed=True)
+    other.merge([counted.to_bytes()])
+    assert other.metrics().to_dict(tuple("abcde")) == metrics.to_dict(tuple("abcde"))
+
+
 def test_scores_equal_a_case_computed_by_hand():
     pred = as_uint8([[0, 0, 1, 1], [0, 2, 2, 2]])
     label = as_uint8([[0, 1, 1, 1], [0, 2, IGNORE, 1]])
