@@ -10,6 +10,7 @@ import pytest
 
 from segret_jax.checkpoint import model as checkpoints
 from segret_jax.cli.convert import main
+from segret_jax.cli.eval import main as evaluate
 from segret_jax.convert.classes import choose_classes, class_notes
 from segret_jax.convert.file_classes import FileClasses, find_classes, find_labels
 from segret_jax.convert.recognize import TorchModel
@@ -113,6 +114,23 @@ def test_outputs_beyond_the_classes_of_a_known_dataset_stay() -> None:
     assert not load_class_table("ade20k").extends(cityscapes)
     own = replace(cityscapes, class_names=cityscapes.class_names[:18], raw_ids=((1,),) * 18)
     assert not cityscapes.extends(own), "output 18 is a class with labels"
+
+
+@pytest.mark.usefixtures("mini")
+def test_a_model_with_further_outputs_is_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = random_tensors(12)  # the synthetic scenes have 8 classes
+    last = "decode_head.linear_pred"
+    for predicted, score in ((10, "mIoU 0.00  mAcc 0.00  aAcc 0.00"), (0, "mAcc 12.50")):
+        tensors[f"{last}.weight"] = np.zeros_like(tensors[f"{last}.weight"])
+        tensors[f"{last}.bias"] = np.eye(12, dtype=np.float32)[predicted]
+        file = write_pth(tmp_path / f"{predicted}.pth", tensors)
+        main([str(file), str(tmp_path / f"{predicted}"), "--config.data.dataset=synthetic"])
+        capsys.readouterr()
+        options = ["--config.data.synthetic_size=32,32", "--config.data.synthetic_validation=2"]
+        evaluate(["--checkpoint", str(tmp_path / f"{predicted}"), *options])
+        assert score in capsys.readouterr().out
 
 
 def test_guessed_classes_are_reported_as_a_guess() -> None:
