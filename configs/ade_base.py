@@ -4,9 +4,9 @@
 
 mIoU 51.63 single-scale, 52.13 multi-scale:
 published, not reproduced here yet; needs ImageNet weights.
-160,000 steps, global batch 16. Forecast of the training memory in float32, traced and not
-measured: 4.3 GB per 512×512 image, kept for the backward pass, beside 0.8 GB for the
-parameters, their gradients and AdamW's moments.
+160,000 steps, global batch 16. Forecast of the training memory in float32, not
+measured: 3.0 GB per 512×512 image, beside 0.8 GB for the parameters, their gradients
+and AdamW's moments.
 """
 
 from segret_jax.config import Config

@@ -4,9 +4,9 @@
 
 mIoU 83.28 single-scale, 83.87 multi-scale (in the paper's text 83.17, 83.8):
 published, not reproduced here yet; needs ImageNet weights.
-160,000 steps, global batch 8. Forecast of the training memory in float32, traced and not
-measured: 7.7 GB per 512×1024 image, kept for the backward pass, beside 0.8 GB for the
-parameters, their gradients and AdamW's moments.
+160,000 steps, global batch 8. Forecast of the training memory in float32, not
+measured: 6.0 GB per 512×1024 image, beside 0.8 GB for the parameters, their gradients
+and AdamW's moments.
 """
 
 from segret_jax.config import Config

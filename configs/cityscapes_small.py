@@ -4,9 +4,9 @@
 
 mIoU 82.93 single-scale, 83.52 multi-scale (in the paper's text 82.59, 83.26):
 published, not reproduced here yet; needs ImageNet weights.
-160,000 steps, global batch 8. Forecast of the training memory in float32, traced and not
-measured: 5.1 GB per 512×1024 image, kept for the backward pass, beside 0.4 GB for the
-parameters, their gradients and AdamW's moments.
+160,000 steps, global batch 8. Forecast of the training memory in float32, not
+measured: 3.8 GB per 512×1024 image, beside 0.4 GB for the parameters, their gradients
+and AdamW's moments.
 """
 
 from segret_jax.config import Config

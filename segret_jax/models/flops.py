@@ -19,7 +19,7 @@ class Cost:
     """Operations on one image; sums and multiples are by field."""
 
     mult_adds: int = 0
-    extra: int = 0  # convolution biases, norms and ReLUs, as mmcv counts them
+    elementwise: int = 0  # such as norms, as the count of the published figures has them
     attention: int = 0  # products of queries, keys and values, retention's
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -27,11 +27,6 @@ class Cost:
 
     def __mul__(self, times: int) -> "Cost":
         return Cost(*(times * getattr(self, f) for f in self.__dataclass_fields__))
-
-    @property
-    def layers(self) -> int:
-        """The count of mmcv, which the paper gives."""
-        return self.mult_adds + self.extra
 
 
 def operations(config: ModelConfig, num_classes: int, size: Size) -> float:

@@ -27,13 +27,13 @@ def summarize(config: ModelConfig, num_classes: int, size: Size, *, batch: int =
         The parameters, the operations and the memory of the backward pass.
     """
     bundle = abstract(config, num_classes)
+    images = max(batch, get_family(config.family).min_batch)  # that training takes
 
     # Not `models.forward`, which evaluates: training keeps other values for the backward pass.
     def forward(variables: Any, image: jax.Array) -> jax.Array:
-        keys = SampleKeys(jax.random.key(0), jnp.arange(batch))
+        keys = SampleKeys(jax.random.key(0), jnp.arange(images))
         return nnx.merge(bundle.graph, *variables)(image, train=True, keys=keys)
 
-    image = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
     if costs := get_family(config.family).load().costs:
         counts = costs.count(config, num_classes, size)
         counts = {part: cost * batch for part, cost in counts.items()}
@@ -43,7 +43,8 @@ def summarize(config: ModelConfig, num_classes: int, size: Size, *, batch: int =
     else:
         table, notes = f"{bundle.num_params:,} parameters", "Multiply-adds: "
         notes += f"{batch * operations(config, num_classes, size) / 2e9:.3g}G, by XLA's count"
-    saved = saved_bytes(forward, bundle.variables, image) / 1e9
+    image = jax.ShapeDtypeStruct((images, *size, 3), jnp.float32)
+    saved = saved_bytes(forward, bundle.variables, image) / images * batch / 1e9
     title = f"{model_name(config)}, {size[0]}x{size[1]} (height x width), batch {batch}"
     return (
         f"{title}, {num_classes} classes\n\n{table}\n\n{notes}\n"
@@ -55,9 +56,9 @@ def summarize(config: ModelConfig, num_classes: int, size: Size, *, batch: int =
 
 def _table(num_params: dict[str, int], counts: dict[str, Cost]) -> str:
     num_params = {**num_params, "total": sum(num_params.values())}
-    rows = [["", "parameters", "mult-adds", "attention", "layers"]]
+    rows = [["", "parameters", "mult-adds", "attention", "elementwise"]]
     for part, cost in counts.items():
-        columns = (cost.mult_adds, cost.attention, cost.layers)
+        columns = (cost.mult_adds, cost.attention, cost.elementwise)
         giga = (f"{operations / 1e9:.2f}G" for operations in columns)
         rows.append([part, f"{num_params[part]:,}", *giga])
     return "\n".join(f"{row[0]:<8}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows)

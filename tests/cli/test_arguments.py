@@ -146,8 +146,9 @@ def test_a_missing_config_file_names_the_nearest(tmp_path: Path, monkeypatch: py
     for name, near in [("configs/deom.py", "configs/demo.py"), ("ade_tny", "ade_tiny")]:
         kind = "config file" if name.endswith(".py") else "config"
         message = message_of(cli.load_config_file, name)
-        assert message.startswith(f"unknown {kind} {name!r}: did you mean {near!r}? Known: ")
-        assert "coco_stuff10k_tiny" in message
+        assert message == f"unknown {kind} {name!r}: did you mean {near!r}?"
+    message = message_of(cli.load_config_file, "xyz")
+    assert message.startswith("unknown config 'xyz'. Known: ade_base, ade_large, ")
     assert message_of(cli.load_config_file, "configs").startswith("unknown config 'configs'")
     (tmp_path / "mine.py").touch()
     message = message_of(cli.load_config_file, str(tmp_path / "mien.py"))
@@ -393,7 +394,7 @@ def test_commands_that_do_not_compute_do_not_restart(started_again, monkeypatch,
     [
         (
             "train.py --config deom",
-            r"error: unknown config 'deom': did you mean 'demo'\? Known: .*",
+            r"error: unknown config 'deom': did you mean 'demo'\?",
         ),
         (
             "-m segret_jax train --config demo --config.train.stpes=4",

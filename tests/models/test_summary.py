@@ -51,10 +51,11 @@ def test_totals_are_those_of_mmcv_and_near_the_papers(
 ):
     config = ModelConfig(variant=variant)
     cost = total(config, (512, 2048))
-    assert giga(cost.layers) == layers
+    assert giga(cost.mult_adds + cost.elementwise) == layers
     assert 0 < layers - paper < 0.3  # the paper's counter skips some batch norms
     assert giga(cost.attention) == retention
-    assert giga(total(config, (512, 512)).layers) == layers_at_512
+    cost = total(config, (512, 512))
+    assert giga(cost.mult_adds + cost.elementwise) == layers_at_512
 
 
 @pytest.mark.parametrize(
@@ -90,12 +91,14 @@ def test_options_change_the_count():
     without = total(segret(zero_branch=False), size)
     zero = sum(n * w * 256 for n, w in zip(pixels, (64, 128, 256, 512), strict=True))
     assert plain.mult_adds - without.mult_adds == zero
-    assert plain.extra - without.extra == 4 * 256 * sum(pixels)  # bias 1, norm 2, ReLU 1
+    assert plain.elementwise - without.elementwise == 4 * 256 * sum(
+        pixels
+    )  # bias 1, norm 2, ReLU 1
     hidden = sum(n * d * 3 * w for n, d, w in zip(pixels, (2, 2, 8, 2), (64, 128, 256, 512),
                                                   strict=True))  # fmt: skip
     with_conv = total(segret(ffn_conv=True), size)
     assert with_conv.mult_adds - plain.mult_adds == 9 * hidden
-    assert with_conv.extra - plain.extra == hidden
+    assert with_conv.elementwise - plain.elementwise == hidden
 
 
 def test_odd_sides_are_halved_upwards():
@@ -181,8 +184,20 @@ def test_command_prints_the_table():
     done = run("--model", "segret_tiny", "--size", "512x2048")
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("total"))
-    assert row.split()[1:] == ["13,474,998", "71.94G", "84.29G", "72.31G"]
+    assert row.split()[1:] == ["13,474,998", "71.94G", "84.29G", "0.37G"]
     assert "Full count (mult-adds + attention): 156.23G" in done.stdout
+    assert "mult-adds + elementwise: 72.31G" in done.stdout
+
+
+def test_command_counts_one_image_of_a_family_that_trains_on_two():
+    done = run("--model", "segman_tiny", "--size", "512x512")
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("total"))
+    assert row.split()[1:] == ["6,397,260", "5.40G", "0.49G", "0.31G"]
+    assert "Full count (all three): 6.20G" in done.stdout
+    assert "Published: 6.2G at 512x512, 52.5G at 1024x2048" in done.stdout
+    kept = float(done.stdout.split("Kept for the backward pass: ")[1].split()[0])
+    assert kept == pytest.approx(0.377, rel=0.1)
 
 
 @pytest.mark.parametrize(

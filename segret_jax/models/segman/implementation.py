@@ -5,7 +5,7 @@ from flax import nnx
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.family import Implementation, Path
 from segret_jax.models.kernels import Platform
-from segret_jax.models.segman import classifier, torch_format
+from segret_jax.models.segman import classifier, costs, torch_format
 from segret_jax.models.segman.classifier import Classifier
 from segret_jax.models.segman.model import SegMAN
 from segret_jax.models.segman.variants import STAGES
@@ -47,6 +47,7 @@ IMPLEMENTATION = Implementation(
     },
     parameter_group=parameter_group,
     last_layer="/decoder/classify/",
+    costs=costs,
     torch=torch_format,
     classifier_transfer=classifier,
 )  # fmt: skip
