@@ -148,21 +148,35 @@ class Encoder(nnx.Module):
             with jax.named_scope(f"stage{i + 1}"):
                 if i > 0:
                     x = self.downsamples[i - 1](x, train=train)
-                remat = jax.checkpoint if i + 1 in self.remat else lambda f: f
+                is_recomputed = i + 1 in self.remat
                 if train and self.has_loops and len(blocks) >= MIN_LOOP:
                     with jax.named_scope("blocks"):
-                        x = _in_loop(blocks, x, keys=keys, remat=remat)
+                        x = _in_loop(blocks, x, keys=keys, is_recomputed=is_recomputed)
                 else:
                     for j, block in enumerate(blocks):
-                        apply = functools.partial(block, train=train, keys=keys)
+                        apply = functools.partial(_recomputed, block) if is_recomputed else block
                         with jax.named_scope(f"block{j}"):
-                            x = remat(apply)(x)
+                            x = apply(x, train=train, keys=keys)
             maps.append(x)  # before the downsample
         return maps
 
 
+def _recomputed(block: Any, x: FeatureMap, *, train: bool, keys: SampleKeys | None) -> FeatureMap:
+    """Apply a block that the backward pass computes again."""
+    graph, *variables = nnx.split(block, nnx.Param, nnx.BatchStat)
+
+    @jax.checkpoint
+    def apply(x: FeatureMap, variables: Any) -> Any:
+        model = nnx.merge(graph, *variables)  # running statistics are updated in their own trace
+        return model(x, train=train, keys=keys), nnx.state(model, nnx.BatchStat)
+
+    x, updated = apply(x, variables)
+    nnx.update(block, updated)
+    return x
+
+
 def _in_loop(
-    blocks: Sequence[Any], x: FeatureMap, *, keys: SampleKeys | None, remat: Callable
+    blocks: Sequence[Any], x: FeatureMap, *, keys: SampleKeys | None, is_recomputed: bool
 ) -> FeatureMap:
     """Apply equal blocks in training by a scan over their stacked parameters."""
     graphs, *states = zip(
@@ -180,7 +194,8 @@ def _in_loop(
         x = model(x, train=True, keys=own_keys, drop_rate=rate)
         return x, nnx.state(model, nnx.BatchStat)
 
-    x, updated = jax.lax.scan(remat(apply), x, ((params, batch_stats), jnp.array(rates), draws))
+    step = jax.checkpoint(apply) if is_recomputed else apply
+    x, updated = jax.lax.scan(step, x, ((params, batch_stats), jnp.array(rates), draws))
     for i, block in enumerate(blocks):
         nnx.update(block, jax.tree.map(lambda leaf: leaf[i], updated))  # noqa: B023
     return x

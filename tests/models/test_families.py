@@ -22,7 +22,7 @@ from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle, abstract, build
 from segret_jax.models.families import FAMILIES, get_family
-from segret_jax.models.flops import operations
+from segret_jax.models.flops import operations, saved_bytes
 from segret_jax.models.forward import forward, stage_maps, stride_of
 from segret_jax.models.layers import SampleKeys
 from segret_jax.trees import leaves_by_path, named_leaves
@@ -85,6 +85,43 @@ def test_training_changes_the_batch_statistics_alone(name: str):
     shapes = [jax.tree.map(jnp.shape, tree) for tree in ((params, batch_stats), bundle.variables)]
     assert shapes[0] == shapes[1]
     assert {leaf.dtype for leaf in jax.tree.leaves(bundle.variables)} == {np.dtype("float32")}
+
+
+@every_family
+@pytest.mark.usefixtures("mini")
+def test_recomputed_blocks_keep_less_for_the_backward_pass(name: str):
+    def kept(remat: tuple[int, ...]) -> int:
+        bundle = abstract(config_of(name, remat=remat), NUM_CLASSES)
+
+        def train(variables: Any, image: jax.Array) -> jax.Array:
+            return nnx.merge(bundle.graph, *variables)(image, train=True)
+
+        return saved_bytes(train, bundle.variables, image_shapes(name, 2))
+
+    every_stage = tuple(range(1, FAMILIES[name].num_remat_stages + 1))
+    assert kept(every_stage) < kept((1,)) < kept(())
+
+
+@every_family
+@pytest.mark.slow
+@pytest.mark.usefixtures("mini")
+def test_recomputed_blocks_train_the_same(name: str):
+    """Gradients and batch statistics, also of blocks that have a batch norm."""
+    image = jnp.asarray(noise(2, *size_of(name), 3))
+
+    def train(remat: tuple[int, ...]) -> Any:
+        bundle = build(config_of(name, drop_path=0.5, remat=remat), NUM_CLASSES, seed=0)
+
+        def loss(params: Any, batch_stats: Any) -> Any:
+            model = nnx.merge(bundle.graph, params, batch_stats)
+            logits = model(image, train=True, keys=SampleKeys(jax.random.key(0), jnp.arange(2)))
+            return jnp.mean(logits**2), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(*bundle.variables)
+
+    stages = tuple(range(1, FAMILIES[name].num_remat_stages + 1))
+    for recomputed, kept in zip(*map(jax.tree.leaves, (train(stages), train(()))), strict=True):
+        np.testing.assert_allclose(recomputed, kept, rtol=1e-3, atol=1e-4)
 
 
 @every_family
