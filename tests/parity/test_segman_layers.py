@@ -9,17 +9,17 @@ import pytest
 from flax import nnx
 
 from segret_jax.models import layers
-from segret_jax.models.neighborhood.blocked import blocked_neighborhood_attention
+from segret_jax.models.neighborhood.attention import fast_neighborhood_attention
 from segret_jax.models.neighborhood.formulas import neighborhood_attention, window_starts
 from segret_jax.models.segman.encoder import rotate
 from segret_jax.models.segman.global_attention import bicubic_matrix
 from segret_jax.models.segman.torch_format import from_torch
-from segret_jax.models.selective_scan.chunked import chunked_scan_2d
 from segret_jax.models.selective_scan.formulas import (
     ScanWeights,
     selective_scan_2d,
     split_projections,
 )
+from segret_jax.models.selective_scan.scan import fast_selective_scan_2d
 from tests import golden_weights as golden
 from tests.parity.test_segman import assert_close
 
@@ -31,7 +31,7 @@ SCAN_LEAVES = {  # in the order of `ScanWeights`, after the projection
 }  # fmt: skip
 HEIGHT, WIDTH = 20, 17
 
-scans = pytest.mark.parametrize("scan", [selective_scan_2d, chunked_scan_2d])
+scans = pytest.mark.parametrize("scan", [selective_scan_2d, fast_selective_scan_2d])
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +87,13 @@ def attention_inputs() -> list[np.ndarray]:
     return [*(x.transpose(0, 2, 3, 1, 4) for x in qkv), golden.noise("na/rpb", (2, 13, 13))]
 
 
-@pytest.mark.parametrize("form", [neighborhood_attention, blocked_neighborhood_attention])
+@pytest.mark.parametrize("form", [neighborhood_attention, fast_neighborhood_attention])
 def test_neighborhood_attention(form: Callable[..., Any]):
     out = form(*map(jnp.asarray, attention_inputs()))
     assert_close(np.transpose(out, (0, 3, 1, 2, 4)), EXPECTED["na/out"])
 
 
-@pytest.mark.parametrize("form", [neighborhood_attention, blocked_neighborhood_attention])
+@pytest.mark.parametrize("form", [neighborhood_attention, fast_neighborhood_attention])
 def test_logits_of_neighborhood_attention(form: Callable[..., Any]):
     """With the pixels as values, the output is the softmax of the logits at each pixel."""
     q, k, _, bias = attention_inputs()
