@@ -17,6 +17,8 @@ from segret_jax.models.layers import FeatureMap, SampleKeys
 
 MIN_LOOP = 16  # blocks of a stage from which on a loop is worth stacking their parameters
 
+ZEROS = nnx.initializers.zeros_init()
+
 Conv = Callable[..., nnx.Conv]  # (channels in, channels out, stride=…): a 3×3 convolution
 
 
@@ -60,14 +62,35 @@ class FeedForward(nnx.Module):
         kernels: Kernels,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
-        init: Callable[[int], nnx.Initializer] = lambda fan_in: layers.normal_init(),
+        conv_init: nnx.Initializer | None = None,
+        uniform: bool = False,
     ):
+        """Initialize the weights.
+
+        Args:
+            channels: The channels of input and output.
+            hidden: The channels in between.
+            conv: Whether there is a convolution.
+            kernels: The choice of kernels.
+            dtype: The dtype of the computation; parameters are float32.
+            rngs: The source of the initial weights.
+            conv_init: The initializer of the convolution's kernel (`layers.DepthwiseConv`).
+            uniform: Whether kernels and biases of W_1 and W_2 are PyTorch's (`uniform_init`); else
+                kernels are normal, and biases zero.
+        """
+
         def linear(c_in: int, c_out: int) -> nnx.Linear:
-            return nnx.Linear(c_in, c_out, kernel_init=init(c_in), dtype=dtype, rngs=rngs)
+            init = layers.uniform_init(c_in)
+            inits = (init, init) if uniform else (layers.normal_init(), ZEROS)
+            return nnx.Linear(
+                c_in, c_out, kernel_init=inits[0], bias_init=inits[1], dtype=dtype, rngs=rngs
+            )
 
         self.fc1, self.fc2 = linear(channels, hidden), linear(hidden, channels)
         if conv:
-            self.dwconv = layers.DepthwiseConv(hidden, 3, kernels=kernels, dtype=dtype, rngs=rngs)
+            self.dwconv = layers.DepthwiseConv(
+                hidden, 3, kernels=kernels, init=conv_init, dtype=dtype, rngs=rngs
+            )
         self.has_conv = conv
 
     def __call__(self, x: FeatureMap) -> FeatureMap:

@@ -53,7 +53,7 @@ def announce_blocks(capability: float | None) -> None:
     if capability is not None and capability < TRITON_CAPABILITY and jax.process_index() == 0:
         text = f"compute capability {capability} is below {TRITON_CAPABILITY} of the Triton kernels"
         remedy = "bfloat16 is slow on this GPU, too: prefer model.dtype=float32"
-        print(f"{text}: auto computes retention in blocks; {remedy}", file=sys.stderr)
+        print(f"{text}: auto computes in blocks, without them; {remedy}", file=sys.stderr)
 
 
 def is_full_precision(precision: str | None, dtype: Any) -> bool:

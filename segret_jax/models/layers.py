@@ -28,7 +28,7 @@ def normal_init(std: float = 0.02) -> nnx.Initializer:
     """Return an initializer that draws from N(0, std²).
 
     Args:
-        std: The standard deviation; 0.02 is that of every Linear of encoder and decoder.
+        std: The standard deviation; 0.02 is that of most Linears.
 
     Returns:
         The initializer.

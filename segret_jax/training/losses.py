@@ -62,8 +62,8 @@ def cross_entropy(
         ohem_min_kept: The pixels of an image that `hard_pixels` keeps at least.
 
     Returns:
-        The loss, and the accuracy in percent of all pixels, ignored ones counted as wrong, as the
-        released code logs it.
+        The loss, and the accuracy in percent of all pixels, ignored ones counted as wrong, as
+        SegRet's released code logs it.
     """
     valid = label != IGNORE
     weight = valid.astype(jnp.float32)

@@ -13,6 +13,7 @@ from segret_jax.aot.chips import topology
 from segret_jax.models.kernels import platform_of
 from segret_jax.models.neighborhood.attention import fast_neighborhood_attention
 from segret_jax.models.segman.encoder import GLOBAL_STAGE
+from segret_jax.models.segman.global_attention import TOKENS, global_attention
 from segret_jax.models.segman.variants import VARIANTS
 from segret_jax.models.selective_scan.formulas import ScanWeights
 from segret_jax.models.selective_scan.scan import fast_selective_scan_2d
@@ -72,3 +73,17 @@ def test_no_array_has_the_states_of_all_steps(variant, stage):
     projections = (*shape[:3], 4, rank + 2), jnp.float32
     found = largest_array(fast_selective_scan_2d, (shape, jnp.bfloat16), projections, weights)
     assert found <= math.prod(shape)
+
+
+@pytest.mark.parametrize("variant", ["tiny", "small"])
+def test_global_attention_holds_no_scores_in_memory(variant):
+    """At 1024×2048, where a head has 2048² of them."""
+    heads, width = VARIANTS[variant].heads[GLOBAL_STAGE], VARIANTS[variant].widths[GLOBAL_STAGE]
+    tokens = (1, 32, 64, heads, width // heads), jnp.bfloat16
+    bias = (heads, TOKENS, TOKENS), jnp.float32
+
+    def attend(q: Any, k: Any, v: Any, bias: Any, *, platform: Any) -> Any:
+        return global_attention(q, k, v, bias)
+
+    found = largest_array(attend, tokens, tokens, tokens, bias)
+    assert found <= 2048 * heads * 128  # queries and keys with the bias, whose channels are padded

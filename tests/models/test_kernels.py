@@ -67,7 +67,7 @@ def test_a_gpu_without_triton_kernels_is_announced_once_in_one_line(capsys):
         encoder_options(ModelConfig(), platform_of(devices))
     (line,) = capsys.readouterr().err.splitlines()
     assert "compute capability 7.5" in line
-    assert "retention in blocks" in line
+    assert "computes in blocks" in line
     assert "bfloat16 is slow" in line
 
 

@@ -11,11 +11,14 @@ from flax import nnx
 
 from segret_jax.config import Config, ModelConfig, choose_family, validate
 from segret_jax.errors import InputError
-from segret_jax.models.factory import abstract
+from segret_jax.models.factory import abstract, build
 from segret_jax.models.kernels import Kernels
+from segret_jax.models.segman import torch_format
+from segret_jax.models.segman.classifier import Classifier
 from segret_jax.models.segman.encoder import rotate
 from segret_jax.models.segman.global_attention import TOKENS, bicubic_matrix, global_attention
 from segret_jax.models.segman.model import SegMAN
+from segret_jax.trees import named_leaves
 from tests.models.test_decoder import randomize
 from tests.models.test_layers import noise
 from tests.models.test_retention import equations
@@ -89,6 +92,65 @@ def test_sizes_by_which_windows_and_decoder_do_not_fit_are_refused(mini, shape, 
             jax.eval_shape(model, image)
 
 
+def test_the_classifier_refuses_sizes_by_which_windows_do_not_fit(mini):
+    model = Classifier(segman(task="classification"), 5, rngs=nnx.Rngs(0))
+    assert jax.eval_shape(model, jnp.zeros((1, 193, 232, 3))).shape == (1, 5)
+    with pytest.raises(InputError, match="the input is 224x192, which SegMAN does not take"):
+        jax.eval_shape(model, jnp.zeros((1, 224, 192, 3)))
+
+
+@pytest.mark.parametrize(
+    ("path", "bound", "std"),
+    [  # uniform up to a bound, or normal
+        ("encoder/stages/0/0/ffn/dwconv/kernel", None, 0.02),
+        ("encoder/stages/0/0/mixer/qkv/kernel", None, 0.02),
+        ("encoder/stages/0/0/pos1/kernel", None, 0.02),
+        ("encoder/stem/convs/3/kernel", None, 0.02),
+        ("encoder/stages/0/0/ffn/dwconv/bias", 0, 0),
+        ("encoder/stages/0/0/mixer/lepe/bias", 0, 0),
+        ("decoder/projections/0/kernel", 64**-0.5, None),
+        ("decoder/projections/0/bias", 64**-0.5, None),
+        ("decoder/block/ffn/fc1/bias", 384**-0.5, None),
+        ("decoder/block/ffn/fc2/kernel", 1536**-0.5, None),
+        ("decoder/block/ffn/dwconv/kernel", 1 / 3, None),
+        ("decoder/block/scan/project", 384**-0.5, None),
+        ("decoder/down4/conv/kernel", None, (2 / (25 * 512)) ** 0.5),
+        ("decoder/collect1/conv/kernel", None, (2 / 128) ** 0.5),
+        ("decoder/collect2/conv/kernel", None, (2 / 128) ** 0.5),
+        ("decoder/classify/kernel", None, 0.01),
+        ("decoder/classify/bias", 0, 0),
+    ],
+)
+def test_initial_values_are_those_of_the_released_code(initial, path, bound, std):
+    leaf = np.asarray(initial[path])
+    if bound is None:
+        assert leaf.std() == pytest.approx(std, rel=0.15)
+    else:
+        assert 0.9 * bound <= np.abs(leaf).max() <= bound
+        assert leaf.std() == pytest.approx(bound / 3**0.5, rel=0.2)
+
+
+@pytest.fixture(scope="module")
+def initial() -> dict[str, jax.Array]:
+    return named_leaves(build(segman(), 150, seed=0).params)
+
+
+@pytest.mark.parametrize("side", [4, 2])
+def test_collected_pixels_are_a_1x1_convolution_after_pixel_unshuffle(side):
+    """PyTorch's order of channels: those of the input, then row and column."""
+    c, out, x = 3, 5, noise(1, 8, 12, 3)
+    weight = noise(out, c * side**2, 1, 1)
+    path = ("decoder", {4: "collect1", 2: "collect2"}[side], "conv", "kernel")
+    kernel = jnp.asarray(torch_format.from_torch(weight, path))
+    found = jax.lax.conv_general_dilated(
+        jnp.asarray(x), kernel, (side, side), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    cells = x.reshape(1, 8 // side, side, 12 // side, side, c)
+    unshuffled = np.transpose(cells, (0, 1, 3, 5, 2, 4)).reshape(1, 8 // side, 12 // side, -1)
+    np.testing.assert_allclose(found, unshuffled @ weight[:, :, 0, 0].T, atol=1e-5)
+    assert np.array_equal(torch_format.to_torch(np.asarray(kernel), path), weight)
+
+
 def test_training_with_one_image_is_refused(mini):
     model = SegMAN(segman(), 5, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="does not train with one image per batch"):
@@ -131,6 +193,19 @@ def test_the_global_bias_is_resized_as_pytorch_does():
     near = [(a + 2) * s**3 - (a + 3) * s**2 + 1 for s in (t, 1 - t)]
     np.testing.assert_allclose(matrix[10, 6:10], [far[0], *near, far[1]], atol=1e-5)
     assert np.count_nonzero(matrix[10]) == 4
+
+
+@pytest.mark.parametrize("length", [256, 352])
+def test_the_weights_of_longer_sequences_equal_those_of_each_position(length):
+    """Keys' cubic convolution with a = −0.75, one neighbor after the other."""
+    a, expected = -0.75, np.zeros((length, TOKENS))
+    for i in range(length):
+        source = (i + 0.5) * TOKENS / length - 0.5
+        for neighbor in range(int(np.floor(source)) - 1, int(np.floor(source)) + 3):
+            s = abs(source - neighbor)
+            near, far = (a + 2) * s**3 - (a + 3) * s**2 + 1, a * (s**3 - 5 * s**2 + 8 * s - 4)
+            expected[i, min(max(neighbor, 0), TOKENS - 1)] += near if s <= 1 else far
+    np.testing.assert_allclose(bicubic_matrix(jnp.arange(length), length), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("kernels", Kernels)

@@ -12,7 +12,7 @@ logit of query (i, j) and key (y, x), with a bias B for each relative position o
 and the output is softmax(S) V over the window (arXiv 2204.07143; NATTEN 0.17).
 
 This file is the formulas as written; they hold every logit. With `model.kernels=reference` the
-model runs them; by default `neighborhood.blocked` computes the same with few logits in memory.
+model runs them; by default `neighborhood.attention` computes the same with few logits in memory.
 
 Arrays may be padded: `size` is the true height and width, at whose borders windows are shifted.
 Outputs beyond it mean nothing. Shapes: b batch, h w space, n heads, d head width, k window side.
@@ -65,11 +65,13 @@ def neighborhood_attention(
 
     scores = jnp.stack([logits(i) for i in range(window)], -2)  # [b, h, w, n, k, k]
     attention = jax.nn.softmax(scores, (-2, -1)).astype(v.dtype)
-    outs = (
-        jnp.einsum("bhwnk,bhwknd->bhwnd", attention[..., i, :], row_of_windows(v, i))
-        for i in range(window)
-    )
-    return functools.reduce(jnp.add, outs)
+
+    def attended(number: int) -> Heads:
+        values = row_of_windows(v, number)
+        weights = attention[..., number, :]
+        return jnp.einsum("bhwnk,bhwknd->bhwnd", weights, values, preferred_element_type=dtype)
+
+    return functools.reduce(jnp.add, map(attended, range(window))).astype(v.dtype)
 
 
 def window_side(bias: Bias) -> int:

@@ -28,7 +28,7 @@ from segret_jax.models.retention.sequences import AxialSequences
 
 LOG2_E = math.log2(math.e)
 LONGEST_IN_ONE_BLOCK = 128  # keys of a sequence that fit into one block
-WIDTHS = (16, 32)  # of heads: those of all variants; a product needs a power of 2 from 16 on
+WIDTHS = (16, 32)  # of heads: SegRet's; a product needs a power of 2 from 16 on
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
 from segret_jax.models.layers import BatchNorm, accum_dtype, normal_init
-from segret_jax.models.segman.encoder import build_encoder, encoder_options
+from segret_jax.models.segman.encoder import build_encoder, check_windows, encoder_options
 from segret_jax.models.segman.variants import STAGES, VARIANTS
 
 
@@ -52,6 +52,9 @@ class Classifier(nnx.Module):
 
         Returns:
             Logits of the k classes.
+
+        Raises:
+            InputError: A side is shorter.
         """
         return self.stages(image)["logits"]
 
@@ -64,6 +67,7 @@ class Classifier(nnx.Module):
         Returns:
             {name: map} of the encoder's four stages and of the logits, by `STAGES`.
         """
+        check_windows(image.shape[1:3])
         with jax.default_matmul_precision(self.matmul_precision):
             *maps, last = self.encoder(image)
             features = jax.nn.silu(self.norm(self.proj(last)))
@@ -73,7 +77,7 @@ class Classifier(nnx.Module):
 
 def may_differ(model: ModelConfig) -> list[str]:
     """Return the settings of `model` in which a classifier to start from may differ."""
-    return ["projection_channels"]
+    return []
 
 
 def takes(name: str, model: ModelConfig) -> bool:

@@ -44,12 +44,14 @@ class ConvNorm(nnx.Module):
         *,
         stride: int = 1,
         padding: int = 0,
+        fan_out: int | None = None,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        fan_out = fan_out or c_out * size**2
         self.conv = nnx.Conv(
             c_in, c_out, (size, size), strides=stride, padding=((padding, padding),) * 2,
-            use_bias=False, kernel_init=layers.normal_init(math.sqrt(2 / (c_out * size**2))),
+            use_bias=False, kernel_init=layers.normal_init(math.sqrt(2 / fan_out)),
             dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.norm = layers.BatchNorm(c_out, dtype=dtype)
@@ -76,7 +78,7 @@ class ScanBlock(nnx.Module):
         self.scan = SelectiveScan(channels, kernels=kernels, platform=options.platform, rngs=rngs)
         self.norm2 = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.ffn = FeedForward(
-            channels, 4 * channels, conv=True, init=layers.uniform_init,
+            channels, 4 * channels, conv=True, uniform=True,
             kernels=kernels, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.pos1, self.pos2 = (
@@ -128,8 +130,9 @@ class Decoder(nnx.Module):
         self.pool = conv(c, c)
         self.down2 = conv(c, 2 * c, 3, stride=2, padding=1)
         self.down4 = conv(c, 4 * c, 5, stride=4, padding=1)
-        self.collect1 = conv(c, c, 4, stride=4)
-        self.collect2 = conv(2 * c, c, 2, stride=2)
+        # The original's fan-out is that of its 1×1 convolution.
+        self.collect1 = conv(c, c, 4, stride=4, fan_out=c)
+        self.collect2 = conv(2 * c, c, 2, stride=2, fan_out=c)
         self.collect4 = conv(4 * c, c)
         self.block = ScanBlock(3 * c, options=options, rngs=rngs)
         self.out = conv(3 * c, f)

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from segret_jax.errors import InputError
 from segret_jax.models import layers
 from segret_jax.models.blocks import Encoder, FeedForward
 from segret_jax.models.config import ModelConfig
@@ -27,6 +28,7 @@ from segret_jax.models.segman.scan_layer import SelectiveScan
 from segret_jax.models.segman.variants import Variant
 
 GLOBAL_STAGE = 3  # from 0: the one without a scan
+MIN_SIDE = 193  # five halvings that round up leave 7 pixels, the side of a window
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,13 @@ def encoder_options(config: ModelConfig, platform: Platform = ANY_PLATFORM) -> E
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
     )
+
+
+def check_windows(size: tuple[int, ...]) -> None:
+    """Raise InputError for an image in whose last stage the windows do not fit."""
+    if min(size) < MIN_SIDE:
+        remedy = f"give sides of {MIN_SIDE} pixels or more"
+        raise InputError(f"the input is {size[0]}x{size[1]}, which SegMAN does not take: {remedy}")
 
 
 def build_encoder(
@@ -90,9 +99,11 @@ def rotate(x: Heads) -> Heads:
 
 def _turn(x: Heads, angle: np.ndarray) -> Heads:
     """Rotate the channel pairs of each head by angles [h or 1, w or 1, pairs]."""
-    cos, sin = (jnp.asarray(f(angle)[None, :, :, None], x.dtype) for f in (np.cos, np.sin))
+    dtype = layers.accum_dtype(x.dtype)
+    cos, sin = (jnp.asarray(f(angle)[None, :, :, None], dtype) for f in (np.cos, np.sin))
     even, odd = x[..., 0::2], x[..., 1::2]
-    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1).reshape(x.shape)
+    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
+    return turned.reshape(x.shape).astype(x.dtype)
 
 
 class TokenMixer(nnx.Module):
@@ -206,6 +217,7 @@ class Block(nnx.Module):
             channels,
             int(variant.ffn_ratios[stage] * channels),
             conv=True,
+            conv_init=layers.normal_init(),
             kernels=options.kernels,
             dtype=dtype,
             rngs=rngs,

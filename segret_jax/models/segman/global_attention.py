@@ -8,7 +8,8 @@ are the weights of one axis (`bicubic_matrix`). The released code does so; a rel
 no fixed bias at other sizes than 7×7.
 
 Since M R Mᵀ is a product too, the bias needs no array of l×l: with the queries [Q, M R] and the
-keys [K, M] this is attention without a bias, which is retention without decay.
+keys [K, M] this is attention without a bias, which is retention without decay. (So the bias is as
+exact as the scores: in bfloat16 products it is rounded, too.)
 """
 
 import jax.numpy as jnp

@@ -9,7 +9,7 @@ from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
 from segret_jax.models.layers import SampleKeys
 from segret_jax.models.segman.decoder import Decoder
-from segret_jax.models.segman.encoder import build_encoder, encoder_options
+from segret_jax.models.segman.encoder import build_encoder, check_windows, encoder_options
 from segret_jax.models.segman.variants import STAGES, VARIANTS
 
 
@@ -91,9 +91,9 @@ class SegMAN(nnx.Module):
 def _check(shape: tuple[int, ...], *, train: bool = False) -> None:
     """Raise InputError for sizes that the network cannot take."""
     batch, height, width, _ = shape
-    # Stage 4 needs 7×7 pixels for its windows; the decoder divides stride 8 by 4.
-    if any(side <= 192 or -(-side // 8) % 4 for side in (height, width)):
-        remedy = "give sides above 192 that are multiples of 32"
+    check_windows((height, width))
+    if any(-(-side // 8) % 4 for side in (height, width)):  # the decoder divides stride 8 by 4
+        remedy = "give multiples of 32 from 224 on"
         raise InputError(f"the input is {height}x{width}, which SegMAN does not take: {remedy}")
     if train and batch == 1:
         remedy = "its decoder normalizes one pooled value of each image: give two or more"

@@ -30,6 +30,9 @@ from segret_jax.models.selective_scan.formulas import (
     split_projections,
 )
 
+# The product that Δ is made of is exact, whatever the precision of the model's.
+_product = functools.partial(jnp.einsum, precision="highest")
+
 Steps = Float[Array, "t b m c"]  # of t steps in each of m chunks
 State = Float[Array, "b m c"]  # of each chunk
 
@@ -97,7 +100,7 @@ def _to_image(direction: int, x: Steps) -> FeatureMap:
 
 def _step_size(dt: Array, mask: Array, weights: ScanWeights) -> tuple[Steps, Steps]:
     """Return Δ, and its value before the softplus."""
-    before = jnp.einsum("tbmr,rc->tbmc", dt, weights.dt_kernel) + per_channel(weights.dt_bias, 4)
+    before = _product("tbmr,rc->tbmc", dt, weights.dt_kernel) + per_channel(weights.dt_bias, 4)
     return jax.nn.softplus(before) * mask, before
 
 
@@ -181,13 +184,13 @@ def _backward_direction(
     before_grad = delta_grad * jax.nn.sigmoid(before) * mask
     scaled = state_grad * delta
     projections_grad = [
-        jnp.einsum("tbmc,rc->tbmr", before_grad, weights.dt_kernel),
+        _product("tbmc,rc->tbmr", before_grad, weights.dt_kernel),
         jnp.sum(scaled * x, -1, keepdims=True),
         jnp.sum((decayed + delta * b * x) * grad, -1, keepdims=True),
     ]
     x_grad = per_channel(weights.skip, 4) * grad + scaled * b
     weights_grad = ScanWeights(
-        dt_kernel=jnp.einsum("tbmr,tbmc->rc", dt, before_grad),
+        dt_kernel=_product("tbmr,tbmc->rc", dt, before_grad),
         dt_bias=before_grad.sum((0, 1, 2)),
         a_log=(rate[None] * scaled * decayed).sum((0, 1, 2)),
         skip=(x * grad).sum((0, 1, 2)),
