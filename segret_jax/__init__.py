@@ -1,4 +1,7 @@
-"""SegRet in JAX. `segret_jax.load(path)` gives a model with its weights; see `segret_jax.api`."""
+"""SegRet and SegMAN in JAX.
+
+`segret_jax.load(path)` gives a model with its weights; see `segret_jax.api`.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

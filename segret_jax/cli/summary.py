@@ -8,9 +8,11 @@ No weight is allocated.
 import re
 
 from segret_jax.cli import arguments as cli
-from segret_jax.config import Config, choose_family
+from segret_jax.config import Config, ModelConfig, choose_family
 from segret_jax.errors import InputError, unknown_name
 from segret_jax.models.families import FAMILIES
+
+MODELS = {f"{name}_{v}": (name, v) for name, one in FAMILIES.items() for v in one.variants}
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -21,22 +23,28 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def published_model(name: str) -> ModelConfig:
+    """Return the settings of a published model; raise InputError with the nearest name."""
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    family, variant = MODELS[name]
+    model = ModelConfig(variant=variant)
+    choose_family(model, family)
+    return model
+
+
 def main(argv: list[str]) -> None:
     """Print the summary of the model that `argv` names."""
-    models = {f"{name}_{v}": (name, v) for name, one in FAMILIES.items() for v in one.variants}
     parser = cli.Parser("summary", __doc__)
-    parser.add_argument("--model", default="segret_tiny", help=", ".join(models))
+    parser.add_argument("--model", default="segret_tiny", help=", ".join(MODELS))
     parser.add_argument("--size", default="512x2048", help="HEIGHTxWIDTH of the input, in pixels")
     parser.add_argument("--num_classes", type=int, default=150)
     parser.add_argument("--batch", type=int, default=1, help="images")
     args, overrides = parser.parse(argv)
-    if args.model not in models:
-        raise unknown_name("model", args.model, models)
+    config = Config(model=published_model(args.model))
     if min(args.num_classes, args.batch) < 1:
         raise InputError("--num_classes and --batch take whole numbers from 1")
-    size, config = parse_size(args.size), Config()
-    family, config.model.variant = models[args.model]
-    choose_family(config.model, family)
+    size = parse_size(args.size)
     model = cli.apply_overrides(config, overrides).model
 
     from segret_jax.models.summary import summarize

@@ -86,7 +86,8 @@ def check_memory(config: Config, machine: Machine, num_params: int, num_classes:
         choices, most = smaller_configs(config, machine.num_devices), 0.9 * memory.total
         fitting = (f"give {flags} or change" for changed, flags in choices if need(changed) < most)
         remedy, count = next(fitting, "change"), get_family(config.model.family).num_remat_stages
-        stages = f"model.remat={','.join(map(str, range(1, count + 1)))}, " * (count > 0)
+        has_remat = count > 0 and not machine.is_cpu  # where it saves nothing
+        stages = f"model.remat={','.join(map(str, range(1, count + 1)))}, " * has_remat
         raise InputError(
             f"{message}, but there are {_gb(memory.total)}: {remedy} train.batch_size, "
             f"train.accumulate, data.crop, {stages}or model.dtype=bfloat16 by --config.KEY=VALUE"

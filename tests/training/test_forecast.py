@@ -89,12 +89,26 @@ def test_too_much_is_refused_with_settings_that_fit() -> None:
     message = str(refusal.value)
     assert "\n" not in message
     assert "but there are 8.0 GB: give --config.train.accumulate=" in message
-    for key in ("train.batch_size", "data.crop", "model.remat", "model.dtype"):
+    for key in ("train.batch_size", "data.crop", "model.dtype"):
         assert key in message
+    assert "model.remat" not in message
+    with pytest.raises(InputError, match=r"data.crop, model.remat=1,2,3,4, or model.dtype"):
+        check(Config(), machine(8e9, platform="gpu"))
     with pytest.raises(InputError, match=r"8.0 GB: give --config.train.batch_size=2 "):
         check(Config(data=DataConfig(crop=(768, 768))), machine(8e9))
     with pytest.raises(InputError, match=r"0.1 GB: change train.batch_size"):
         check(Config(), machine(1e8))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recomputation_saves_memory_on_accelerators_alone(family: str) -> None:
+    def needed(platform: str, remat: tuple[int, ...]) -> float:
+        config = Config(model=ModelConfig(variant="small", remat=remat))
+        choose_family(config.model, family)
+        return forecast(config, machine(1e9, platform=platform), TINY, 150).activations
+
+    assert needed("cpu", (1, 2, 3, 4)) == needed("cpu", ())
+    assert needed("gpu", (1, 2, 3, 4)) < 0.7 * needed("gpu", ())
 
 
 def test_within_the_error_of_the_forecast_nothing_is_refused() -> None:

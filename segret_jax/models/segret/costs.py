@@ -120,8 +120,10 @@ def activation_bytes(config: ModelConfig, num_classes: int, *, on_cpu: bool) -> 
     stages = zip(variant.widths, variant.depths, variant.ffn_ratios, strict=True)
     for stage, (width, depth, ratio) in enumerate(stages):
         tensors = block * (1 + HIDDEN * ratio)
-        # Of recomputed blocks only the inputs stay, and all of the current one.
-        tensors = depth + tensors if stage + 1 in config.remat else depth * tensors
+        # Of recomputed blocks only the inputs stay, and all of the current one. On CPU a compiled
+        # step takes as much memory as without recomputation.
+        is_recomputed = stage + 1 in config.remat and not on_cpu
+        tensors = depth + tensors if is_recomputed else depth * tensors
         total += tensors * width / 4 ** (stage + 2)
     stem = 2 * (variant.widths[0] / 2 / 4 + variant.widths[0] / 16)
     decoder = (config.settings.decoder_channels or variant.decoder_channels) / 16
