@@ -1,13 +1,13 @@
-"""Time and memory of the model: python -m benchmarks.model --variant tiny --mode forward ….
+"""Time and memory of the model: python -m benchmarks.model --model segret_tiny --mode forward ….
 
-Prints one JSON line per combination of the given variants, modes, sizes, batches and dtypes, each
+Prints one JSON line per combination of the given models, modes, sizes, batches and dtypes, each
 measured in a process of its own, so that peak memory is its own too:
 
-    python -m benchmarks.model --variant tiny small --size 512x512 --batch 1 --mode forward
-    python -m benchmarks.model --variant tiny --size 256x256 --batch 2 --mode train
-    python -m benchmarks.model --variant tiny --size 1024x2048 --mode labels
+    python -m benchmarks.model --model segret_tiny segman_tiny --size 512x512 --mode forward
+    python -m benchmarks.model --model segret_tiny --size 256x256 --batch 2 --mode train
+    python -m benchmarks.model --model segret_tiny --size 1024x2048 --mode labels
 
-Modes: `forward` to the logits at stride 4; `labels` on to the label map at the image's size;
+Modes: `forward` to the logits; `labels` on to the label map at the image's size;
 `train` a whole step (forward, loss, backward, AdamW). Times are seconds, memory MB (10^6 bytes);
 `share_of_peak` is of the operations that a large matrix product does per second in the same run.
 `--parts` adds the share of each part of the model, `--quick` compares each fast path with the plain
@@ -15,13 +15,13 @@ one instead and exits with 1 if one does not win.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -34,13 +34,12 @@ from benchmarks.machine import machine, peak_bandwidth, peak_flops, peak_memory,
 from benchmarks.trace import profile
 from segret_jax.checkpoint.state import new_state
 from segret_jax.cli import program
-from segret_jax.cli.summary import parse_size
+from segret_jax.cli.summary import MODELS, parse_size, published_model
 from segret_jax.config import EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle, build
+from segret_jax.models.families import get_family
 from segret_jax.models.flops import operations
-from segret_jax.models.segret import FAMILY
-from segret_jax.models.segret.variants import VARIANTS
 from segret_jax.parallel.mesh import data_mesh
 from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.step import compile_ahead, make_train_step
@@ -52,7 +51,7 @@ DTYPES = ("float32", "bfloat16")
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", nargs="+", default=["tiny"], choices=VARIANTS)
+    parser.add_argument("--model", nargs="+", default=["segret_tiny"], choices=MODELS)
     parser.add_argument("--mode", nargs="+", default=["forward"], choices=MODES)
     parser.add_argument("--size", nargs="+", default=["512x512"], help="HEIGHTxWIDTH")
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
@@ -63,23 +62,23 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.quick:
         sys.exit(paths.main())
-    cases = list(itertools.product(args.variant, args.mode, args.size, args.batch, args.dtype))
+    cases = list(itertools.product(args.model, args.mode, args.size, args.batch, args.dtype))
     if len(cases) == 1:
         found = measure(*cases[0], repeats=args.repeats, parts=args.parts)
         print(json.dumps(machine() | found), flush=True)
         return
-    for variant, mode, size, batch, dtype in cases:
-        command = ["--variant", variant, "--mode", mode, "--size", size, "--batch", str(batch)]
+    for model, mode, size, batch, dtype in cases:
+        command = ["--model", model, "--mode", mode, "--size", size, "--batch", str(batch)]
         command += ["--dtype", dtype, "--repeats", str(args.repeats), *["--parts"] * args.parts]
         subprocess.run([sys.executable, "-m", "benchmarks.model", *command], check=True)
 
 
 def measure(
-    variant: str, mode: str, size: str, batch: int, dtype: str, *, repeats: int, parts: bool
+    model: str, mode: str, size: str, batch: int, dtype: str, *, repeats: int, parts: bool
 ) -> dict[str, Any]:
     """Return times, peak memory, and how near the machine's limit one combination comes."""
     h, w = parse_size(size)
-    config = ModelConfig(variant=variant, dtype=dtype)
+    config = dataclasses.replace(published_model(model), dtype=dtype)
     make = {"forward": forward_case, "labels": labels_case, "train": train_case}[mode]
     start = time.perf_counter()
     case = make(config, (batch, h, w, 3))
@@ -90,7 +89,7 @@ def measure(
     done = batch * passes * operations(config, NUM_CLASSES, (h, w)) / median
     limit = peak_flops(dtype)
     found = {
-        "variant": variant, "mode": mode, "size": size, "batch": batch, "dtype": dtype,
+        "model": model, "mode": mode, "size": size, "batch": batch, "dtype": dtype,
         "matmul_precision": config.matmul_precision,
         "seconds": round(median, 4),
         "seconds_min": round(min(times), 4), "seconds_max": round(max(times), 4),
@@ -106,7 +105,7 @@ def measure(
     return found
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Case:
     """A run to its end, what it took to compile, and what was compiled, if it is one program."""
 
@@ -136,7 +135,7 @@ def labels_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
 
 def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
     graph, params, batch_stats = build(config, NUM_CLASSES, seed=0)
-    optimizer = make_optimizer(OptimConfig(), 100, FAMILY)
+    optimizer = make_optimizer(OptimConfig(), 100, get_family(config.family))
     state = new_state(params, batch_stats, optimizer)
     rng = np.random.default_rng(0)
     batch = {
