@@ -3,6 +3,11 @@
 import re
 from pathlib import Path
 
+from segret_jax.cli.summary import MODELS, published_model
+from segret_jax.models.families import get_family
+from segret_jax.models.flops import Cost
+from tests.test_recipes import NAMES, NUM_PARAMS, TABLE
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -15,3 +20,19 @@ def test_links_and_files_exist():
             text = (ROOT / page).read_text(encoding="utf-8")
             headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
             assert heading in [h.lower().replace(" ", "-") for h in headings], (page, heading)
+
+
+def test_the_table_of_models_is_that_of_the_counts_and_of_the_recipes():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    for model, (family, variant) in MODELS.items():
+        counts = get_family(family).load().costs.count(published_model(model), 150, (512, 512))
+        cost = sum(counts.values(), Cost())
+        operations = (cost.mult_adds + cost.attention + cost.elementwise) / 1e9
+        recipes = [f"{family}_{variant}_{name}" for name in ("ade", "cityscapes", "coco_stuff164k")]
+        if family == "segret":
+            recipes = [f"{name}_{variant}" for name in ("ade", "cityscapes", "coco_stuff10k")]
+        scores = " | ".join(f"{float(TABLE[name].published.split()[0]):.1f}" for name in recipes)
+        row = (
+            f"| {NAMES[family]}-{variant} | {NUM_PARAMS[model]} M | {operations:.1f} G | {scores} |"
+        )
+        assert row in page
