@@ -17,13 +17,13 @@ from flax import nnx
 from segret_jax.cli import verify
 from segret_jax.config import ModelConfig
 from segret_jax.errors import InputError
-from segret_jax.models.factory import abstract
+from segret_jax.models.factory import ModelBundle, abstract
 from segret_jax.models.families import FAMILIES
 from segret_jax.models.segret import FAMILY
 from segret_jax.verify import certificate as certificates
 from segret_jax.verify.certificate import certify, compare, noise, read_reference
 from tests import golden_weights as golden
-from tests.settings import segret
+from tests.settings import segman, segret
 from tests.weights import captured, model_outputs, random_model, saved_model
 
 NUM_CLASSES = 5
@@ -69,22 +69,44 @@ WRONG: list[tuple[str, Callable, str]] = [
     ("decoder/projections/3/linear/kernel", np.transpose, "logits"),
     ("decoder/classify/bias", lambda x: x * np.nan, "logits"),
 ]
+SEGMAN_WRONG: list[tuple[str, Callable, str]] = [
+    ("encoder/stages/0/0/mixer/neighborhood_bias", lambda x: x.swapaxes(1, 2), "c1"),
+    ("encoder/stages/1/0/mixer/scan/a_log", lambda x: x[::-1], "c2"),
+    ("encoder/downsamples/1/norm/scale", lambda x: x[::-1], "c3"),
+    ("encoder/stages/3/0/mixer/global_bias", lambda x: x.swapaxes(1, 2), "c4"),
+    ("decoder/collect1/conv/kernel", lambda x: x.swapaxes(0, 1), "logits"),
+]
 # fmt: on
 
 
-def test_wrong_tensor_fails_and_is_located_in_its_stage(reference):
-    _, params, batch_stats = random_model(MODEL, NUM_CLASSES)
-    for path, spoil, stage in WRONG:
+def assert_located(
+    model: ModelConfig, bundle: ModelBundle, reference: Path, wrong: list[tuple[str, Callable, str]]
+) -> None:
+    """Spoil one tensor after the other; the certificate must name its stage."""
+    _, params, batch_stats = bundle
+    for path, spoil, stage in wrong:
         keys: list[Any] = [int(k) if k.isdigit() else k for k in path.split("/")]
         module = reduce(lambda tree, key: tree[key], keys[:-1], params)
         right = module[keys[-1]]
         module[keys[-1]] = jnp.asarray(spoil(np.asarray(right)))
         assert module[keys[-1]].shape == right.shape, path
-        certificate = certify(MODEL, NUM_CLASSES, (params, batch_stats), reference=reference)
+        certificate = certify(model, NUM_CLASSES, (params, batch_stats), reference=reference)
         assert (certificate["verdict"], certificate["starts_in"]) == ("fail", [stage]), path
         module[keys[-1]] = right
-    certificate = certify(MODEL, NUM_CLASSES, (params, batch_stats), reference=reference)
+    certificate = certify(model, NUM_CLASSES, (params, batch_stats), reference=reference)
     assert certificate["verdict"] == "pass"
+
+
+def test_wrong_tensor_fails_and_is_located_in_its_stage(reference):
+    assert_located(MODEL, random_model(MODEL, NUM_CLASSES), reference, WRONG)
+
+
+@pytest.mark.slow
+def test_wrong_tensor_of_segman_is_located_in_its_stage(mini, tmp_path):
+    model = segman(matmul_precision="highest")
+    bundle = random_model(model, NUM_CLASSES)
+    np.savez(tmp_path / "a.npz", **captured(bundle, noise("input", (1, 3, 224, 224))))
+    assert_located(model, bundle, tmp_path / "a.npz", SEGMAN_WRONG)
 
 
 @pytest.mark.parametrize(
@@ -157,18 +179,23 @@ def test_default_reference_is_a_float64_forward(mini, monkeypatch):
     assert jnp.asarray(0.5).dtype == jnp.float32  # float64 is off again
 
 
+COMPLETE = {"rotary": True, "ffn_conv": True, "token_head": True}
+
+
 @pytest.mark.parametrize("task", ["segmentation", "classification"])
-@pytest.mark.parametrize("max_scores", [2**25, 64])
-def test_the_float64_forward_rounds_nothing_to_float32(mini, task, max_scores):
-    model = segret(
-        task=task, rotary=True, ffn_conv=True, token_head=True, dtype="float64",
-        max_scores=max_scores,
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [segret(max_scores=2**25, **COMPLETE), segret(max_scores=64, **COMPLETE), segman()],
+    ids=["whole", "blocked", "segman"],
+)
+def test_the_float64_forward_rounds_nothing_to_float32(mini, task, settings):
+    model = replace(settings, task=task, dtype="float64")
+    size = map(FAMILIES[model.family].admissible, (40, 56))
     with jax.enable_x64(True):
         graph, *trees = abstract(model, NUM_CLASSES)
         arguments = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float64),
-            (trees, jax.ShapeDtypeStruct((1, 40, 56, 3), jnp.float64)),
+            (trees, jax.ShapeDtypeStruct((1, *size, 3), jnp.float64)),
         )
         traced = jax.make_jaxpr(lambda v, x: nnx.merge(graph, *v)(x))(*arguments)
     floats = re.findall(r":(f\d+|bf16)\[[^]]*\](?:<[^>]*>)? = (\w+)", str(traced))
