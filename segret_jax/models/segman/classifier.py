@@ -76,7 +76,7 @@ class Classifier(nnx.Module):
 
 
 def may_differ(model: ModelConfig) -> list[str]:
-    """Return the settings of `model` in which a classifier to start from may differ."""
+    """Return the shared settings of `model` in which a classifier may differ: there are none."""
     return []
 
 
