@@ -20,9 +20,9 @@ PUBLISHED = {
     "tiny": (6.2, 52.5), "small": (25.3, 218.4), "base": (58.1, 479.0), "large": (97.1, 769.0),
 }  # fmt: skip
 # Elementwise operations: per element of a layer norm, per step of a scan in one direction, per
-# score of the global attention and of a neighborhood, per resized logit. fvcore, which counted the
-# published figures, has 5, 10 and, for a resize, 4; the others make the totals those of the
-# specification.
+# score of the global attention and of a neighborhood, per resized logit. 5 is fvcore's, which
+# counted the published figures, 10 that of the count with which VMamba extends it. The others are
+# chosen: with them the totals are those of the specification, whose own count is not known.
 LAYER_NORM, SCAN, GLOBAL_SCORE, WINDOW_SCORE, RESIZE = 5, 10, 4, 2, 4
 TOKENS = 49  # of the global attention's bias
 # Tensors that a training step holds at its peak: of a block's width, and of the width of the stem's
