@@ -1,9 +1,13 @@
 """The two-dimensional selective scan in chunks, with gradients that keep few states.
 
-A chunk is a row of the image for the directions along rows, a column for those along columns. All
-chunks are scanned side by side, step by step: first from zero, which gives each chunk's end; then
-the ends are carried from chunk to chunk; then once more, from the true start. The decay over a
-chunk is exp(−exp(a_log) ΣΔ), and no decay is divided by.
+A sequence of h·w tokens is divided into h chunks of w steps. All chunks are scanned side by side,
+step by step: first from zero, which gives each chunk's end; then the ends are carried from chunk to
+chunk; then once more, from the true start. The decay over a chunk is exp(−exp(a_log) ΣΔ), and no
+decay is divided by.
+
+The sequences along rows and along columns are scanned together, as the two entries of a leading
+axis: directions 0 and 1 from the first step, then 2 and 3, by the same loops, from the last. XLA
+compiles them once, which matters on CPU.
 
 The backward pass gets the states at the chunks' starts, computes those within again, and goes back
 from step to step. With the gradient g of y, and λ_t = ∂loss/∂h_t:
@@ -15,7 +19,8 @@ from step to step. With the gradient g of y, and λ_t = ∂loss/∂h_t:
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,166 +38,222 @@ from segret_jax.models.selective_scan.formulas import (
 # The product that Δ is made of is exact, whatever the precision of the model's.
 _product = functools.partial(jnp.einsum, precision="highest")
 
-Steps = Float[Array, "t b m c"]  # of t steps in each of m chunks
-State = Float[Array, "b m c"]  # of each chunk
+Steps = Float[Array, "_ t b m _"]  # of two sequences or four directions, in m chunks
+Chunks = Float[Array, "_ b m _"]
 
 
 def forward(
-    x: FeatureMap, projections: Projections, weights: ScanWeights, size: MapSize
-) -> tuple[FeatureMap, list[State]]:
+    x: FeatureMap, projections: Projections, weights: ScanWeights, size: MapSize | None
+) -> tuple[FeatureMap, Chunks]:
     """Return the sum of the four scans, in float32, and the states at the starts of the chunks.
 
     Arguments as of `formulas.selective_scan_2d`.
     """
-    found = [
-        _forward_direction(*_along(k, x, projections, weights, size), reverse=k > 1)
-        for k in range(4)
-    ]
-    y = functools.reduce(jnp.add, (_to_image(k, y) for k, (y, _) in enumerate(found)))
-    return y, [start for _, start in found]
+    steps = _steps(x, projections, weights, size)
+
+    def scan_pair(reverse: Array, carry: Any) -> Any:
+        y, starts = carry
+        pair = _Pair(steps, reverse)
+        start = pair.carry(pair.each_step(pair.advance, pair.zero))
+
+        def output(carry: Any, step: Array) -> Any:
+            state, y = carry
+            state = pair.advance(state, step)
+            _, c = pair.b_and_c(step)
+            return state, _add(y, step, c * state)
+
+        _, y = pair.each_step(output, (start, y))
+        return y, _update(starts, start, (pair.first, 0, 0, 0))
+
+    zero = jnp.zeros_like(steps.x), jnp.zeros_like(steps.total)
+    y, starts = lax.fori_loop(0, 2, scan_pair, zero)
+    skipped = per_channel(weights.skip.astype(y.dtype).sum(0), 4) * x.astype(y.dtype)
+    return sum(_to_images(y, x.shape), skipped), starts
 
 
 def backward(
     x: FeatureMap,
     projections: Projections,
     weights: ScanWeights,
-    size: MapSize,
-    starts: list[Any],
+    size: MapSize | None,
+    starts: Chunks,
     y_grad: FeatureMap,
 ) -> tuple[FeatureMap, Projections, ScanWeights]:
     """Return the gradients of x, the projections and the weights; see `forward`."""
-    found = [
-        _backward_direction(
-            *_along(k, x, projections, weights, size),
-            starts[k],
-            _to_steps(k, y_grad),
-            reverse=k > 1,
-        )
-        for k in range(4)
-    ]
-    x_grads, projection_grads, weight_grads = zip(*found, strict=True)
-    x_grad = functools.reduce(jnp.add, (_to_image(k, g) for k, g in enumerate(x_grads)))
-    projections_grad = jnp.stack([_to_image(k, g) for k, g in enumerate(projection_grads)], -2)
-    weights_grad = ScanWeights(*(jnp.stack(g) for g in zip(*weight_grads, strict=True)))
-    return x_grad.astype(x.dtype), projections_grad.astype(projections.dtype), weights_grad
+    steps = _steps(x, projections, weights, size)
+    grad_steps = _sequences([y_grad] * 2)
+
+    def scan_pair(x_grad: Steps, reverse: Array) -> tuple[Steps, Any]:
+        added, grads = _gradients(_Pair(steps, reverse), starts, grad_steps)
+        return x_grad + added, grads
+
+    x_grad, grads = lax.scan(scan_pair, jnp.zeros_like(grad_steps), jnp.arange(2))
+    step_grads, *weight_grads = (g.reshape(4, *g.shape[2:]) for g in grads)
+    skip = weights.skip.astype(y_grad.dtype)
+    skip_grad = jnp.broadcast_to((x * y_grad).sum((0, 1, 2))[None], skip.shape)
+    x_grad = sum(_to_images(x_grad, x.shape), per_channel(skip.sum(0), 4) * y_grad)
+    shape = projections[..., 0, :].shape
+    projections_grad = [g for k in (0, 2) for g in _to_images(step_grads[k : k + 2], shape)]
+    return (
+        x_grad.astype(x.dtype),
+        jnp.stack(projections_grad, -2).astype(projections.dtype),
+        ScanWeights(*(*weight_grads, skip_grad)),
+    )
 
 
-def _along(
-    direction: int, x: Array, projections: Array, weights: ScanWeights, size: Any
-) -> tuple[Steps, Array, Array, ScanWeights]:
-    """Return x, projections and mask by steps, and the weights, of one direction."""
+class _Steps(NamedTuple):
+    """The steps of the sequences along rows and columns, and of the four directions."""
+
+    x: Steps  # of the two sequences
+    projections: Steps  # of the four directions
+    delta: Steps
+    total: Chunks  # ΣΔ
+    dt_kernel: Float[Array, "4 r c"]
+    a_log: Float[Array, "4 c"]
+
+
+def _steps(x: Array, projections: Array, weights: ScanWeights, size: Any) -> _Steps:
     dtype = accum_dtype(x.dtype)
-    mask = inside(x.shape[1:3], size)[None, ..., None].astype(dtype)  # Δ = 0 outside
-    arrays = x.astype(dtype), projections[..., direction, :].astype(dtype), mask
-    own = ScanWeights(*(weight[direction].astype(dtype) for weight in weights))
-    tokens, own_projections, mask = (_to_steps(direction, t) for t in arrays)
-    return tokens, own_projections, mask, own
+    dt_kernel, dt_bias, a_log, _ = (weight.astype(dtype) for weight in weights)
+    own = _sequences([projections[..., k, :].astype(dtype) for k in range(4)])
+    before = _product("ntbmr,nrc->ntbmc", own[..., :-2], dt_kernel)
+    delta = jax.nn.softplus(before + dt_bias[:, None, None, None])
+    if size is not None:
+        mask = inside(x.shape[1:3], size)[None, ..., None].astype(dtype)
+        delta *= _sequences([mask] * 4)  # Δ = 0 outside
+    tokens = _sequences([x.astype(dtype)] * 2)
+    return _Steps(tokens, own, delta, delta.sum(1), dt_kernel, a_log)
 
 
-def _to_steps(direction: int, x: FeatureMap) -> Steps:
-    """Return x by steps: along rows (w) for even directions, along columns (h) for odd ones."""
-    return jnp.moveaxis(x, 1 if direction % 2 else 2, 0)
+def _sequences(images: list[Array]) -> Steps:
+    """Return images as sequences, by turns along rows and along columns."""
+
+    def steps(x: Array, along_columns: int) -> Array:
+        in_order = jnp.swapaxes(x, 1, 2).reshape(x.shape) if along_columns else x
+        return jnp.moveaxis(in_order, 2, 0)
+
+    return jnp.stack([steps(x, i % 2) for i, x in enumerate(images)])
 
 
-def _to_image(direction: int, x: Steps) -> FeatureMap:
-    return jnp.moveaxis(x, 0, 1 if direction % 2 else 2)
+def _to_images(steps: Steps, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return two sequences, along rows and along columns, as images of this shape."""
+    b, h, w, c = shape
+    along_rows, in_order = jnp.moveaxis(steps, 1, 3)
+    return along_rows, jnp.swapaxes(in_order.reshape(b, w, h, c), 1, 2)
 
 
-def _step_size(dt: Array, mask: Array, weights: ScanWeights) -> tuple[Steps, Steps]:
-    """Return Δ, and its value before the softplus."""
-    before = _product("tbmr,rc->tbmc", dt, weights.dt_kernel) + per_channel(weights.dt_bias, 4)
-    return jax.nn.softplus(before) * mask, before
+# Indices that may count from the end would take operations of their own, also in the loops.
+_slice = functools.partial(lax.dynamic_slice, allow_negative_indices=False)
+_update = functools.partial(lax.dynamic_update_slice, allow_negative_indices=False)
 
 
-def _carried(total: State, end: State, *, reverse: bool) -> State:
-    """Return the state at each chunk's start, from the chunks' decays and their ends from zero."""
-
-    def carry(state: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
-        return chunk[0] * state + chunk[1], state
-
-    chunks = jnp.moveaxis(total, 1, 0), jnp.moveaxis(end, 1, 0)
-    _, starts = lax.scan(carry, jnp.zeros_like(end[:, 0]), chunks, reverse=reverse)
-    return jnp.moveaxis(starts, 0, 1)
+def _read(x: Steps, step: Array, first: Any) -> Chunks:
+    """Return a step of two sequences."""
+    return _slice(x, (first, step, 0, 0, 0), (2, 1, *x.shape[2:]))[:, 0]
 
 
-def _forward_direction(
-    x: Steps, projections: Array, mask: Array, weights: ScanWeights, *, reverse: bool
-) -> tuple[Steps, State]:
-    """Return y, and the states at the chunks' starts."""
-    dt, b, c = split_projections(projections)
-    delta, _ = _step_size(dt, mask, weights)
-    rate = -jnp.exp(per_channel(weights.a_log, 3))
-
-    def advance(state: State, step: Any) -> State:
-        x, delta, b = step
-        return jnp.exp(rate * delta) * state + delta * b * x
-
-    def ends(state: State, step: Any) -> tuple[State, None]:
-        return advance(state, step), None
-
-    def outputs(state: State, step: Any) -> tuple[State, State]:
-        *inputs, c = step
-        state = advance(state, inputs)
-        return state, c * state
-
-    zero = jnp.zeros_like(x[0])
-    end, _ = lax.scan(ends, zero, (x, delta, b), reverse=reverse)
-    start = _carried(jnp.exp(rate * delta.sum(0)), end, reverse=reverse)
-    _, y = lax.scan(outputs, start, (x, delta, b, c), reverse=reverse)
-    return y + per_channel(weights.skip, 4) * x, start
+def _write(x: Steps, step: Array, value: Chunks) -> Steps:
+    return _update(x, value[:, None], (0, step, 0, 0, 0))
 
 
-def _backward_direction(
-    x: Steps,
-    projections: Array,
-    mask: Array,
-    weights: ScanWeights,
-    start: State,
-    grad: Steps,
-    *,
-    reverse: bool,
-) -> tuple[Steps, Array, ScanWeights]:
-    """Return the gradients of x, projections and weights."""
-    dt, b, c = split_projections(projections)
-    delta, before = _step_size(dt, mask, weights)
-    rate = -jnp.exp(per_channel(weights.a_log, 3))
-    decay = jnp.exp(rate[None] * delta)
+def _add(x: Steps, step: Array, value: Chunks) -> Steps:
+    start = (0, step, 0, 0, 0)
+    old = _slice(x, start, (2, 1, *x.shape[2:]))
+    return _update(x, old + value[:, None], start)
 
-    def states(state: State, step: Any) -> tuple[State, State]:
-        x, delta, decay, b = step
-        return decay * state + delta * b * x, state
 
-    _, previous = lax.scan(states, start, (x, delta, decay, b), reverse=reverse)
+class _Pair:
+    """Two directions, along rows and along columns: from the first step on, or from the last."""
+
+    def __init__(self, steps: _Steps, reverse: Array):
+        """Take the directions 0 and 1 if `reverse` is 0, 2 and 3 if it is 1."""
+        self.steps, self.reverse, self.first = steps, reverse, 2 * reverse
+        self.rate = -jnp.exp(self.own(steps.a_log))[:, None]  # [2, 1, c]
+        self.zero = jnp.zeros_like(steps.total[:2])
+
+    def own(self, x: Array) -> Array:
+        """Return the entries of the two directions."""
+        return _slice(x, (self.first, *(0,) * (x.ndim - 1)), (2, *x.shape[1:]))
+
+    def each(self, length: int, body: Callable, carry: Any, *, back: bool = False) -> Any:
+        """Return the carry after `body(carry, index)` for each index, in order, or `back`."""
+        down = 1 - self.reverse if back else self.reverse
+
+        def advance(_: Array, state: Any) -> Any:
+            index, carry = state
+            return index + 1 - 2 * down, body(carry, index)
+
+        return lax.fori_loop(0, length, advance, (down * (length - 1), carry))[1]
+
+    def each_step(self, body: Callable, carry: Any, *, back: bool = False) -> Any:
+        return self.each(self.steps.x.shape[1], body, carry, back=back)
+
+    def b_and_c(self, step: Array) -> tuple[Array, Array]:
+        _, b, c = split_projections(_read(self.steps.projections, step, self.first))
+        return b, c
+
+    def decay_and_input(self, step: Array) -> tuple[Array, Array]:
+        """Return a and ΔBp."""
+        delta, (b, _) = _read(self.steps.delta, step, self.first), self.b_and_c(step)
+        return jnp.exp(self.rate[:, None] * delta), delta * b * _read(self.steps.x, step, 0)
+
+    def advance(self, state: Chunks, step: Array) -> Chunks:
+        decay, update = self.decay_and_input(step)
+        return decay * state + update
+
+    def carry(self, end: Array, *, back: bool = False) -> Chunks:
+        """Return the state at each chunk's start, from the chunks' ends from zero."""
+        b, m, c = end.shape[1:]
+
+        def advance(carry: Any, chunk: Array) -> Any:
+            state, starts = carry
+            total = _slice(self.steps.total, (self.first, 0, chunk, 0), (2, b, 1, c))[:, :, 0]
+            own_end = _slice(end, (0, 0, chunk, 0), (2, b, 1, c))[:, :, 0]
+            starts = _update(starts, state[:, :, None], (0, 0, chunk, 0))
+            return jnp.exp(self.rate * total) * state + own_end, starts
+
+        return self.each(m, advance, (self.zero[:, :, 0], self.zero), back=back)[1]
+
+
+def _gradients(pair: _Pair, starts: Chunks, y_grad: Steps) -> tuple[Steps, Any]:
+    """Return the gradients of x, of the projections, dt_kernel, dt_bias and a_log."""
+    steps, start, rate = pair.steps, pair.own(starts), pair.rate[:, None, None]
+
+    def states(carry: Any, step: Array) -> Any:
+        state, previous = carry
+        return pair.advance(state, step), _write(previous, step, state)
+
+    _, previous = pair.each_step(states, (start, jnp.zeros_like(steps.x)))
 
     # λ of a step, times its decay, is what the step before it gets.
-    def ends(passed: State, step: Any) -> tuple[State, None]:
-        grad, decay, c = step
-        return decay * (c * grad + passed), None
+    def go_back(passed: Chunks, step: Array) -> Chunks:
+        decay, _ = pair.decay_and_input(step)
+        _, c = pair.b_and_c(step)
+        return decay * (c * _read(y_grad, step, 0) + passed)
 
-    def gradients(passed: State, step: Any) -> tuple[State, State]:
-        grad, decay, c = step
-        state_grad = c * grad + passed
-        return decay * state_grad, state_grad
+    def gradients(carry: Any, step: Array) -> Any:
+        passed, received = carry
+        return go_back(passed, step), _write(received, step, passed)
 
-    steps = grad, decay, c
-    end, _ = lax.scan(ends, jnp.zeros_like(start), steps, reverse=not reverse)
-    passed = _carried(jnp.exp(rate * delta.sum(0)), end, reverse=not reverse)
-    _, state_grad = lax.scan(gradients, passed, steps, reverse=not reverse)
+    end = pair.each_step(go_back, pair.zero, back=True)
+    passed = pair.carry(end, back=True)
+    _, received = pair.each_step(gradients, (passed, jnp.zeros_like(steps.x)), back=True)
 
-    decayed = decay * previous
-    delta_grad = state_grad * (b * x + rate[None] * decayed)
-    before_grad = delta_grad * jax.nn.sigmoid(before) * mask
+    delta = pair.own(steps.delta)
+    dt, b, c = split_projections(pair.own(steps.projections))
+    decayed = jnp.exp(rate * delta) * previous
+    state_grad = c * y_grad + received
     scaled = state_grad * delta
+    # 1 − exp(−Δ) is the derivative of the softplus, and 0 outside.
+    before_grad = state_grad * (b * steps.x + rate * decayed) * -jnp.expm1(-delta)
     projections_grad = [
-        _product("tbmc,rc->tbmr", before_grad, weights.dt_kernel),
-        jnp.sum(scaled * x, -1, keepdims=True),
-        jnp.sum((decayed + delta * b * x) * grad, -1, keepdims=True),
+        _product("ntbmc,nrc->ntbmr", before_grad, pair.own(steps.dt_kernel)),
+        jnp.sum(scaled * steps.x, -1, keepdims=True),
+        jnp.sum((decayed + delta * b * steps.x) * y_grad, -1, keepdims=True),
     ]
-    x_grad = per_channel(weights.skip, 4) * grad + scaled * b
-    weights_grad = ScanWeights(
-        dt_kernel=_product("tbmr,tbmc->rc", dt, before_grad),
-        dt_bias=before_grad.sum((0, 1, 2)),
-        a_log=(rate[None] * scaled * decayed).sum((0, 1, 2)),
-        skip=(x * grad).sum((0, 1, 2)),
+    weights_grad = (
+        _product("ntbmr,ntbmc->nrc", dt, before_grad),
+        before_grad.sum((1, 2, 3)),
+        (rate * scaled * decayed).sum((1, 2, 3)),
     )
-    return x_grad, jnp.concatenate(projections_grad, -1), weights_grad
+    return scaled * b, (jnp.concatenate(projections_grad, -1), *weights_grad)

@@ -47,9 +47,10 @@ def fast_selective_scan_2d(
     Returns:
         The sum over the directions; float32 (float64 for float64) whatever the dtype of x.
     """
-    height, width = size or x.shape[1:3]
-    true_size = jnp.asarray(height, jnp.int32), jnp.asarray(width, jnp.int32)
-    return _scan(x, projections, weights, true_size, platform)
+    if size is not None or not platform.is_cpu:  # on CPU whole arrays need no mask
+        height, width = size or x.shape[1:3]
+        size = jnp.asarray(height, jnp.int32), jnp.asarray(width, jnp.int32)
+    return _scan(x, projections, weights, size, platform)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
