@@ -55,8 +55,8 @@ SEGMAN_MINI = segman_variants.Variant(
 FIRST = (
     "integration/test_processes.py", "test_memory.py", "integration/test_kill.py",
     "training/test_resume.py", "training/test_mesh.py", "parity/test_training.py",
-    "parity/test_segret.py", "replay/test_replay.py", "checkpoint/test_checkpoint.py",
-    "models/test_export.py", "models/test_segret.py",
+    "parity/test_segret.py", "parity/test_segman.py", "replay/test_replay.py",
+    "checkpoint/test_checkpoint.py", "models/test_export.py", "models/test_segret.py",
 )  # fmt: skip
 
 # Settings of training that its step does not have.

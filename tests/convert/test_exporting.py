@@ -23,7 +23,7 @@ from tests.convert.models import CLASSIFIER, random_tensors
 from tests.settings import segret
 
 VARIANTS = ("tiny", "small", "base", "large")
-POOL = np.random.default_rng(0).random(2**22, np.float32)
+POOL = np.random.default_rng(0).random(2**23, np.float32)
 
 
 def released(name: str) -> dict[str, np.ndarray]:
