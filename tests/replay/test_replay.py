@@ -94,7 +94,7 @@ def test_the_layer_that_overflows_is_named(state, tmp_path, capsys):
     assert replayed(tmp_path, huge, batch()) == 1
     printed = capsys.readouterr().out
     assert printed.count(". encoder/stage3/block0/ffn (forward): dot_general gives") == 2
-    assert "segret_jax/models/segret/encoder.py:" in printed
+    assert "segret_jax/models/blocks.py:" in printed
 
 
 @pytest.mark.slow
