@@ -23,7 +23,13 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from segret_jax.models.layers import MapSize, accum_dtype
-from segret_jax.models.neighborhood.formulas import Bias, Heads, window_side, window_starts
+from segret_jax.models.neighborhood.formulas import (
+    Bias,
+    Heads,
+    relative_index,
+    window_side,
+    window_starts,
+)
 
 TILE = 8  # pixels of a side
 MASKED = -1e30  # a logit outside of the window
@@ -112,7 +118,7 @@ def _axis(length: int, true_length: Any, window: int) -> _Axis:
     keys = (starts[:, None] + jnp.arange(key_side)[None])[:, None]
     from_start = keys - window_starts(queries, true_length, window)
     is_inside = (from_start >= 0) & (from_start < window)
-    offset = jnp.clip(keys - queries + window - 1, 0, 2 * window - 2)
+    offset = relative_index(keys, queries, window)
     return _Axis(num_tiles, side, key_side, starts, offset, is_inside)
 
 
