@@ -54,11 +54,12 @@ def fast_neighborhood_attention(
     Returns:
         The attended values, in the dtype of v.
     """
-    height, width = size or q.shape[1:3]
-    true_size = jnp.asarray(height, jnp.int32), jnp.asarray(width, jnp.int32)
+    if size is not None or not platform.is_cpu:  # on CPU the size of whole arrays is a constant
+        height, width = size or q.shape[1:3]
+        size = jnp.asarray(height, jnp.int32), jnp.asarray(width, jnp.int32)
     # The backward pass is traced after the caller's precision context has ended: pass it along.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return _attend(q, k, v, bias, true_size, (platform, precision))
+    return _attend(q, k, v, bias, size, (platform, precision))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

@@ -15,12 +15,14 @@ Letters of products: t tiles of a row of tiles; i j a query's row and column in 
 key's; o a row or column of the bias.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from segret_jax.models.layers import MapSize, accum_dtype
 from segret_jax.models.neighborhood.formulas import (
@@ -38,7 +40,7 @@ LogTotal = Float[Array, "b h w n"]
 
 
 def forward(
-    q: Heads, k: Heads, v: Heads, bias: Bias, size: MapSize, *, precision: str | None = None
+    q: Heads, k: Heads, v: Heads, bias: Bias, size: MapSize | None, *, precision: str | None = None
 ) -> tuple[Heads, LogTotal]:
     """Return the output and L, the logarithm of the softmax's denominator.
 
@@ -46,17 +48,19 @@ def forward(
     """
     tiles = _Tiles(q.shape, bias, size, precision)
 
-    def row(_: None, number: Array) -> tuple[None, tuple[Array, Array]]:
+    def row(number: Array, images: tuple[Array, Array]) -> tuple[Array, Array]:
         scores = tiles.scores(number, q, k)
         highest = jnp.max(scores, -1, keepdims=True)
         weights = jnp.exp(scores - highest)
         total = jnp.sum(weights, -1, keepdims=True)
         values = tiles.keys(v, number)
         out = tiles.product("btnqk,btnkd->btnqd", weights.astype(v.dtype), values) / total
-        return None, (out.astype(v.dtype), highest + jnp.log(total))
+        found = out.astype(v.dtype), highest + jnp.log(total)
+        return tiles.put(number, images[0], found[0]), tiles.put(number, images[1], found[1])
 
-    _, (out, log_total) = lax.scan(row, None, jnp.arange(tiles.rows.num_tiles))
-    return tiles.to_image(out), tiles.to_image(log_total)[..., 0]
+    images = tiles.image(v.shape[-1], v.dtype), tiles.image(1, tiles.dtype)
+    out, log_total = lax.fori_loop(0, tiles.rows.num_tiles, row, images)
+    return tiles.crop(out), tiles.crop(log_total)[..., 0]
 
 
 def backward(
@@ -64,7 +68,7 @@ def backward(
     k: Heads,
     v: Heads,
     bias: Bias,
-    size: MapSize,
+    size: MapSize | None,
     out: Heads,
     log_total: LogTotal,
     out_grad: Heads,
@@ -75,7 +79,7 @@ def backward(
     tiles = _Tiles(q.shape, bias, size, precision)
     dtype = accum_dtype(q.dtype)
 
-    def row(sums: Any, number: Array) -> tuple[Any, Array]:
+    def row(number: Array, sums: Any) -> Any:
         queries, grads, outs = (tiles.queries(t, number) for t in (q, out_grad, out))
         keys, values = (tiles.keys(t, number) for t in (k, v))
         # Beyond the array the softmax is 0.
@@ -86,15 +90,16 @@ def backward(
         narrow = scores_grad.astype(q.dtype)
         key_grad = tiles.product("btnqk,btnqd->btnkd", narrow, queries)
         value_grad = tiles.product("btnqk,btnqd->btnkd", softmax.astype(v.dtype), grads)
-        k_grad, v_grad, bias_grad = sums
+        q_grad, k_grad, v_grad, bias_grad = sums
         k_grad, v_grad = tiles.add(number, (k_grad, v_grad), (key_grad, value_grad))
         bias_grad += tiles.bias_grad(number, scores_grad)
-        return (k_grad, v_grad, bias_grad), tiles.product("btnqk,btnkd->btnqd", narrow, keys)
+        q_grad = tiles.put(number, q_grad, tiles.product("btnqk,btnkd->btnqd", narrow, keys))
+        return q_grad, k_grad, v_grad, bias_grad
 
-    zero = jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype), jnp.zeros(bias.shape, dtype)
-    rows = jnp.arange(tiles.rows.num_tiles)
-    (k_grad, v_grad, bias_grad), q_grad = lax.scan(row, zero, rows)
-    q_grad = tiles.to_image(q_grad).astype(q.dtype)
+    zeros = tuple(jnp.zeros(t.shape, dtype) for t in (k, v, bias))
+    sums = tiles.image(q.shape[-1], dtype), *zeros
+    q_grad, k_grad, v_grad, bias_grad = lax.fori_loop(0, tiles.rows.num_tiles, row, sums)
+    q_grad = tiles.crop(q_grad).astype(q.dtype)
     return q_grad, k_grad.astype(k.dtype), v_grad.astype(v.dtype), bias_grad
 
 
@@ -104,22 +109,43 @@ class _Axis(NamedTuple):
     num_tiles: int
     side: int  # of a tile of queries
     key_side: int  # of a tile of keys
-    starts: Int[Array, " t"]  # of the tiles of keys
-    offset: Int[Array, "t side key_side"]  # of keys from queries, as a row or column of the bias
-    is_inside: Array  # of the query's window, as `offset`
+    # Arrays of NumPy where the true size is known: XLA compiles no kernels to compute constants.
+    starts: Any  # [t], of the tiles of keys
+    offset: Any  # [t, side, key_side], of keys from queries, as a row or column of the bias
+    is_inside: Any  # of the query's window, as `offset`
 
 
 def _axis(length: int, true_length: Any, window: int) -> _Axis:
+    xp = np if isinstance(true_length, int) else jnp
     side, key_side = min(TILE, length), min(TILE + window - 1, length)
     num_tiles = -(-length // side)
-    first = jnp.arange(num_tiles) * side
-    starts = jnp.clip(first - window // 2, 0, jnp.maximum(true_length - key_side, 0))
-    queries = (first[:, None] + jnp.arange(side)[None])[..., None]
-    keys = (starts[:, None] + jnp.arange(key_side)[None])[:, None]
+    first = xp.arange(num_tiles) * side
+    starts = xp.clip(first - window // 2, 0, xp.maximum(true_length - key_side, 0))
+    queries = (first[:, None] + xp.arange(side)[None])[..., None]
+    keys = (starts[:, None] + xp.arange(key_side)[None])[:, None]
     from_start = keys - window_starts(queries, true_length, window)
     is_inside = (from_start >= 0) & (from_start < window)
     offset = relative_index(keys, queries, window)
     return _Axis(num_tiles, side, key_side, starts, offset, is_inside)
+
+
+# Indices that may count from the end would take operations of their own, also in the loops.
+_slice = functools.partial(lax.dynamic_slice, allow_negative_indices=False)
+_update = functools.partial(lax.dynamic_update_slice, allow_negative_indices=False)
+
+
+def _rows(x: Heads, first: Array, number: int) -> Array:
+    return lax.dynamic_slice_in_dim(x, first, number, 1, allow_negative_indices=False)
+
+
+def _take(x: Array, index: Any, axis: int) -> Array:
+    where = (*(slice(None),) * axis, jnp.asarray(index))
+    return x.at[where].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def _at(table: Any, index: Array) -> Array:
+    table = jnp.asarray(table)
+    return lax.dynamic_index_in_dim(table, index, keepdims=False, allow_negative_indices=False)
 
 
 class _Tiles:
@@ -128,11 +154,12 @@ class _Tiles:
     def __init__(self, shape: tuple[int, ...], bias: Array, size: Any, precision: Any):
         self.shape, self.precision, window = shape, precision, window_side(bias)
         self.rows, self.columns = (
-            _axis(length, true, window) for length, true in zip(shape[1:3], size, strict=True)
+            _axis(length, true, window)
+            for length, true in zip(shape[1:3], size or shape[1:3], strict=True)
         )
         self.dtype = accum_dtype(bias.dtype)
         # Masks of columns are in the table; a row of tiles adds those of its rows.
-        table = bias.astype(self.dtype)[:, :, self.columns.offset]
+        table = _take(bias.astype(self.dtype), self.columns.offset, 2)
         self.bias_by_column = jnp.where(self.columns.is_inside[None, None], table, MASKED)
 
     def product(self, letters: str, x: Array, y: Array) -> Array:
@@ -145,22 +172,23 @@ class _Tiles:
         padding = rows.num_tiles * rows.side - h, columns.num_tiles * columns.side - w
         widths = ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0), (0, 0))
         x = jnp.pad(x, widths, constant_values=fill)
-        x = lax.dynamic_slice_in_dim(x, row * rows.side, rows.side, 1)
+        x = _rows(x, row * rows.side, rows.side)
         x = x.reshape(b, rows.side, columns.num_tiles, columns.side, n, x.shape[-1])
-        return jnp.einsum("bitjnd->btnijd", x).reshape(b, columns.num_tiles, n, -1, x.shape[-1])
+        x = jnp.einsum("bitjnd->btnijd", x)
+        return x.reshape(b, columns.num_tiles, n, -1, x.shape[-1])
 
     def keys(self, x: Heads, row: Array) -> Float[Array, "b t n k d"]:
         """Return the tiles of keys of a row of tiles of queries."""
-        slab = lax.dynamic_slice_in_dim(x, self.rows.starts[row], self.rows.key_side, 1)
-        columns = self.columns.starts[:, None] + jnp.arange(self.columns.key_side)[None]
-        tiles = jnp.einsum("bytxnd->btnyxd", slab[:, :, columns])
+        slab = _rows(x, _at(self.rows.starts, row), self.rows.key_side)
+        columns = self.columns.starts[:, None] + np.arange(self.columns.key_side)[None]
+        tiles = jnp.einsum("bytxnd->btnyxd", _take(slab, columns, 2))
         return tiles.reshape(*tiles.shape[:3], -1, x.shape[-1])
 
     def scores(self, row: Array, q: Heads, k: Heads) -> Float[Array, "b t n q k"]:
         scores = self.product("btnqd,btnkd->btnqk", self.queries(q, row), self.keys(k, row))
         bias = jnp.where(
-            self.rows.is_inside[row][None, :, :, None, None, None],
-            self.bias_by_column[:, self.rows.offset[row]],  # [n, i, y, t, j, x]
+            _at(self.rows.is_inside, row)[None, :, :, None, None, None],
+            _take(self.bias_by_column, _at(self.rows.offset, row), 1),  # [n, i, y, t, j, x]
             MASKED,
         )
         bias = jnp.einsum("niytjx->tnijyx", bias)
@@ -171,7 +199,7 @@ class _Tiles:
         n, side = self.bias_by_column.shape[:2]
         sides = rows.side, columns.side, rows.key_side, columns.key_side
         grad = scores_grad.sum(0).reshape(columns.num_tiles, n, *sides)
-        of_rows = jax.nn.one_hot(rows.offset[row], side, dtype=grad.dtype)  # [i, y, o]
+        of_rows = jax.nn.one_hot(_at(rows.offset, row), side, dtype=grad.dtype)  # [i, y, o]
         of_columns = jax.nn.one_hot(columns.offset, side, dtype=grad.dtype)  # [t, j, x, o]
         grad = jnp.einsum("tnijyx,iyo->notjx", grad, of_rows, precision="highest")
         return jnp.einsum("notjx,tjxp->nop", grad, of_columns, precision="highest")
@@ -183,20 +211,26 @@ class _Tiles:
         def add_tile(number: Array, sums: Any) -> Any:
             def add(total: Array, grads: Array) -> Array:
                 tile = jnp.einsum("bnyxd->byxnd", grads[:, number].reshape(shape))
-                corner = (0, self.rows.starts[row], self.columns.starts[number], 0, 0)
-                old = lax.dynamic_slice(total, corner, tile.shape)
-                return lax.dynamic_update_slice(total, old + tile, corner)
+                corner = (0, _at(self.rows.starts, row), _at(self.columns.starts, number), 0, 0)
+                old = _slice(total, corner, tile.shape)
+                return _update(total, old + tile, corner)
 
             return jax.tree.map(add, sums, tiles)
 
         return lax.fori_loop(0, self.columns.num_tiles, add_tile, sums)
 
-    def to_image(self, x: Float[Array, "r b t n q d"]) -> Heads:
-        """Put rows of tiles of queries together."""
-        b, h, w, n, _ = self.shape
-        rows, columns = self.rows, self.columns
-        x = x.reshape(*x.shape[:4], rows.side, columns.side, x.shape[-1])
-        x = jnp.einsum("rbtnijd->britjnd", x)
-        return x.reshape(b, rows.num_tiles * rows.side, columns.num_tiles * columns.side, n, -1)[
-            :, :h, :w
-        ]
+    def image(self, depth: int, dtype: Any) -> Array:
+        """Return zeros, of the size of all tiles of queries."""
+        (b, _, _, n, _), rows, columns = self.shape, self.rows, self.columns
+        size = rows.num_tiles * rows.side, columns.num_tiles * columns.side
+        return jnp.zeros((b, *size, n, depth), dtype)
+
+    def put(self, row: Array, image: Heads, tiles: Array) -> Heads:
+        """Put a row of tiles of queries where they came from."""
+        b, t, n, _, d = tiles.shape
+        tiles = tiles.reshape(b, t, n, self.rows.side, self.columns.side, d)
+        rows = jnp.einsum("btnijd->bitjnd", tiles).reshape(b, self.rows.side, -1, n, d)
+        return _update(image, rows, (0, row * self.rows.side, 0, 0, 0))
+
+    def crop(self, image: Array) -> Array:
+        return image[:, : self.shape[1], : self.shape[2]]

@@ -22,12 +22,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from segret_jax.models.layers import MapSize, accum_dtype
 
 Heads = Float[Array, "b h w n d"]  # the tokens of images, divided into heads
 Bias = Float[Array, "n o o"]  # by relative position, o = 2k − 1
+AnyArray = Array | np.ndarray  # of NumPy where the size is known before compilation
 
 
 def neighborhood_attention(
@@ -80,14 +82,14 @@ def window_side(bias: Bias) -> int:
 
 
 def window_starts(
-    queries: Int[Array, "*q"], length: int | Int[Array, ""], window: int
-) -> Int[Array, "*q"]:
+    queries: Int[AnyArray, "*q"], length: int | Int[Array, ""], window: int
+) -> Int[AnyArray, "*q"]:
     """Return s(i) for queries i along an axis of `length` pixels."""
-    return jnp.clip(queries - window // 2, 0, length - window)
+    return (queries - window // 2).clip(0, length - window)
 
 
 def relative_index(
-    keys: Int[Array, "*#k"], queries: Int[Array, "*#k"], window: int
-) -> Int[Array, "*k"]:
+    keys: Int[AnyArray, "*#k"], queries: Int[AnyArray, "*#k"], window: int
+) -> Int[AnyArray, "*k"]:
     """Return the row or column of `bias` for keys and queries; it exists within windows alone."""
-    return jnp.clip(keys - queries + window - 1, 0, 2 * window - 2)
+    return (keys - queries + window - 1).clip(0, 2 * window - 2)
