@@ -281,17 +281,22 @@ def _depthwise_backward(precision: str | None, saved: Any, grad: Array) -> tuple
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def _pad_for(x: Array, kernel: Array) -> Array:
-    pad = kernel.shape[0] // 2
-    return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+def _pad_for(x: Array, kernel: Array, *, rows_below: int = 0) -> Array:
+    (b, h, w, c), pad = x.shape, kernel.shape[0] // 2
+    # With 64 channels XLA takes five times as long to compile the padding of a rank-4 array.
+    rows, columns = (pad, pad + rows_below), (pad * c, pad * c)
+    x = jnp.pad(x.reshape(b, h, w * c), ((0, 0), rows, columns))
+    return x.reshape(b, h + sum(rows), w + 2 * pad, c)
 
 
 def _sum_of_shifts(x: Array, kernel: Array) -> Array:
-    (h, w), size = x.shape[1:3], kernel.shape[0]
-    x = _pad_for(x, kernel)
-    offsets = [(i, j) for i in range(size) for j in range(size)]
-    products = (x[:, i : i + h, j : j + w] * per_channel(kernel[i, j], 4) for i, j in offsets)
-    return functools.reduce(jnp.add, products)
+    (b, h, w, c), size = x.shape, kernel.shape[0]
+    wide = w + 2 * (size // 2)
+    # Rows are not cut until the end: shifts are along one axis, and XLA fuses the sum as a whole.
+    x = _pad_for(x, kernel, rows_below=1).reshape(b, -1, c)
+    offsets = [(i, j, i * wide + j) for i in range(size) for j in range(size)]
+    products = (x[:, k : k + h * wide] * per_channel(kernel[i, j], 3) for i, j, k in offsets)
+    return functools.reduce(jnp.add, products).reshape(b, h, wide, c)[:, :, :w]
 
 
 def _kernel_grad_by_shifts(x: Array, kernel: Array, grad: Array) -> Array:

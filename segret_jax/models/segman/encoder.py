@@ -8,12 +8,14 @@ figure scans in all stages; this is what the released code does.)
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from segret_jax.errors import InputError
 from segret_jax.models import layers
@@ -89,21 +91,21 @@ def rotate(x: Heads) -> Heads:
     With m = ⌊d/4⌋ the angles of each half are position·10000^(−j/(m−1)) for j < m. Positions are
     pixels from 0, whatever the size of the image.
     """
-    _, h, w, _, d = x.shape
-    frequency = 10000.0 ** -np.linspace(0, 1, d // 4)
-    rows, columns = (np.outer(np.arange(side), frequency) for side in (h, w))
-    by_row, by_column = jnp.split(x, 2, axis=-1)
-    halves = _turn(by_row, rows[:, None]), _turn(by_column, columns[None])
-    return jnp.concatenate(halves, -1)
+    (_, h, w, _, d), dtype = x.shape, layers.accum_dtype(x.dtype)
+    frequency = 10000.0 ** -np.linspace(0, 1, d // 4).repeat(2)
+    is_by_row = np.arange(d) < d // 2
+    rows, columns = (np.outer(np.arange(side), np.tile(frequency, 2)) for side in (h, w))
 
+    def table(function: Callable) -> Float[Array, "1 h w 1 d"]:
+        by_row, by_column = function(rows) * is_by_row, function(columns) * ~is_by_row
+        by_row, by_column = by_row[None, :, None, None], by_column[None, None, :, None]
+        return jnp.asarray(by_row, dtype) + jnp.asarray(by_column, dtype)
 
-def _turn(x: Heads, angle: np.ndarray) -> Heads:
-    """Rotate the channel pairs of each head by angles [h or 1, w or 1, pairs]."""
-    dtype = layers.accum_dtype(x.dtype)
-    cos, sin = (jnp.asarray(f(angle)[None, :, :, None], dtype) for f in (np.cos, np.sin))
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    # Of a pair (a, b), (−b, a): an exact product, whose compilation and memory access cost less
+    # than those of strided slices.
+    turn = np.kron(np.eye(d // 2), [[0, 1], [-1, 0]])
+    turned = jnp.einsum("bhwnd,de->bhwne", x, jnp.asarray(turn, x.dtype), precision="highest")
+    return (x * table(np.cos) + turned * table(np.sin)).astype(x.dtype)
 
 
 class TokenMixer(nnx.Module):
@@ -141,7 +143,7 @@ class TokenMixer(nnx.Module):
         with jax.named_scope("lepe"):
             nearby = self.lepe(v)
         q, k, v = (t.reshape(*x.shape[:3], self.heads, -1) for t in (q, k, v))
-        q, k = rotate(q) * q.shape[-1] ** -0.5, rotate(k)
+        q, k = rotate(q * q.shape[-1] ** -0.5), rotate(k)
         with jax.named_scope("neighborhood"):
             o = self._neighborhood(q, k, v)
         if self.is_global:
