@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -27,7 +28,7 @@ from segret_jax.models import layers
 from segret_jax.models.blocks import FeedForward
 from segret_jax.models.kernels import Kernels
 from segret_jax.models.layers import FeatureMap, SampleKeys
-from segret_jax.models.segman.encoder import EncoderOptions
+from segret_jax.models.segman.encoder import EncoderOptions, normalized
 from segret_jax.models.segman.scan_layer import SelectiveScan
 
 Maps = Sequence[Float[Array, "b _h _w _c"]]  # of the four stages
@@ -88,9 +89,9 @@ class ScanBlock(nnx.Module):
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         x = x + self.pos1(x)
-        x = x + self.scan(self.norm1(x)).astype(x.dtype)
+        x = x + self.scan(normalized(self.norm1, x)).astype(x.dtype)
         x = x + self.pos2(x)
-        return x + self.ffn(self.norm2(x))
+        return x + self.ffn(normalized(self.norm2, x))
 
 
 class Decoder(nnx.Module):
@@ -172,8 +173,8 @@ class Decoder(nnx.Module):
             added = self.out.activate(upsample(v @ kernel), train=train)  # f
             pooled = self.pool(jnp.mean(x, (1, 2), keepdims=True), train=train)
             x = self.short(x, train=train) @ of_short + pooled @ of_pool
-            x = x + upsample(v @ of_v) + added @ (of_2 + of_3 + of_4)
-            x = x + p2 @ of_2 + upsample(p3 @ of_3) + upsample(p4 @ of_4)
+            x = x + p2 @ of_2 + added @ (of_2 + of_3 + of_4)
+            x = x + upsample(p3 @ of_3) + upsample(v @ of_v + p4 @ of_4)
             x = self.concat.activate(x, train=train)
         if train and keys is not None:
             x = layers.channel_dropout(x, self.dropout, keys=keys)
@@ -188,4 +189,20 @@ class Decoder(nnx.Module):
 
     def _upsample(self, x: FeatureMap, *, size: tuple[int, int]) -> Float[Array, "b h_ w_ c"]:
         is_plain = self.kernels is Kernels.REFERENCE
-        return (layers.resize_by_products if is_plain else layers.resize_bilinear)(x, size)
+        return layers.resize_by_products(x, size) if is_plain else _resize(x, size)
+
+
+def _resize(x: FeatureMap, size: tuple[int, int]) -> Float[Array, "b h_ w_ c"]:
+    """Resize as `layers.resize_bilinear` does, by constants: no kernels to compile for weights."""
+    rows, columns = (
+        jnp.asarray(_interpolation(*lengths), x.dtype)
+        for lengths in zip(x.shape[1:3], size, strict=True)
+    )
+    x = jnp.einsum("yh,bhwc->bywc", rows, x, precision="highest")
+    return jnp.einsum("xw,bywc->byxc", columns, x, precision="highest")
+
+
+def _interpolation(num_in: int, num_out: int) -> np.ndarray:
+    """Return the interpolation weights of each output position for `num_in` input pixels."""
+    position = ((np.arange(num_out) + 0.5) * num_in / num_out - 0.5).clip(0, num_in - 1)
+    return np.maximum(1 - np.abs(position[:, None] - np.arange(num_in)), 0)

@@ -108,6 +108,11 @@ def rotate(x: Heads) -> Heads:
     return (x * table(np.cos) + turned * table(np.sin)).astype(x.dtype)
 
 
+def normalized(norm: layers.LayerNorm, x: FeatureMap) -> FeatureMap:
+    """Normalize pixels as rows of a matrix: XLA compiles reductions to rank 3 slowly on CPU."""
+    return norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+
+
 class TokenMixer(nnx.Module):
     """Neighborhood attention, then a scan (stages 1 to 3) or global attention (stage 4).
 
@@ -154,7 +159,7 @@ class TokenMixer(nnx.Module):
             with jax.named_scope("scan"):
                 o = o.reshape(x.shape)
                 tokens = jax.nn.silu(self.dwconv_norm(self.dwconv(o), train=train))
-                y = self.norm(self.scan(tokens)) + o
+                y = normalized(self.norm, self.scan(tokens)) + o
         return self.out(y + nearby)
 
     def _neighborhood(self, q: Heads, k: Heads, v: Heads) -> Heads:
@@ -242,10 +247,10 @@ class Block(nnx.Module):
         with jax.named_scope("pos1"):
             x = x + self.pos1(x)
         with jax.named_scope("mixer"):
-            mixed = self.mixer(self.norm1(x), train=train)
+            mixed = self.mixer(normalized(self.norm1, x), train=train)
             x = x + drop(self.scale1(mixed) if self.has_scale else mixed)
         with jax.named_scope("pos2"):
             x = x + self.pos2(x)
         with jax.named_scope("ffn"):
-            hidden = self.ffn(self.norm2(x))
+            hidden = self.ffn(normalized(self.norm2, x))
             return x + drop(self.scale2(hidden) if self.has_scale else hidden)

@@ -12,7 +12,10 @@ keys [K, M] this is attention without a bias, which is retention without decay. 
 exact as the scores: in bfloat16 products it is rounded, too.)
 """
 
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from segret_jax.models.kernels import Kernels
@@ -49,8 +52,10 @@ def global_attention(
     """
     b, h, w, n, _ = q.shape
     height, width = size or (h, w)
-    y, x = jnp.arange(h)[:, None], jnp.arange(w)[None]
-    matrix = bicubic_matrix((y * width + x).reshape(-1), height * width).reshape(h, w, TOKENS)
+    xp = np if size is None else jnp  # by NumPy the matrix is a constant, which no kernel computes
+    y, x = xp.arange(h)[:, None], xp.arange(w)[None]
+    matrix = bicubic_matrix((y * width + x).reshape(-1), height * width, xp=xp)
+    matrix = jnp.asarray(matrix.reshape(h, w, TOKENS), bias.dtype)
     of_queries = jnp.einsum("hwt,ntu->hwnu", matrix, bias, precision="highest")
     of_keys = jnp.broadcast_to(matrix[:, :, None], of_queries.shape)
     if size is not None:
@@ -69,7 +74,7 @@ def global_attention(
     return blocked_retention(q, k, v, no_decay, decomposed=False)
 
 
-def bicubic_matrix(index: Float[Array, " l"] | Array, length: int | Array) -> Float[Array, "l 49"]:
+def bicubic_matrix(index: Any, length: int | Array, *, xp: Any = jnp) -> Any:
     """Return the weights that resize 49 values to `length`, for some of the resized positions.
 
     Half-pixel centers, no antialiasing, positions beyond the ends clamped to them.
@@ -77,19 +82,20 @@ def bicubic_matrix(index: Float[Array, " l"] | Array, length: int | Array) -> Fl
     Args:
         index: Positions from 0 to length − 1.
         length: The number of resized positions.
+        xp: The module that computes, NumPy or its likeness in JAX.
 
     Returns:
-        The interpolation weights of each position; rows sum to 1.
+        The interpolation weights [l, 49] of each position; rows sum to 1.
     """
     source = (index + 0.5) * (TOKENS / length) - 0.5
-    first = jnp.floor(source)
-    positions = first[:, None] + jnp.arange(-1.0, 3.0)[None]  # [l, 4]
-    weights = _cubic(jnp.abs(source[:, None] - positions))
-    is_at = jnp.clip(positions, 0, TOKENS - 1)[..., None] == jnp.arange(float(TOKENS))[None, None]
-    return jnp.sum(jnp.where(is_at, weights[..., None], 0.0), axis=1)
+    first = xp.floor(source)
+    positions = first[:, None] + xp.arange(-1.0, 3.0)[None]  # [l, 4]
+    weights = _cubic(xp.abs(source[:, None] - positions), xp)
+    is_at = xp.clip(positions, 0, TOKENS - 1)[..., None] == xp.arange(float(TOKENS))[None, None]
+    return xp.sum(xp.where(is_at, weights[..., None], 0.0), axis=1)
 
 
-def _cubic(distance: Array) -> Array:
+def _cubic(distance: Any, xp: Any) -> Any:
     near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
     far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
-    return jnp.where(distance <= 1, near, far)
+    return xp.where(distance <= 1, near, far)
