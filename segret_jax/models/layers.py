@@ -231,13 +231,16 @@ class DepthwiseConv(nnx.Module):
         self.bias = nnx.Param(bias_init(rngs.params(), (channels,)))
         self.kernels, self.dtype = kernels, dtype
 
-    def __call__(self, x: FeatureMap) -> FeatureMap:
+    def __call__(self, x: FeatureMap, *, residual: bool = False) -> FeatureMap:
+        """Return the convolved map; `residual` adds x."""
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        convolve = _grouped_conv if self.kernels is Kernels.REFERENCE else depthwise_conv
-        return convolve(x.astype(self.dtype), kernel) + per_channel(bias, 4)
+        convolve = _by_groups if self.kernels is Kernels.REFERENCE else depthwise_conv
+        return convolve(x.astype(self.dtype), kernel, residual=residual) + per_channel(bias, 4)
 
 
-def depthwise_conv(x: FeatureMap, kernel: Float[Array, "k k c"]) -> FeatureMap:
+def depthwise_conv(
+    x: FeatureMap, kernel: Float[Array, "k k c"], *, residual: bool = False
+) -> FeatureMap:
     """Convolve each channel with its own odd-sized kernel, in the backend's fast form.
 
     On CPU that is a sum of k² shifted copies, which XLA fuses; its grouped convolution is 20×
@@ -247,26 +250,33 @@ def depthwise_conv(x: FeatureMap, kernel: Float[Array, "k k c"]) -> FeatureMap:
     Args:
         x: The input, of any size.
         kernel: The kernel of each channel; k is odd.
+        residual: Whether to add x. On CPU it is then read from the padded copy alone, so that what
+            computes x is compiled for one use.
 
     Returns:
         The output, of the input's shape; the input is padded with zeros.
     """
     # The backward pass is traced after the caller's precision context has ended: pass it along.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return _depthwise(x, kernel, precision)
+    return _depthwise(x, kernel, precision, residual)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise(x: Array, kernel: Array, precision: str | None) -> Array:
-    grouped = functools.partial(_grouped_conv, precision=precision)
-    return lax.platform_dependent(x, kernel, cpu=_sum_of_shifts, default=grouped)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x: Array, kernel: Array, precision: str | None, residual: bool) -> Array:
+    by_groups = functools.partial(_by_groups, precision=precision, residual=residual)
+    by_shifts = functools.partial(_sum_of_shifts, residual=residual)
+    return lax.platform_dependent(x, kernel, cpu=by_shifts, default=by_groups)
 
 
-def _depthwise_forward(x: Array, kernel: Array, precision: str | None) -> tuple[Array, Any]:
-    return _depthwise(x, kernel, precision), (x, kernel)
+def _depthwise_forward(
+    x: Array, kernel: Array, precision: str | None, residual: bool
+) -> tuple[Array, Any]:
+    return _depthwise(x, kernel, precision, residual), (x, kernel)
 
 
-def _depthwise_backward(precision: str | None, saved: Any, grad: Array) -> tuple[Array, Array]:
+def _depthwise_backward(
+    precision: str | None, residual: bool, saved: Any, grad: Array
+) -> tuple[Array, Array]:
     x, kernel = saved
 
     def kernel_grad_of_grouped_conv(x: Array, kernel: Array, grad: Array) -> Array:
@@ -275,7 +285,7 @@ def _depthwise_backward(precision: str | None, saved: Any, grad: Array) -> tuple
     kernel_grad = lax.platform_dependent(
         x, kernel, grad, cpu=_kernel_grad_by_shifts, default=kernel_grad_of_grouped_conv
     )
-    return _depthwise(grad, kernel[::-1, ::-1], precision), kernel_grad
+    return _depthwise(grad, kernel[::-1, ::-1], precision, residual), kernel_grad
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
@@ -289,13 +299,17 @@ def _pad_for(x: Array, kernel: Array, *, rows_below: int = 0) -> Array:
     return x.reshape(b, h + sum(rows), w + 2 * pad, c)
 
 
-def _sum_of_shifts(x: Array, kernel: Array) -> Array:
+def _sum_of_shifts(x: Array, kernel: Array, *, residual: bool = False) -> Array:
     (b, h, w, c), size = x.shape, kernel.shape[0]
-    wide = w + 2 * (size // 2)
+    middle = size // 2
+    wide = w + 2 * middle
     # Rows are not cut until the end: shifts are along one axis, and XLA fuses the sum as a whole.
     x = _pad_for(x, kernel, rows_below=1).reshape(b, -1, c)
     offsets = [(i, j, i * wide + j) for i in range(size) for j in range(size)]
-    products = (x[:, k : k + h * wide] * per_channel(kernel[i, j], 3) for i, j, k in offsets)
+    products = [x[:, k : k + h * wide] * per_channel(kernel[i, j], 3) for i, j, k in offsets]
+    if residual:
+        start = middle * wide + middle
+        products.append(x[:, start : start + h * wide])
     return functools.reduce(jnp.add, products).reshape(b, h, wide, c)[:, :, :w]
 
 
@@ -308,6 +322,13 @@ def _kernel_grad_by_shifts(x: Array, kernel: Array, grad: Array) -> Array:
 
     grads = lax.map(grad_at, jnp.arange(size * size))
     return grads.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _by_groups(
+    x: Array, kernel: Array, *, precision: str | None = None, residual: bool = False
+) -> Array:
+    convolved = _grouped_conv(x, kernel, precision=precision)
+    return x + convolved if residual else convolved
 
 
 def _grouped_conv(x: Array, kernel: Array, *, precision: str | None = None) -> Array:

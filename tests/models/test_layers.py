@@ -1,5 +1,6 @@
 """Each layer against a few lines of NumPy, at the points where it differs from Flax's default."""
 
+import functools
 import math
 from typing import Any
 
@@ -153,13 +154,14 @@ def grouped(x: Any, kernel: Any) -> jax.Array:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("image", [(7, 5), (6, 9), (1, 2)])
-def test_depthwise_conv_and_its_gradients_equal_the_grouped_convolution(size, image):
+def test_depthwise_conv_and_its_gradients_equal_the_grouped_convolution(size, image, residual):
     x, kernel = jnp.asarray(noise(2, *image, 3)), jnp.asarray(noise(size, size, 3, seed=1))
     toward = jnp.asarray(noise(2, *image, 3, seed=2))
-    ours, pull = jax.vjp(depthwise_conv, x, kernel)
-    theirs, pull_theirs = jax.vjp(grouped, x, kernel)
+    ours, pull = jax.vjp(functools.partial(depthwise_conv, residual=residual), x, kernel)
+    theirs, pull_theirs = jax.vjp(lambda x, k: grouped(x, k) + residual * x, x, kernel)
     for a, b in zip((ours, *pull(toward)), (theirs, *pull_theirs(toward)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

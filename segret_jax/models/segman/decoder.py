@@ -88,9 +88,9 @@ class ScanBlock(nnx.Module):
         )
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        x = x + self.pos1(x)
+        x = self.pos1(x, residual=True)
         x = x + self.scan(normalized(self.norm1, x)).astype(x.dtype)
-        x = x + self.pos2(x)
+        x = self.pos2(x, residual=True)
         return x + self.ffn(normalized(self.norm2, x))
 
 
