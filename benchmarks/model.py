@@ -40,6 +40,7 @@ from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle, build
 from segret_jax.models.families import get_family
 from segret_jax.models.flops import operations
+from segret_jax.models.kernels import platform_of
 from segret_jax.parallel.mesh import data_mesh
 from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.step import compile_ahead, make_train_step
@@ -114,8 +115,13 @@ class Case:
     compiled: jax.stages.Compiled | None = None
 
 
+def _build(config: ModelConfig) -> ModelBundle:
+    """Build the model as runs do: for the devices at hand."""
+    return build(config, NUM_CLASSES, seed=0, platform=platform_of(jax.devices()))
+
+
 def forward_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
-    graph, params, batch_stats = build(config, NUM_CLASSES, seed=0)
+    graph, params, batch_stats = _build(config)
     image = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
     function = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x))
     compiled, seconds = _timed(lambda: function.lower(params, batch_stats, image).compile())
@@ -123,7 +129,7 @@ def forward_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
 
 
 def labels_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
-    graph, params, batch_stats = build(config, NUM_CLASSES, seed=0)
+    graph, params, batch_stats = _build(config)
     _, h, w, _ = shape
     evaluation = EvalConfig(resize_target=(max(h, w), min(h, w)), multiple_of=1)
     predictor = Predictor(ModelBundle(graph, params, batch_stats), evaluation)
@@ -134,7 +140,7 @@ def labels_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
 
 
 def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
-    graph, params, batch_stats = build(config, NUM_CLASSES, seed=0)
+    graph, params, batch_stats = _build(config)
     optimizer = make_optimizer(OptimConfig(), 100, get_family(config.family))
     state = new_state(params, batch_stats, optimizer)
     rng = np.random.default_rng(0)

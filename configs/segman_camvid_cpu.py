@@ -25,9 +25,9 @@ def get_config() -> Config:
     config.optim.learning_rate = 1e-3
     config.optim.norm_rules = False  # from scratch, encoder and decoder learn at one rate
     config.optim.warmup_steps = 50
-    config.train.steps = 1_200
+    config.train.steps = 2_400
     config.train.batch_size = 8
     config.train.log_every = 20
-    config.train.eval_every = 300
+    config.train.eval_every = 400
     config.eval.resize_target = (384, 288)
     return config

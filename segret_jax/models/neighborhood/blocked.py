@@ -159,8 +159,9 @@ class _Tiles:
         )
         self.dtype = accum_dtype(bias.dtype)
         # Masks of columns are in the table; a row of tiles adds those of its rows.
-        table = _take(bias.astype(self.dtype), self.columns.offset, 2)
-        self.bias_by_column = jnp.where(self.columns.is_inside[None, None], table, MASKED)
+        by_column = _take(jnp.moveaxis(bias, 2, 0).astype(self.dtype), self.columns.offset, 0)
+        is_inside = self.columns.is_inside[..., None, None]
+        self.bias_by_column = jnp.where(is_inside, by_column, MASKED)  # [t, j, x, n, o]
 
     def product(self, letters: str, x: Array, y: Array) -> Array:
         dtype = accum_dtype(x.dtype)
@@ -187,16 +188,16 @@ class _Tiles:
     def scores(self, row: Array, q: Heads, k: Heads) -> Float[Array, "b t n q k"]:
         scores = self.product("btnqd,btnkd->btnqk", self.queries(q, row), self.keys(k, row))
         bias = jnp.where(
-            _at(self.rows.is_inside, row)[None, :, :, None, None, None],
-            _take(self.bias_by_column, _at(self.rows.offset, row), 1),  # [n, i, y, t, j, x]
+            _at(self.rows.is_inside, row)[None, None, None, None],
+            _take(self.bias_by_column, _at(self.rows.offset, row), 4),  # [t, j, x, n, i, y]
             MASKED,
         )
-        bias = jnp.einsum("niytjx->tnijyx", bias)
+        bias = jnp.einsum("tjxniy->tnijyx", bias)
         return scores + bias.reshape(1, *scores.shape[1:])
 
     def bias_grad(self, row: Array, scores_grad: Float[Array, "b t n q k"]) -> Bias:
         rows, columns = self.rows, self.columns
-        n, side = self.bias_by_column.shape[:2]
+        n, side = self.bias_by_column.shape[3:]
         sides = rows.side, columns.side, rows.key_side, columns.key_side
         grad = scores_grad.sum(0).reshape(columns.num_tiles, n, *sides)
         of_rows = jax.nn.one_hot(_at(rows.offset, row), side, dtype=grad.dtype)  # [i, y, o]
