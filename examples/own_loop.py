@@ -1,5 +1,7 @@
 """Use SegRet as a plain module in a training loop of your own, here on random images.
 
+SegMAN is used alike; its logits have stride 8, and its images sides of 224 or more.
+
 python examples/own_loop.py
 """
 

@@ -32,7 +32,7 @@ GROUPS = {
     },
 }
 WELCOME = f"""\
-segret_jax {__version__}: semantic segmentation by retention, in JAX. Try first:
+segret_jax {__version__}: semantic segmentation in JAX, by SegRet and SegMAN. Try first:
 
   segret demo      train a small model on generated scenes (minutes, on a CPU)
   segret --help    all commands"""

@@ -94,9 +94,9 @@ def _num_classes(tensors: Tensors, model: ModelConfig) -> int:
     names = [f"{layer}.{leaf}" for layer in layers[model.task] for leaf in ("weight", "bias")]
     counts = [tensors[name].shape[0] for name in names if name in tensors and tensors[name].ndim]
     if not counts and is_segmentation:
-        raise InputError(f"lacks {names[0]}, which tells the number of classes")
+        raise InputError(f"lacks {names[0]}, which tells the number of classes: save it again")
     count = counts[0] if counts else IMAGENET_CLASSES
     most = UNKNOWN if is_segmentation else MAX_CLASSES  # label maps have 8 bits
     if not 1 <= count <= most:
-        raise InputError(f"has {count} classes; a {model.task} model of 1 to {most} is read")
+        raise InputError(f"has {count} classes, but a {model.task} model has 1 to {most}")
     return count

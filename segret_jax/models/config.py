@@ -24,7 +24,8 @@ class ModelConfig:
     remat: tuple[int, ...] = setting((), entry=1, minimum=1, may_change=True, scored=False)
     """Stages, from 1, whose blocks the backward pass recomputes, to save memory."""
     kernels: str = setting("auto", choices=("auto", "reference"), may_change=True)
-    """auto: the fastest kernels; reference: plain formulas, exportable, which hold all scores."""
+    """auto: the fastest kernels; reference: plain formulas, exportable, which hold all scores and
+    states."""
     dtype: str = setting("float32", choices=("float32", "bfloat16"))
     """The dtype of the computation; parameters stay float32."""
     matmul_precision: str = setting("default", choices=("default", "high", "highest"))
@@ -59,7 +60,8 @@ def check_model(model: ModelConfig) -> None:
     if model.task == "classification" and not family.classifier:
         raise InputError(f"model.task is 'classification', but {name} has none: leave it out")
     if any(stage > count for stage in model.remat):
-        raise InputError(f"model.remat is {model.remat}, but {name} has {count} stages for it")
+        remedy = f"give stages from 1 to {count}" if count else "leave it out"
+        raise InputError(f"model.remat is {model.remat}, but {name} has {count} stages: {remedy}")
 
 
 def check_segmentation(model: ModelConfig) -> None:

@@ -13,6 +13,8 @@ from segret_jax.models.families import get_family
 from segret_jax.models.family import Size
 from segret_jax.models.forward import forward
 
+PARTS = ("stem", "stage 1", "stage 2", "stage 3", "stage 4", "decoder")  # of a model
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -20,7 +22,7 @@ class Cost:
 
     mult_adds: int = 0
     elementwise: int = 0  # such as norms, as the count of the published figures has them
-    attention: int = 0  # products of queries, keys and values, retention's
+    attention: int = 0  # products of queries with keys, and of scores with values
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__))
@@ -42,6 +44,21 @@ def operations(config: ModelConfig, num_classes: int, size: Size) -> float:
         return float(program.lower(variables, image).cost_analysis()["flops"])  # type: ignore[index]
     counts = costs.count(config, num_classes, size).values()
     return 2.0 * sum(part.mult_adds + part.attention for part in counts)
+
+
+def stage_sizes(size: Size) -> list[Size]:
+    """Return the sizes of the maps of an encoder's four stages; every halving rounds up."""
+    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in (4, 8, 16, 32)]
+
+
+def count_parameters(params: Any) -> dict[str, int]:
+    """Return {part: number of parameters} of `PARTS`, of a model's nested dict."""
+    encoder = params["encoder"]
+    trees = [encoder["stem"]]
+    trees += [(blocks, encoder["downsamples"].get(i)) for i, blocks in encoder["stages"].items()]
+    trees += [params["decoder"]]
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees]
+    return dict(zip(PARTS, sizes, strict=True))
 
 
 def saved_bytes(f: Callable, params: Any, x: jax.ShapeDtypeStruct) -> int:

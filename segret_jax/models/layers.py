@@ -127,6 +127,20 @@ def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
+@jax.custom_vjp
+def silu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Apply x·σ(x), as a quotient: XLA computes that once for all uses, not in each of them."""
+    return x / (1 + jnp.exp(-x))
+
+
+def _silu_backward(x: Array, grad: Array) -> tuple[Array]:
+    sigmoid = jax.nn.sigmoid(x)
+    return (grad * (sigmoid + x * sigmoid * (1 - sigmoid)),)
+
+
+silu.defvjp(lambda x: (silu(x), x), _silu_backward)
+
+
 def accum_dtype(dtype: DTypeLike) -> jnp.dtype:
     """Return the dtype of sums and statistics: float32, or float64 to check float32 by."""
     return jnp.promote_types(dtype, jnp.float32)
@@ -450,14 +464,18 @@ def resize_by_products(x: FeatureMap, size: tuple[Any, Any]) -> Float[Array, "b 
     Returns:
         The resized feature map.
     """
-    _, h, w, _ = x.shape
-    rows, columns = _interpolation(h, size[0]), _interpolation(w, size[1])
-    x = jnp.einsum("yh,bhwc->bywc", rows.astype(x.dtype), x, precision=lax.Precision.HIGHEST)
-    return jnp.einsum("xw,bywc->byxc", columns.astype(x.dtype), x, precision=lax.Precision.HIGHEST)
+    rows, columns = (
+        jnp.asarray(_interpolation(*lengths), x.dtype)
+        for lengths in zip(x.shape[1:3], size, strict=True)
+    )
+    x = jnp.einsum("yh,bhwc->bywc", rows, x, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("xw,bywc->byxc", columns, x, precision=lax.Precision.HIGHEST)
 
 
-def _interpolation(num_in: Any, num_out: Any) -> Float[Array, "num_out num_in"]:
-    """Return the interpolation weights of each output position for `num_in` input pixels."""
-    position = (jnp.arange(num_out) + 0.5) * num_in / num_out - 0.5  # in input pixels
-    position = jnp.clip(position, 0, num_in - 1)
-    return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(num_in)[None]), 0)
+def _interpolation(num_in: Any, num_out: Any) -> Any:
+    """Return the interpolation weights [num_out, num_in] of output positions for input pixels."""
+    # By NumPy they are constants, which no kernel computes.
+    xp: Any = np if isinstance(num_in, int) and isinstance(num_out, int) else jnp
+    position = (xp.arange(num_out) + 0.5) * num_in / num_out - 0.5  # in input pixels
+    position = xp.clip(position, 0, num_in - 1)
+    return xp.maximum(1 - xp.abs(position[:, None] - xp.arange(num_in)[None]), 0)

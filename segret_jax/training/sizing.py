@@ -142,7 +142,7 @@ def _choose_sizes(config: Config, data: Data, machine: Machine) -> None:
     """Scale images to a shorter side that the machine can train on; crop most of that."""
     short, long = min(data.size), max(data.size)
     family = get_family(config.model.family)
-    scale = max(min(short, CPU_SIDE if machine.is_cpu else SIDE), family.min_side) / short
+    scale = max(min(short, CPU_SIDE if machine.is_cpu else SIDE), family.admissible(1)) / short
     if 0 in config.data.resize_base:
         config.data.resize_base = round(scale * long), round(scale * short)
     if 0 in config.eval.resize_target:

@@ -119,11 +119,13 @@ def test_an_impossible_number_of_classes_is_refused() -> None:
     tensors = released("segret_tiny")
     for count in (10**6, 255, 0):
         wrong = tensors | {f"{last}.weight": np.broadcast_to(np.float32(0), (count, 256, 1, 1))}
-        message = rf"has {count} classes; a segmentation model of 1 to 254 is read"
+        message = rf"has {count} classes, but a segmentation model has 1 to 254"
         with pytest.raises(InputError, match=message):
             identify(wrong, ModelConfig())
     wrong = {"head.weight": np.broadcast_to(np.float32(0), (2**16 + 1, 512))}
-    with pytest.raises(InputError, match=r"65537 classes; a classification model of 1 to 65536"):
+    with pytest.raises(
+        InputError, match=r"65537 classes, but a classification model has 1 to 65536"
+    ):
         identify(released("rmt_tiny") | wrong, ModelConfig())
     assert identify(without(tensors, last), ModelConfig()).num_classes == 150  # conv_seg's
     with pytest.raises(InputError, match=rf"lacks {last}.weight, which tells"):

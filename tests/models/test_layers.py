@@ -22,6 +22,7 @@ from segret_jax.models.layers import (
     gelu,
     normal_init,
     resize_bilinear,
+    silu,
     uniform_init,
 )
 
@@ -254,3 +255,10 @@ def test_the_precision_asked_for_reaches_the_depthwise_gradients():
     convolutions = jaxpr.count("conv_general_dilated[")
     assert convolutions >= 3
     assert jaxpr.count("precision=(Precision.HIGH, Precision.HIGH)") == convolutions
+
+
+def test_silu_is_jaxs_with_its_gradient():
+    x = jnp.array([-1e4, -100.0, -90.0, -3.0, -0.5, 0.0, 0.7, 4.0, 100.0])
+    (ours, pull), (theirs, pull_theirs) = (jax.vjp(f, x) for f in (silu, jax.nn.silu))
+    for a, b in zip((ours, *pull(x)), (theirs, *pull_theirs(x)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-30)

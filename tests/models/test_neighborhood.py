@@ -65,6 +65,12 @@ def test_equals_the_loop(form, shape, window, true):
     np.testing.assert_allclose(found, expected, atol=5e-6)
 
 
+@pytest.mark.parametrize("form", [neighborhood_attention, ON_CPU])
+def test_an_array_smaller_than_a_window_is_refused(form):
+    with pytest.raises(ValueError, match="the map is 9x6, but windows have 7x7 pixels"):
+        form(*arrays((9, 6), 7))
+
+
 @pytest.mark.parametrize(("shape", "window", "true"), CASES, ids=str)
 def test_tiles_equal_the_formulas_with_all_gradients_in_float64(shape, window, true):
     with jax.enable_x64(True):

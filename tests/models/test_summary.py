@@ -14,10 +14,10 @@ from flax import nnx
 from segret_jax.cli import summary
 from segret_jax.config import ModelConfig
 from segret_jax.errors import InputError
-from segret_jax.models import factory
-from segret_jax.models.flops import Cost, saved_bytes
+from segret_jax.models import factory, flops
+from segret_jax.models.flops import Cost, count_parameters, saved_bytes, stage_sizes
 from segret_jax.models.segret import costs
-from segret_jax.models.segret.costs import count, count_parameters, stage_sizes
+from segret_jax.models.segret.costs import count
 from tests.settings import segret
 
 abstract = functools.cache(lambda variant: factory.abstract(ModelConfig(variant=variant), 150))
@@ -75,7 +75,7 @@ def test_parameters_of_each_part():
     assert by_part["stem"] == sum(9 * i * o + o + 2 * o for i, o in stem)
     block = 26 * 512 + 10 * 512 + 2 * 2 * 512 + 4 * 513 * 512 + 513 * 1536 + 1537 * 512
     assert by_part["stage 4"] == 2 * block  # and no downsample
-    assert list(by_part) == list(costs.PARTS)
+    assert list(by_part) == list(flops.PARTS)
 
 
 def test_the_zero_branch_has_the_parameters_of_the_papers_ablation():
@@ -185,8 +185,8 @@ def test_command_prints_the_table():
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("total"))
     assert row.split()[1:] == ["13,474,998", "71.94G", "84.29G", "0.37G"]
-    assert "Full count (mult-adds + attention): 156.23G" in done.stdout
-    assert "mult-adds + elementwise: 72.31G" in done.stdout
+    assert "Full count (all three): 156.60G" in done.stdout
+    assert "The paper counts no attention: 72.31G here" in done.stdout
 
 
 def test_command_counts_one_image_of_a_family_that_trains_on_two():

@@ -24,7 +24,7 @@ from segret_jax.models.kernels import (
 )
 from segret_jax.models.layers import MapSize
 from segret_jax.models.neighborhood import blocked, gpu, tpu
-from segret_jax.models.neighborhood.formulas import Bias, Heads
+from segret_jax.models.neighborhood.formulas import Bias, Heads, check_size
 
 ON_ALL = PartitionSpec()
 
@@ -53,7 +53,11 @@ def fast_neighborhood_attention(
 
     Returns:
         The attended values, in the dtype of v.
+
+    Raises:
+        ValueError: The array is smaller than a window.
     """
+    check_size(q, bias)
     if size is not None or not platform.is_cpu:  # on CPU the size of whole arrays is a constant
         height, width = size or q.shape[1:3]
         size = jnp.asarray(height, jnp.int32), jnp.asarray(width, jnp.int32)

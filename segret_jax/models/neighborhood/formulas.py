@@ -12,7 +12,8 @@ logit of query (i, j) and key (y, x), with a bias B for each relative position o
 and the output is softmax(S) V over the window (arXiv 2204.07143; NATTEN 0.17).
 
 This file is the formulas as written; they hold every logit. With `model.kernels=reference` the
-model runs them; by default `neighborhood.attention` computes the same with few logits in memory.
+model runs them, and can be exported (`jax.export`) at one size; by default `neighborhood.attention`
+computes the same with few logits in memory.
 
 Arrays may be padded: `size` is the true height and width, at whose borders windows are shifted.
 Outputs beyond it mean nothing. Shapes: b batch, h w space, n heads, d head width, k window side.
@@ -46,7 +47,11 @@ def neighborhood_attention(
 
     Returns:
         The attended values, in the dtype of v.
+
+    Raises:
+        ValueError: The array is smaller than a window.
     """
+    check_size(q, bias)
     window, (h, w), dtype = window_side(bias), q.shape[1:3], accum_dtype(q.dtype)
     height, width = size or (h, w)
     rows, columns = (  # of each query's keys: [h, k], [w, k]
@@ -77,8 +82,15 @@ def neighborhood_attention(
 
 
 def window_side(bias: Bias) -> int:
-    """Return the side k of the windows, of whose 2k − 1 relative positions `bias` tells."""
+    """Return the side k of the windows; `bias` has 2k − 1 relative positions along each axis."""
     return (bias.shape[-1] + 1) // 2
+
+
+def check_size(q: Heads, bias: Bias) -> None:
+    """Raise ValueError unless a window fits into the array."""
+    (h, w), window = q.shape[1:3], window_side(bias)
+    if min(h, w) < window:
+        raise ValueError(f"the map is {h}x{w}, but windows have {window}x{window} pixels")
 
 
 def window_starts(

@@ -174,8 +174,8 @@ class _Pixels:
 
     y: Array
     x: Array
-    exist: Array  # in the array
-    count: Array  # within the true size
+    is_stored: Array  # in the array
+    is_inside: Array  # within the true size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +212,8 @@ class _Program:
         index = jnp.arange(math.prod(sides), dtype=jnp.int32)
         end = jnp.minimum(x + columns, self.shape[2])
         y, x = y + index // sides[1], x + index % sides[1]
-        exist = (y < self.shape[1]) & (x < end)
-        return _Pixels(y, x, exist, exist & (y < self.height) & (x < self.width))
+        is_stored = (y < self.shape[1]) & (x < end)
+        return _Pixels(y, x, is_stored, is_stored & (y < self.height) & (x < self.width))
 
     def fold(self, step: Callable, carry: Any) -> Any:
         """Apply `step(start, block, carry)` to each block that may share windows with the tile."""
@@ -250,12 +250,12 @@ class _Program:
 
     def load(self, ref: Any, image: Any, pixels: _Pixels, *, other: float = 0.0) -> Array:
         """Read the pixels, [p, d] or [p]; `other` stands beyond the true size."""
-        at, mask = self._at(ref, image, pixels, pixels.count)
+        at, mask = self._at(ref, image, pixels, pixels.is_inside)
         return triton.load(at, mask=mask, other=other)
 
     def store(self, ref: Any, image: Any, value: Array) -> None:
         """Write the pixels of the tile."""
-        at, mask = self._at(ref, image, self.tile, self.tile.exist)
+        at, mask = self._at(ref, image, self.tile, self.tile.is_stored)
         triton.store(at, value.astype(ref.dtype), mask=mask)
 
     def _at(self, ref: Any, image: Any, pixels: _Pixels, mask: Array) -> tuple[Any, Array]:

@@ -1,6 +1,7 @@
 """The keys that a range of queries attends to along an axis, and the queries that attend to keys.
 
-Ranges of pixels are given by their first and their last; those found by their first and their end.
+Arguments are the first and the last pixel of a range; results are its first pixel and its end,
+exclusive.
 """
 
 from typing import Any

@@ -29,7 +29,8 @@ Arrays = tuple[Array, ...]
 def fits(queries: Arrays, keys: Arrays) -> bool:
     """Return whether `by_kernel` supports these inputs: in the 16 MB of a v4, not in float64.
 
-    The bound is from compiling for heads of up to 32 channels, those of SegRet's variants.
+    The bound is from compiling for heads of up to 32 channels, those of SegRet's variants. SegMAN's
+    global attention has more, but few keys: tests compile it, too.
     """
     keys_in_all = queries[0].shape[2] * (len(queries) + len(keys))
     return keys_in_all <= MAX_KEYS and queries[0].dtype != jnp.float64

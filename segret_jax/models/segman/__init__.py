@@ -5,7 +5,7 @@ This file is free of JAX: arguments are checked before it is imported.
 
 from segret_jax.models.family import Family, Implementation
 from segret_jax.models.segman.settings import SegMANSettings
-from segret_jax.models.segman.variants import VARIANTS
+from segret_jax.models.segman.variants import MIN_SIDE, VARIANTS
 
 
 def _load() -> Implementation:
@@ -21,6 +21,6 @@ FAMILY = Family(
     num_remat_stages=4,
     classifier="segman_encoder",
     multiple_of=32,
-    min_side=193,
+    min_side=MIN_SIDE,
     min_batch=2,  # the decoder normalizes one pooled value of each image over the batch
 )

@@ -4,17 +4,13 @@ The operations are those of the released code, which tests compare with the mode
 """
 
 import math
-from typing import Any
-
-import jax
 
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.family import Size
-from segret_jax.models.flops import Cost
+from segret_jax.models.flops import Cost, stage_sizes
+from segret_jax.models.flops import count_parameters as count_parameters  # of the family, too
 from segret_jax.models.segman.variants import VARIANTS, Variant
 
-PARTS = ("stem", "stage 1", "stage 2", "stage 3", "stage 4", "decoder")
-STRIDES = (4, 8, 16, 32)  # of the stages' maps
 # {variant: 10^9 operations at 512×512 with 150 classes, at 1024×2048 with Cityscapes' classes}
 PUBLISHED = {
     "tiny": (6.2, 52.5), "small": (25.3, 218.4), "base": (58.1, 479.0), "large": (97.1, 769.0),
@@ -24,7 +20,6 @@ PUBLISHED = {
 # counted the published figures, 10 that of the count with which VMamba extends it. The others are
 # chosen: with them the totals are those of the specification, whose own count is not known.
 LAYER_NORM, SCAN, GLOBAL_SCORE, WINDOW_SCORE, RESIZE = 5, 10, 4, 2, 4
-TOKENS = 49  # of the global attention's bias
 # Tensors that a training step holds at its peak: of a block's width, and of the width of the stem's
 # and the decoder's maps. On CPU they are fitted to XLA's `memory_analysis` of compiled steps
 # (tests/training/test_forecast.py). On a GPU nothing was compiled: they are twice what `jax.vjp`
@@ -45,7 +40,7 @@ Each stage is counted with the downsample after it; the operations are the relea
 
 
 def count(config: ModelConfig, num_classes: int, size: Size) -> dict[str, Cost]:
-    """Return {part: Cost} for one image of `size`, by formula; keys are `PARTS`."""
+    """Return {part: Cost} for one image of `size`, by formula; keys are `flops.PARTS`."""
     variant, pixels = VARIANTS[config.variant], stage_pixels(size)
     parts = {"stem": _stem(variant.widths[0], size)}
     for i, depth in enumerate(variant.depths):
@@ -60,7 +55,7 @@ def count(config: ModelConfig, num_classes: int, size: Size) -> dict[str, Cost]:
 
 def stage_pixels(size: Size) -> list[int]:
     """Return the pixels of the four stages' maps; every halving rounds up."""
-    return [-(-size[0] // stride) * -(-size[1] // stride) for stride in STRIDES]
+    return list(map(math.prod, stage_sizes(size)))
 
 
 def _conv(pixels: int, c_in: int, c_out: int, kernel: int = 1) -> Cost:
@@ -140,22 +135,6 @@ def decoder_saving(config: ModelConfig, size: Size) -> int:
     # f is multiplied once by a sum of three kernels, beside the three projected stages.
     of_projected = f * c * (3 * p8 - (2 * p8 + p16 + p32))
     return fuse + out + of_pool + of_v + of_projected
-
-
-def global_bias(config: ModelConfig, size: Size) -> int:
-    """Return the multiply-adds of the bias in the products Q Kᵀ (`global_attention`)."""
-    variant, pixels = VARIANTS[config.variant], stage_pixels(size)[3]
-    return variant.depths[3] * variant.heads[3] * TOKENS * pixels * (TOKENS + pixels)
-
-
-def count_parameters(params: Any) -> dict[str, int]:
-    """Return {part: number of parameters} of a model's nested dict; keys are `PARTS`."""
-    encoder = params["encoder"]
-    trees = [encoder["stem"]]
-    trees += [(blocks, encoder["downsamples"].get(i)) for i, blocks in encoder["stages"].items()]
-    trees += [params["decoder"]]
-    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees]
-    return dict(zip(PARTS, sizes, strict=True))
 
 
 def notes(config: ModelConfig, size: Size, *, batch: int, total: Cost) -> str:

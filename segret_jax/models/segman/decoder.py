@@ -19,14 +19,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segret_jax.models import layers
 from segret_jax.models.blocks import FeedForward
-from segret_jax.models.kernels import Kernels
 from segret_jax.models.layers import FeatureMap, SampleKeys
 from segret_jax.models.segman.encoder import EncoderOptions, normalized
 from segret_jax.models.segman.scan_layer import SelectiveScan
@@ -141,7 +139,6 @@ class Decoder(nnx.Module):
         init = layers.normal_init(0.01)
         self.classify = linear(c, num_classes, kernel_init=init)
         self.widths = (c, c, 3 * c, f, f, f)  # of what `concat` takes
-        self.kernels = options.kernels
 
     @jax.named_scope("decoder")
     def __call__(
@@ -159,7 +156,7 @@ class Decoder(nnx.Module):
         """
         p2, p3, p4 = (project(x) for project, x in zip(self.projections, maps[1:], strict=True))
         _, h, w, f = p2.shape
-        upsample = functools.partial(self._upsample, size=(h, w))
+        upsample = functools.partial(layers.resize_by_products, size=(h, w))
         # A product per pixel commutes with the resize, and is cheaper before it. So there is no
         # concatenation: each part is multiplied by its own rows of the kernel.
         with jax.named_scope("fuse"):
@@ -186,23 +183,3 @@ class Decoder(nnx.Module):
         x2, x4 = self.down2(x, train=train), self.down4(x, train=train)
         scales = (self.collect1, x), (self.collect2, x2), (self.collect4, x4)
         return jnp.concatenate([collect(t, train=train) for collect, t in scales], -1)
-
-    def _upsample(self, x: FeatureMap, *, size: tuple[int, int]) -> Float[Array, "b h_ w_ c"]:
-        is_plain = self.kernels is Kernels.REFERENCE
-        return layers.resize_by_products(x, size) if is_plain else _resize(x, size)
-
-
-def _resize(x: FeatureMap, size: tuple[int, int]) -> Float[Array, "b h_ w_ c"]:
-    """Resize as `layers.resize_bilinear` does, by constants: no kernels to compile for weights."""
-    rows, columns = (
-        jnp.asarray(_interpolation(*lengths), x.dtype)
-        for lengths in zip(x.shape[1:3], size, strict=True)
-    )
-    x = jnp.einsum("yh,bhwc->bywc", rows, x, precision="highest")
-    return jnp.einsum("xw,bywc->byxc", columns, x, precision="highest")
-
-
-def _interpolation(num_in: int, num_out: int) -> np.ndarray:
-    """Return the interpolation weights of each output position for `num_in` input pixels."""
-    position = ((np.arange(num_out) + 0.5) * num_in / num_out - 0.5).clip(0, num_in - 1)
-    return np.maximum(1 - np.abs(position[:, None] - np.arange(num_in)), 0)

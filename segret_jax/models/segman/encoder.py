@@ -27,10 +27,9 @@ from segret_jax.models.neighborhood.attention import fast_neighborhood_attention
 from segret_jax.models.neighborhood.formulas import Heads, neighborhood_attention
 from segret_jax.models.segman.global_attention import TOKENS, global_attention
 from segret_jax.models.segman.scan_layer import SelectiveScan
-from segret_jax.models.segman.variants import Variant
+from segret_jax.models.segman.variants import MIN_SIDE, Variant
 
 GLOBAL_STAGE = 3  # from 0: the one without a scan
-MIN_SIDE = 193  # five halvings that round up leave 7 pixels, the side of a window
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,20 +107,6 @@ def rotate(x: Heads) -> Heads:
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-@jax.custom_vjp
-def silu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Apply x·σ(x), as a quotient: XLA computes that once for all uses, not in each of them."""
-    return x / (1 + jnp.exp(-x))
-
-
-def _silu_backward(x: Array, grad: Array) -> tuple[Array]:
-    sigmoid = jax.nn.sigmoid(x)
-    return (grad * (sigmoid + x * sigmoid * (1 - sigmoid)),)
-
-
-silu.defvjp(lambda x: (silu(x), x), _silu_backward)
-
-
 def normalized(norm: layers.LayerNorm, x: FeatureMap) -> FeatureMap:
     """Normalize pixels as rows of a matrix: XLA compiles reductions to rank 3 slowly on CPU."""
     return norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
@@ -173,7 +158,7 @@ class TokenMixer(nnx.Module):
         else:
             with jax.named_scope("scan"):
                 o = o.reshape(x.shape)
-                tokens = silu(self.dwconv_norm(self.dwconv(o), train=train))
+                tokens = layers.silu(self.dwconv_norm(self.dwconv(o), train=train))
                 y = normalized(self.norm, self.scan(tokens)) + o
         return self.out(y + nearby)
 

@@ -82,7 +82,7 @@ def bicubic_matrix(index: Any, length: int | Array, *, xp: Any = jnp) -> Any:
     Args:
         index: Positions from 0 to length − 1.
         length: The number of resized positions.
-        xp: The module that computes, NumPy or its likeness in JAX.
+        xp: The module that computes, `numpy` or `jax.numpy`.
 
     Returns:
         The interpolation weights [l, 49] of each position; rows sum to 1.

@@ -9,8 +9,8 @@ from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
 from segret_jax.models.layers import SampleKeys
 from segret_jax.models.segman.decoder import Decoder
-from segret_jax.models.segman.encoder import build_encoder, check_windows, encoder_options
-from segret_jax.models.segman.variants import STAGES, VARIANTS
+from segret_jax.models.segman.encoder import build_encoder, encoder_options
+from segret_jax.models.segman.variants import MIN_SIDE, STAGES, VARIANTS
 
 
 class SegMAN(nnx.Module):
@@ -91,8 +91,8 @@ class SegMAN(nnx.Module):
 def _check(shape: tuple[int, ...], *, train: bool = False) -> None:
     """Raise InputError for sizes that the network cannot take."""
     batch, height, width, _ = shape
-    check_windows((height, width))
-    if any(-(-side // 8) % 4 for side in (height, width)):  # the decoder divides stride 8 by 4
+    # The decoder divides stride 8 by 4.
+    if any(side < MIN_SIDE or -(-side // 8) % 4 for side in (height, width)):
         remedy = "give multiples of 32 from 224 on"
         raise InputError(f"the input is {height}x{width}, which SegMAN does not take: {remedy}")
     if train and batch == 1:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+MIN_SIDE = 193  # of an image: five halvings that round up leave 7 pixels, the side of a window
 STAGES = ("c1", "c2", "c3", "c4", "logits")  # what `stages` of a model returns
 
 

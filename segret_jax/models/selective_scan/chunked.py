@@ -126,7 +126,7 @@ def _steps(x: Array, projections: Array, weights: ScanWeights, size: Any) -> _St
 
 
 def _sequences(images: list[Array]) -> Steps:
-    """Return images as sequences, by turns along rows and along columns."""
+    """Return images as sequences, alternately along rows and along columns."""
 
     def steps(x: Array, along_columns: int) -> Array:
         in_order = jnp.swapaxes(x, 1, 2).reshape(x.shape) if along_columns else x

@@ -15,8 +15,9 @@ The output is the sum of the four sequences' y at each pixel (VMamba, arXiv 2401
 arXiv 2312.00752).
 
 This file is the formulas as written: an associative scan over whole sequences, of the operator
-(a, b)∘(a', b') = (a·a', a'·b + b'). With `model.kernels=reference` the model runs them; by default
-`selective_scan.scan` computes the same with few states in memory.
+(a, b)∘(a', b') = (a·a', a'·b + b'). With `model.kernels=reference` the model runs them, and can be
+exported (`jax.export`) at one size; by default `selective_scan.scan` computes the same with few
+states in memory.
 
 Arrays may be padded: `size` is the true height and width. Padding leaves the state as it is
 (Δ = 0); outputs there mean nothing. Shapes: b batch, h w space, c channels, l tokens.

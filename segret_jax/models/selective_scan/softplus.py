@@ -1,4 +1,4 @@
-"""Softplus inside of kernels, where log1p is slow on a GPU and inexact on a TPU."""
+"""Softplus inside kernels, where log1p is slow on a GPU and inexact on a TPU."""
 
 from collections.abc import Callable
 
