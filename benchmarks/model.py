@@ -115,13 +115,8 @@ class Case:
     compiled: jax.stages.Compiled | None = None
 
 
-def _build(config: ModelConfig) -> ModelBundle:
-    """Build the model as runs do: for the devices at hand."""
-    return build(config, NUM_CLASSES, seed=0, platform=platform_of(jax.devices()))
-
-
 def forward_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
-    graph, params, batch_stats = _build(config)
+    graph, params, batch_stats = _model(config)
     image = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
     function = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x))
     compiled, seconds = _timed(lambda: function.lower(params, batch_stats, image).compile())
@@ -129,7 +124,7 @@ def forward_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
 
 
 def labels_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
-    graph, params, batch_stats = _build(config)
+    graph, params, batch_stats = _model(config)
     _, h, w, _ = shape
     evaluation = EvalConfig(resize_target=(max(h, w), min(h, w)), multiple_of=1)
     predictor = Predictor(ModelBundle(graph, params, batch_stats), evaluation)
@@ -140,7 +135,7 @@ def labels_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
 
 
 def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
-    graph, params, batch_stats = _build(config)
+    graph, params, batch_stats = _model(config)
     optimizer = make_optimizer(OptimConfig(), 100, get_family(config.family))
     state = new_state(params, batch_stats, optimizer)
     rng = np.random.default_rng(0)
@@ -158,6 +153,10 @@ def train_case(config: ModelConfig, shape: tuple[int, ...]) -> Case:
         states.append(jax.block_until_ready(state))
 
     return Case(run, seconds, compiled)
+
+
+def _model(config: ModelConfig) -> ModelBundle:
+    return build(config, NUM_CLASSES, seed=0, platform=platform_of(jax.devices()))
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
