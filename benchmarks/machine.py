@@ -17,6 +17,7 @@ from segret_jax.run.memory import peak_resident
 
 PRODUCT = 8192  # rows of the square matrices on an accelerator; an eighth on CPU
 COPIED = 2**28  # bytes
+EXPONENTIALS, TERMS = 2**26, 16  # numbers, a 64th on CPU, and the exponentials of each
 
 
 def machine() -> dict[str, Any]:
@@ -65,6 +66,17 @@ def peak_bandwidth() -> float:
     x = jnp.ones(COPIED // 4, jnp.float32)
     add = jax.jit(lambda x: x + 1)
     return 2 * x.nbytes / median_seconds(lambda: add(x), repeats=10)
+
+
+def peak_exponentials() -> float:
+    """Measure the exponentials per second of a sum over a large array.
+
+    Each number gives several: with one alone, a GPU would wait for its memory.
+    """
+    n = EXPONENTIALS // 64 if jax.default_backend() == "cpu" else EXPONENTIALS
+    x = jnp.linspace(-5.0, 0.0, n)
+    total = jax.jit(lambda x: jnp.sum(sum(jnp.exp(x * (1 + i / TERMS)) for i in range(TERMS))))
+    return TERMS * n / median_seconds(lambda: total(x), repeats=10)
 
 
 def median_seconds(run: Callable[[], Any], repeats: int) -> float:

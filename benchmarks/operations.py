@@ -1,6 +1,6 @@
 """SegMAN's two operations over their floors: python -m benchmarks.operations --size 512x512.
 
-Prints a line of JSON per operation, stage and direction: the seconds, the three floors, and the
+Prints a line of JSON per operation, stage and pass: the milliseconds, the three floors, and the
 ratio of the time to the largest of them. A floor is what the operation cannot do without, over what
 this machine does per second, measured in the same run:
 
@@ -9,11 +9,16 @@ this machine does per second, measured in the same run:
                    has two gradients
     exponentials   of every logit, or of every state's decay and softplus (which has two); again in
                    the backward pass, which keeps none
+
+On a GPU the time is that of the kernels in a trace, if there is one: to call a small one takes
+longer than to run it.
 """
 
 import argparse
+import dataclasses
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,35 +26,67 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.machine import machine, median_seconds, peak_bandwidth, peak_flops
+from benchmarks import trace
+from benchmarks.machine import (
+    machine,
+    median_seconds,
+    peak_bandwidth,
+    peak_exponentials,
+    peak_flops,
+)
 from segret_jax.cli import program
 from segret_jax.cli.summary import parse_size
+from segret_jax.models.kernels import platform_of
 from segret_jax.models.neighborhood.attention import fast_neighborhood_attention
+from segret_jax.models.neighborhood.formulas import neighborhood_attention
 from segret_jax.models.segman.encoder import GLOBAL_STAGE
 from segret_jax.models.segman.variants import VARIANTS
-from segret_jax.models.selective_scan.formulas import ScanWeights
+from segret_jax.models.selective_scan.formulas import ScanWeights, selective_scan_2d
 from segret_jax.models.selective_scan.scan import fast_selective_scan_2d
 
 DTYPES = ("float32", "bfloat16")
-EXPONENTIALS = 2**24  # of an array whose exponentials are timed
+PASSES = {"forward": False, "forward and backward": True}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """An operation on random arrays, and what a forward pass needs."""
+    """An operation on random arrays.
+
+    Attributes:
+        name: What it is called.
+        run: What the model runs.
+        formulas: The same as written, which checks compare it with.
+        arrays: The arguments of both, by name.
+        out_grad: The gradient of the output, in its shape and dtype.
+        mult_adds: Of a forward pass.
+        exponentials: Of a forward pass.
+        dtype: That of its products.
+    """
 
     name: str
     run: Callable[..., jax.Array]
-    arrays: tuple[Any, ...]
+    formulas: Callable[..., jax.Array]
+    arrays: dict[str, Any]
+    out_grad: jax.Array
     mult_adds: float
     exponentials: float
+    dtype: str
+
+    @property
+    def inputs(self) -> tuple[dict[str, Any], jax.Array]:
+        """Return the arguments of its programs (`compiled`)."""
+        return self.arrays, self.out_grad
+
+    def exact(self) -> "Case":
+        """Return the formulas on the same numbers in float32."""
+        arrays, out_grad = jax.tree.map(lambda x: x.astype(jnp.float32), self.inputs)
+        changes = {"run": self.formulas, "arrays": arrays, "out_grad": out_grad, "dtype": "float32"}
+        return dataclasses.replace(self, **changes)
 
     def bytes(self, *, backward: bool) -> float:
         """Return the bytes of inputs and outputs, and of their gradients."""
-        inputs = sum(leaf.nbytes for leaf in jax.tree.leaves(self.arrays))
-        shape = jax.eval_shape(self.run, *self.arrays)
-        output = shape.size * shape.dtype.itemsize
-        return 2 * inputs + 2 * output if backward else inputs + output
+        total = sum(leaf.nbytes for leaf in jax.tree.leaves(self.inputs))
+        return 2 * total if backward else total
 
 
 def main(argv: list[str]) -> None:
@@ -60,83 +97,123 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args(argv)
-    values = jnp.linspace(-5.0, 0.0, EXPONENTIALS)
-    exponential = jax.jit(lambda x: jnp.exp(x).sum())
-    rates = {
-        "bytes": peak_bandwidth(),
-        "mult_adds": peak_flops(args.dtype, tf32=True) / 2,
-        "exponentials": EXPONENTIALS / median_seconds(lambda: exponential(values), args.repeats),
-    }
-    print(json.dumps(machine() | {f"{key}_per_second": rate for key, rate in rates.items()}))
+    limits = rates(args.dtype)
+    print(json.dumps(machine() | {f"{key}_per_second": rate for key, rate in limits.items()}))
     for case in cases(args.variant, parse_size(args.size), args.batch, args.dtype):
-        for backward in (False, True):
-            print(json.dumps(measure(case, rates, backward=backward, repeats=args.repeats)))
+        for name, backward in PASSES.items():
+            run = compiled(case, backward=backward)
+            found = measure(case, run, limits, backward=backward, repeats=args.repeats)
+            print(json.dumps({"operation": case.name, "pass": name, **found}))
 
 
-def cases(variant: str, size: tuple[int, int], batch: int, dtype: str) -> list[Case]:
-    """Return the operations of a variant's stages."""
-    found = []
-    shape = VARIANTS[variant]
-    for stage, (width, heads, window) in enumerate(
-        zip(shape.widths, shape.heads, shape.windows, strict=True)
-    ):
-        h, w = (-(-side // 2 ** (stage + 2)) for side in size)
-        found.append(_attention(stage, (batch, h, w, heads, width // heads), window, dtype))
+@functools.cache
+def rates(dtype: str) -> dict[str, float]:
+    """Measure what this machine does per second; `dtype` is that of products."""
+    return {
+        "bytes": peak_bandwidth(),
+        "mult_adds": peak_flops(dtype, tf32=True) / 2,
+        "exponentials": peak_exponentials(),
+    }
+
+
+def cases(variant: str, size: tuple[int, int], batch: int, dtype: str) -> Iterator[Case]:
+    """Yield the operations of a variant's stages."""
+    for stage in range(len(VARIANTS[variant].widths)):
+        yield attention(variant, stage, size, batch, dtype)
         if stage != GLOBAL_STAGE:
-            found.append(_scan(stage, (batch, h, w, width), dtype))
-    return found
+            yield scan(variant, stage, size, batch, dtype)
 
 
-def _attention(stage: int, shape: tuple[int, ...], window: int, dtype: str) -> Case:
-    rng = np.random.default_rng(stage)
-    q, k, v = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(3))
+def attention(variant: str, stage: int, size: tuple[int, int], batch: int, dtype: str) -> Case:
+    """Return the neighborhood attention of a stage, from 0, for images of a size."""
+    rng, shape = np.random.default_rng(stage), VARIANTS[variant]
+    window, heads, width = shape.windows[stage], shape.heads[stage], shape.widths[stage]
+    tokens = (batch, *_map_size(stage, size), heads, width // heads)
+    q, k, v, out_grad = (jnp.asarray(rng.standard_normal(tokens), dtype) for _ in range(4))
     side = 2 * window - 1
-    bias = jnp.asarray(rng.standard_normal((shape[3], side, side)), jnp.float32)
-    logits = q.size // shape[4] * window**2
-    name = f"neighborhood attention, stage {stage + 1}"
-    arrays = (q * shape[4] ** -0.5, k, v, bias)
-    return Case(name, fast_neighborhood_attention, arrays, 2 * logits * shape[4], logits)
-
-
-def _scan(stage: int, shape: tuple[int, ...], dtype: str) -> Case:
-    rng, channels = np.random.default_rng(stage), shape[-1]
-    rank = -(-channels // 16)
-    x = jnp.asarray(rng.standard_normal(shape), dtype)
-    projections = jnp.asarray(rng.standard_normal((*shape[:3], 4, rank + 2)), jnp.float32)
-    weights = ScanWeights(
-        dt_kernel=jnp.full((4, rank, channels), rank**-0.5),
-        dt_bias=jnp.full((4, channels), -4.0),
-        a_log=jnp.zeros((4, channels)),
-        skip=jnp.ones((4, channels)),
-    )
-    # Δ from its low rank; decay and update of the state, output, skip.
-    mult_adds = 4 * x.size * (rank + 5)
-    arrays = (x, projections, weights)
+    bias = jnp.asarray(rng.standard_normal((heads, side, side)), jnp.float32)
+    logits = q.size // tokens[4] * window**2
     return Case(
-        f"selective scan, stage {stage + 1}", fast_selective_scan_2d, arrays, mult_adds, 12 * x.size
+        name=f"neighborhood attention, stage {stage + 1}",
+        run=functools.partial(fast_neighborhood_attention, platform=platform_of(jax.devices())),
+        formulas=neighborhood_attention,
+        arrays={"q": q * tokens[4] ** -0.5, "k": k, "v": v, "bias": bias},
+        out_grad=out_grad,
+        mult_adds=2 * logits * tokens[4],
+        exponentials=logits,
+        dtype=dtype,
     )
 
 
-def measure(case: Case, rates: dict[str, float], *, backward: bool, repeats: int) -> dict[str, Any]:
-    """Return the time of an operation and its floors, in milliseconds."""
+def scan(variant: str, stage: int, size: tuple[int, int], batch: int, dtype: str) -> Case:
+    """Return the selective scan of a stage, from 0, for images of a size."""
+    rng, channels = np.random.default_rng(stage), VARIANTS[variant].widths[stage]
+    rank, tokens = -(-channels // 16), (batch, *_map_size(stage, size))
 
-    def total(arrays: Any) -> jax.Array:
-        return case.run(*arrays).astype(jnp.float32).sum()
+    def noise(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape, np.float32))
 
-    step = jax.jit(jax.value_and_grad(total) if backward else lambda arrays: case.run(*arrays))
+    x = noise(*tokens, channels).astype(dtype)
+    weights = ScanWeights(
+        dt_kernel=noise(4, rank, channels) * rank**-0.5,
+        dt_bias=noise(4, channels) - 4,  # a state that remembers many steps
+        a_log=0.3 * noise(4, channels),
+        skip=noise(4, channels),
+    )
+    return Case(
+        name=f"selective scan, stage {stage + 1}",
+        run=functools.partial(fast_selective_scan_2d, platform=platform_of(jax.devices())),
+        formulas=selective_scan_2d,
+        arrays={"x": x, "projections": noise(*tokens, 4, rank + 2), "weights": weights},
+        out_grad=noise(*tokens, channels),
+        # Δ from its low rank; decay and update of the state, output, skip.
+        mult_adds=4 * x.size * (rank + 5),
+        exponentials=12 * x.size,
+        dtype="float32",
+    )
+
+
+def _map_size(stage: int, size: tuple[int, int]) -> tuple[int, int]:
+    height, width = (-(-side // 2 ** (stage + 2)) for side in size)
+    return height, width
+
+
+def compiled(case: Case, *, backward: bool, precision: str = "default") -> jax.stages.Compiled:
+    """Compile a pass: from the case's `inputs` to {"output": …}, and a gradient per argument."""
+
+    def run(arrays: dict[str, Any], out_grad: jax.Array) -> dict[str, Any]:
+        with jax.default_matmul_precision(precision):
+            if not backward:
+                return {"output": case.run(**arrays)}
+            out, pull = jax.vjp(lambda arrays: case.run(**arrays), arrays)
+            return {"output": out} | pull(out_grad)[0]
+
+    return jax.jit(run).lower(*case.inputs).compile()
+
+
+def measure(
+    case: Case,
+    run: jax.stages.Compiled,
+    limits: dict[str, float],
+    *,
+    backward: bool,
+    repeats: int,
+) -> dict[str, Any]:
+    """Return the time of a compiled pass and its floors (`rates` are the limits), in ms."""
     needed = {
         "bytes": case.bytes(backward=backward),
         "mult_adds": case.mult_adds * (3 if backward else 1),
         "exponentials": case.exponentials * (2 if backward else 1),
     }
-    floors = {key: 1e3 * needed[key] / rates[key] for key in needed}
-    time = 1e3 * median_seconds(lambda: step(case.arrays), repeats)
+    floors = {key: 1e3 * needed[key] / rate for key, rate in limits.items()}
+    time = 1e3 * median_seconds(lambda: run(*case.inputs), repeats)
+    traced = trace.profile(lambda: run(*case.inputs), "")  # nothing on CPU
+    kernels = 1e3 * sum(traced.parts.values())
     return {
-        "operation": case.name,
-        "pass": "forward and backward" if backward else "forward",
         "ms": round(time, 3),
+        **({"kernels_ms": round(kernels, 3)} if kernels else {}),
         **{f"{key}_floor_ms": round(floor, 3) for key, floor in floors.items()},
-        "over_largest_floor": round(time / max(floors.values()), 2),
+        "over_largest_floor": round((kernels or time) / max(floors.values()), 2),
     }
 
 

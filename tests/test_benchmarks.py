@@ -5,12 +5,13 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import data, operations
+from benchmarks import data, machine, operations
 from segret_jax.errors import InputError
 
 
@@ -59,18 +60,35 @@ def test_photographs_of_a_folder_take_the_place_of_the_scenes(tmp_path: Path):
 
 
 def test_each_operation_is_timed_over_its_largest_floor(capsys, monkeypatch):
-    monkeypatch.setattr(operations, "EXPONENTIALS", 2**10)
-    monkeypatch.setattr(operations, "peak_bandwidth", lambda: 1e9)
-    monkeypatch.setattr(operations, "peak_flops", lambda dtype, tf32: 2e9)
+    rates = {"bytes": 1e9, "mult_adds": 1e9, "exponentials": 1e9}
+    monkeypatch.setattr(operations, "rates", lambda dtype: rates)
     operations.main(["--size", "224x224", "--repeats", "1"])
     _, *lines = map(json.loads, capsys.readouterr().out.splitlines())
     assert len(lines) == 2 * 7
-    forward = next(line for line in lines if line["operation"] == "selective scan, stage 2")
+    forward, both = (line for line in lines if line["operation"] == "selective scan, stage 2")
     # 28×28 tokens: 64 channels in and out, four times 4 + 2 projections; four scans' weights.
     size = 4 * (28 * 28 * (2 * 64 + 24) + 4 * 64 * (4 + 3))
     assert forward["bytes_floor_ms"] == pytest.approx(size / 1e6, abs=1e-3)
+    assert both["bytes_floor_ms"] == pytest.approx(2 * size / 1e6, abs=1e-3)
     for line in lines:
         floors = [value for key, value in line.items() if key.endswith("_floor_ms")]
         assert line["over_largest_floor"] == pytest.approx(
             line["ms"] / max(floors), rel=0.1, abs=0.01
         )
+
+
+def test_on_a_gpu_the_time_is_that_of_the_kernels(monkeypatch):
+    parts = {"other": 3e-3, "scan": 1e-3}
+    monkeypatch.setattr(operations.trace, "profile", lambda run, hlo: SimpleNamespace(parts=parts))
+    case = operations.attention("tiny", 3, (224, 224), 1, "float32")
+    limits = {"bytes": 1e6 * case.bytes(backward=True), "mult_adds": 1e18, "exponentials": 1e18}
+    run = operations.compiled(case, backward=True)
+    found = operations.measure(case, run, limits, backward=True, repeats=1)
+    assert (found["kernels_ms"], found["bytes_floor_ms"]) == (4.0, 0.001)
+    assert found["over_largest_floor"] == 4000
+
+
+def test_the_rate_of_exponentials_counts_each(monkeypatch):
+    monkeypatch.setattr(machine, "EXPONENTIALS", 64 * 2**10)
+    monkeypatch.setattr(machine, "median_seconds", lambda run, repeats: float(run()) and 0.5)
+    assert machine.peak_exponentials() == 2 * machine.TERMS * 2**10
