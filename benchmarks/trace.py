@@ -15,11 +15,15 @@ from typing import Any
 import jax
 from jax.profiler import ProfileData
 
-# Each part and its named scopes; the innermost scope counts. Retention is split by stage.
+# Each part and its named scopes; the innermost scope counts.
 PARTS = {
     "stem": ("stem",),
-    "depthwise": ("pos", "lepe"),
+    "depthwise": ("pos", "pos1", "pos2", "lepe"),
     "retention": ("retention",),
+    "neighborhood attention": ("neighborhood",),
+    "scan": ("scan",),
+    "global attention": ("global",),
+    "projections": ("mixer",),
     "FFN": ("ffn",),
     "norms": ("norm",),
     "downsample": ("downsample",),
@@ -27,6 +31,7 @@ PARTS = {
     "loss": ("loss",),
     "optimizer": ("optimizer",),
 }
+BY_STAGE = ("retention", "neighborhood attention", "scan")  # parts that are split
 OTHER = "other"
 _PART_OF = {scope: part for part, scopes in PARTS.items() for scope in scopes}
 _SCOPE = re.compile(rf"\b({'|'.join(_PART_OF)})\b")
@@ -130,4 +135,4 @@ def part_of(op_name: str) -> str:
         return OTHER
     part = _PART_OF[scopes[-1]]
     stage = _STAGE.search(op_name)
-    return f"{part} {stage[1]}" if part == "retention" and stage else part
+    return f"{part} {stage[1]}" if part in BY_STAGE and stage else part

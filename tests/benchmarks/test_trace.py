@@ -8,8 +8,9 @@ from jax import lax
 from jax.profiler import ProfileData
 
 from benchmarks import trace
-from segret_jax.config import ModelConfig
+from segret_jax.config import ModelConfig, choose_family
 from segret_jax.models.factory import abstract
+from segret_jax.models.families import FAMILIES
 
 
 def test_time_is_that_of_the_innermost_part():
@@ -43,6 +44,10 @@ def test_time_is_that_of_the_innermost_part():
         ("jit(step)/jvp(encoder)/stage1/block0/retention/norm/sub", "norms"),
         ("jit(step)/jvp(encoder)/stage1/block0/ffn/checkpoint/erf", "FFN"),
         ("jit(step)/jvp(encoder)/stem/conv_general_dilated", "stem"),
+        ("jit(step)/jvp(encoder)/stage2/block0/mixer/neighborhood/x", "neighborhood attention 2"),
+        ("jit(step)/transpose(jvp(encoder))/stage3/block1/mixer/scan/mul", "scan 3"),
+        ("jit(step)/jvp(encoder)/stage1/block0/mixer/dot_general", "projections"),
+        ("jit(step)/jvp(encoder)/stage1/block0/pos2/mul", "depthwise"),
         ("jit(step)/optimizer/mul", "optimizer"),
         ("jit(step)/decoder_of_something_else/mul", "other"),
         ("", "other"),
@@ -52,16 +57,29 @@ def test_a_part_is_named_by_the_scopes(op_name, part):
     assert trace.part_of(op_name) == part
 
 
-def test_the_model_has_a_scope_for_every_part(mini):
+OF_BOTH = {"stem", "depthwise", "FFN", "norms", "downsample", "decoder"}
+OF_STAGES = {
+    "segret": {f"retention {stage}" for stage in (1, 2, 3, 4)},
+    "segman": {f"neighborhood attention {stage}" for stage in (1, 2, 3, 4)}
+    | {f"scan {stage}" for stage in (1, 2, 3)} | {"global attention", "projections"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_model_has_a_scope_for_every_part(mini, family):
     """Of a forward pass: all but the loss and the optimizer, which training has."""
-    graph, *variables = abstract(ModelConfig(), 5)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    model = ModelConfig()
+    choose_family(model, family)
+    graph, *variables = abstract(model, 5)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     lowered = jax.jit(lambda v, x: nnx.merge(graph, *v)(x)).lower(variables, image)
     text = lowered.as_text("hlo", debug_info=True)
-    expected = set(trace.PARTS) - {"loss", "optimizer", "retention"}
-    assert expected | {f"retention {stage}" for stage in (1, 2, 3, 4)} <= set(
-        trace.parts_of(text).values()
-    )
+    assert OF_BOTH | OF_STAGES[family] <= set(trace.parts_of(text).values())
+
+
+def test_every_part_is_of_a_model_or_of_training():
+    found = OF_BOTH | set().union(*OF_STAGES.values()) | {"loss", "optimizer"}
+    assert set(trace.PARTS) == {part.rstrip(" 1234") for part in found}
 
 
 ON_GPU = """
