@@ -32,7 +32,8 @@ def test_compiled_kernels_equal_the_formulas_and_give_the_same_bits_again(gpu, s
     arrays, y_grad = scan_inputs(*shape, dtype), padded_noise(shape, size)
     if not kernels.fits(*arrays[:2], float(gpu.compute_capability)):
         pytest.skip("needs compute capability 8.0")
-    y, grads = exact(arrays, size, y_grad)
+    with jax.default_device(jax.devices("cpu")[0]):  # which compiles the formulas faster
+        y, grads = exact(arrays, size, y_grad)
     found, found_grads = run(kernels, arrays, size, y_grad, interpret=False)
     inside = np.s_[:, : size[0], : size[1]]
     assert max(relative_errors(found[inside], y[inside])) < 1e-5
