@@ -8,6 +8,8 @@ has a function `make(variant, mode, batch, height, width, dtype=â€¦, compiled=â€
 train, which returns what to call for one run to its end; it is imported in an environment that has
 what it needs beside this project. A turn is two runs, of which the second is timed.
 
+This project's model is SegRet: SegMAN's original needs CUDA extensions.
+
 On a GPU, which both use, say XLA_PYTHON_CLIENT_PREALLOCATE=false, so that ours leaves room.
 
 Ours starts from a warm compilation cache, so that its peak of memory, as the other's, is that of
