@@ -102,6 +102,23 @@ def relative_error(actual: Any, expected: np.ndarray) -> float:
     )
 
 
+def map_errors(actual: Any, expected: dict[str, np.ndarray], key: str) -> dict[str, float]:
+    """Return {golden: relative error} of one of a model's maps, in PyTorch's layout.
+
+    Of SegMAN's maps the goldens have the first channels, and mean and RMS of all.
+    """
+    theirs = expected[key]
+    if f"{key}_rms" not in expected:
+        return {key: relative_error(actual, theirs)}
+    ours = np.asarray(actual, np.float64)[0]
+    found = {"mean": ours.mean((1, 2)), "rms": np.sqrt(np.square(ours).mean((1, 2)))}
+    scale = np.sqrt(np.mean(np.square(expected[f"{key}_rms"], dtype=float)))
+    return {key: relative_error(ours[: len(theirs)], theirs)} | {
+        f"{key}_{name}": float(np.abs(value - expected[f"{key}_{name}"]).max() / scale)
+        for name, value in found.items()
+    }
+
+
 def tensors(name: str) -> dict[str, np.ndarray]:
     """Return a PyTorch model's tensors by name, but those that the model computes itself."""
     shapes = {k: s for k, s in keys(name).items() if not any(c in k for c in COMPUTED)}

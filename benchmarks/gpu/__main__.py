@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="of the results; default: runs/gpu")
     parser.add_argument("--seconds", type=float, default=300, help="of the whole command")
     parser.add_argument("--original", type=Path, help="a checkout of the original's sources")
-    parser.add_argument("--only", nargs="+", default=[], help="figures, such as train/tiny")
+    parser.add_argument("--only", nargs="+", default=[], help="figures, such as train/segman_tiny")
     parser.add_argument("--parallel", type=int, default=max(2, (os.cpu_count() or 2) // 3),
                         help="processes that compile at the same time")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on any device")

@@ -18,7 +18,7 @@ from benchmarks.gpu.results import ROOT
 from benchmarks.gpu.worker import Figures, Measure
 from benchmarks.machine import machine, peak_bandwidth, peak_flops, peak_memory, seconds
 from benchmarks.model import NUM_CLASSES, Case, forward_case, train_case
-from segret_jax.config import ModelConfig
+from segret_jax.config import ModelConfig, choose_family
 from segret_jax.errors import InputError
 from segret_jax.models.flops import operations
 from segret_jax.models.kernels import platform_of
@@ -56,9 +56,9 @@ def peaks(*, size: int) -> Measure:
     return measure
 
 
-def train(variant: str, size: tuple[int, int], *, batch: int, dtype: str, repeats: int) -> Measure:
+def train(model: str, size: tuple[int, int], *, batch: int, dtype: str, repeats: int) -> Measure:
     """Time a training step, then trace where its time goes."""
-    config = ModelConfig(variant=variant, dtype=dtype)
+    config = _config(model, dtype)
     with _cache_events() as events:
         case = train_case(config, (batch, *size, 3))
 
@@ -83,16 +83,24 @@ def train(variant: str, size: tuple[int, int], *, batch: int, dtype: str, repeat
 
 
 def inference(
-    variant: str, size: tuple[int, int], *, batch: int, dtype: str, repeats: int
+    model: str, size: tuple[int, int], *, batch: int, dtype: str, repeats: int
 ) -> Measure:
-    """Time a forward pass from normalized images to the logits at stride 4."""
-    config = ModelConfig(variant=variant, dtype=dtype)
+    """Time a forward pass from normalized images to the logits at the model's stride."""
+    config = _config(model, dtype)
     case = forward_case(config, (batch, *size, 3))
 
     def measure() -> Figures:
         yield "inference", _speed(config, case, size, batch=batch, passes=1, repeats=repeats)
 
     return measure
+
+
+def _config(model: str, dtype: str) -> ModelConfig:
+    """Return the settings of a model such as segman_tiny, a toy's too."""
+    family, variant = model.split("_")
+    config = ModelConfig(variant=variant, dtype=dtype)
+    choose_family(config, family)
+    return config
 
 
 @contextmanager
@@ -136,13 +144,13 @@ def _speed(
     }  # fmt: skip
 
 
-def pytest(*, seconds: float) -> Measure:
-    """Run the tests that need a GPU, with nothing of pytest but what they need.
+def pytest(path: str, *, seconds: float) -> Measure:
+    """Run tests that need a GPU, with nothing of pytest but what they need.
 
     No installed plugin is loaded and the options of pyproject.toml are left out, as jaxtyping's
     needs beartype; another JAX than the pinned one may warn.
     """
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-o", "addopts="]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", path, "-q", "-o", "addopts="]
     command += ["-o", "filterwarnings=default", "-p", "no:cacheprovider"]
     env = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(

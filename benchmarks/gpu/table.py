@@ -5,7 +5,8 @@ from typing import Any
 Line = dict[str, Any]
 FRAMEWORKS = {"ours": "segret_jax", "original": "original, eager", "torch.compile": "original, "
               "`torch.compile`"}  # fmt: skip
-ORDER = ("tiny", "small", "base", "large")
+FAMILIES, VARIANTS = ("segret", "segman"), ("tiny", "small", "base", "large")
+ORDER = [f"{family}_{variant}" for family in FAMILIES for variant in VARIANTS]
 
 
 def table(lines: list[Line]) -> str:
@@ -14,8 +15,8 @@ def table(lines: list[Line]) -> str:
     figures = {line["figure"]: line for line in real or lines if "error" not in line}
     sections = [
         _machine(list(figures.values()) or lines), _peaks(figures), _train(figures),
-        _parts(figures), _kernels(figures), _inference(figures), _checks(figures),
-        _retention(figures), _failed(real or lines, figures),
+        _parts(figures), _slowest(figures), _inference(figures), _checks(figures),
+        _kernels(figures), _failed(real or lines, figures),
     ]  # fmt: skip
     return "\n\n".join(section for section in sections if section)
 
@@ -46,11 +47,11 @@ def _peaks(figures: dict[str, Line]) -> str:
 
 def _train(figures: dict[str, Line]) -> str:
     rows = []
-    for variant in _variants(figures, "train"):
-        ours = figures.get(f"train/{variant}/ours", {})
+    for model in _models(figures, "train"):
+        ours = figures.get(f"train/{model}/ours", {})
         for key, name in FRAMEWORKS.items():
-            if line := figures.get(f"train/{variant}/{key}"):
-                rows.append([variant, name, *_speed(line, ours, figures), _times(line, ours)])
+            if line := figures.get(f"train/{model}/{key}"):
+                rows.append([model, name, *_speed(line, ours, figures), _times(line, ours)])
     head = ("train step", "", "ms (least, most)", "images/s", "share of the bfloat16 peak",
             "device memory, GB", "compilation, s", "its time over ours")  # fmt: skip
     return _markdown("## Train step", head, rows, note=(
@@ -66,12 +67,12 @@ def _inference(figures: dict[str, Line]) -> str:
     rows = []
     names = [f.split("/") for f in figures if f.startswith("inference/")]
     shapes = list(dict.fromkeys(name[3] for name in names))
-    for variant in _variants(figures, "inference"):
+    for model in _models(figures, "inference"):
         for shape in shapes:
-            ours = figures.get(f"inference/{variant}/ours/{shape}", {})
+            ours = figures.get(f"inference/{model}/ours/{shape}", {})
             for key, name in FRAMEWORKS.items():
-                if line := figures.get(f"inference/{variant}/{key}/{shape}"):
-                    label = f"{variant}, {shape}"
+                if line := figures.get(f"inference/{model}/{key}/{shape}"):
+                    label = f"{model}, {shape}"
                     rows.append([label, name, *_speed(line, ours, figures)[:4],
                                  _times(line, ours)])  # fmt: skip
     head = ("forward pass", "", "ms (least, most)", "images/s", "share of the bfloat16 peak",
@@ -97,27 +98,27 @@ def _times(line: Line, ours: Line) -> str:
 
 
 def _parts(figures: dict[str, Line]) -> str:
-    variants = _variants(figures, "parts")
-    parts = {v: figures[f"parts/{v}"]["parts_ms"] for v in variants}
+    models = _models(figures, "parts")
+    parts = {m: figures[f"parts/{m}"]["parts_ms"] for m in models}
     names = sorted({part for of_variant in parts.values() for part in of_variant})
     rows = [
-        [name, *(f"{parts[v][name]:.2f}" if name in parts[v] else "" for v in variants)]
-        for name in sorted(names, key=lambda n: -max(parts[v].get(n, 0) for v in variants))
+        [name, *(f"{parts[m][name]:.2f}" if name in parts[m] else "" for m in models)]
+        for name in sorted(names, key=lambda n: -max(parts[m].get(n, 0) for m in models))
     ]
     if rows:
-        rows.append(["all", *(f"{sum(parts[v].values()):.2f}" for v in variants)])
-    return _markdown("## Where a train step's time goes, ms", ("part", *variants), rows, note=(
+        rows.append(["all", *(f"{sum(parts[m].values()):.2f}" for m in models)])
+    return _markdown("## Where a train step's time goes, ms", ("part", *models), rows, note=(
         "From a trace: each kernel counts for the innermost named scope of its HLO instruction, a "
         "fusion for that of its root."
     ))  # fmt: skip
 
 
-def _kernels(figures: dict[str, Line]) -> str:
+def _slowest(figures: dict[str, Line]) -> str:
     rows = [
-        [variant, f"`{kernel['name']}`", kernel["part"], f"{kernel['ms']:.2f}",
+        [model, f"`{kernel['name']}`", kernel["part"], f"{kernel['ms']:.2f}",
          f"{kernel['calls']:.0f}"]
-        for variant in _variants(figures, "parts")
-        for kernel in figures[f"parts/{variant}"]["kernels"]
+        for model in _models(figures, "parts")
+        for kernel in figures[f"parts/{model}"]["kernels"]
     ]  # fmt: skip
     head = ("", "kernel", "part", "ms per step", "launches")
     return _markdown("## The slowest kernels of a train step", head, rows)
@@ -129,25 +130,44 @@ def _checks(figures: dict[str, Line]) -> str:
         for name, line in figures.items()
         if name.startswith("goldens/")
     ]
-    if line := figures.get("pytest"):
-        counts = ", ".join(f"{line[k]} {k}" for k in ("passed", "failed", "skipped", "errors"))
-        rows.append(["`pytest -m gpu`", counts, _verdict(line)])
+    for name, line in figures.items():
+        if name.startswith("pytest/"):
+            counts = ", ".join(f"{line[k]} {k}" for k in ("passed", "failed", "skipped", "errors"))
+            file = name.removeprefix("pytest/")
+            rows.append([f"`pytest -m gpu`, {file}", counts, _verdict(line)])
     return _markdown("## Checks", ("what", "found", ""), rows)
 
 
-def _retention(figures: dict[str, Line]) -> str:
-    rows = [
-        [name.removeprefix("kernels/"), f"{line['ms']:.2f}", f"{line['formulas_ms']:.2f}",
-         f"{max(line['errors'].values()):.1e}", "kernels" if line["triton_calls"] else "blocks",
-         _verdict(line)]
-        for name, line in figures.items() if name.startswith("kernels/")
-    ]  # fmt: skip
-    head = ("retention, forward and gradients", "ms", "by the formulas, ms", "largest error",
+def _kernels(figures: dict[str, Line]) -> str:
+    rows = []
+    for name, line in figures.items():
+        if name.startswith("kernels/"):
+            times = [
+                f"{found.get('kernels_ms', found['ms']):.3f}" for found in line["passes"].values()
+            ]
+            ratios = [_over_floor(found) for found in line["passes"].values()]
+            rows.append([
+                name.removeprefix("kernels/"), *times, *ratios, f"{line['formulas_ms']:.2f}",
+                f"{max(line['errors'].values()):.1e}",
+                "kernels" if line["triton_calls"] else "blocks", _verdict(line),
+            ])  # fmt: skip
+    head = ("operation", "forward, ms", "with gradients, ms", "forward over its floor",
+            "with gradients over its floor", "formulas with gradients, ms", "largest error",
             "ran by", "")  # fmt: skip
-    return _markdown("## Retention against its formulas", head, rows, note=(
-        "Errors are ‖x - exact‖ / ‖exact‖ of the output and of each gradient, where exact are the "
-        "formulas in float32 with exact products; float32 rows have exact products, too."
+    return _markdown("## Kernels against their formulas", head, rows, note=(
+        "Times are those of the kernels in a trace, if there is one. The floor is the largest of "
+        "three, which is named: bytes, multiply-adds and exponentials of the operation over what "
+        "the device did per second in the same run (`benchmarks/operations.py`). The aim is 3 for "
+        "the scan with gradients and 2.5 for neighborhood attention. Errors are "
+        "‖x - exact‖ / ‖exact‖ of the output and of each gradient, where exact are the formulas in "
+        "float32 with exact products; float32 rows have exact products, too."
     ))  # fmt: skip
+
+
+def _over_floor(found: Line) -> str:
+    floors = {k: v for k, v in found.items() if k.endswith("_floor_ms")}
+    largest = max(floors, key=lambda key: floors[key]).removesuffix("_floor_ms")
+    return f"{found['over_largest_floor']:.2f} ({largest.replace('_', '-')})"
 
 
 def _failed(lines: list[Line], figures: dict[str, Line]) -> str:
@@ -159,9 +179,9 @@ def _verdict(line: Line) -> str:
     return "right" if line["ok"] else "**wrong**"
 
 
-def _variants(figures: dict[str, Line], kind: str) -> list[str]:
+def _models(figures: dict[str, Line], kind: str) -> list[str]:
     found = {name.split("/")[1] for name in figures if name.startswith(f"{kind}/")}
-    return sorted(found, key=lambda v: ORDER.index(v) if v in ORDER else len(ORDER))
+    return sorted(found, key=lambda m: ORDER.index(m) if m in ORDER else len(ORDER))
 
 
 def _markdown(title: str, head: tuple[str, ...], rows: list[list[str]], note: str = "") -> str:

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -103,10 +104,10 @@ def test_a_worker_keeps_its_first_jobs_that_fit():
 
 
 def test_only_chooses_by_the_first_parts_of_a_figure():
-    chosen = plan.select(plan.workers(), ["train/tiny", "peaks"])
+    chosen = plan.select(plan.workers(), ["train/segret_tiny", "peaks"])
     names = [figure for w in chosen for job in w.jobs for figure in job.figures]
-    assert names == ["peaks", "train/tiny/ours", "parts/tiny", "train/tiny/original",
-                     "train/tiny/torch.compile"]  # fmt: skip
+    assert names == ["peaks", "train/segret_tiny/ours", "parts/segret_tiny",
+                     "train/segret_tiny/original", "train/segret_tiny/torch.compile"]  # fmt: skip
     with pytest.raises(InputError, match="--only trian is no figure; they begin with"):
         plan.select(plan.workers(), ["trian"])
 
@@ -117,17 +118,30 @@ def test_the_plan_has_every_job_of_every_variant_once_and_a_dry_run_each_kind():
 
     names = [f for w in plan.workers() for job in w.jobs for f in job.figures]
     assert len(names) == len(set(names))
+    of_ours = ("train/{}/ours", "parts/{}", "goldens/{}", "inference/{}/ours/1024x2048, batch 1")
+    of_originals = ("train/{}/original", "train/{}/torch.compile")
     for variant in ("tiny", "small", "base", "large"):
-        for figure in (
-            "goldens/{}",
-            "parts/{}",
-            "train/{}/ours",
-            "train/{}/original",
-            "train/{}/torch.compile",
-            "inference/{}/ours/1024x2048, batch 1",
-        ):
-            assert figure.format(variant) in names
+        for model in (f"segret_{variant}", f"segman_{variant}"):
+            assert {figure.format(model) for figure in of_ours} <= set(names)
+        assert {figure.format(f"segret_{variant}") for figure in of_originals} <= set(names)
+    assert not any(name.startswith("train/segman_tiny/original") for name in names)
     assert kinds(plan.workers(dry_run=True)) == kinds(plan.workers())
+
+
+def test_the_plan_begins_with_what_was_never_measured():
+    names = [worker.name for worker in plan.workers()]
+    assert names[:8] == [
+        "peaks", "neighborhood", "scan", "tests", "segman_tiny ours", "retention",
+        "segret_tiny ours", "segret_tiny original",
+    ]  # fmt: skip
+    figures = [f for w in plan.workers() if w.name == "scan" for job in w.jobs for f in job.figures]
+    assert figures[0] == "kernels/scan/segman_tiny stage 1, 512x512, batch 16, bfloat16"
+    assert sum("segman_tiny" in figure for figure in figures) == 2 * 3
+
+
+def test_every_file_of_gpu_tests_is_planned():
+    files = Path(plan.__file__).parents[2].glob("tests/gpu/test_*.py")
+    assert {file.stem for file in files} == set(plan.TESTS)
 
 
 def test_jobs_of_the_original_are_skipped_with_a_reason(tmp_path, monkeypatch):
@@ -154,7 +168,7 @@ def test_the_original_is_measured_where_there_is_pytorch(monkeypatch):
 
     monkeypatch.setattr(original, "make", lambda *args, **settings: lambda: time.sleep(0.01))
     facts = original.start({"original": "folder"})
-    job = next(j for w in plan.workers() if w.name == "tiny original" for j in w.jobs)
+    job = next(j for w in plan.workers() if w.name == "segret_tiny original" for j in w.jobs)
     settings = job.settings | {"repeats": 2}
     ((figure, found),) = original.JOBS[job.kind](**settings)()
     assert facts["device"] == "H100"

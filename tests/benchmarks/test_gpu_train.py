@@ -14,6 +14,7 @@ from benchmarks import curve, gpu_train, sharded, timed_run
 from benchmarks.gpu import toy
 from segret_jax.config import OptimConfig
 from segret_jax.convert.safetensors import read_safetensors
+from segret_jax.models.segman import variants as segman
 from segret_jax.models.segret import FAMILY
 from segret_jax.models.segret.variants import VARIANTS
 from segret_jax.training.optimizer import make_optimizer
@@ -100,6 +101,7 @@ def test_the_curve_has_a_line_and_dots_where_there_are_points(losses, scores):
 def dry(monkeypatch):
     """Undo what a dry run changes in its process."""
     monkeypatch.setitem(VARIANTS, toy.NAME, toy.TOY)
+    monkeypatch.setitem(segman.VARIANTS, toy.NAME, toy.SEGMAN_TOY)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def test_gpu_tests_that_are_all_skipped_are_right_in_a_dry_run_only(
     done = SimpleNamespace(stdout=f"{summary} in 1.00s\n", stderr="", returncode=0)
     monkeypatch.setattr(ours.subprocess, "run", lambda *args, **settings: done)
     monkeypatch.setattr(ours.jax, "default_backend", lambda: backend)
-    ((figure, found),) = ours.pytest(seconds=1)()
+    ((figure, found),) = ours.pytest("tests/gpu", seconds=1)()
     assert (figure, found["ok"]) == ("pytest", ok)
 
 

@@ -47,15 +47,11 @@ def test_every_stage_and_the_logits_equal_the_original(variant: str, case: int, 
     forward = jax.jit(lambda variables, image: stage_maps(graph, variables, image))
     maps = forward(result.bundle.variables, image.transpose(0, 2, 3, 1))
     for name in ("c1", "c2", "c3", "c4", "logits"):
-        theirs = expected[f"{case}/{name}"]
-        ours = np.asarray(maps[name], np.float64)[0].transpose(2, 0, 1)
-        assert_close(ours[: len(theirs)], theirs)
-        # Of every channel; their bounds are relative to the map, too.
-        rms_by_channel = expected[f"{case}/{name}_rms"]
-        rms = np.sqrt(np.mean(np.square(rms_by_channel, dtype=np.float64)))
-        mean, deviation = ours.mean((1, 2)), np.sqrt((ours**2).mean((1, 2)))
-        assert np.abs(mean - expected[f"{case}/{name}_mean"]).max() <= 1e-5 * rms
-        assert np.abs(deviation - rms_by_channel).max() <= 1e-5 * rms
+        nchw, key = np.transpose(maps[name], (0, 3, 1, 2)), f"{case}/{name}"
+        theirs = expected[key]
+        assert_close(nchw[0, : len(theirs)], theirs)
+        errors = golden.map_errors(nchw, expected, key)
+        assert max(errors[f"{key}_mean"], errors[f"{key}_rms"]) <= 1e-5  # of every channel
 
 
 @pytest.mark.slow
