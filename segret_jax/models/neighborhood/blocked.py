@@ -58,7 +58,7 @@ def forward(
         found = out.astype(v.dtype), highest + jnp.log(total)
         return tiles.put(number, images[0], found[0]), tiles.put(number, images[1], found[1])
 
-    images = tiles.image(v.shape[-1], v.dtype), tiles.image(1, tiles.dtype)
+    images = tiles.pad(v), tiles.pad(q[..., :1].astype(tiles.dtype))
     out, log_total = lax.fori_loop(0, tiles.rows.num_tiles, row, images)
     return tiles.crop(out), tiles.crop(log_total)[..., 0]
 
@@ -97,7 +97,7 @@ def backward(
         return q_grad, k_grad, v_grad, bias_grad
 
     zeros = tuple(jnp.zeros(t.shape, dtype) for t in (k, v, bias))
-    sums = tiles.image(q.shape[-1], dtype), *zeros
+    sums = tiles.pad(q.astype(dtype)), *zeros
     q_grad, k_grad, v_grad, bias_grad = lax.fori_loop(0, tiles.rows.num_tiles, row, sums)
     q_grad = tiles.crop(q_grad).astype(q.dtype)
     return q_grad, k_grad.astype(k.dtype), v_grad.astype(v.dtype), bias_grad
@@ -169,11 +169,8 @@ class _Tiles:
 
     def queries(self, x: Heads, row: Array, *, fill: float = 0.0) -> Float[Array, "b t n q d"]:
         """Return a row of tiles of queries, with `fill` beyond the array."""
-        rows, columns, (b, h, w, n, _) = self.rows, self.columns, self.shape
-        padding = rows.num_tiles * rows.side - h, columns.num_tiles * columns.side - w
-        widths = ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0), (0, 0))
-        x = jnp.pad(x, widths, constant_values=fill)
-        x = _rows(x, row * rows.side, rows.side)
+        rows, columns, (b, _, _, n, _) = self.rows, self.columns, self.shape
+        x = _rows(self.pad(x, fill=fill), row * rows.side, rows.side)
         x = x.reshape(b, rows.side, columns.num_tiles, columns.side, n, x.shape[-1])
         x = jnp.einsum("bitjnd->btnijd", x)
         return x.reshape(b, columns.num_tiles, n, -1, x.shape[-1])
@@ -220,11 +217,16 @@ class _Tiles:
 
         return lax.fori_loop(0, self.columns.num_tiles, add_tile, sums)
 
-    def image(self, depth: int, dtype: Any) -> Array:
-        """Return zeros, of the size of all tiles of queries."""
-        (b, _, _, n, _), rows, columns = self.shape, self.rows, self.columns
-        size = rows.num_tiles * rows.side, columns.num_tiles * columns.side
-        return jnp.zeros((b, *size, n, depth), dtype)
+    def pad(self, x: Heads, *, fill: float = 0.0) -> Heads:
+        """Return an array of the size of all tiles of queries.
+
+        Results are written over such an array. (Zeros for them would be made at the program's
+        start, and held until then.)
+        """
+        (_, h, w, _, _), rows, columns = self.shape, self.rows, self.columns
+        padding = rows.num_tiles * rows.side - h, columns.num_tiles * columns.side - w
+        widths = ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0), (0, 0))
+        return jnp.pad(x, widths, constant_values=fill)
 
     def put(self, row: Array, image: Heads, tiles: Array) -> Heads:
         """Put a row of tiles of queries where they came from."""
