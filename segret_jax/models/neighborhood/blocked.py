@@ -217,7 +217,7 @@ class _Tiles:
 
         return lax.fori_loop(0, self.columns.num_tiles, add_tile, sums)
 
-    def pad(self, x: Heads, *, fill: float = 0.0) -> Heads:
+    def pad(self, x: Heads, *, fill: float = 0.0) -> Float[Array, "b _h _w n d"]:
         """Return an array of the size of all tiles of queries.
 
         Results are written over such an array. (Zeros for them would be made at the program's
