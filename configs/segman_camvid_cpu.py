@@ -1,15 +1,18 @@
 """SegMAN-tiny on CamVid (11 classes, 367 + 101 photographs of 480x360), from scratch, for a CPU.
 
 Reduced size: trained on crops of photographs at 4/5 of their resolution. Scores are against the
-untouched 480x360 labels. Not measured yet.
+untouched 480x360 labels.
+
+Measured: validation mIoU 54.5. At 6.4 images/s, the speed on two quiet CPU cores, its 2,400 steps take
+50 minutes; the run itself shared them with other work.
 
 Command: segret train --config segman_camvid_cpu --config.data.root=DIR
 
-SegRet-tiny on the same crops, with as many steps as take the same time:
+SegRet-tiny on the same crops, with as many steps as take the same time there (4.2 images/s):
 
     segret train --config camvid_tiny_cpu --config.data.root=DIR --config.data.crop=224,256 \\
         --config.data.resize_base=384,288 --config.data.resize_ratio=0.8,1.5 \\
-        --config.eval.resize_target=384,288 --config.train.steps=STEPS
+        --config.eval.resize_target=384,288 --config.train.steps=1570
 """
 
 from segret_jax.config import Config, choose_family
