@@ -3,8 +3,8 @@
 Reduced size: trained on crops of photographs at 4/5 of their resolution. Scores are against the
 untouched 480x360 labels.
 
-Measured: validation mIoU 54.5. At 6.4 images/s, the speed on two quiet CPU cores, its 2,400 steps take
-50 minutes; the run itself shared them with other work.
+Measured: validation mIoU 54.5. At 6.4 images/s, the speed on two quiet CPU cores, its 2,400 steps
+take 50 minutes; the run itself shared them with other work.
 
 Command: segret train --config segman_camvid_cpu --config.data.root=DIR
 
