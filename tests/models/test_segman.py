@@ -48,7 +48,9 @@ def logits_and_grads(**options: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.slow
-def test_the_reference_computes_the_same_with_its_gradients(mini):
+def test_the_reference_computes_the_same_with_its_gradients(mini, monkeypatch):
+    # Rounding turns a ReLU near 0 on or off, and with it its gradient.
+    monkeypatch.setattr(jax.nn, "relu", jax.nn.softplus)
     logits, grads = logits_and_grads()
     plain_logits, plain_grads = logits_and_grads(kernels="reference")
     np.testing.assert_allclose(plain_logits, logits, atol=1e-4 * np.abs(logits).max())
