@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.models import layers
 from segret_jax.models.kernels import Kernels
-from segret_jax.models.layers import FeatureMap, SampleKeys
+from segret_jax.models.layers import FeatureMap, MapSize, SampleKeys, strided, zero_outside
 
 MIN_LOOP = 16  # blocks of a stage from which on a loop is worth stacking their parameters
 
@@ -32,9 +32,13 @@ class Stem(nnx.Module):
         self.norms = nnx.List(layers.BatchNorm(o, dtype=dtype) for _, o, _ in plan)
 
     @jax.named_scope("stem")
-    def __call__(self, x: Float[Array, "b H W 3"], *, train: bool) -> FeatureMap:
+    def __call__(
+        self, x: Float[Array, "b H W 3"], *, train: bool, size: MapSize | None = None
+    ) -> FeatureMap:
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x if i == 0 else layers.gelu(x)), train=train)
+            x = zero_outside(x if i == 0 else layers.gelu(x), size)
+            x = norm(conv(x), train=train)
+            size = strided(size) if i % 2 == 0 else size
         return x
 
 
@@ -46,8 +50,10 @@ class Downsample(nnx.Module):
         self.norm = layers.BatchNorm(c_out, dtype=dtype)
 
     @jax.named_scope("downsample")
-    def __call__(self, x: Float[Array, "b H W c"], *, train: bool) -> Float[Array, "b h w k"]:
-        return self.norm(self.conv(x), train=train)
+    def __call__(
+        self, x: Float[Array, "b H W c"], *, train: bool, size: MapSize | None = None
+    ) -> Float[Array, "b h w k"]:
+        return self.norm(self.conv(zero_outside(x, size)), train=train)
 
 
 class FeedForward(nnx.Module):
@@ -93,14 +99,14 @@ class FeedForward(nnx.Module):
             )
         self.has_conv = conv
 
-    def __call__(self, x: FeatureMap) -> FeatureMap:
+    def __call__(self, x: FeatureMap, *, size: MapSize | None = None) -> FeatureMap:
         # Recompute the GELU's output in the backward pass: it is several times as large as x.
-        return jax.checkpoint(self._from_hidden)(self.fc1(x))
+        return jax.checkpoint(self._from_hidden)(self.fc1(x), size)
 
-    def _from_hidden(self, x: Float[Array, "b h w k"]) -> FeatureMap:
+    def _from_hidden(self, x: Float[Array, "b h w k"], size: MapSize | None) -> FeatureMap:
         x = layers.gelu(x)
         if self.has_conv:
-            x = x + self.dwconv(x)
+            x = x + self.dwconv(zero_outside(x, size))
         return self.fc2(x)
 
 
@@ -129,8 +135,9 @@ class Encoder(nnx.Module):
             widths: The channels of each stage.
             depths: The number of blocks of each stage.
             block: Makes a block of a stage (from 0) with a drop path rate. A block maps
-                `(x, *, train, keys, drop_rate)` to a map of the same shape; `drop_rate`, if given,
-                replaces its own. It has the attributes `drop_rate`, and `draws`, those from `keys`.
+                `(x, *, train, keys, drop_rate, size)` to a map of the same shape; `drop_rate`, if
+                given, replaces its own; `size` is the true size of a padded x. It has the
+                attributes `drop_rate`, and `draws`, those from `keys`.
             conv: Makes the convolutions of stem and downsamples.
             drop_path: The drop path rate of the last block.
             remat: Stages, from 1, whose blocks the backward pass recomputes.
@@ -153,7 +160,12 @@ class Encoder(nnx.Module):
 
     @jax.named_scope("encoder")
     def __call__(
-        self, image: Float[Array, "b H W 3"], *, train: bool = False, keys: SampleKeys | None = None
+        self,
+        image: Float[Array, "b H W 3"],
+        *,
+        train: bool = False,
+        keys: SampleKeys | None = None,
+        size: MapSize | None = None,
     ) -> Sequence[FeatureMap]:
         """Return the feature maps of the stages.
 
@@ -161,16 +173,19 @@ class Encoder(nnx.Module):
             image: Normalized RGB.
             train: Whether to normalize by the batch, and to update the running statistics.
             keys: The randomness of drop path in training; None: no drop path.
+            size: The true height and width of a padded image, in evaluation.
 
         Returns:
             The maps, each before the downsample after it. Every halving rounds up.
         """
-        x = self.stem(image, train=train)
+        x = self.stem(image, train=train, size=size)
+        size = strided(size, 4)
         maps = []
         for i, blocks in enumerate(self.stages):
             with jax.named_scope(f"stage{i + 1}"):
                 if i > 0:
-                    x = self.downsamples[i - 1](x, train=train)
+                    x = self.downsamples[i - 1](x, train=train, size=size)
+                    size = strided(size)
                 is_recomputed = i + 1 in self.remat
                 if train and self.has_loops and len(blocks) >= MIN_LOOP:
                     with jax.named_scope("blocks"):
@@ -179,19 +194,21 @@ class Encoder(nnx.Module):
                     for j, block in enumerate(blocks):
                         apply = functools.partial(_recomputed, block) if is_recomputed else block
                         with jax.named_scope(f"block{j}"):
-                            x = apply(x, train=train, keys=keys)
+                            x = apply(x, train=train, keys=keys, size=size)
             maps.append(x)  # before the downsample
         return maps
 
 
-def _recomputed(block: Any, x: FeatureMap, *, train: bool, keys: SampleKeys | None) -> FeatureMap:
+def _recomputed(
+    block: Any, x: FeatureMap, *, train: bool, keys: SampleKeys | None, size: MapSize | None
+) -> FeatureMap:
     """Apply a block that the backward pass computes again."""
     graph, *variables = nnx.split(block, nnx.Param, nnx.BatchStat)
 
     @jax.checkpoint
     def apply(x: FeatureMap, variables: Any) -> Any:
         model = nnx.merge(graph, *variables)  # running statistics are updated in their own trace
-        return model(x, train=train, keys=keys), nnx.state(model, nnx.BatchStat)
+        return model(x, train=train, keys=keys, size=size), nnx.state(model, nnx.BatchStat)
 
     x, updated = apply(x, variables)
     nnx.update(block, updated)

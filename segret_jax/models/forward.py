@@ -6,23 +6,37 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from segret_jax.models.layers import MapSize
 from segret_jax.normalization import MEAN, STD
 
 Images = UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"]
 
 
-def forward(graph: nnx.GraphDef[Any], variables: Any, images: Images) -> Float[Array, "b *h_w k"]:
+def forward(
+    graph: nnx.GraphDef[Any], variables: Any, images: Images, size: MapSize | None = None
+) -> Float[Array, "b *h_w k"]:
     """Return the logits of a batch of images.
 
     Args:
         graph: The graph of a `ModelBundle`.
         variables: The parameters and the batch statistics.
         images: RGB; uint8 from 0 to 255, or floats that are normalized already.
+        size: The true height and width of all images, if they are padded (`takes_size`).
 
     Returns:
         [b, h, w, k] of a segmentation model, [b, k] of a classifier.
     """
-    return nnx.merge(graph, *variables)(normalized(images))
+    options = {} if size is None else {"size": size}
+    return nnx.merge(graph, *variables)(normalized(images), **options)
+
+
+def takes_size(bundle: Any) -> bool:
+    """Return whether the network takes padded images with their true size.
+
+    Args:
+        bundle: A `ModelBundle`; shapes in the place of arrays will do.
+    """
+    return getattr(nnx.merge(*bundle), "takes_size", False)
 
 
 def stride_of(bundle: Any) -> int:

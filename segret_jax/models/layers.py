@@ -454,28 +454,85 @@ def resize_bilinear(x: FeatureMap, size: tuple[int, int]) -> Float[Array, "b new
     return x if x.shape == shape else jax.image.resize(x, shape, "bilinear", antialias=False)
 
 
-def resize_by_products(x: FeatureMap, size: tuple[Any, Any]) -> Float[Array, "b new_h new_w c"]:
+def resize_by_products(
+    x: FeatureMap, size: tuple[Any, Any], *, true_sizes: tuple[MapSize, MapSize] | None = None
+) -> Float[Array, "b new_h new_w c"]:
     """Resize as `resize_bilinear` does, by a product with a matrix for each of the two axes.
 
     Args:
         x: The feature map.
         size: The new height and width; they may be symbolic (`jax.export`).
+        true_sizes: The true height and width before and after, if the arrays are padded.
 
     Returns:
-        The resized feature map.
+        The resized feature map; what is beyond its true size means nothing.
     """
-    rows, columns = (
-        jnp.asarray(_interpolation(*lengths), x.dtype)
-        for lengths in zip(x.shape[1:3], size, strict=True)
-    )
+    before, after = true_sizes or (x.shape[1:3], size)
+    axes = zip(x.shape[1:3], size, before, after, strict=True)
+    rows, columns = (jnp.asarray(_interpolation(*axis), x.dtype) for axis in axes)
     x = jnp.einsum("yh,bhwc->bywc", rows, x, precision=lax.Precision.HIGHEST)
     return jnp.einsum("xw,bywc->byxc", columns, x, precision=lax.Precision.HIGHEST)
 
 
-def _interpolation(num_in: Any, num_out: Any) -> Any:
-    """Return the interpolation weights [num_out, num_in] of output positions for input pixels."""
+def upsample(
+    x: FeatureMap, size: tuple[Any, Any], *, factor: int, true_size: MapSize | None
+) -> Float[Array, "b new_h new_w c"]:
+    """Resize a map to the map of which it is a strided one, by `resize_by_products`.
+
+    Args:
+        x: The feature map.
+        size: The new height and width.
+        factor: The stride between the two.
+        true_size: The true height and width of the larger map; None: it is not padded.
+
+    Returns:
+        The resized feature map.
+    """
+    if x.shape[1:3] == tuple(size):
+        return x
+    before = strided(true_size, factor)
+    true_sizes = None if before is None or true_size is None else (before, true_size)
+    return resize_by_products(x, size, true_sizes=true_sizes)
+
+
+def _interpolation(num_in: Any, num_out: Any, true_in: Any, true_out: Any) -> Any:
+    """Return the interpolation weights [num_out, num_in] of output positions for input pixels.
+
+    In integers, since float32 would round the positions far from 0.
+    """
     # By NumPy they are constants, which no kernel computes.
-    xp: Any = np if isinstance(num_in, int) and isinstance(num_out, int) else jnp
-    position = (xp.arange(num_out) + 0.5) * num_in / num_out - 0.5  # in input pixels
-    position = xp.clip(position, 0, num_in - 1)
-    return xp.maximum(1 - xp.abs(position[:, None] - xp.arange(num_in)[None]), 0)
+    is_known = all(isinstance(n, int) for n in (num_in, num_out, true_in, true_out))
+    xp: Any = np if is_known else jnp
+    twice = 2 * true_out  # the unit of positions, which are (i + 1/2)·in/out − 1/2 input pixels
+    position = (2 * xp.arange(num_out) + 1) * true_in - true_out
+    position = xp.clip(position, 0, twice * (true_in - 1))[:, None]
+    low, weight = position // twice, (position % twice) / twice  # weight: of the higher pixel
+    pixels = xp.arange(num_in)[None]
+    return xp.where(pixels == low, 1 - weight, 0) + xp.where(pixels == low + 1, weight, 0)
+
+
+def strided(size: MapSize | None, stride: int = 2) -> MapSize | None:
+    """Return the true size of a map after a layer of this stride, ⌈n/stride⌉ along each axis."""
+    if size is None:
+        return None
+    height, width = (-(-side // stride) for side in size)
+    return height, width
+
+
+def inside(x: FeatureMap, size: MapSize) -> Bool[Array, "1 h w 1"]:
+    """Return which pixels are inside the true height and width of a padded map."""
+    rows, columns = (jnp.arange(n) < true for n, true in zip(x.shape[1:3], size, strict=True))
+    return rows[None, :, None, None] & columns[None, None, :, None]
+
+
+def zero_outside(x: FeatureMap, size: MapSize | None) -> FeatureMap:
+    """Return a padded map with zeros outside its true size, as a convolution pads its input.
+
+    Args:
+        x: The map.
+        size: Its true height and width; None: it is not padded.
+
+    Returns:
+        The map, of the same shape.
+    """
+    return x if size is None else jnp.where(inside(x, size), x, 0)

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from segret_jax.models.kernels import by_image, on_each_device
-from segret_jax.models.layers import accum_dtype
+from segret_jax.models.layers import MapSize, accum_dtype
 from segret_jax.models.retention import gpu as retention_gpu
 from segret_jax.models.retention.decay import Decay, LogDecay
 from segret_jax.models.retention.formulas import Heads, Values
@@ -45,6 +45,7 @@ def blocked_retention(
     decay: Decay = Decay.ADDITIVE,
     max_scores: int = 2**25,
     capability: float | None = None,
+    size: MapSize | None = None,
 ) -> Values:
     """Compute `decomposed_retention` or `whole_retention` by blocks.
 
@@ -64,6 +65,7 @@ def blocked_retention(
             are smaller on CPU, to stay in the cache; the GPU and TPU kernels choose their own.
         capability: The lowest compute capability of the GPUs (`kernels.platform_of`); below 8.0
             they compute by blocks, without the Triton kernels. None: high enough.
+        size: The true height and width of padded arrays; None: those of the arrays.
 
     Returns:
         The attended values, in the dtype of v.
@@ -71,51 +73,56 @@ def blocked_retention(
     # The backward pass is traced after the caller's precision context has ended: pass it along.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
+    true = None if size is None else jnp.stack([jnp.asarray(side, jnp.int32) for side in size])
+
     def attend(along: str, v: Array) -> Array:
         options = (log_decay, decay, max_scores, capability, precision)
-        return _attend(q, k, v, AxialSequences(along, q.shape, *options))
+        return _attend(q, k, v, true, AxialSequences(along, q.shape, *options))
 
     return attend("h", attend("w", v)) if decomposed else attend("hw", v)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(q: Array, k: Array, v: Array, sequences: AxialSequences) -> Array:
-    return _forward(q, k, v, sequences)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q: Array, k: Array, v: Array, size: Array | None, sequences: AxialSequences) -> Array:
+    return _forward(q, k, v, size, sequences)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, sequences: AxialSequences) -> tuple[Array, Any]:
-    def by_blocks(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+def _forward(
+    q: Array, k: Array, v: Array, size: Array | None, sequences: AxialSequences
+) -> tuple[Array, Any]:
+    def by_blocks(size: Array | None, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         q, k, v = map(sequences.to_sequences, (q, k, v))
-        (out, log_total), _ = _by_blocks(_forward_of_block, sequences, (q,), (k, v))
+        (out, log_total), _ = _by_blocks(_forward_of_block, sequences, size, (q,), (k, v))
         return sequences.to_image(out), log_total
 
-    out, log_total = _by_platform(retention_gpu.forward, by_blocks, sequences, q, k, v)
-    return out, (q, k, v, out, log_total)
+    out, log_total = _by_platform(retention_gpu.forward, by_blocks, sequences, size, q, k, v)
+    return out, (size, q, k, v, out, log_total)
 
 
-def _backward(sequences: AxialSequences, saved: Any, out_grad: Array) -> tuple[Array, ...]:
+def _backward(sequences: AxialSequences, saved: Any, out_grad: Array) -> tuple[Any, ...]:
     # The barrier keeps XLA from saving the forward pass's sequences instead of remaking them.
     saved = lax.optimization_barrier(saved)
 
-    def by_blocks(*saved: Array) -> tuple[Array, ...]:
+    def by_blocks(size: Array | None, *saved: Array) -> tuple[Array, ...]:
         *images, log_total, out_grad = saved
         q, k, v, out, out_grad = map(sequences.to_sequences, (*images, out_grad))
         queries = (q, out, out_grad, log_total)
-        grads = _by_blocks(_backward_of_block, sequences, queries, (k, v))
+        grads = _by_blocks(_backward_of_block, sequences, size, queries, (k, v))
         pairs = zip((q, k, v), jax.tree.leaves(grads), strict=True)
         return tuple(sequences.to_image(grad.astype(t.dtype)) for t, grad in pairs)
 
-    return _by_platform(retention_gpu.backward, by_blocks, sequences, *saved, out_grad)
+    grads = _by_platform(retention_gpu.backward, by_blocks, sequences, *saved, out_grad)
+    return *grads, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
 def _by_platform(
-    kernel: Callable, by_blocks: Callable, sequences: AxialSequences, *arrays: Array
+    kernel: Callable, by_blocks: Callable, sequences: AxialSequences, *arrays: Any
 ) -> Any:
     """Apply `kernel` on NVIDIA GPUs, if it supports these inputs, else `by_blocks`."""
-    q, k, v, *_ = arrays
+    _, q, k, v, *_ = arrays
     if not retention_gpu.fits(sequences, q, k, v):
         return by_blocks(*arrays)
     on_gpu = functools.partial(_on_gpu, kernel, sequences)
@@ -124,18 +131,25 @@ def _by_platform(
 
 # As _by_blocks, below.
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _on_gpu(kernel: Callable, sequences: AxialSequences, *arrays: Array) -> tuple[Array, ...]:
+def _on_gpu(
+    kernel: Callable, sequences: AxialSequences, size: Array | None, *arrays: Array
+) -> tuple[Array, ...]:
     image, log_total = by_image(0), by_image(1)
-    in_specs = tuple(image if t.ndim == 5 else log_total for t in arrays)
+    in_specs = PartitionSpec(), *(image if t.ndim == 5 else log_total for t in arrays)
     out_specs = (image, log_total) if len(arrays) == 3 else (image,) * 3  # forward, backward
-    return on_each_device(functools.partial(kernel, sequences), in_specs, out_specs)(*arrays)
+    return on_each_device(functools.partial(kernel, sequences), in_specs, out_specs)(size, *arrays)
 
 
 def _forward_of_block(
-    sequences: AxialSequences, queries: Arrays, keys: Arrays, log_decay: Array, start: Any
+    sequences: AxialSequences,
+    queries: Arrays,
+    keys: Arrays,
+    log_decay: Array,
+    size: Any,
+    start: Any,
 ) -> tuple[Arrays, Arrays]:
     (q,), (k, v) = queries, keys
-    scores, bias = sequences.scores(q, k, log_decay, start)
+    scores, bias = sequences.scores(q, k, log_decay, size, start)
     highest = jnp.max(scores, -1, keepdims=True)
     weights = jnp.exp(scores - highest)
     total = jnp.sum(weights, -1, keepdims=True)
@@ -146,10 +160,15 @@ def _forward_of_block(
 
 
 def _backward_of_block(
-    sequences: AxialSequences, queries: Arrays, keys: Arrays, log_decay: Array, start: Any
+    sequences: AxialSequences,
+    queries: Arrays,
+    keys: Arrays,
+    log_decay: Array,
+    size: Any,
+    start: Any,
 ) -> tuple[Arrays, Arrays]:
     (q, out, out_grad, log_total), (k, v) = queries, keys
-    scores, bias = sequences.scores(q, k, log_decay, start)
+    scores, bias = sequences.scores(q, k, log_decay, size, start)
     softmax = jnp.exp(scores - log_total)
     weights = softmax * jnp.exp(bias) if sequences.decay is Decay.POST_SOFTMAX else softmax
     weights_grad = sequences.product("bqd,bkd->bqk", out_grad, v)
@@ -164,9 +183,13 @@ def _backward_of_block(
 # Inlined into its caller, but traced once for all layers of one shape.
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _by_blocks(
-    of_block: Callable, sequences: AxialSequences, queries: Arrays, keys: Arrays
+    of_block: Callable,
+    sequences: AxialSequences,
+    size: Array | None,
+    queries: Arrays,
+    keys: Arrays,
 ) -> tuple[Arrays, Arrays]:
-    """Apply `of_block(sequences, queries, keys, log_decay, start)` to all queries, some at a time.
+    """Apply `of_block(sequences, queries, keys, log_decay, size, start)` to some queries at a time.
 
     The queries of a call are of one sequence. It returns arrays for its queries, and arrays for the
     keys of the sequence, which are summed over its blocks.
@@ -178,7 +201,7 @@ def _by_blocks(
     def at_most(scores: int, queries: Arrays, keys: Arrays) -> Any:
         def of_sequence(sequence: tuple[Any, Any, Array]) -> Any:
             most = max(1, scores // length)
-            return _by_queries(functools.partial(of_block, sequences), *sequence, most)
+            return _by_queries(functools.partial(of_block, sequences), *sequence, size, most)
 
         per_block = scores // length**2
         if per_block >= count:
@@ -189,9 +212,9 @@ def _by_blocks(
         precision = "highest" if sequences.full_precision(queries[0].dtype) else "default"
         known = dataclasses.replace(sequences, precision=precision)
         kernel = functools.partial(by_kernel, functools.partial(of_block, known))
-        images = by_image(1)
-        run = on_each_device(kernel, (images, images, PartitionSpec()), images)
-        return run(queries, keys, log_decay)
+        images, whole = by_image(1), PartitionSpec()
+        run = on_each_device(kernel, (images, images, whole, whole), images)
+        return run(queries, keys, log_decay, size)
 
     cpu = functools.partial(at_most, min(sequences.max_scores, CACHED_SCORES // b))
     others = functools.partial(at_most, sequences.max_scores)
@@ -200,27 +223,28 @@ def _by_blocks(
 
 
 def _by_queries(
-    of_block: Callable, queries: Any, keys: Any, log_decay: Array, block_size: int
+    of_block: Callable, queries: Any, keys: Any, log_decay: Array, size: Any, block_size: int
 ) -> Any:
     b, length, _ = queries[0].shape
     if block_size >= length:
-        return of_block(queries, keys, log_decay, 0)
+        return of_block(queries, keys, log_decay, size, 0)
     num_blocks = -(-length // block_size)
-    size = -(-length // num_blocks)
+    block_size = -(-length // num_blocks)
 
     def split(t: Array) -> Array:
-        t = jnp.pad(t, ((0, 0), (0, num_blocks * size - length), (0, 0)))
-        return jnp.moveaxis(t.reshape(b, num_blocks, size, -1), 1, 0)
+        t = jnp.pad(t, ((0, 0), (0, num_blocks * block_size - length), (0, 0)))
+        return jnp.moveaxis(t.reshape(b, num_blocks, block_size, -1), 1, 0)
 
     def concatenate(t: Array) -> Array:
-        return jnp.moveaxis(t, 0, 1).reshape(b, num_blocks * size, -1)[:, :length]
+        return jnp.moveaxis(t, 0, 1).reshape(b, num_blocks * block_size, -1)[:, :length]
 
     def add(total: Any, block: Any) -> Any:
-        for_queries, for_keys = of_block(block[0], keys, log_decay, block[1])
+        for_queries, for_keys = of_block(block[0], keys, log_decay, size, block[1])
         return jax.tree.map(jnp.add, total, for_keys), for_queries
 
-    blocks = tuple(map(split, queries)), jnp.arange(num_blocks, dtype=jnp.int32) * size
-    _, sums = jax.eval_shape(of_block, tuple(t[0] for t in blocks[0]), keys, log_decay, 0)
+    blocks = tuple(map(split, queries)), jnp.arange(num_blocks, dtype=jnp.int32) * block_size
+    first = tuple(t[0] for t in blocks[0])
+    _, sums = jax.eval_shape(of_block, first, keys, log_decay, size, 0)
     zero = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), sums)
     for_keys, for_queries = lax.scan(add, zero, blocks)
     return jax.tree.map(concatenate, for_queries), for_keys

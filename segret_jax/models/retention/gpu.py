@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from segret_jax.models.kernels import TRITON_CAPABILITY
 from segret_jax.models.retention.decay import Decay
@@ -28,6 +28,7 @@ from segret_jax.models.retention.sequences import AxialSequences
 
 LOG2_E = math.log2(math.e)
 LONGEST_IN_ONE_BLOCK = 128  # keys of a sequence that fit into one block
+TrueSize = Int32[Array, "2"] | None
 WIDTHS = (16, 32)  # of heads: SegRet's; a product needs a power of 2 from 16 on
 
 
@@ -55,28 +56,37 @@ def fits(sequences: AxialSequences, q: Array, k: Array, v: Array) -> bool:
 
 
 def forward(
-    sequences: AxialSequences, q: Heads, k: Heads, v: Heads, *, interpret: bool = False
+    sequences: AxialSequences,
+    size: TrueSize,
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    *,
+    interpret: bool = False,
 ) -> tuple[Heads, Float[Array, "g b l 1"]]:
     """Return the output and L, the logarithm of the softmax's denominator.
+
+    `size` is the true height and width of padded arrays, or None.
 
     Products of float32 are TF32, or with `sequences.full_precision` three of them, which is right
     to 1e-6. `interpret` runs the kernels anywhere, slowly.
     """
-    length, size = sequences.length, _power_of_2(sequences.length)
+    length, num_keys = sequences.length, _power_of_2(sequences.length)
     blocks = _Blocks(64, 64, warps=4)
     if length <= LONGEST_IN_ONE_BLOCK:
-        blocks = _Blocks(min(size, 64), size, warps=4 if size > 32 else 2)
+        blocks = _Blocks(min(num_keys, 64), num_keys, warps=4 if num_keys > 32 else 2)
     b, _, _, n, _ = q.shape
     log_total = jax.ShapeDtypeStruct((_count(sequences), n, b, length), jnp.float32)
     results = _like_images(sequences, q, 1), log_total
     (out,), log_total = _call(
-        _forward, sequences, blocks, blocks.queries, ((q, k, v),), results, interpret
+        _forward, sequences, blocks, blocks.queries, size, ((q, k, v),), results, interpret
     )
     return out.reshape(q.shape), log_total.reshape(-1, b, length, 1)
 
 
 def backward(
     sequences: AxialSequences,
+    size: TrueSize,
     q: Heads,
     k: Heads,
     v: Heads,
@@ -91,13 +101,14 @@ def backward(
     log_total = log_total.reshape(-1, q.shape[3], q.shape[0], length)
     inputs = (q, k, v, out, out_grad), log_total
 
-    def gradients(kernel: Callable, blocks: _Blocks, size: int, num_results: int) -> Any:
+    def gradients(kernel: Callable, blocks: _Blocks, block_size: int, num_results: int) -> Any:
         results = (_like_images(sequences, q, num_results),)
-        return _call(kernel, sequences, blocks, size, inputs, results, interpret)[0]
+        return _call(kernel, sequences, blocks, block_size, size, inputs, results, interpret)[0]
 
     if length <= LONGEST_IN_ONE_BLOCK:
-        size = _power_of_2(length)
-        grads = gradients(_gradients_of_keys, _Blocks(min(size, 64), size, warps=2), size, 3)
+        of_all = _power_of_2(length)
+        blocks = _Blocks(min(of_all, 64), of_all, warps=2)
+        grads = gradients(_gradients_of_keys, blocks, of_all, 3)
     else:
         of_keys = gradients(_gradients_of_keys, _Blocks(64, 128, warps=4, stages=3), 128, 2)
         of_queries = gradients(_gradient_of_queries, _Blocks(64, 64, warps=4, stages=3), 64, 1)
@@ -130,22 +141,25 @@ def _call(
     kernel: Callable,
     sequences: AxialSequences,
     blocks: _Blocks,
-    size: int,
+    block_size: int,
+    size: TrueSize,
     inputs: tuple[Any, ...],
     results: tuple[Any, ...],
     interpret: bool,
 ) -> Any:
-    """Run `kernel(program, *refs)` for each block of `size` queries or keys.
+    """Run `kernel(program, *refs)` for each block of `block_size` queries or keys.
 
     The refs are of whole inputs and results.
     """
     images, *others = inputs
-    num_blocks = pl.cdiv(sequences.length, size)
+    num_blocks = pl.cdiv(sequences.length, block_size)
     full_precision = sequences.full_precision(images[0].dtype)
 
-    def of_block(log_decay: Any, *refs: Any) -> None:
+    def of_block(scalars: Any, *refs: Any) -> None:
+        log_decay, *sizes = scalars
         head, index, block, image = map(pl.program_id, range(4))
-        position = (log_decay[head], head, index, block, image)
+        true = (sizes[0][0], sizes[0][1]) if sizes else None
+        position = (log_decay[head], true, head, index, block, image)
         kernel(_Program(sequences, blocks, full_precision and not interpret, *position), *refs)
 
     log_decay = jnp.asarray(sequences.log_decay, jnp.float32) * LOG2_E
@@ -157,7 +171,11 @@ def _call(
         compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
         interpret=interpret,
         name=kernel.__name__.strip("_"),
-    )(log_decay, tuple(_view(sequences, x) for x in images), *others)
+    )(
+        (log_decay,) if size is None else (log_decay, size),
+        tuple(_view(sequences, x) for x in images),
+        *others,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +186,7 @@ class _Program:
     blocks: _Blocks
     full_precision: bool
     log_decay: Any  # to the base 2
+    size: Any  # the true height and width of padded images, or None
     head: Any
     index: Any  # of the sequence
     block: Any
@@ -224,6 +243,10 @@ class _Program:
         scores = LOG2_E * self.product(q, k, trans_b=True) + self.log_decay * distance
         if self.sequences.length % len(k):
             is_inside = k_start + jnp.arange(len(k)) < self.sequences.length
+            scores = jnp.where(is_inside[None], scores, -jnp.inf)
+        if self.size is not None:
+            of_keys = k_start + jnp.arange(len(k), dtype=jnp.int32)
+            is_inside = self.sequences.is_inside(of_keys, self.size)
             scores = jnp.where(is_inside[None], scores, -jnp.inf)
         return scores
 

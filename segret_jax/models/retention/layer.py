@@ -12,9 +12,11 @@ from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform
 from segret_jax.models.layers import (
     DepthwiseConv,
     FeatureMap,
+    MapSize,
     kernel_and_bias,
     normal_init,
     per_channel,
+    zero_outside,
 )
 from segret_jax.models.retention.blocked import blocked_retention
 from segret_jax.models.retention.decay import Decay, LogDecay
@@ -68,27 +70,27 @@ class Retention(nnx.Module):
         self.lepe = DepthwiseConv(channels, 5, kernels=options.kernels, dtype=dtype, rngs=rngs)
         self.log_decay, self.decomposed, self.options = log_decay, decomposed, options
 
-    def __call__(self, x: FeatureMap) -> FeatureMap:
-        """Map tokens to tokens."""
+    def __call__(self, x: FeatureMap, *, size: MapSize | None = None) -> FeatureMap:
+        """Map tokens to tokens; `size` is the true height and width of a padded map."""
         heads = (*x.shape[:3], len(self.log_decay), -1)
         q, k, v = self._project(x)
         q, k = q.reshape(heads), k.reshape(heads)
         k = k * k.shape[-1] ** -0.5
         if self.options.rotary:
-            q, k = rotate(q), rotate(k)
-        out = self._attend(q, k, v.reshape(heads))
+            q, k = rotate(q, size=size), rotate(k, size=size)
+        out = self._attend(q, k, v.reshape(heads), size)
         with jax.named_scope("lepe"):
-            nearby = self.lepe(v)
+            nearby = self.lepe(zero_outside(v, size))
         return self.out(out.reshape(x.shape) + nearby)
 
-    def _attend(self, q: Array, k: Array, v: Array) -> Array:
+    def _attend(self, q: Array, k: Array, v: Array, size: MapSize | None) -> Array:
         options = self.options
         if options.kernels is Kernels.REFERENCE:
             form = decomposed_retention if self.decomposed else whole_retention
-            return form(q, k, v, self.log_decay, decay=options.decay)
+            return form(q, k, v, self.log_decay, decay=options.decay, size=size)
         return blocked_retention(
             q, k, v, self.log_decay, decomposed=self.decomposed, decay=options.decay,
-            max_scores=options.max_scores, capability=options.platform.capability,
+            max_scores=options.max_scores, capability=options.platform.capability, size=size,
         )  # fmt: skip
 
     def _project(self, x: FeatureMap) -> list[FeatureMap]:

@@ -6,6 +6,7 @@ l tokens. Products have the letters b for images, q and k for the queries and ke
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -62,14 +63,24 @@ class AxialSequences:
         return jnp.einsum(letters, x, y, precision=self.precision, preferred_element_type=dtype)
 
     def scores(
-        self, q: Float[Array, "b q d"], k: Float[Array, "b k d"], log_decay: Array, start: Any
+        self,
+        q: Float[Array, "b q d"],
+        k: Float[Array, "b k d"],
+        log_decay: Array,
+        size: Any,
+        start: Any,
     ) -> tuple[Float[Array, "b q k"], Float[Array, "1 q k"]]:
-        """Return the scores of the queries from position `start` on, and the logarithm of D."""
+        """Return the scores of the queries from position `start` on, and the logarithm of D.
+
+        Keys outside of `size`, the true height and width if not None, have the score −∞.
+        """
         of_queries = start + lax.broadcasted_iota(jnp.int32, (q.shape[1], 1), 0)
         of_keys = lax.broadcasted_iota(jnp.int32, (1, k.shape[1]), 1)
         pairs = zip(self.coordinates(of_queries), self.coordinates(of_keys), strict=True)
         bias = (log_decay * sum(jnp.abs(a - b) for a, b in pairs))[None]
         scores = self.product("bqd,bkd->bqk", q, k)
+        if size is not None:
+            scores = jnp.where(self.is_inside(of_keys, size)[None], scores, -jnp.inf)
         return scores + bias if self.decay is Decay.ADDITIVE else scores, bias
 
     def coordinates(self, index: Array) -> tuple[Array, ...]:
@@ -78,3 +89,9 @@ class AxialSequences:
             return (index,)
         width = np.int32(self.shape[2])
         return lax.div(index, width), lax.rem(index, width)
+
+    def is_inside(self, index: Array, size: Any) -> Array:
+        """Return which tokens are inside the true height and width `size`."""
+        true = dict(zip("hw", size, strict=True))
+        pairs = zip(self.coordinates(index), self.along, strict=True)
+        return functools.reduce(jnp.logical_and, (at < true[axis] for at, axis in pairs))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 LANES = 128  # of a register: axes are padded to a multiple
 MAX_SCORES = 2**18  # of a block, over all its images, or those of LANES queries; 1 MB
@@ -41,10 +41,11 @@ def by_kernel(
     queries: Arrays,
     keys: Arrays,
     log_decay: Float[Array, " g"],
+    size: Int32[Array, "2"] | None = None,
     *,
     interpret: bool = False,
 ) -> tuple[Arrays, Arrays]:
-    """Apply `of_block(queries, keys, log_decay, start)` to every block of every sequence.
+    """Apply `of_block(queries, keys, log_decay, size, start)` to every block of every sequence.
 
     Queries and keys are [g, b, l, _], such that they fit. A block is of one sequence and some of
     the images: of_block gets arrays [b', q, _] and [b', l, _], and returns a tuple of arrays like
@@ -52,22 +53,23 @@ def by_kernel(
     runs the kernel anywhere, slowly.
     """
     count, b, length, _ = queries[0].shape
-    size, images = _block_shape(length, b)
-    num_blocks = -(-length // size)
+    num_queries, images = _block_shape(length, b)
+    num_blocks = -(-length // num_queries)
     grid = (count, b // images, num_blocks)
 
     def block_of(arrays: Arrays, length: int) -> Any:
         return tuple(jax.ShapeDtypeStruct((images, length, t.shape[-1]), t.dtype) for t in arrays)
 
-    scalars = jax.ShapeDtypeStruct((), log_decay.dtype), jax.ShapeDtypeStruct((), jnp.int32)
-    block = block_of(queries, size), block_of(keys, length), *scalars
+    start = jax.ShapeDtypeStruct((), jnp.int32)
+    scalars = jax.ShapeDtypeStruct((), log_decay.dtype), None if size is None else (start,) * 2
+    block = block_of(queries, num_queries), block_of(keys, length), *scalars, start
     found = jax.eval_shape(of_block, *block)
 
     order: Any = ("parallel", "parallel", "arbitrary")
 
     def specs(arrays: Any) -> Any:
         def of_queries(t: Any) -> pl.BlockSpec:
-            return pl.BlockSpec((1, images, t.shape[-1], size), lambda g, b, q: (g, b, 0, q))
+            return pl.BlockSpec((1, images, t.shape[-1], num_queries), lambda g, b, q: (g, b, 0, q))
 
         def of_keys(t: Any) -> pl.BlockSpec:
             return pl.BlockSpec((1, images, t.shape[-1], length), lambda g, b, q: (g, b, 0, 0))
@@ -77,17 +79,21 @@ def by_kernel(
     def results(arrays: Any, length: int) -> Any:
         return tuple(jax.ShapeDtypeStruct((count, b, t.shape[-1], length), t.dtype) for t in arrays)
 
-    padding = num_blocks * size - length  # by zeros, which add nothing to the keys' sums
+    padding = num_blocks * num_queries - length  # by zeros, which add nothing to the keys' sums
+    scalars = (log_decay,) if size is None else (log_decay, size)
     inputs = (
-        log_decay,
+        scalars,
         tuple(jnp.pad(_transpose(t), [(0, 0)] * 3 + [(0, padding)]) for t in queries),
         tuple(map(_transpose, keys)),
     )
-    outputs = results(found[0], num_blocks * size), results(found[1], length)
+    outputs = results(found[0], num_blocks * num_queries), results(found[1], length)
     for_queries, for_keys = pl.pallas_call(
-        functools.partial(_kernel, of_block, size),
+        functools.partial(_kernel, of_block, num_queries),
         grid=grid,
-        in_specs=(pl.BlockSpec(memory_space=pltpu.SMEM), *specs((queries, keys))),
+        in_specs=(
+            (pl.BlockSpec(memory_space=pltpu.SMEM),) * len(scalars),
+            *specs((queries, keys)),
+        ),
         out_specs=specs(found),
         out_shape=outputs,
         compiler_params=pltpu.CompilerParams(dimension_semantics=order),
@@ -109,12 +115,13 @@ def _block_shape(length: int, num_images: int) -> tuple[int, int]:
     return size, next(n for n in range(most, 0, -1) if num_images % n == 0)
 
 
-def _kernel(of_block: Callable, size: int, log_decay: Any, *refs: Any) -> None:
-    """Compute a block of `size` queries; the refs are queries, keys and the two results."""
-    queries, keys, for_queries, for_keys = refs
+def _kernel(of_block: Callable, num_queries: int, scalars: Any, *refs: Any) -> None:
+    """Compute a block of queries; the refs are queries, keys and the two results."""
+    (log_decay, *sizes), (queries, keys, for_queries, for_keys) = scalars, refs
     sequence, block = pl.program_id(0), pl.program_id(2)
     given = jax.tree.map(lambda ref: _transpose(ref[0]), (queries, keys))
-    found = of_block(*given, log_decay[sequence], block * size)
+    size = (sizes[0][0], sizes[0][1]) if sizes else None
+    found = of_block(*given, log_decay[sequence], size, block * num_queries)
     of_queries, of_keys = jax.tree.map(_transpose, found)
     for ref, value in zip(for_queries, of_queries, strict=True):
         ref[0] = value

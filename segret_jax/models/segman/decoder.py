@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.models import layers
 from segret_jax.models.blocks import FeedForward
-from segret_jax.models.layers import FeatureMap, SampleKeys
+from segret_jax.models.layers import FeatureMap, MapSize, SampleKeys, strided, zero_outside
 from segret_jax.models.segman.encoder import EncoderOptions, normalized
 from segret_jax.models.segman.scan_layer import SelectiveScan
 
@@ -85,11 +85,11 @@ class ScanBlock(nnx.Module):
             for _ in range(2)
         )
 
-    def __call__(self, x: FeatureMap) -> FeatureMap:
-        x = self.pos1(x, residual=True)
-        x = x + self.scan(normalized(self.norm1, x)).astype(x.dtype)
-        x = self.pos2(x, residual=True)
-        return x + self.ffn(normalized(self.norm2, x))
+    def __call__(self, x: FeatureMap, *, size: MapSize | None = None) -> FeatureMap:
+        x = self.pos1(zero_outside(x, size), residual=True)
+        x = x + self.scan(normalized(self.norm1, x), size=size).astype(x.dtype)
+        x = self.pos2(zero_outside(x, size), residual=True)
+        return x + self.ffn(normalized(self.norm2, x), size=size)
 
 
 class Decoder(nnx.Module):
@@ -142,7 +142,12 @@ class Decoder(nnx.Module):
 
     @jax.named_scope("decoder")
     def __call__(
-        self, maps: Maps, *, train: bool = False, keys: SampleKeys | None = None
+        self,
+        maps: Maps,
+        *,
+        train: bool = False,
+        keys: SampleKeys | None = None,
+        size: MapSize | None = None,
     ) -> Float[Array, "b h w k"]:
         """Return float32 logits.
 
@@ -150,28 +155,31 @@ class Decoder(nnx.Module):
             maps: The stages' maps, at strides 4, 8, 16 and 32.
             train: Whether to normalize by the batch, and to update the running statistics.
             keys: The randomness of dropout in training; None: no dropout.
+            size: The true height and width of the second map, if the maps are padded.
 
         Returns:
             Logits of the k classes, at the size of the second map.
         """
         p2, p3, p4 = (project(x) for project, x in zip(self.projections, maps[1:], strict=True))
         _, h, w, f = p2.shape
-        upsample = functools.partial(layers.resize_by_products, size=(h, w))
+        upsample = functools.partial(layers.upsample, size=(h, w), true_size=size)
         # A product per pixel commutes with the resize, and is cheaper before it. So there is no
         # concatenation: each part is multiplied by its own rows of the kernel.
         with jax.named_scope("fuse"):
             to4, to3, to2 = self.fuse.parts([f] * 3)
-            x = self.fuse.activate(upsample(p4 @ to4) + upsample(p3 @ to3) + p2 @ to2, train=train)
+            fused = upsample(p4 @ to4, factor=4) + upsample(p3 @ to3, factor=2) + p2 @ to2
+            x = self.fuse.activate(fused, train=train)
         with jax.named_scope("block"):
-            v = self.block(self._three_scales(x, train=train))
+            scales = self._three_scales(zero_outside(x, size), train=train)
+            v = self.block(scales, size=strided(size, 4))
         with jax.named_scope("concat"):
             of_short, of_pool, of_v, of_2, of_3, of_4 = self.concat.parts(self.widths)
             (kernel,) = self.out.parts([v.shape[-1]])
-            added = self.out.activate(upsample(v @ kernel), train=train)  # f
-            pooled = self.pool(jnp.mean(x, (1, 2), keepdims=True), train=train)
+            added = self.out.activate(upsample(v @ kernel, factor=4), train=train)  # f
+            pooled = self.pool(_mean(x, size), train=train)
             x = self.short(x, train=train) @ of_short + pooled @ of_pool
             x = x + p2 @ of_2 + added @ (of_2 + of_3 + of_4)
-            x = x + upsample(p3 @ of_3) + upsample(v @ of_v + p4 @ of_4)
+            x = x + upsample(p3 @ of_3, factor=2) + upsample(v @ of_v + p4 @ of_4, factor=4)
             x = self.concat.activate(x, train=train)
         if train and keys is not None:
             x = layers.channel_dropout(x, self.dropout, keys=keys)
@@ -183,3 +191,11 @@ class Decoder(nnx.Module):
         x2, x4 = self.down2(x, train=train), self.down4(x, train=train)
         scales = (self.collect1, x), (self.collect2, x2), (self.collect4, x4)
         return jnp.concatenate([collect(t, train=train) for collect, t in scales], -1)
+
+
+def _mean(x: FeatureMap, size: MapSize | None) -> Float[Array, "b 1 1 c"]:
+    """Return the mean over the pixels of a map of this true size."""
+    if size is None:
+        return jnp.mean(x, (1, 2), keepdims=True)
+    total = jnp.sum(zero_outside(x, size), (1, 2), dtype=layers.accum_dtype(x.dtype), keepdims=True)
+    return (total / (size[0] * size[1])).astype(x.dtype)

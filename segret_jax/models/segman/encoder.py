@@ -22,7 +22,7 @@ from segret_jax.models import layers
 from segret_jax.models.blocks import Encoder, FeedForward
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform, announce_blocks
-from segret_jax.models.layers import FeatureMap, Rate, SampleKeys
+from segret_jax.models.layers import FeatureMap, MapSize, Rate, SampleKeys, zero_outside
 from segret_jax.models.neighborhood.attention import fast_neighborhood_attention
 from segret_jax.models.neighborhood.formulas import Heads, neighborhood_attention
 from segret_jax.models.segman.global_attention import TOKENS, global_attention
@@ -142,31 +142,31 @@ class TokenMixer(nnx.Module):
         self.out = nnx.Linear(channels, channels, kernel_init=init, dtype=dtype, rngs=rngs)
         self.heads, self.options = heads, options
 
-    def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
+    def __call__(self, x: FeatureMap, *, train: bool, size: MapSize | None = None) -> FeatureMap:
         n = self.heads
         heads = self.qkv(x).reshape(*x.shape[:3], 3 * n, -1)
         q, k = jnp.split(rotate(heads[..., : 2 * n, :]), 2, axis=3)
         q, v = q * q.shape[-1] ** -0.5, heads[..., 2 * n :, :]
         with jax.named_scope("lepe"):
-            nearby = self.lepe(v.reshape(x.shape))
+            nearby = self.lepe(zero_outside(v.reshape(x.shape), size))
         with jax.named_scope("neighborhood"):
-            o = self._neighborhood(q, k, v)
+            o = self._neighborhood(q, k, v, size)
         if self.is_global:
             with jax.named_scope("global"):
                 bias, kernels = self.global_bias[...], self.options.kernels
-                y = global_attention(q, k, o, bias, kernels=kernels).reshape(x.shape)
+                y = global_attention(q, k, o, bias, kernels=kernels, size=size).reshape(x.shape)
         else:
             with jax.named_scope("scan"):
-                o = o.reshape(x.shape)
+                o = zero_outside(o.reshape(x.shape), size)
                 tokens = layers.silu(self.dwconv_norm(self.dwconv(o), train=train))
-                y = normalized(self.norm, self.scan(tokens)) + o
+                y = normalized(self.norm, self.scan(tokens, size=size)) + o
         return self.out(y + nearby)
 
-    def _neighborhood(self, q: Heads, k: Heads, v: Heads) -> Heads:
-        if self.options.kernels is Kernels.REFERENCE:
-            return neighborhood_attention(q, k, v, self.neighborhood_bias[...])
-        platform = self.options.platform
-        return fast_neighborhood_attention(q, k, v, self.neighborhood_bias[...], platform=platform)
+    def _neighborhood(self, q: Heads, k: Heads, v: Heads, size: MapSize | None) -> Heads:
+        bias, options = self.neighborhood_bias[...], self.options
+        if options.kernels is Kernels.REFERENCE:
+            return neighborhood_attention(q, k, v, bias, size=size)
+        return fast_neighborhood_attention(q, k, v, bias, size=size, platform=options.platform)
 
 
 def _depthwise(
@@ -234,9 +234,18 @@ class Block(nnx.Module):
         self.has_scale, self.drop_rate = variant.layer_scale, drop_path
 
     def __call__(
-        self, x: FeatureMap, *, train: bool, keys: SampleKeys | None, drop_rate: Rate | None = None
+        self,
+        x: FeatureMap,
+        *,
+        train: bool,
+        keys: SampleKeys | None,
+        drop_rate: Rate | None = None,
+        size: MapSize | None = None,
     ) -> FeatureMap:
-        """Return the block's output; `drop_rate`, if given, replaces the block's own."""
+        """Return the block's output; `drop_rate`, if given, replaces the block's own.
+
+        `size` is the true height and width of a padded map.
+        """
         rate = self.drop_rate if drop_rate is None else drop_rate
 
         def drop(branch: FeatureMap) -> FeatureMap:
@@ -245,12 +254,12 @@ class Block(nnx.Module):
             return branch
 
         with jax.named_scope("pos1"):
-            x = self.pos1(x, residual=True)
+            x = self.pos1(zero_outside(x, size), residual=True)
         with jax.named_scope("mixer"):
-            mixed = self.mixer(normalized(self.norm1, x), train=train)
+            mixed = self.mixer(normalized(self.norm1, x), train=train, size=size)
             x = x + drop(self.scale1(mixed) if self.has_scale else mixed)
         with jax.named_scope("pos2"):
-            x = self.pos2(x, residual=True)
+            x = self.pos2(zero_outside(x, size), residual=True)
         with jax.named_scope("ffn"):
-            hidden = self.ffn(normalized(self.norm2, x))
+            hidden = self.ffn(normalized(self.norm2, x), size=size)
             return x + drop(self.scale2(hidden) if self.has_scale else hidden)

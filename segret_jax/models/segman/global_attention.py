@@ -25,7 +25,6 @@ from segret_jax.models.retention.formulas import Heads, whole_retention
 
 TOKENS = 49  # of stage 4 at 224 pixels
 CUBIC = -0.75  # PyTorch's A; jax.image.resize has −0.5
-HIDDEN = -1e9  # the score of padding
 
 
 def global_attention(
@@ -58,11 +57,6 @@ def global_attention(
     matrix = jnp.asarray(matrix.reshape(h, w, TOKENS), bias.dtype)
     of_queries = jnp.einsum("hwt,ntu->hwnu", matrix, bias, precision="highest")
     of_keys = jnp.broadcast_to(matrix[:, :, None], of_queries.shape)
-    if size is not None:
-        is_padding = ((y >= height) | (x >= width))[..., None, None]
-        hidden = jnp.broadcast_to(jnp.where(is_padding, HIDDEN, 0.0), (h, w, n, 1))
-        of_keys = jnp.concatenate([of_keys, hidden], -1)
-        of_queries = jnp.concatenate([of_queries, jnp.ones_like(hidden)], -1)
 
     def extend(x: Heads, more: Float[Array, "h w n t"]) -> Float[Array, "b h w n _"]:
         more = jnp.broadcast_to(more[None].astype(x.dtype), (b, *more.shape))
@@ -70,8 +64,8 @@ def global_attention(
 
     q, k, no_decay = extend(q, of_queries), extend(k, of_keys), (0.0,) * n
     if kernels is Kernels.REFERENCE:
-        return whole_retention(q, k, v, no_decay)
-    return blocked_retention(q, k, v, no_decay, decomposed=False)
+        return whole_retention(q, k, v, no_decay, size=size)
+    return blocked_retention(q, k, v, no_decay, decomposed=False, size=size)
 
 
 def bicubic_matrix(index: Any, length: int | Array, *, xp: Any = jnp) -> Any:

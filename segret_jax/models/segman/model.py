@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from segret_jax.errors import InputError
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
-from segret_jax.models.layers import SampleKeys
+from segret_jax.models.layers import MapSize, SampleKeys, strided
 from segret_jax.models.segman.decoder import Decoder
 from segret_jax.models.segman.encoder import build_encoder, encoder_options
 from segret_jax.models.segman.variants import MIN_SIDE, STAGES, VARIANTS
@@ -21,6 +21,7 @@ class SegMAN(nnx.Module):
     """
 
     stride = 8  # of the logits; prediction relies on ⌈n/stride⌉ logits for a side of n pixels
+    takes_size = True
 
     def __init__(
         self,
@@ -53,7 +54,12 @@ class SegMAN(nnx.Module):
         self.matmul_precision = config.matmul_precision
 
     def __call__(
-        self, image: Float[Array, "b H W 3"], *, train: bool = False, keys: SampleKeys | None = None
+        self,
+        image: Float[Array, "b H W 3"],
+        *,
+        train: bool = False,
+        keys: SampleKeys | None = None,
+        size: MapSize | None = None,
     ) -> Float[Array, "b h w k"]:
         """Return float32 logits.
 
@@ -61,6 +67,8 @@ class SegMAN(nnx.Module):
             image: Normalized RGB.
             train: Whether to normalize by the batch, and to update the running statistics.
             keys: The randomness of drop path and dropout in training; None: neither.
+            size: The true height and width of padded images, in evaluation, of which the same is
+                required. The logits within them are those of the unpadded images, up to rounding.
 
         Returns:
             Logits of the k classes; h = ⌈H/8⌉ and w = ⌈W/8⌉.
@@ -70,8 +78,8 @@ class SegMAN(nnx.Module):
         """
         _check(image.shape, train=train)
         with jax.default_matmul_precision(self.matmul_precision):
-            maps = self.encoder(image, train=train, keys=keys)
-            return self.decoder(maps, train=train, keys=keys)
+            maps = self.encoder(image, train=train, keys=keys, size=size)
+            return self.decoder(maps, train=train, keys=keys, size=strided(size, 8))
 
     def stages(self, image: Float[Array, "b H W 3"]) -> dict[str, Array]:
         """Return the maps that `segret verify` compares.

@@ -10,7 +10,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from segret_jax.models.kernels import Kernels, Platform
-from segret_jax.models.layers import FeatureMap, accum_dtype, host_generator, uniform_init
+from segret_jax.models.layers import (
+    FeatureMap,
+    MapSize,
+    accum_dtype,
+    host_generator,
+    uniform_init,
+)
 from segret_jax.models.selective_scan.formulas import ScanWeights, selective_scan_2d
 from segret_jax.models.selective_scan.scan import fast_selective_scan_2d
 
@@ -34,8 +40,8 @@ class SelectiveScan(nnx.Module):
         self.skip = nnx.Param(jnp.ones((DIRECTIONS, channels)))
         self.kernels, self.platform = kernels, platform
 
-    def __call__(self, x: FeatureMap) -> FeatureMap:
-        """Return the scanned map in float32, whatever the dtype of x."""
+    def __call__(self, x: FeatureMap, *, size: MapSize | None = None) -> FeatureMap:
+        """Return the scanned map in float32, whatever the dtype of x; `size` is its true size."""
         kernel, dtype = self.project[...].astype(x.dtype), accum_dtype(x.dtype)
         projections = jnp.einsum("bhwc,cp->bhwp", x, kernel, preferred_element_type=dtype)
         projections = projections.reshape(*x.shape[:3], DIRECTIONS, -1)
@@ -43,8 +49,8 @@ class SelectiveScan(nnx.Module):
             *(p[...] for p in (self.dt_kernel, self.dt_bias, self.a_log, self.skip))
         )
         if self.kernels is Kernels.REFERENCE:
-            return selective_scan_2d(x, projections, weights)
-        return fast_selective_scan_2d(x, projections, weights, platform=self.platform)
+            return selective_scan_2d(x, projections, weights, size=size)
+        return fast_selective_scan_2d(x, projections, weights, size=size, platform=self.platform)
 
 
 def _initial_bias(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:

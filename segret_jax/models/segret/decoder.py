@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.models import layers
 from segret_jax.models.kernels import Kernels
-from segret_jax.models.layers import FeatureMap, SampleKeys
+from segret_jax.models.layers import FeatureMap, MapSize, SampleKeys
 
 Maps = Sequence[Float[Array, "b _h _w _c"]]  # of the four stages
 
@@ -97,7 +97,12 @@ class Decoder(nnx.Module):
 
     @jax.named_scope("decoder")
     def __call__(
-        self, maps: Maps, *, train: bool = False, keys: SampleKeys | None = None
+        self,
+        maps: Maps,
+        *,
+        train: bool = False,
+        keys: SampleKeys | None = None,
+        size: MapSize | None = None,
     ) -> Float[Array, "b h w k"]:
         """Return float32 logits.
 
@@ -105,11 +110,12 @@ class Decoder(nnx.Module):
             maps: The stages' maps, at strides 4, 8, 16 and 32.
             train: Whether to normalize by the batch, and to update the running statistics.
             keys: The randomness of dropout in training; None: no dropout.
+            size: The true height and width of the first map, if the maps are padded.
 
         Returns:
             Logits of the k classes, at the size of the first map.
         """
-        fused = self._fuse(maps, train=train)
+        fused = self._fuse(maps, train=train, size=size)
         with jax.named_scope("fuse"):
             x = jax.nn.relu(self.fuse_norm(fused, train=train))
         if train and keys is not None:
@@ -118,7 +124,7 @@ class Decoder(nnx.Module):
             logits = self.classify(x)
         return logits.astype(layers.accum_dtype(logits.dtype))
 
-    def _fuse(self, maps: Maps, *, train: bool) -> FeatureMap:
+    def _fuse(self, maps: Maps, *, train: bool, size: MapSize | None) -> FeatureMap:
         """Return fuse(concat(F_4↑, F_3↑, F_2↑, F_1)) without building the concatenation.
 
         The fuse is linear, per pixel and without bias, so it commutes with the upsampling: each
@@ -127,14 +133,16 @@ class Decoder(nnx.Module):
         """
         kernels = jnp.split(self.fuse.kernel[...], len(maps))  # F_4's rows first
         _, h, w, _ = maps[0].shape
-        is_plain = self.kernels is Kernels.REFERENCE
-        resize = layers.resize_by_products if is_plain else layers.resize_bilinear
+        by_products = self.kernels is Kernels.REFERENCE or size is not None
         terms = []
         by_stage = zip(maps, self.projections, reversed(kernels), strict=True)
         for i, (f, project, kernel) in enumerate(by_stage, start=1):
             with jax.named_scope(f"project{i}"):
                 projected = project(f, train=train)
             with jax.named_scope("fuse"):
-                terms.append(resize(projected @ kernel.astype(projected.dtype), (h, w)))
+                x = projected @ kernel.astype(projected.dtype)
+                if by_products:
+                    x = layers.upsample(x, (h, w), factor=2 ** (i - 1), true_size=size)
+                terms.append(layers.resize_bilinear(x, (h, w)))
         with jax.named_scope("fuse"):
             return functools.reduce(jnp.add, terms)

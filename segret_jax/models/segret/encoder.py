@@ -20,7 +20,7 @@ from segret_jax.models import layers
 from segret_jax.models.blocks import Encoder, FeedForward
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform, announce_blocks
-from segret_jax.models.layers import FeatureMap, Rate, SampleKeys
+from segret_jax.models.layers import FeatureMap, MapSize, Rate, SampleKeys, zero_outside
 from segret_jax.models.retention.decay import Decay, head_log_decay
 from segret_jax.models.retention.layer import Retention, RetentionOptions
 from segret_jax.models.segret.variants import Variant
@@ -101,9 +101,18 @@ class Block(nnx.Module):
         self.drop_rate = drop_path
 
     def __call__(
-        self, x: FeatureMap, *, train: bool, keys: SampleKeys | None, drop_rate: Rate | None = None
+        self,
+        x: FeatureMap,
+        *,
+        train: bool,
+        keys: SampleKeys | None,
+        drop_rate: Rate | None = None,
+        size: MapSize | None = None,
     ) -> FeatureMap:
-        """Return the block's output; `drop_rate`, if given, replaces the block's own."""
+        """Return the block's output; `drop_rate`, if given, replaces the block's own.
+
+        `size` is the true height and width of a padded map.
+        """
         rate = self.drop_rate if drop_rate is None else drop_rate
 
         def scaled(branch: Array, gamma: nnx.Param | None) -> Array:
@@ -114,11 +123,12 @@ class Block(nnx.Module):
             return branch
 
         with jax.named_scope("pos"):
+            x = zero_outside(x, size)
             x = x + self.pos(x)
         with jax.named_scope("retention"):
-            x = x + scaled(self.retention(self.norm1(x)), self.gamma1)
+            x = x + scaled(self.retention(self.norm1(x), size=size), self.gamma1)
         with jax.named_scope("ffn"):
-            return x + scaled(self.ffn(self.norm2(x)), self.gamma2)
+            return x + scaled(self.ffn(self.norm2(x), size=size), self.gamma2)
 
 
 def build_encoder(

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Platform
-from segret_jax.models.layers import SampleKeys
+from segret_jax.models.layers import MapSize, SampleKeys, strided
 from segret_jax.models.segret.decoder import Decoder
 from segret_jax.models.segret.encoder import build_encoder, encoder_options
 from segret_jax.models.segret.variants import STAGES, VARIANTS
@@ -20,6 +20,7 @@ class SegRet(nnx.Module):
     """
 
     stride = 4  # of the logits; prediction relies on ⌈n/stride⌉ logits for a side of n pixels
+    takes_size = True
 
     def __init__(
         self,
@@ -53,7 +54,12 @@ class SegRet(nnx.Module):
         self.matmul_precision = config.matmul_precision
 
     def __call__(
-        self, image: Float[Array, "b H W 3"], *, train: bool = False, keys: SampleKeys | None = None
+        self,
+        image: Float[Array, "b H W 3"],
+        *,
+        train: bool = False,
+        keys: SampleKeys | None = None,
+        size: MapSize | None = None,
     ) -> Float[Array, "b h w k"]:
         """Return float32 logits.
 
@@ -61,13 +67,15 @@ class SegRet(nnx.Module):
             image: Normalized RGB.
             train: Whether to normalize by the batch, and to update the running statistics.
             keys: The randomness of drop path and dropout in training; None: neither.
+            size: The true height and width of padded images, in evaluation. The logits within
+                them are those of the unpadded images, up to rounding.
 
         Returns:
             Logits of the k classes; h = ⌈H/4⌉ and w = ⌈W/4⌉.
         """
         with jax.default_matmul_precision(self.matmul_precision):
-            maps = self.encoder(image, train=train, keys=keys)
-            return self.decoder(maps, train=train, keys=keys)
+            maps = self.encoder(image, train=train, keys=keys, size=size)
+            return self.decoder(maps, train=train, keys=keys, size=strided(size, 4))
 
     def stages(self, image: Float[Array, "b H W 3"]) -> dict[str, Array]:
         """Return the maps that `segret verify` compares.
