@@ -1,8 +1,9 @@
 """Evaluation of a predictor on every image of a source."""
 
+import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,8 @@ from segret_jax.data.transforms import use_one_opencv_thread
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
 from segret_jax.evaluation.metrics import ConfusionAccumulator, Metrics
-from segret_jax.evaluation.plan import Plan, Size, make_plan
+from segret_jax.evaluation.padding import Padding
+from segret_jax.evaluation.plan import Plan, Size, choose_padding, make_plan
 from segret_jax.parallel import processes
 
 READERS = 4  # threads that decode and resize while the devices are at work
@@ -111,10 +113,7 @@ def evaluate(
     own = range(jax.process_index(), len(source), jax.process_count())
     confusion = ConfusionAccumulator(len(source), table.num_classes, detailed=detailed)
     reader = _Reader(source, own, predictor, skip_faulty=skip_faulty)
-    plan = make_plan(
-        reader.sizes, predictor.config, predictor.batch_size,
-        stride=predictor.stride, min_side=predictor.min_side,
-    )  # fmt: skip
+    plan = _plan(predictor, reader.sizes)
     if announce and plan.batches:
         announce(f"{plan.describe()}; {predictor.forecast(plan)}")
     spread = np.linspace(0, len(own) - 1, num_pictures).astype(int)  # neighbors may look alike
@@ -148,6 +147,19 @@ def evaluate(
     return _result_of_all(found, confusion, [pictures[i] for i in sorted(pictures)])
 
 
+def _plan(predictor: Predictor, sizes: Mapping[int, Size]) -> Plan:
+    """Plan for this process's images; the padded sizes depend on those of all processes."""
+    padding: Padding = {}
+    if predictor.takes_size:
+        every = map(json.loads, processes.gather(json.dumps([*sizes.values()]).encode()))
+        all_sizes = sorted((height, width) for own in every for height, width in own)
+        padding = choose_padding(all_sizes, predictor.config, min_side=predictor.min_side)
+    return make_plan(
+        sizes, predictor.config, predictor.batch_size,
+        stride=predictor.stride, min_side=predictor.min_side, padding=padding,
+    )  # fmt: skip
+
+
 def _result_of_all(
     found: dict[str, Any], confusion: ConfusionAccumulator, pictures: list[Picture]
 ) -> Result | None:
@@ -178,15 +190,16 @@ class _Reader:
             with self._recording_faults(index):
                 self.sizes[index] = source.size(index)
 
-    def read(self, index: int) -> tuple[Sample | None, Prepared]:
+    def read(self, index: int, *, padding: Padding) -> tuple[Sample | None, Prepared]:
         """Return the sample and its input, or None and a black image instead of a faulty one.
 
         An image's position in a batch must not depend on the others.
         """
         with self._recording_faults(index):
             sample = self.source[index]
-            return sample, self.predictor.prepare(sample["image"])
-        return None, self.predictor.prepare(np.zeros((*self.sizes[index], 3), np.uint8))
+            return sample, self.predictor.prepare(sample["image"], padding=padding)
+        black = np.zeros((*self.sizes[index], 3), np.uint8)
+        return None, self.predictor.prepare(black, padding=padding)
 
     @contextmanager
     def _recording_faults(self, index: int) -> Iterator[None]:
@@ -201,9 +214,8 @@ class _Reader:
 def _predictions(predictor: Predictor, reader: _Reader, plan: Plan) -> Iterator[Predicted]:
     """Predict batch after batch, while threads read the next images."""
     order = itertools.chain.from_iterable(plan.batches)
-    images = prefetch(
-        reader.read, order, workers=READERS, buffer_size=READERS + predictor.batch_size
-    )
+    read = functools.partial(reader.read, padding=plan.padding)
+    images = prefetch(read, order, workers=READERS, buffer_size=READERS + predictor.batch_size)
 
     def predict(indices: list[int]) -> list[Predicted]:
         samples, inputs = zip(*itertools.islice(images, len(indices)), strict=True)

@@ -26,10 +26,11 @@ from segret_jax.config import EvalConfig
 from segret_jax.data.transforms import resize_for_evaluation
 from segret_jax.errors import InputError
 from segret_jax.evaluation import rescale
+from segret_jax.evaluation.padding import Padding, ladder
 from segret_jax.evaluation.plan import Plan, Size, Tiling, logits_size, scaled_target, tilings
 from segret_jax.evaluation.rescale import BLOCK, InterpolationMatrix, Tile
 from segret_jax.models.factory import ModelBundle
-from segret_jax.models.forward import forward, stride_of
+from segret_jax.models.forward import forward, stride_of, takes_size
 from segret_jax.parallel.mesh import data_mesh
 
 NOT_A_NUMBER = 255  # in a label map; no class has this number
@@ -39,10 +40,18 @@ Views = list[Float[Array, "b h w k"]]
 
 
 class Prepared(NamedTuple):
-    """The inputs of the network for an image: 8-bit at each scale, with the tiling there."""
+    """The inputs of the network for an image at each scale."""
 
     size: Size
-    scales: list[tuple[UInt8[np.ndarray, "_ _ 3"], Tiling]]
+    scales: list["ScaledImage"]
+
+
+class ScaledImage(NamedTuple):
+    """An image at one scale, and the padded size of its tiles; None: they are not padded."""
+
+    pixels: UInt8[np.ndarray, "_ _ 3"]
+    tiling: Tiling
+    padded: Size | None
 
 
 class Prediction(NamedTuple):
@@ -65,8 +74,8 @@ class Programs(NamedTuple):
 class Predictor:
     """A model with its weights, applied to images of any size.
 
-    The network is compiled once for each size of its input, and what follows once for each size
-    of its logits; the sizes of the images compile nothing.
+    The network is compiled once for each padded size of its input, and what follows once for each
+    size of its logits; the sizes of the images compile nothing.
     """
 
     def __init__(
@@ -80,7 +89,8 @@ class Predictor:
         """Place the weights on the devices.
 
         Args:
-            bundle: The model; its network has the attribute `stride`, that of the logits.
+            bundle: The model; its network has the attribute `stride`, that of the logits. Without
+                the attribute `takes_size`, its inputs are not padded.
             config: The sizes of the network's inputs, and the views to average.
             min_side: The shortest side that the network takes (`Family.min_side`).
             mesh: The devices, along whose axis `data` images are split; by default all.
@@ -88,7 +98,7 @@ class Predictor:
         self.config, self.min_side = config, min_side
         self.mesh = mesh or data_mesh()
         self.programs = compiled_programs(bundle.graph, self.mesh)
-        self.stride = stride_of(bundle)
+        self.stride, self.takes_size = stride_of(bundle), takes_size(bundle)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self.variables = jax.device_put(bundle.variables, replicated)
 
@@ -107,18 +117,24 @@ class Predictor:
         averages = ((corner, self.programs.average(views)) for corner, views in parts)
         return rescale.assemble(averages, (image.shape[0], image.shape[1]))[0]
 
-    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
-        """Resize an image for `predict`; threads of the host can do this ahead."""
+    def prepare(
+        self, image: UInt8[np.ndarray, "h w 3"], *, padding: Padding | None = None
+    ) -> Prepared:
+        """Resize an image for `predict`; threads of the host can do this ahead.
+
+        Args:
+            image: RGB from 0 to 255.
+            padding: The padded sizes of the network's inputs; None: those of the ladder.
+        """
         size = image.shape[0], image.shape[1]
         planned = tilings(size, self.config, min_side=self.min_side)
-        targets = [scaled_target(self.config, scale) for scale in self.config.scales]
-        return Prepared(
-            size,
-            [
-                (resize_for_evaluation(image, target=target, size=tiling.size), tiling)
-                for target, tiling in zip(targets, planned, strict=True)
-            ],
-        )
+        scaled = []
+        for scale, tiling in zip(self.config.scales, planned, strict=True):
+            target = scaled_target(self.config, scale)
+            pixels = resize_for_evaluation(image, target=target, size=tiling.size)
+            padded = ladder(tiling.tile) if padding is None else padding.get(tiling.tile)
+            scaled.append(ScaledImage(pixels, tiling, padded if self.takes_size else None))
+        return Prepared(size, scaled)
 
     def predict(self, batch: Sequence[Prepared]) -> list[Prediction]:
         """Predict up to `batch_size` images whose tiles have the same sizes, as in a `Plan`.
@@ -144,12 +160,14 @@ class Predictor:
         compilations and the passes.
         """
         pixels = self._split(np.zeros((self.batch_size, *plan.largest, 3), np.uint8))
+        is_padded = plan.largest in plan.padding.values()
+        arguments = (self.variables, pixels, *_true_size(plan.largest if is_padded else None))
         start = time.perf_counter()
-        program = self.programs.network.lower(self.variables, pixels).compile()
+        program = self.programs.network.lower(*arguments).compile()
         compiled = time.perf_counter()
         for _ in range(2):  # the first run of a program is slow
             begun = time.perf_counter()
-            logits = jax.block_until_ready(program(self.variables, pixels))
+            logits = jax.block_until_ready(program(*arguments))
         seconds = (time.perf_counter() - begun) * plan.pixels / math.prod(plan.largest)
         seconds += len(plan.passes) * (compiled - start)
         needed = plan.held_logits * logits.shape[-1] * 4 * self.config.batch_size
@@ -166,7 +184,7 @@ class Predictor:
         Large scales come first, while no other logits are held.
         """
         scales = sorted(range(len(self.config.scales)), key=lambda i: -self.config.scales[i])
-        counts = [max(image.scales[i][1].num_tiles for image in batch) for i in scales]
+        counts = [max(image.scales[i].tiling.num_tiles for image in batch) for i in scales]
         return [
             [self._tile(batch, scale, number, mirrored=mirrored) for number in range(count)]
             for scale, count in zip(scales, counts, strict=True)
@@ -175,27 +193,36 @@ class Predictor:
 
     def _tile(self, batch: Sequence[Prepared], scale: int, number: int, *, mirrored: bool) -> Tile:
         """Run the network on one tile of each image; an image without it gets zero weights."""
-        height, width = tile = batch[0].scales[scale][1].tile
-        expected = logits_size(tile, self.stride)
-        pixels = np.zeros((self.batch_size, height, width, 3), np.uint8)
+        _, (_, tile, *_), padded = batch[0].scales[scale]
+        (height, width), network = tile, padded or tile
+        expected = logits_size(network, self.stride)
+        pixels = np.zeros((self.batch_size, *network, 3), np.uint8)
         rows: list[InterpolationMatrix | None] = [None] * self.batch_size
         columns = rows.copy()
         for i, image in enumerate(batch):
-            whole, tiling = image.scales[scale]
+            whole, tiling, _ = image.scales[scale]
             if number < tiling.num_tiles:
                 top, left = tiling.corner(number)
                 whole = whole[:, ::-1] if mirrored else whole
-                pixels[i] = whole[top : top + height, left : left + width]
+                pixels[i, :height, :width] = whole[top : top + height, left : left + width]
                 rows[i], columns[i] = rescale.image_matrices(
-                    image.size, tiling, number, logits=expected, mirrored=mirrored
+                    image.size,
+                    tiling,
+                    number,
+                    logits=logits_size(tile, self.stride),
+                    mirrored=mirrored,
                 )
         # Block here: two passes in flight would double peak memory.
-        logits = jax.block_until_ready(self.programs.network(self.variables, self._split(pixels)))
+        true_size = _true_size(tile if padded else None)
+        logits = self.programs.network(self.variables, self._split(pixels), *true_size)
+        logits = jax.block_until_ready(logits)
         if logits.shape[1:-1] != expected:  # the gather below does not check bounds
-            found = "x".join(map(str, logits.shape[1:-1]))
+            found, given, wanted = (
+                "x".join(map(str, size)) for size in (logits.shape[1:-1], network, expected)
+            )
             raise ValueError(
-                f"the logits of an input of {height}x{width} are {found}, but the model's stride "
-                f"is {self.stride}: expected {expected[0]}x{expected[1]}; correct its `stride`"
+                f"the logits of an input of {given} are {found}, but the model's stride is "
+                f"{self.stride}: expected {wanted}; correct its `stride`"
             )
         return Tile(logits, *map(rescale.stack_matrices, (rows, columns), _largest(batch), BLOCK))
 
@@ -209,6 +236,11 @@ class Predictor:
     def _split(self, arrays: Any) -> Any:
         """Put host arrays onto the devices, which JAX cannot infer with several processes."""
         return jax.device_put(arrays, NamedSharding(self.mesh, PartitionSpec("data")))
+
+
+def _true_size(size: Size | None) -> tuple[Any]:
+    """Return the last argument of the network's program: scalars, so that none compiles it anew."""
+    return (None if size is None else tuple(np.int32(side) for side in size),)
 
 
 def _largest(batch: Sequence[Prepared]) -> Size:
@@ -229,7 +261,7 @@ def compiled_programs(graph: nnx.GraphDef[Any], mesh: Mesh) -> Programs:
     network = functools.partial(forward, graph)
     return Programs(
         # Its kernels do not declare over which axes their results vary.
-        network=per_device(network, PartitionSpec(), split, check=False),
+        network=per_device(network, PartitionSpec(), split, PartitionSpec(), check=False),
         rows=per_device(rescale.multiply_rows, split, split, split),
         columns=per_device(rescale.multiply_columns, split, split, split),
         average=per_device(_average, split),

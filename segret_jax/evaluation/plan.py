@@ -1,20 +1,20 @@
 """The plan of an evaluation: which parts of which images go through the network together.
 
-The network is compiled for each size of its input. Its input is never padded, because padding
-changes the results. So images whose inputs have the same sizes share batches, and the images'
+The network is compiled for each padded size of its input (`evaluation.padding`). The images of a
+call share one true size, so images whose inputs have the same sizes share batches. The images'
 headers tell the sizes and the compilations before the start.
 """
 
 import collections
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from segret_jax.config import EvalConfig
 from segret_jax.data.transforms import aligned_size, keep_ratio_size
-
-Size = tuple[int, int]  # height, width
+from segret_jax.evaluation import padding as paddings
+from segret_jax.evaluation.padding import Padding, Size
 
 
 class Tiling(NamedTuple):
@@ -84,9 +84,10 @@ class Plan:
     """The batches of indices, in order, and what they ask of the network."""
 
     batches: list[list[int]]
-    passes: Mapping[Size, int]  # of a batch through the network, by size of its input
+    passes: Mapping[Size, int]  # of a batch through the network, by padded size of its input
     held_logits: int  # positions of logits kept of one image at most, over all its tiles
     num_stretched: int = 0  # images with a side shorter than the network takes
+    padding: Padding = field(default_factory=dict)
 
     @property
     def largest(self) -> Size:
@@ -109,6 +110,22 @@ class Plan:
         )
 
 
+def choose_padding(sizes: Iterable[Size], config: EvalConfig, *, min_side: int = 1) -> Padding:
+    """Choose the padded sizes of the network's inputs for images of these (height, width).
+
+    With several processes, all of them need the sizes of all images.
+    """
+    padding: dict[Size, Size | None] = {}
+    tiled = [tilings(size, config, min_side=min_side) for size in sizes]
+    for scale in zip(*tiled, strict=True):
+        counts = collections.Counter[Size]()
+        for tiling in scale:
+            counts[tiling.tile] += tiling.num_tiles
+        # Where scales share an input's size, one program for it is enough.
+        padding = paddings.choose(counts) | padding
+    return padding
+
+
 def make_plan(
     sizes: Mapping[int, Size],
     config: EvalConfig,
@@ -116,6 +133,7 @@ def make_plan(
     *,
     stride: int,
     min_side: int = 1,
+    padding: Padding | None = None,
 ) -> Plan:
     """Plan for images given as {index: (height, width)}, `batch_size` at once on all devices.
 
@@ -127,7 +145,13 @@ def make_plan(
         batch_size: The number of images predicted together.
         stride: The stride of the model's logits.
         min_side: The shortest side that the network takes (`Family.min_side`).
+        padding: The padded sizes of the network's inputs (`choose_padding`); None: as they are.
     """
+    padding = padding or {}
+
+    def padded(tile: Size) -> Size:
+        return padding.get(tile) or tile
+
     tiled = {i: tilings(size, config, min_side=min_side) for i, size in sizes.items()}
     groups = collections.defaultdict(list)
     for index, scales in tiled.items():
@@ -141,10 +165,10 @@ def make_plan(
             batch = alike[start : start + batch_size]
             batches.append(batch)
             for scale, tile in enumerate(tiles):
-                passes[tile] += views * max(tiled[i][scale].num_tiles for i in batch)
+                passes[padded(tile)] += views * max(tiled[i][scale].num_tiles for i in batch)
     held = (
-        views * sum(t.num_tiles * math.prod(logits_size(t.tile, stride)) for t in scales)
+        views * sum(t.num_tiles * math.prod(logits_size(padded(t.tile), stride)) for t in scales)
         for scales in tiled.values()
     )
     stretched = sum(tiled[i] != tilings(size, config) for i, size in sizes.items())
-    return Plan(batches, passes, max(held, default=0), stretched)
+    return Plan(batches, passes, max(held, default=0), stretched, padding)

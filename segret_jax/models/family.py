@@ -83,7 +83,9 @@ class Implementation:
     build: Callable[..., Any]
     """(model, num_classes, *, platform, rngs) -> nnx.Module: images [b, H, W, 3] to logits, with
     the attribute `stride` (a side of n pixels gives ⌈n/stride⌉ logits) and, for `segret verify`, a
-    method `stages(image)` that returns {name: map} of `stages`."""
+    method `stages(image)` that returns {name: map} of `stages`. If its attribute `takes_size` is
+    true, prediction pads images and gives it their true (height, width) as `size=`; within that its
+    logits are those of the unpadded image."""
     stages: Mapping[str, str] = field(default_factory=lambda: {"logits": "the network"})
     """{name of a map: the modules that it comes from}, the logits last."""
     parameter_groups: Mapping[str, tuple[float, bool]] = field(

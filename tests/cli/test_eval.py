@@ -17,7 +17,7 @@ from segret_jax.config import Config
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
 from segret_jax.evaluation import inference, results
-from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
+from segret_jax.evaluation.inference import Prediction, Predictor, Prepared, ScaledImage
 from segret_jax.evaluation.plan import Plan, Tiling
 from segret_jax.models.factory import ModelBundle
 from segret_jax.parallel.mesh import data_mesh
@@ -29,17 +29,18 @@ FILES = ["confusion.csv", "confusion.png", "metrics.json", "per_image.npz"]
 class Reads(Predictor):
     """A predictor whose classes are the red of the pixels."""
 
-    stride = 4
+    stride, takes_size = 4, False
 
     def __init__(self, params: Any, config: Any, *, min_side: int):
         self.variables, self.config, self.mesh = params, config, data_mesh()
         self.min_side = min_side
 
-    def prepare(self, image: np.ndarray) -> Prepared:
-        return Prepared((image.shape[0], image.shape[1]), [(image, Tiling((32, 32), (32, 32)))])
+    def prepare(self, image: np.ndarray, *, padding: Any = None) -> Prepared:
+        scaled = ScaledImage(image, Tiling((32, 32), (32, 32)), None)
+        return Prepared((image.shape[0], image.shape[1]), [scaled])
 
     def predict(self, batch: Sequence[Prepared]) -> list[Prediction]:
-        maps = [image.scales[0][0][..., 0] % 8 for image in batch]
+        maps = [image.scales[0].pixels[..., 0] % 8 for image in batch]
         return [Prediction(np.ascontiguousarray(m), m < 0) for m in maps]
 
     def forecast(self, plan: Plan) -> str:

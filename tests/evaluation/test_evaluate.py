@@ -16,7 +16,7 @@ from segret_jax.data.class_table import ClassTable
 from segret_jax.data.sources import Sample
 from segret_jax.errors import InputError
 from segret_jax.evaluation.evaluate import READERS, Result, evaluate
-from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
+from segret_jax.evaluation.inference import Prediction, Predictor, Prepared, ScaledImage
 from segret_jax.evaluation.metrics import ConfusionAccumulator
 from segret_jax.evaluation.plan import Plan, Tiling, make_plan
 from segret_jax.models.factory import ModelBundle, build
@@ -65,7 +65,7 @@ class Scenes:
 class Reads(Predictor):
     """Predicts the red channel: right everywhere. With `wrong`, the opposite. Ties at the left."""
 
-    stride, min_side = 4, 1
+    stride, min_side, takes_size = 4, 1, False
 
     def __init__(self, *, wrong: bool = False, batch_size: int = 1):
         self.wrong = wrong
@@ -73,12 +73,13 @@ class Reads(Predictor):
         self.mesh = data_mesh()
         self.batches: list[int] = []
 
-    def prepare(self, image: np.ndarray) -> Prepared:
-        return Prepared((image.shape[0], image.shape[1]), [(image, Tiling((32, 32), (32, 32)))])
+    def prepare(self, image: np.ndarray, *, padding: Any = None) -> Prepared:
+        scaled = ScaledImage(image, Tiling((32, 32), (32, 32)), None)
+        return Prepared((image.shape[0], image.shape[1]), [scaled])
 
     def predict(self, batch: Sequence[Prepared]) -> list[Prediction]:
         self.batches.append(len(batch))
-        maps = [np.ascontiguousarray(image.scales[0][0][..., 0]) for image in batch]
+        maps = [np.ascontiguousarray(image.scales[0].pixels[..., 0]) for image in batch]
         ties = [np.arange(m.shape[1]) < 1 + np.zeros_like(m) for m in maps]
         return [Prediction(1 - m if self.wrong else m, t) for m, t in zip(maps, ties, strict=True)]
 

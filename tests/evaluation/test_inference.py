@@ -84,8 +84,8 @@ def test_network_input_equals_the_original(model, case):
 def test_goldens_distinguish_one_resize_of_the_logits_from_two(model):
     """Going directly from stride 4 to the image misses the original: the tolerance is no alibi."""
     predictor = Predictor(ModelBundle(*model), WHOLE, mesh=mesh(1))
-    (pixels, _) = predictor.prepare(IMAGE).scales[0]
-    logits = predictor.programs.network(predictor.variables, pixels[None])
+    (pixels, *_) = predictor.prepare(IMAGE).scales[0]
+    logits = predictor.programs.network(predictor.variables, pixels[None], None)
     direct = jax.nn.softmax(resize_bilinear(logits, IMAGE.shape[:2])[0])
     expected = EXPECTED["whole/prob"].transpose(1, 2, 0)
     assert np.abs(np.asarray(direct) - expected).max() > 1e-3
@@ -95,7 +95,7 @@ def test_goldens_distinguish_one_resize_of_the_image_from_two():
     """(100, 150) keeps its ratio at (128, 192): no second resize. Of (90, 150) there is one."""
     image = np.ascontiguousarray(IMAGE[:90])
     predictor = Predictor.__new__(Predictor)
-    predictor.config, predictor.min_side = WHOLE, 1
+    predictor.config, predictor.min_side, predictor.takes_size = WHOLE, 1, False
     twice = network_input(predictor, image)
     assert twice.shape == (128, 224, 3)
     np.testing.assert_array_equal(
@@ -164,7 +164,8 @@ def step_by_step(predictor: Predictor, image: np.ndarray, sides: Sequence[int]) 
                 for j in range(max(w - tw + sx - 1, 0) // sx + 1):
                     y2, x2 = min(i * sy + th, h), min(j * sx + tw, w)
                     window = np.s_[y2 - th : y2, x2 - tw : x2]
-                    logits = predictor.programs.network(predictor.variables, x[window][None])
+                    tile = x[window][None]
+                    logits = predictor.programs.network(predictor.variables, tile, None)
                     total[window] += resized(np.asarray(logits[0]), (th, tw))
                     count[window] += 1
             scores = np.exp(resized(total / count, size))
@@ -231,8 +232,8 @@ def test_across_batch_sizes_logits_agree_and_only_ties_may_differ(small):
     )
     prepared = [one.prepare(image) for image in batch]
     pixels = np.stack([image.scales[0][0] for image in prepared])
-    together = many.programs.network(many.variables, pixels)
-    alone = jnp.concatenate([one.programs.network(one.variables, p[None]) for p in pixels])
+    together = many.programs.network(many.variables, pixels, None)
+    alone = jnp.concatenate([one.programs.network(one.variables, p[None], None) for p in pixels])
     assert golden.relative_error(together, np.asarray(alone)) < 1e-5
     for image, found in zip(prepared, many.predict(prepared), strict=True):
         (expected,) = one.predict([image])
@@ -273,7 +274,8 @@ for n in (1, 2, 4, 8):
     result = evaluate(predictor, scenes, load_class_table("synthetic"))
     counts.append(result.confusion.counts)
     batches = np.split(pixels, 16 // predictor.batch_size)
-    network = [predictor.programs.network(predictor.variables, batch) for batch in batches]
+    run = predictor.programs.network
+    network = [run(predictor.variables, batch, None) for batch in batches]
     logits.append(np.concatenate(network))
 assert logits[0].std() > 1e-3
 assert all(np.array_equal(logits[0], other) for other in logits[1:])

@@ -55,7 +55,7 @@ def picture(size: tuple[int, int]) -> np.ndarray:
 def test_logits_at_any_stride_are_resized_as_by_loops(stride, config):
     image, model = picture((47, 85)), Strided(stride)
     predictor = predictor_of(model, config)
-    (pixels, tiling), (h, w) = predictor.prepare(image).scales[0], (47, 85)
+    (pixels, tiling, _), (h, w) = predictor.prepare(image).scales[0], (47, 85)
     network = normalize(pixels)
     tiles = []
     for number in range(tiling.num_tiles):

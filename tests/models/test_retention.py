@@ -134,6 +134,38 @@ def test_gradients_of_bfloat16_are_near_those_of_float32(form):
         assert error < 0.015 * np.abs(plain).max()  # bfloat16 has 8 bits
 
 
+def padded(args: Any, shape: tuple[int, int]) -> list[jax.Array]:
+    """Pad to `shape` with large numbers."""
+    (_, h, w, *_), (height, width) = args[0].shape, shape
+    pads = [(0, 0), (0, height - h), (0, width - w), (0, 0), (0, 0)]
+    return [jnp.pad(t, pads, constant_values=9.0) for t in args]
+
+
+def check_padding(form: Any, plain: Any, size: tuple[int, int], **settings: Any) -> None:
+    """Compare outputs and gradients within the true size, which is an argument of the program."""
+    (h, w), args = size, qkv(*size, width=settings.pop("width", 4))
+    at = np.s_[:, :h, :w]
+
+    @jax.jit
+    def run(height: jax.Array, width: jax.Array, *args: jax.Array) -> tuple[jax.Array, ...]:
+        of_padded = functools.partial(form, size=(height, width), **settings)
+        out, pull = jax.vjp(lambda *args: of_padded(*args, LOG_DECAY)[at], *args)
+        return out, *(t[at] for t in pull(jnp.sin(jnp.arange(out.size)).reshape(out.shape)))
+
+    found = run(jnp.int32(h), jnp.int32(w), *padded(args, (h + 3, w + 5)))
+    settings.pop("max_scores", None)
+    for ours, theirs in zip(found, value_and_grads(plain, *args, **settings), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(np.abs(theirs).max(), 1))
+
+
+@pytest.mark.parametrize("size", [(6, 8), (1, 1), *slow((1, 9), (9, 1))])
+@pytest.mark.parametrize("decay", Decay)
+@pytest.mark.parametrize("plain", FORMS)
+def test_nothing_attends_to_padding(plain, decay, size):
+    check_padding(plain, plain, size, decay=decay)
+    check_padding(BLOCKED[plain], plain, size, decay=decay, max_scores=MAX_SCORES[plain])
+
+
 @pytest.fixture
 def retraced() -> Iterator[None]:
     """For a test that changes what is read while tracing."""
@@ -169,6 +201,11 @@ def test_the_tpu_kernel_equals_plain_with_its_gradients_in_float64(form, decay, 
         found = value_and_grads(BLOCKED[form], *args, decay=decay)
         for ours, plain in zip(found, value_and_grads(form, *args, decay=decay), strict=True):
             np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-12 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_in_the_tpu_kernel_nothing_attends_to_padding(form, kernel):
+    check_padding(BLOCKED[form], form, SIZE)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -373,6 +410,12 @@ def test_the_gpu_kernels_equal_plain_with_their_gradients(form, size, gpu_kernel
         np.testing.assert_allclose(ours, plain, rtol=0, atol=5e-6 * max(np.abs(plain).max(), 1))
 
 
+@pytest.mark.parametrize("size", [SIZE, *slow((2, 130))])
+@pytest.mark.parametrize("form", FORMS)
+def test_in_the_gpu_kernels_nothing_attends_to_padding(form, size, gpu_kernels):
+    check_padding(BLOCKED[form], form, size, width=16)
+
+
 @pytest.mark.parametrize("size", [SIZE, (12, 16)])
 def test_the_gpu_kernels_in_bfloat16_are_near_float32(size, gpu_kernels):
     args = [t.astype(jnp.bfloat16) for t in qkv(*size, width=16)]
@@ -431,15 +474,18 @@ def test_queries_and_values_of_different_dtypes_use_blocks():
         assert np.isfinite(ours.astype(jnp.float32)).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("float32", None), ("bfloat16", None), ("float16", None), ("bfloat16", (jnp.int32(9),) * 2)],
+)
 @pytest.mark.parametrize("form", FORMS)
-def test_the_gpu_kernels_lower_to_triton(form, dtype):
+def test_the_gpu_kernels_lower_to_triton(form, dtype, size):
     args = [t.astype(dtype) for t in qkv(12, 16, width=16)]
 
-    def total(*args: jax.Array) -> jax.Array:
-        return BLOCKED[form](*args, LOG_DECAY).astype(jnp.float32).sum()
+    def total(*args: jax.Array, size: Any) -> jax.Array:
+        return BLOCKED[form](*args, LOG_DECAY, size=size).astype(jnp.float32).sum()
 
-    traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(*args)
+    traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(*args, size=size)
     try:
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     except RuntimeError as error:  # jax 0.11 asks for a GPU
@@ -527,6 +573,9 @@ def test_rotation_equals_the_loop():
             expected[s, row, column, head, 2 * j] = a * math.cos(phi) - b * math.sin(phi)
             expected[s, row, column, head, 2 * j + 1] = a * math.sin(phi) + b * math.cos(phi)
     np.testing.assert_allclose(rotate(jnp.asarray(x)), expected, atol=5e-6)
+    wide = jnp.pad(jnp.asarray(x), ((0, 0), (0, 1), (0, 4), (0, 0), (0, 0)))
+    found = rotate(wide, size=(jnp.int32(3), jnp.int32(5)))
+    np.testing.assert_allclose(found[:, :3, :5], expected, atol=5e-6)
 
 
 def test_log_decay_of_each_head():

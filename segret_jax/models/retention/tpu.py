@@ -80,9 +80,8 @@ def by_kernel(
         return tuple(jax.ShapeDtypeStruct((count, b, t.shape[-1], length), t.dtype) for t in arrays)
 
     padding = num_blocks * num_queries - length  # by zeros, which add nothing to the keys' sums
-    scalars = (log_decay,) if size is None else (log_decay, size)
     inputs = (
-        scalars,
+        (log_decay,) if size is None else (log_decay, size),
         tuple(jnp.pad(_transpose(t), [(0, 0)] * 3 + [(0, padding)]) for t in queries),
         tuple(map(_transpose, keys)),
     )
@@ -91,7 +90,7 @@ def by_kernel(
         functools.partial(_kernel, of_block, num_queries),
         grid=grid,
         in_specs=(
-            (pl.BlockSpec(memory_space=pltpu.SMEM),) * len(scalars),
+            (pl.BlockSpec(memory_space=pltpu.SMEM),) * len(inputs[0]),
             *specs((queries, keys)),
         ),
         out_specs=specs(found),
