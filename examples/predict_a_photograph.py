@@ -13,7 +13,7 @@ import segret_jax
 def main(run: str, photograph: str) -> dict[str, float]:
     """Return the share of the pixels of each class that occurs, largest first."""
     model = segret_jax.load(run)
-    label_map = model.predict(photograph)
+    label_map = model.predict(photograph).label_map
     classes, counts = np.unique(label_map, return_counts=True)
     order = np.argsort(-counts)
     names = model.classes.class_names

@@ -1,14 +1,15 @@
 """A model with its weights as one object, for use from Python.
 
 model = segret_jax.load("runs/camvid_tiny_cpu")
-label_map = model.predict("photograph.jpg")  # [H, W] class ids
-model.classes.class_names[label_map[0, 0]]
+result = model.predict("photograph.jpg")
+result.label_map  # [H, W] class ids
+result.overlay().save("overlay.png")
 """
 
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import jax
 import numpy as np
@@ -24,7 +25,10 @@ from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle
 from segret_jax.models.families import get_family
 from segret_jax.models.forward import forward
+from segret_jax.prediction.segmentation import Segmentation, segment
 from segret_jax.run import compilation
+
+ImageLike: TypeAlias = UInt8[np.ndarray, "_ _ 3"] | Image.Image | str | Path
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -64,22 +68,33 @@ class Model:
             raise InputError(f"images are {form}; give [b, H, W, 3], uint8 or normalized float32")
         return self._network(self.bundle.variables, images)
 
-    def predict(
-        self, image: UInt8[np.ndarray, "H W 3"] | Image.Image | str | Path
-    ) -> UInt8[np.ndarray, "H W"]:
-        """Return each pixel's class id, at the size of the image.
+    @overload
+    def predict(self, image: ImageLike) -> Segmentation: ...
+
+    @overload
+    def predict(self, image: list[ImageLike]) -> list[Segmentation]: ...
+
+    def predict(self, image: ImageLike | list[ImageLike]) -> Segmentation | list[Segmentation]:
+        """Segment an image, or each image of a list.
 
         `config.eval` says how the image is resized for the network, and whether it is segmented
         whole or by a sliding window, and at which scales.
 
         Args:
-            image: RGB from 0 to 255, of any size; or a PIL image of any mode with 8 bits per
-                channel; or an image file. PIL images and files are rotated by their EXIF data.
+            image: RGB, uint8 [H, W, 3] from 0 to 255, of any size; or a PIL image of any mode with
+                8 bits per channel; or an image file. PIL images and files are rotated by their EXIF
+                data.
+
+        Returns:
+            The segmentation at the size of the image, or the list of those of a list.
 
         Raises:
             InputError: The image has another form or cannot be read, or the model is a classifier.
         """
-        return self._predictor.label_map(_pixels(image))
+        if isinstance(image, list):
+            return [self.predict(one) for one in image]
+        file = Path(image).expanduser() if isinstance(image, str | Path) else None
+        return segment(self._predictor, self.classes, _pixels(image), file=file)
 
     @functools.cached_property
     def _predictor(self) -> Predictor:

@@ -35,8 +35,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Before a test replaces Predictor, which their annotations name.
-for _module in ("evaluate", "prediction", "results"):
-    importlib.import_module(f"segret_jax.evaluation.{_module}")
+for _module in ("evaluation.evaluate", "evaluation.results", "prediction.segmentation"):
+    importlib.import_module(f"segret_jax.{_module}")
 
 MINI = variants.Variant(
     widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), heads=(2, 2, 2, 2),

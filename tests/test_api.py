@@ -21,7 +21,7 @@ from segret_jax.config import Config, EvalConfig, ModelConfig
 from segret_jax.data.decode import decode_image
 from segret_jax.data.transforms import normalize
 from segret_jax.errors import InputError
-from segret_jax.evaluation.inference import Predictor
+from segret_jax.evaluation.inference import Prediction, Predictor
 from tests.weights import model_outputs, random_model, saved_model, table_of
 
 NUM_CLASSES = 5
@@ -61,9 +61,15 @@ def test_predict_gives_the_label_map_of_the_predictor(tmp_path):
     )  # fmt: skip
     image = photograph(50, 77, 3)
     found = segret_jax.load(tmp_path / "run").predict(image)
-    expected = Predictor(bundle, config.eval).label_map(image)
-    np.testing.assert_array_equal(found, expected, strict=True)
-    assert len(np.unique(found)) > 1
+    predictor = Predictor(bundle, config.eval)
+    np.testing.assert_array_equal(found.label_map, predictor.label_map(image), strict=True)
+    assert len(np.unique(found.label_map)) > 1
+
+    probabilities = predictor.probabilities(image)
+    assert found.probabilities.dtype == found.confidence.dtype == np.float16
+    assert found.probabilities is found.probabilities
+    np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-3)
+    np.testing.assert_allclose(found.confidence, probabilities.max(-1), atol=1e-3)
 
 
 @pytest.fixture
@@ -71,16 +77,36 @@ def sees(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that gives the pixels a model would see."""
     seen: list[np.ndarray] = []
 
-    class Watches:
-        def label_map(self, image: np.ndarray) -> np.ndarray:
+    class Watches(Predictor):
+        def __init__(self):
+            pass
+
+        def prepare(self, image: np.ndarray) -> Any:
             seen.append(image)
-            return image[..., 0]
+            return image
+
+        def scores(self, batch: Any) -> Any:
+            return Scores(batch[0])
+
+    class Scores:
+        def __init__(self, image: np.ndarray):
+            self.image = image
+
+        def predictions(self) -> list[Prediction]:
+            return [Prediction(self.image[..., 0] % 5, self.image[..., 0] > 255)]
+
+        def confidence(self) -> Any: ...
+
+        def probabilities(self) -> Any: ...
 
     model = object.__new__(api.Model)  # without weights
+    model.classes = table_of(NUM_CLASSES)
     model.__dict__["_predictor"] = Watches()
 
     def sees(image: Any) -> np.ndarray:
-        model.predict(image)
+        found = model.predict(image)
+        if isinstance(image, list):
+            assert [one.label_map.shape for one in found] == [x.shape[:2] for x in image]
         return seen.pop()
 
     return sees
@@ -90,7 +116,7 @@ def test_predict_takes_arrays_pil_images_and_files_alike(sees, tmp_path):
     pixels = photograph(20, 30, 3)
     image, file = Image.fromarray(pixels), tmp_path / "a.png"
     image.save(file)
-    for given in (pixels, image, Image.open(file), file, str(file)):
+    for given in (pixels, image, Image.open(file), file, str(file), [pixels[1:], pixels]):
         np.testing.assert_array_equal(sees(given), pixels)
 
 

@@ -13,8 +13,8 @@ from segret_jax.models.families import FAMILIES
 PACKAGE = Path(__file__).parents[1] / "segret_jax"
 LAYERS = (
     "errors", "files", "normalization", "trees", "settings", "models", "config", "parallel", "data",
-    "visualize", "doctor", "checkpoint", "run", "evaluation", "convert", "verify", "training",
-    "replay", "aot", "api", "__init__", "cli", "__main__",
+    "visualize", "doctor", "checkpoint", "run", "evaluation", "prediction", "convert", "verify",
+    "training", "replay", "aot", "api", "__init__", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -85,13 +85,13 @@ def _overlay_writer(
     folder: Path, names: Sequence[str], table: Any
 ) -> Callable[[str, Any, Any], None]:
     """Return a function that writes overlays; InputError if one would replace a user's file."""
-    from segret_jax.evaluation.outputs import check_replaceable, png_text
+    from segret_jax.prediction.outputs import check_replaceable, source_info
     from segret_jax.visualize.pictures import overlay, save_png
 
     files = {name: folder / f"{name}.png" for name in names}
-    check_replaceable({file: png_text(name) for name, file in files.items()})
+    check_replaceable({file: source_info(name) for name, file in files.items()})
 
     def write(name: str, image: Any, pred: Any) -> None:
-        save_png(overlay(image, pred, table), files[name], info=png_text(name))
+        save_png(overlay(image, pred, table), files[name], info=source_info(name))
 
     return write

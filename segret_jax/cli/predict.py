@@ -1,9 +1,10 @@
 """Segment photographs.
 
-  segret predict IMAGE|DIR --checkpoint runs/demo --out DIR
+  segret predict INPUT ... --checkpoint runs/demo
 
-Writes, for each picture, NAME_label.png (class ids, 8 bits, the classes' colors as the palette) and
-NAME_overlay.png (with a legend). Replaces only what it wrote before for the same picture. Pictures
+INPUT is a file, a folder or a pattern such as "photos/*.jpg". Writes, for each picture, what --save
+names; by default NAME_overlay.png (with a legend) and NAME_label.png (class ids, 8 bits, the
+classes' colors as the palette). Replaces only what it wrote before for the same picture. Pictures
 that cannot be read are left out and listed at the end; the exit status is then 1.
 """
 
@@ -15,37 +16,48 @@ from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
 from segret_jax.models.families import get_family
 
+SAVE_HELP = (
+    "a list of overlay, label, color, confidence, probabilities, json, polygons, coco, cityscapes "
+    "(docs/evaluation.md); %(default)s"
+)
+
 
 def main(argv: list[str]) -> None:
     """Segment the pictures that `argv` names."""
     parser = cli.Parser("predict", __doc__)
-    parser.add_argument("input", type=Path, metavar="IMAGE|DIR")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT")
     parser.add_argument("--checkpoint", type=cli.existing, required=True, help="or a run's folder")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("predictions"), help="%(default)s")
+    parser.add_argument("--save", default="overlay,label", metavar="FORMATS", help=SAVE_HELP)
+    parser.add_argument("--names", action="store_true", help="write names on large regions")
+    parser.add_argument("--recursive", action="store_true", help="also read subfolders")
     args, overrides = parser.parse(argv)
     find(args.checkpoint)
 
-    from segret_jax.evaluation.inputs import find_pictures
-    from segret_jax.evaluation.outputs import plan_outputs
+    from segret_jax.prediction.inputs import find_pictures
+    from segret_jax.prediction.outputs import parse_formats, plan_outputs
 
-    found = find_pictures(args.input)
-    planned = plan_outputs(found.files, args.out)
+    formats = parse_formats(args.save)
+    found = find_pictures(args.inputs, recursive=args.recursive)
+    planned = plan_outputs(found.pictures, args.out, formats)
     cli.begin()
 
     from segret_jax.checkpoint import model as checkpoints
     from segret_jax.evaluation.inference import Predictor
-    from segret_jax.evaluation.prediction import segment
+    from segret_jax.prediction.batch import predict_files
+    from segret_jax.prediction.formats import check_formats
 
     checkpoint = checkpoints.find(args.checkpoint)
     config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
     check_segmentation(config.model)
     table = checkpoints.load_table(checkpoint)
+    check_formats(formats, table)
     cli.check_folder(f"to {args.out}", args.out)
     bundle = checkpoints.load_model(checkpoint, config)
     min_side = get_family(config.model.family).min_side
     predictor = Predictor(bundle, config.eval, min_side=min_side)
-    done = segment(predictor, table, found.files, planned)
-    if done.faults and args.input.is_file():
+    done = predict_files(predictor, table, [*found.pictures], planned, names=args.names)
+    if done.faults and len(planned) == 1:
         raise done.faults[0]
     summary = f"{done.count} segmented with {checkpoint}, written to {args.out}"
     print(summary, *found.notes, *done.notes(), sep="\n")

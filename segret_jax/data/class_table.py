@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from segret_jax.data.lfs import refuse_pointer
 from segret_jax.data.names import TABLE_EXAMPLE
@@ -164,6 +164,14 @@ def stored_values(value: Any) -> tuple[int, ...]:
     if not all(type(i) is int and 0 <= i <= IGNORE for i in ids):
         raise ValueError(f"{value!r} is not among 0 to {IGNORE}")
     return ids
+
+
+def pixels_of_ids(label: UInt8[np.ndarray, "h w"]) -> Int[np.ndarray, "256"]:
+    """Return the number of pixels of each id."""
+    counts = np.zeros(256, np.int64)
+    for row in label:  # at once it would take 8 bytes per pixel
+        counts += np.bincount(row, minlength=256)
+    return counts
 
 
 def label_lookup(raw_to_class: Mapping[int, int]) -> UInt8[np.ndarray, "256"]:

@@ -11,7 +11,7 @@ same to the bit on any number of devices.
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Float32, UInt8
+from jaxtyping import Array, Bool, Float, Float16, Float32, UInt8
 from tqdm import tqdm
 
 from segret_jax.config import EvalConfig
@@ -69,6 +69,7 @@ class Programs(NamedTuple):
     columns: Any
     average: Any
     best: Any
+    highest: Any
 
 
 class Predictor:
@@ -109,13 +110,11 @@ class Predictor:
 
     def label_map(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
         """Return each pixel's most probable class at the image's own size."""
-        return self.predict([self.prepare(image)])[0].label_map
+        return self.scores([self.prepare(image)]).predictions()[0].label_map
 
     def probabilities(self, image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w k"]:
         """Return each pixel's class probabilities at the image's own size."""
-        parts = self._blocks([self.prepare(image)])
-        averages = ((corner, self.programs.average(views)) for corner, views in parts)
-        return rescale.assemble(averages, (image.shape[0], image.shape[1]))[0]
+        return self.scores([self.prepare(image)]).probabilities(np.float32)[0]
 
     def prepare(
         self, image: UInt8[np.ndarray, "h w 3"], *, padding: Padding | None = None
@@ -142,16 +141,12 @@ class Predictor:
         Raises:
             InputError: The network's output is not a number.
         """
-        judged = [(corner, self.programs.best(views)) for corner, views in self._blocks(batch)]
-        size = _largest(batch)
-        best, tied = (rescale.assemble(((c, x[i]) for c, x in judged), size) for i in (0, 1))
-        regions = [np.s_[i, : image.size[0], : image.size[1]] for i, image in enumerate(batch)]
-        if any(best[region].max() == NOT_A_NUMBER for region in regions):
-            raise InputError(
-                "the network's output is not a number: the weights are damaged, or "
-                "model.dtype=float32 is needed"
-            )
-        return [Prediction(best[region], tied[region]) for region in regions]
+        return self.scores(batch).predictions()
+
+    def scores(self, batch: Sequence[Prepared]) -> "Scores":
+        """Run the network on the images of `predict`, and keep its logits."""
+        views, sizes = self._views(batch), [image.size for image in batch]
+        return Scores(views, sizes, programs=self.programs, split=self._split)
 
     def forecast(self, plan: Plan) -> str:
         """Compile and run the plan's largest input; return the memory and time of the plan as text.
@@ -226,13 +221,6 @@ class Predictor:
             )
         return Tile(logits, *map(rescale.stack_matrices, (rows, columns), _largest(batch), BLOCK))
 
-    def _blocks(self, batch: Sequence[Prepared]) -> Iterator[tuple[Size, list[Array]]]:
-        def run(program: Any) -> rescale.Multiply:
-            return lambda logits, *matrix: program(logits, *self._split(matrix))
-
-        multiply = run(self.programs.rows), run(self.programs.columns)
-        return rescale.blocks(self._views(batch), *multiply)
-
     def _split(self, arrays: Any) -> Any:
         """Put host arrays onto the devices, which JAX cannot infer with several processes."""
         return jax.device_put(arrays, NamedSharding(self.mesh, PartitionSpec("data")))
@@ -245,6 +233,62 @@ def _true_size(size: Size | None) -> tuple[Any]:
 
 def _largest(batch: Sequence[Prepared]) -> Size:
     return max(image.size[0] for image in batch), max(image.size[1] for image in batch)
+
+
+class Scores:
+    """The logits of a batch; every result is computed from them in blocks of pixels, when asked.
+
+    Each method returns one array per image, at the image's own size.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[Sequence[Tile]],
+        sizes: Sequence[Size],
+        *,
+        programs: Programs,
+        split: Callable[[Any], Any],
+    ):
+        self._views, self._sizes = views, sizes
+        self._programs, self._split = programs, split
+
+    def predictions(self) -> list[Prediction]:
+        """Return each pixel's best class, and whether it ties with another.
+
+        Raises:
+            InputError: The network's output is not a number.
+        """
+        judged = [(corner, self._programs.best(views)) for corner, views in self._blocks()]
+        best, tied = (self._assemble((c, x[i]) for c, x in judged) for i in (0, 1))
+        if any(image.max() == NOT_A_NUMBER for image in best):
+            raise InputError(
+                "the network's output is not a number: the weights are damaged, or "
+                "model.dtype=float32 is needed"
+            )
+        return [*map(Prediction, best, tied)]
+
+    def confidence(self) -> list[Float16[np.ndarray, "h w"]]:
+        """Return each pixel's highest probability."""
+        highest = self._programs.highest
+        return self._assemble((corner, highest(views)) for corner, views in self._blocks())
+
+    def probabilities(self, dtype: Any = np.float16) -> list[Float[np.ndarray, "h w k"]]:
+        """Return the probabilities of all classes, float16 or float32."""
+        average = self._programs.average
+        parts = ((c, np.asarray(average(views)).astype(dtype)) for c, views in self._blocks())
+        return self._assemble(parts)
+
+    def _blocks(self) -> Iterator[tuple[Size, list[Array]]]:
+        def run(program: Any) -> rescale.Multiply:
+            return lambda logits, *matrix: program(logits, *self._split(matrix))
+
+        multiply = run(self._programs.rows), run(self._programs.columns)
+        return rescale.blocks(self._views, *multiply)
+
+    def _assemble(self, parts: Iterable[tuple[Size, Any]]) -> list[np.ndarray]:
+        height, width = map(max, zip(*self._sizes, strict=True))
+        whole = rescale.assemble(parts, (height, width))
+        return [whole[i, :h, :w] for i, (h, w) in enumerate(self._sizes)]
 
 
 @functools.cache
@@ -266,6 +310,7 @@ def compiled_programs(graph: nnx.GraphDef[Any], mesh: Mesh) -> Programs:
         columns=per_device(rescale.multiply_columns, split, split, split),
         average=per_device(_average, split),
         best=per_device(_best, split),
+        highest=per_device(_highest, split),
     )
 
 
@@ -286,3 +331,8 @@ def _best(views: Views) -> tuple[UInt8[Array, "b h w"], Bool[Array, "b h w"]]:
     first = jnp.where(scores == top, classes, float(NOT_A_NUMBER)).min(-1)
     close = scores >= top - TIE * jnp.maximum(jnp.abs(top), 1)
     return first.astype(jnp.uint8), jnp.where(close, 1.0, 0.0).sum(-1) > 1
+
+
+def _highest(views: Views) -> Float16[Array, "b h w"]:
+    """Return the highest probability."""
+    return _average(views).max(-1).astype(jnp.float16)

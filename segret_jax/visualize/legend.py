@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from segret_jax.data.class_table import IGNORE, ClassTable
+from segret_jax.data.class_table import ClassTable, pixels_of_ids
 from segret_jax.visualize import text
 from segret_jax.visualize.text import FONT_SIZE, GAP, RGB
 
@@ -17,11 +17,15 @@ Labels = UInt8[np.ndarray, "_ _"]
 
 
 def add_legend(picture: RGB, table: ClassTable, labels: Sequence[Labels]) -> RGB:
-    """Put a legend of the classes in `labels` below a picture; its text grows with the picture."""
-    height, width = picture.shape[:2]
-    size = min(max(height, width) // FONTS_PER_SIDE, width // FONTS_PER_WIDTH)
-    key = legend(table, labels, width=width, size=max(size, SMALLEST_FONT))
-    return np.concatenate([picture, key])
+    """Put a legend of the classes in `labels` below a picture."""
+    return np.concatenate([picture, legend_below(picture.shape[:2], table, labels)])
+
+
+def legend_below(size: tuple[int, int], table: ClassTable, labels: Sequence[Labels]) -> RGB:
+    """Draw the legend of a picture of `size` (height, width); its text grows with the picture."""
+    width = size[1]
+    font = min(max(size) // FONTS_PER_SIDE, width // FONTS_PER_WIDTH)
+    return legend(table, labels, width=width, size=max(font, SMALLEST_FONT))
 
 
 def legend(
@@ -37,7 +41,7 @@ def legend(
     """
     size = max(1, min(size, width // 2))
     gap, line = round(size * GAP / FONT_SIZE), round(text.LINE * size)
-    counts = sum(np.bincount(label.ravel(), minlength=IGNORE + 1) for label in labels)
+    counts = sum(map(pixels_of_ids, labels))
     entries, left, top = [], gap, gap
     for i in (i for i in np.flatnonzero(counts).tolist() if i < table.num_classes):
         name = text.readable(table.class_names[i], instead=f"class {i}")

@@ -19,10 +19,11 @@ BLOCK = 2**16  # pixels mixed at once: in float64 they take 24 bytes each
 
 
 def save_png(
-    picture: RGB | Labels,
+    picture: RGB | Labels | Image.Image,
     path: Path,
     *,
     table: ClassTable | None = None,
+    palette: UInt8[np.ndarray, "256 3"] | None = None,
     info: Mapping[str, str] | None = None,
 ) -> None:
     """Write a PNG atomically, and create its folder.
@@ -31,14 +32,17 @@ def save_png(
         picture: RGB, or class ids, which are stored as they are.
         path: an existing file is replaced.
         table: of class ids; its colors become the palette.
+        palette: the colors of other indices.
         info: text to store in the file.
 
     Raises:
         InputError: the disk refuses.
     """
-    image = Image.fromarray(picture)
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     if table:
-        image.putpalette(_palette(table).tobytes())  # 256 colors, so that ids keep 8 bits
+        palette = _palette(table)
+    if palette is not None:
+        image.putpalette(palette.tobytes())  # 256 colors, so that ids keep 8 bits
     texts = PngInfo()
     for key, value in (info or {}).items():
         texts.add_text(key, value)
@@ -60,9 +64,11 @@ def _palette(table: ClassTable) -> UInt8[np.ndarray, "256 3"]:
     return palette
 
 
-def overlay(image: RGB, pred: Labels, table: ClassTable, *, opacity: float = 0.55) -> RGB:
-    """Mix the prediction's colors into the image."""
-    mixed = np.empty_like(image)
+def overlay(
+    image: RGB, pred: Labels, table: ClassTable, *, opacity: float = 0.55, out: RGB | None = None
+) -> RGB:
+    """Mix the prediction's colors into the image, in an array of its size, such as `out`."""
+    mixed = np.empty_like(image) if out is None else out
     num_rows = max(1, BLOCK // image.shape[1])
     for top in range(0, len(image), num_rows):
         rows = slice(top, top + num_rows)

@@ -13,7 +13,7 @@ from segret_jax.checkpoint.model import save_model
 from segret_jax.cli import predict
 from segret_jax.config import Config
 from segret_jax.data.class_table import load_class_table
-from segret_jax.data.decode import decode_label
+from segret_jax.data.decode import decode_image, decode_label
 from segret_jax.errors import InputError
 from segret_jax.evaluation import inference
 from segret_jax.models.factory import ModelBundle
@@ -28,8 +28,25 @@ class Reads(inference.Predictor):
     def __init__(self, *_: Any, min_side: int):
         pass
 
-    def label_map(self, image: np.ndarray) -> np.ndarray:
-        return image[..., 0] % CAMVID.num_classes
+    def prepare(self, image: np.ndarray) -> Any:
+        return image
+
+    def scores(self, batch: Any) -> Any:
+        return ReadScores(*batch)
+
+
+class ReadScores:
+    def __init__(self, image: np.ndarray):
+        self.label_map = image[..., 0] % CAMVID.num_classes
+
+    def predictions(self) -> list[inference.Prediction]:
+        return [inference.Prediction(self.label_map, np.zeros(self.label_map.shape, bool))]
+
+    def confidence(self) -> list[np.ndarray]:
+        return [np.full(self.label_map.shape, 0.5, np.float16)]
+
+    def probabilities(self) -> list[np.ndarray]:
+        return [np.eye(CAMVID.num_classes, dtype=np.float16)[self.label_map]]
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +78,12 @@ def picture(file: Path, *, size: tuple[int, int] = (32, 24), seed: int = 0, **op
 def run(checkpoint: Path, capsys: pytest.CaptureFixture[str]):
     """Return a function that runs predict.py and gives (status, stdout, stderr)."""
 
-    def run(path: Path, out: Path) -> tuple[int, str, str]:
+    def run(path: Path | str, out: Path, *options: object) -> tuple[int, str, str]:
         capsys.readouterr()
         status = 0
+        where = ["--checkpoint", str(checkpoint), "--out", str(out)]
         try:
-            predict.main([str(path), "--checkpoint", str(checkpoint), "--out", str(out)])
+            predict.main([str(path), *map(str, options), *where])
         except SystemExit as end:
             status = int(end.code or 0)
         printed = capsys.readouterr()
@@ -134,7 +152,9 @@ def test_outputs_of_a_picture_of_another_folder_are_not_replaced(run, tmp_path):
     run(picture(tmp_path / "a" / "x.jpg"), tmp_path / "out")
     before = contents(tmp_path / "out")
     for other in (picture(tmp_path / "b" / "x.jpg"), picture(tmp_path / "a" / "x.png")):
-        with pytest.raises(InputError, match=r"x_label\.png was made from another picture, x\.jpg"):
+        with pytest.raises(
+            InputError, match=r"x_overlay\.png was made from another picture, x\.jpg"
+        ):
             run(other, tmp_path / "out")
     assert contents(tmp_path / "out") == before
 
@@ -170,7 +190,101 @@ def test_an_unwritable_folder_is_reported_before_the_model_is_loaded(run, tmp_pa
             run(file, out)
 
 
+ALL = "overlay,label,color,confidence,probabilities,json,polygons,coco"
+
+
+def test_outputs_of_every_format_are_replaced_and_not_read(run, tmp_path):
+    picture(tmp_path / "x.jpg")
+    run(tmp_path, tmp_path, "--save", ALL)
+    first = contents(tmp_path)
+    assert len(first) == 1 + len(ALL.split(","))
+    status, out, _ = run(tmp_path, tmp_path, "--save", ALL)
+    assert status == 0
+    assert out.splitlines()[1:] == ["not read, as written by segret predict or eval: 8"]
+    assert contents(tmp_path) == first
+    picture(tmp_path / "x.png")
+    with pytest.raises(InputError, match=r"x\.json was made from another picture, x\.jpg"):
+        run(tmp_path / "x.png", tmp_path, "--save", "json")
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [("x.json", "json"), ("x.geojson", "polygons"), ("x_probabilities.npz", "probabilities")],
+)
+def test_a_users_file_of_any_kind_is_never_replaced(run, tmp_path, name, save):
+    file = picture(tmp_path / "x.jpg")
+    (tmp_path / name).write_text('{"mine": "Software"}')
+    with pytest.raises(InputError, match="exists and is not an output of ours"):
+        run(file, tmp_path, "--save", save)
+    assert (tmp_path / name).read_text() == '{"mine": "Software"}'
+
+
+def test_names_of_classes_change_the_overlay_alone(run, tmp_path):
+    large = np.zeros((60, 90, 3), np.uint8)
+    Image.fromarray(large).save(tmp_path / "x.png")
+    for out, options in (("plain", ()), ("named", ("--names",))):
+        run(tmp_path / "x.png", tmp_path / out, *options)
+    plain, named = (contents(tmp_path / out) for out in ("plain", "named"))
+    assert plain["x_label.png"] == named["x_label.png"]
+    assert plain["x_overlay.png"] != named["x_overlay.png"]
+
+
+def test_pictures_of_one_name_from_different_folders_get_folders(run, tmp_path):
+    a, b = picture(tmp_path / "a" / "x.jpg"), picture(tmp_path / "b" / "x.jpg", seed=1)
+    other = picture(tmp_path / "b" / "y.jpg")
+    run(a, tmp_path / "out", b, other, "--save", "label")
+    found = {str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*.png")}
+    assert found == {"a/x_label.png", "b/x_label.png", "y_label.png"}
+    for file in (a, b):
+        ids = decode_label(tmp_path / "out" / file.parent.name / "x_label.png")
+        np.testing.assert_array_equal(ids, ReadScores(decode_image(file)).label_map)
+
+
+def test_unknown_and_unsuitable_formats_are_rejected_before_the_start(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "load_model", lambda *_: pytest.fail("the model was read"))
+    file = picture(tmp_path / "x.jpg")
+    with pytest.raises(InputError, match="unknown format 'lable': did you mean 'label'"):
+        run(file, tmp_path / "out", "--save", "overlay,lable")
+    with pytest.raises(InputError, match="no format is named"):
+        run(file, tmp_path / "out", "--save", ",")
+    with pytest.raises(InputError, match="19 classes of Cityscapes; this model has 11 of camvid"):
+        run(file, tmp_path / "out", "--save", "cityscapes")
+    assert not (tmp_path / "out").exists()
+
+
 # What is read
+
+
+def test_files_folders_and_patterns_are_read_together_and_once(run, tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.png", "deep/d.jpg", "deep/deeper/e.jpg", "[1].png"):
+        picture(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    out = tmp_path / "out"
+    status, printed, _ = run(tmp_path / "*.*", out, tmp_path / "a.jpg", tmp_path / "deep")
+    assert status == 0
+    assert "5 segmented" in printed
+    assert "not read, as no image of a known kind: 1 .txt" in printed
+    assert names(out) == sorted(
+        f"{name}_{kind}.png"
+        for name in ("a", "b", "c", "d", "[1]")
+        for kind in ("label", "overlay")
+    )
+    assert "1 segmented" in run(tmp_path / "[1].png", tmp_path / "named")[1]
+    everywhere = tmp_path / "**" / "*.[jp][pn]g"
+    assert "6 segmented" in run(everywhere, tmp_path / "all", "--save", "label")[1]
+    with pytest.raises(InputError, match=r"no images in .*none\*\.jpg"):
+        run(tmp_path / "none*.jpg", out)
+
+
+def test_subfolders_are_read_on_request_and_repeated(run, tmp_path):
+    for name in ("a.jpg", "deep/a.jpg", "deep/deeper/b.jpg", ".hidden/c.jpg"):
+        picture(tmp_path / "in" / name)
+    (tmp_path / "in" / "deep" / "loop").symlink_to(tmp_path / "in")
+    out = tmp_path / "in" / "out"
+    for _ in range(2):
+        assert "3 segmented" in run(tmp_path / "in", out, "--recursive", "--save", "label")[1]
+    found = {str(file.relative_to(out)) for file in out.rglob("*.png")}
+    assert found == {"a_label.png", "deep/a_label.png", "deep/deeper/b_label.png"}
 
 
 def test_only_the_pictures_of_a_folder_are_segmented(run, tmp_path):
@@ -190,7 +304,7 @@ def test_only_the_pictures_of_a_folder_are_segmented(run, tmp_path):
     assert out.splitlines()[1:] == [
         "not read, as no image of a known kind: 1 .h5, 1 .heic, 1 .mpg, 1 .pdf, 1 special file "
         "(convert HEIC to JPEG first)",
-        f"subfolders are not read, but hold images: {folder / 'old.jpg'}",
+        f"subfolders are not read (--recursive does), but hold images: {folder / 'old.jpg'}",
     ]
     assert names(tmp_path / "out") == [
         "PHOTO_label.png", "PHOTO_overlay.png", "scan_label.png", "scan_overlay.png",

@@ -70,7 +70,7 @@ def test_each_command_gives_the_network_inputs_that_it_admits(tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (10, 160, 3), np.uint8)
     Image.fromarray(pixels).save(photo)
     predict_cli.main([str(photo), "--checkpoint", str(run), "--out", str(tmp_path / "out")])
-    predicted = segret_jax.load(run).predict(photo)
+    predicted = segret_jax.load(run).predict(photo).label_map
     assert predicted.shape == (10, 160)
     stored = decode_label(tmp_path / "out" / "photo_label.png")
     np.testing.assert_array_equal(stored, predicted)
