@@ -35,7 +35,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Before a test replaces Predictor, which their annotations name.
-for _module in ("evaluation.evaluate", "evaluation.results", "prediction.segmentation"):
+for _module in ("evaluation.evaluate", "evaluation.results", "prediction.batch"):
     importlib.import_module(f"segret_jax.{_module}")
 
 MINI = variants.Variant(

@@ -42,7 +42,8 @@ class Parser(argparse.ArgumentParser):
         for override in overrides:
             if "=" not in override:
                 raise InputError(f"{override} has no value: write {override}=VALUE")
-        return self.parse_args([arg for arg in argv if arg not in overrides]), overrides
+        rest = [arg for arg in argv if arg not in overrides]
+        return self.parse_intermixed_args(rest), overrides  # inputs may follow options
 
     def error(self, message: str) -> Any:
         """Report a wrong argument as every other mistake: one line, exit status 2."""

@@ -18,7 +18,7 @@ from segret_jax.models.families import get_family
 
 SAVE_HELP = (
     "a list of overlay, label, color, confidence, probabilities, json, polygons, coco, cityscapes "
-    "(docs/evaluation.md); %(default)s"
+    "(docs/evaluation.md); default: overlay,label"
 )
 
 
@@ -27,7 +27,9 @@ def main(argv: list[str]) -> None:
     parser = cli.Parser("predict", __doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT")
     parser.add_argument("--checkpoint", type=cli.existing, required=True, help="or a run's folder")
-    parser.add_argument("--out", type=Path, default=Path("predictions"), help="%(default)s")
+    parser.add_argument(
+        "--out", type=Path, default=Path("predictions"), help="default: %(default)s"
+    )
     parser.add_argument("--save", default="overlay,label", metavar="FORMATS", help=SAVE_HELP)
     parser.add_argument("--names", action="store_true", help="write names on large regions")
     parser.add_argument("--recursive", action="store_true", help="also read subfolders")

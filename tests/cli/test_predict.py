@@ -260,7 +260,9 @@ def test_files_folders_and_patterns_are_read_together_and_once(run, tmp_path):
         picture(tmp_path / name)
     (tmp_path / "notes.txt").touch()
     out = tmp_path / "out"
-    status, printed, _ = run(tmp_path / "*.*", out, tmp_path / "a.jpg", tmp_path / "deep")
+    status, printed, _ = run(
+        tmp_path / "*.*", out, "--names", tmp_path / "a.jpg", tmp_path / "deep"
+    )
     assert status == 0
     assert "5 segmented" in printed
     assert "not read, as no image of a known kind: 1 .txt" in printed
