@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segret_jax.convert.safetensors import write_safetensors
+from segret_jax.checkpoint.safetensors import write_safetensors
 
 LARGEST_PART = 15_000_000  # bytes, header included
 HEADER = 200  # bytes of a tensor in the header, at most

@@ -3,8 +3,9 @@
 `segret_jax.load(path)` gives a model with its weights; see `segret_jax.api`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segret_jax.api import Model
@@ -14,12 +15,20 @@ __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
-def load(path: str | Path) -> "Model":
-    """Load the model of a checkpoint, or of a run's folder: its best one.
+def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> "Model":
+    """Load a model with its weights.
 
-    The checkpoint is one of a training run or of converted weights. Raises `errors.InputError` if
-    there is none or it is damaged.
+    Args:
+        source: The folder of a checkpoint (of training or of converted weights), of a run (its
+            best checkpoint) or of a saved model; hf://OWNER/NAME or hf://OWNER/NAME@REVISION, a
+            saved model on the Hugging Face Hub (extra `hub`); or the name of weights that ship with
+            the package.
+        overrides: Settings to change, by key, as on the command line: {"eval.flip": True}.
+
+    Raises:
+        errors.InputError: There is no such model, it is damaged, or a setting is unknown or has an
+            impossible value.
     """
     from segret_jax import api  # here, so that `import segret_jax` does not wait for JAX
 
-    return api.load(Path(path).expanduser())
+    return api.load(source, overrides or {})

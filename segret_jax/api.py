@@ -8,6 +8,7 @@ result.overlay().save("overlay.png")
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -17,11 +18,12 @@ from jaxtyping import Array, Float32, UInt8
 from PIL import Image, ImageFile, ImageOps
 
 from segret_jax.checkpoint import model as checkpoints
-from segret_jax.config import Config, check_segmentation
+from segret_jax.config import Config, check_segmentation, override
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.decode import decode_image, stored_form
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
+from segret_jax.model_card import known_facts, model_card
 from segret_jax.models.factory import ModelBundle
 from segret_jax.models.families import get_family
 from segret_jax.models.forward import forward
@@ -39,11 +41,13 @@ class Model:
         config: The config that it was trained with.
         classes: The classes of its outputs.
         bundle: The network and its weights.
+        checkpoint: The folder that it was read from; its model card has the numbers kept there.
     """
 
     config: Config
     classes: ClassTable
     bundle: ModelBundle
+    checkpoint: Path | None = None
 
     def logits(
         self, images: UInt8[np.ndarray, "b H W 3"] | Float32[np.ndarray, "b H W 3"]
@@ -96,6 +100,36 @@ class Model:
         file = Path(image).expanduser() if isinstance(image, str | Path) else None
         return segment(self._predictor, self.classes, _pixels(image), file=file)
 
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: str = "float32", license: str = ""
+    ) -> None:
+        """Write the model as a folder that `segret_jax.load` reads, here or from the Hub.
+
+        It holds `config.json` with the classes, `model.safetensors`, and a model card, `README.md`,
+        with the scores that were kept with the checkpoint. Paths of this machine are left out.
+
+        Args:
+            folder: The folder, which is new or empty.
+            dtype: "float32", or "float16" for a file of half the size; loaded, it is float32 again.
+            license: The license of the weights for the card, as the Hub writes it, such as
+                "apache-2.0"; none if left out.
+
+        Raises:
+            InputError: The folder is not empty, a weight is not finite in `dtype`, or the disk
+                refuses.
+        """
+        folder = Path(folder).expanduser()
+        facts = known_facts(self.checkpoint, self.bundle.variables)
+        if license:
+            facts["license"] = license
+        if dtype != "float32":
+            facts["rounded_to"] = dtype
+        card = model_card(folder.absolute().name, self.config, self.classes, self.bundle, facts)
+        checkpoints.save_pretrained(
+            folder, config=self.config, table=self.classes, bundle=self.bundle, facts=facts,
+            card=card, dtype=dtype,
+        )  # fmt: skip
+
     @functools.cached_property
     def _predictor(self) -> Predictor:
         check_segmentation(self.config.model)
@@ -123,15 +157,15 @@ def _pixels(image: np.ndarray | Image.Image | str | Path) -> UInt8[np.ndarray, "
     return image
 
 
-def load(path: Path) -> Model:
-    """Load the model of a checkpoint's or a run's folder.
+def load(source: str | Path, overrides: Mapping[str, Any]) -> Model:
+    """Load a model; see `segret_jax.load`.
 
     Compiled programs are cached for the next start, as by the commands, unless JAX has a folder
     for them already.
     """
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         compilation.use_cache()
-    checkpoint = checkpoints.find(path)
-    config = checkpoints.load_config(checkpoint)
+    checkpoint = checkpoints.find(source)
+    config = override(checkpoints.load_config(checkpoint), overrides)
     bundle = checkpoints.load_model(checkpoint, config)
-    return Model(config, checkpoints.load_table(checkpoint), bundle)
+    return Model(config, checkpoints.load_table(checkpoint), bundle, checkpoint)

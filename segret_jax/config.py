@@ -6,14 +6,18 @@ carries the rules of its values (`settings.Rules`). Free of JAX. `validate` is c
 parsing.
 """
 
+import ast
 import dataclasses
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from segret_jax import settings
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, unknown_name
 from segret_jax.files import atomic_write
 from segret_jax.models.config import ModelConfig, check_model, check_segmentation, choose_family
 from segret_jax.models.families import get_family
@@ -153,7 +157,7 @@ class Config:
     """All settings of a run."""
 
     init_from: str = setting("")
-    """Folder of a checkpoint or run whose weights training starts from."""
+    """Model whose weights training starts from: as `segret predict --checkpoint` takes it."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -191,6 +195,56 @@ def left_open(config: Config) -> tuple[str, ...]:
     return tuple(key for key, rule in rules.items() if rule.sized and values[key] in (0, (0, 0)))
 
 
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """Set several settings of `config`, then validate the whole.
+
+    Args:
+        config: The config, which is changed.
+        values: The values by key, such as {"eval.flip": True}; a text is read as on the command
+            line.
+
+    Returns:
+        `config`.
+
+    Raises:
+        InputError: A key is unknown, or a value is impossible.
+    """
+    for key in sorted(values, key=lambda one: one != "model.family"):
+        settings_now, value = flatten(config), values[key]
+        if key not in settings_now:
+            raise unknown_key(key, settings_now)
+        value = _parse(value, settings_now[key])
+        if settings.rules(config)[key].entry is not None and isinstance(value, int | float):
+            value = (value,)
+        if key == "model.family" and value != config.model.family:
+            choose_family(config.model, value)
+        set_value(config, key, value)
+    return validate(config)
+
+
+def unknown_key(key: str, known: Mapping[str, Any]) -> InputError:
+    """Return the error that names the nearest key, else the keys of its group, else the groups."""
+    group, _, name = key.partition(".")
+    if f"{group}.settings.{name}" in known:
+        return InputError(
+            f"{key} belongs to the family: write --config.{group}.settings.{name}=VALUE"
+        )
+    names = [one for one in known if one.startswith(f"{group}.")]
+    if get_close_matches(key, known, n=1):
+        names = list(known)
+    return unknown_name("config key", key, names or {one.split(".")[0] for one in known})
+
+
+def _parse(value: Any, default: Any) -> Any:
+    """Return a value, or what a text says, as the type of `default`; `validate` refuses others."""
+    if isinstance(value, str) and not isinstance(default, str):
+        with suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value.capitalize() if isinstance(default, bool) else value)
+    if isinstance(default, tuple):
+        return tuple(value) if isinstance(value, list) else value
+    return float(value) if isinstance(default, float) and type(value) is int else value
+
+
 def save(config: Config, path: Path) -> None:
     """Write the resolved config as JSON, atomically."""
     atomic_write(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -199,14 +253,21 @@ def save(config: Config, path: Path) -> None:
 def load(path: Path) -> Config:
     """Read what `save` wrote; raise InputError if the file is missing or not a config."""
     try:
-        groups = json.loads(path.read_text(encoding="utf-8"))
-        config = Config()
-        choose_family(config.model, groups.get("model", {}).get("family", config.model.family))
-        _fill(config, groups)
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"no config at {path}: is this a run's folder?") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{path} does not hold a config of this version: {error}") from None
+
+
+def from_dict(groups: dict[str, Any]) -> Config:
+    """Return the config of what `dataclasses.asdict` made of one, lists for tuples.
+
+    Raises ValueError, TypeError, AttributeError or KeyError for another content.
+    """
+    config = Config()
+    choose_family(config.model, groups.get("model", {}).get("family", config.model.family))
+    _fill(config, groups)
     return config
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+MAX_TEXT = 300  # characters of a text from a file, in a message
+
 
 class InputError(ValueError):
     """A mistake that the user can correct: a path, a name, a file, a setting.
@@ -39,3 +41,8 @@ def abbreviate(things: Sequence[object], shown: int = 3) -> str:
 def printable(text: str) -> str:
     """Return `text` with unprintable characters escaped: line ends, control codes, surrogates."""
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+def shorten(text: str) -> str:
+    """Return the beginning of `text`, in one line that any terminal can print."""
+    return printable(text[:MAX_TEXT]) + "…" * (len(text) > MAX_TEXT)

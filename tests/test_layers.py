@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "segret_jax"
 LAYERS = (
     "errors", "files", "normalization", "trees", "settings", "models", "config", "parallel", "data",
     "visualize", "doctor", "checkpoint", "run", "evaluation", "prediction", "convert", "verify",
-    "training", "replay", "aot", "api", "__init__", "cli", "__main__",
+    "training", "replay", "aot", "model_card", "api", "__init__", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from segret_jax import config as configs
-from segret_jax.checkpoint import disk_errors, folders, reading
+from segret_jax.checkpoint import disk_errors, folders, pretrained, reading
 from segret_jax.checkpoint.reading import UnreadableError
 from segret_jax.checkpoint.stored_state import FORMAT
 from segret_jax.data.class_table import MAX_CLASSES, ClassTable, parse_class_table, read_json
@@ -36,6 +36,7 @@ from segret_jax.models.config import ModelConfig, model_name
 from segret_jax.models.factory import ModelBundle, abstract
 from segret_jax.models.kernels import platform_of
 from segret_jax.settings import flatten, rules
+from segret_jax.trees import named_leaves
 
 
 def save_model(
@@ -91,12 +92,16 @@ def description(config: configs.Config, table: ClassTable) -> dict[str, ocp.args
 
 
 def load_config(checkpoint: Path) -> configs.Config:
-    """Read the config saved in a checkpoint folder; InputError if it is not one."""
+    """Read the config of a checkpoint or a saved model; InputError if it is not one."""
+    if folders.is_saved_model(checkpoint):
+        return pretrained.read_description(checkpoint).config
     return configs.load(checkpoint / "config" / "metadata")
 
 
 def load_table(checkpoint: Path) -> ClassTable:
-    """Read the class table saved in a checkpoint folder; InputError if it is not one."""
+    """Read the class table of a checkpoint or a saved model; InputError if it is not one."""
+    if folders.is_saved_model(checkpoint):
+        return pretrained.read_description(checkpoint).table
     file = checkpoint / "classes" / "metadata"
     return parse_class_table(*read_json(file), default_name="", most=MAX_CLASSES)
 
@@ -175,10 +180,10 @@ def check_settings(
 
 
 def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
-    """Read the model of a checkpoint, for the devices of this process.
+    """Read the model of a checkpoint or a saved model, for the devices of this process.
 
     Args:
-        checkpoint: The checkpoint's folder.
+        checkpoint: The folder, such as `find` returns.
         config: The model's config, such as that of `load_config`.
 
     Returns:
@@ -189,6 +194,8 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     """
     num_classes = load_table(checkpoint).num_classes
     bundle = abstract(config.model, num_classes, platform=platform_of(jax.local_devices()))
+    if folders.is_saved_model(checkpoint):
+        return _load_saved_model(checkpoint, config, bundle)
     target = restore_targets(_stored(bundle))
     folder = (checkpoint / "model").absolute()
     try:
@@ -215,13 +222,41 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     return ModelBundle(bundle.graph, **restored)
 
 
+def save_pretrained(
+    folder: Path,
+    *,
+    config: configs.Config,
+    table: ClassTable,
+    bundle: ModelBundle,
+    facts: dict[str, Any],
+    card: str,
+    dtype: str,
+) -> None:
+    """Write a model as a saved model; see `pretrained.write`."""
+    arrays = {name: np.asarray(x) for name, x in named_leaves(_stored(bundle)).items()}
+    pretrained.write(
+        folder, config=config, table=table, arrays=arrays, facts=facts, card=card, dtype=dtype
+    )
+
+
+def _load_saved_model(folder: Path, config: configs.Config, bundle: ModelBundle) -> ModelBundle:
+    """Read the arrays of a saved model into `bundle`, which holds their shapes."""
+    description, device = pretrained.read_description(folder), jax.local_devices()[0]
+    check_settings(folder, description.config.model, config.model)
+    shapes = {name: x.shape for name, x in named_leaves(_stored(bundle)).items()}
+    arrays = pretrained.read_arrays(folder, shapes, description.sha256)
+    leaves = [jax.device_put(arrays[name], device) for name in shapes]
+    restored = jax.tree.unflatten(jax.tree.structure(_stored(bundle)), leaves)
+    return ModelBundle(bundle.graph, **restored)
+
+
 def _stored(bundle: ModelBundle) -> dict[str, Any]:
     return {"params": bundle.params, "batch_stats": bundle.batch_stats}
 
 
-def find(path: Path) -> Path:
-    """Return the checkpoint meant by `path`, as `folders.find`; InputError for a newer format."""
-    found = folders.find(path)
+def find(source: str | Path) -> Path:
+    """Return the folder meant by `source`, as `folders.find`; InputError for a newer format."""
+    found = folders.find(source)
     with suppress(UnreadableError):  # `load_model` reports it
         load_format(found)
     return found

@@ -5,22 +5,23 @@ A config is a Python file with `get_config()`; single settings are changed with
 """
 
 import argparse
-import ast
-import difflib
 import re
 import runpy
 from pathlib import Path
 from typing import Any
 
 from segret_jax.cli import program
-from segret_jax.config import Config, choose_family, flatten, set_value, validate
+from segret_jax.config import Config, choose_family, flatten, override, unknown_key
 from segret_jax.errors import InputError, unknown_name
 from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
 from segret_jax.models.families import FAMILIES
-from segret_jax.settings import rules
 
 OVERRIDE = "--config."
 PROCESSES_HELP = "auto, or INDEX/COUNT@HOST:PORT of process 0"
+MODEL_HELP = (
+    "a run's folder (its best checkpoint), a checkpoint, a saved model's folder, "
+    "hf://OWNER/NAME[@REVISION], or the name of weights that ship with segret_jax"
+)
 SETTINGS_HELP = "--config.GROUP.KEY=VALUE changes a setting (segret_jax/config.py)"
 
 
@@ -110,50 +111,13 @@ def load_config_file(name: str) -> Config:
         config = Config()
         for family in (n for n, f in FAMILIES.items() if f.settings.__name__ in str(error)):
             choose_family(config.model, family)
-        raise _unknown_key(f"{group}.{found[3]}".strip("."), flatten(config)) from error
+        raise unknown_key(f"{group}.{found[3]}".strip("."), flatten(config)) from error
     if not isinstance(config, Config):
         raise InputError(f"get_config() of {name} returns {type(config).__name__}, not a Config")
     return config
 
 
-def _unknown_key(key: str, settings: dict[str, Any]) -> InputError:
-    """Return the error that names the nearest key, else the keys of its group, else the groups."""
-    group, _, name = key.partition(".")
-    if f"{group}.settings.{name}" in settings:
-        return InputError(
-            f"{key} belongs to the family: write --config.{group}.settings.{name}=VALUE"
-        )
-    known = [one for one in settings if one.startswith(f"{group}.")]
-    if difflib.get_close_matches(key, settings, n=1):
-        known = list(settings)
-    return unknown_name("config key", key, known or {one.split(".")[0] for one in settings})
-
-
 def apply_overrides(config: Config, overrides: list[str]) -> Config:
     """Set each `--config.GROUP.KEY=VALUE` in `config`, then validate the whole."""
-    family_first = sorted(overrides, key=lambda one: not one.startswith("--config.model.family="))
-    for override in family_first:
-        key, _, text = override.removeprefix(OVERRIDE).partition("=")
-        settings = flatten(config)
-        if key not in settings:
-            raise _unknown_key(key, settings)
-        value = _parse(text, settings[key])
-        if rules(config)[key].entry is not None and isinstance(value, int | float):
-            value = (value,)
-        if key == "model.family" and value != config.model.family:
-            choose_family(config.model, value)
-        set_value(config, key, value)
-    return validate(config)
-
-
-def _parse(text: str, default: Any) -> Any:
-    """Read `text` as a value of the type of `default`; `validate` refuses what is not."""
-    if isinstance(default, str):
-        return text
-    try:
-        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(default, tuple):
-        return tuple(value) if isinstance(value, list) else value
-    return float(value) if isinstance(default, float) and type(value) is int else value
+    pairs = (one.removeprefix(OVERRIDE).partition("=") for one in overrides)
+    return override(config, {key: text for key, _, text in pairs})

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     """Convert what `argv` names, and print a report."""
     parser = cli.Parser("convert", __doc__)
     parser.add_argument(
-        "src", metavar="SRC", type=cli.existing, help="PyTorch weights, or a checkpoint"
+        "src", metavar="SRC", help="PyTorch weights, or a checkpoint or saved model"
     )
     parser.add_argument("dst", metavar="DST", type=Path, help="as above")
     parser.add_argument("--to", choices=("checkpoint", "torch"), help="default: by the name of DST")
@@ -52,9 +52,11 @@ def main(argv: list[str]) -> None:
     if args.report:
         _check_report(args.report, args.dst)
 
+    from segret_jax.checkpoint.folders import find, is_saved_model
     from segret_jax.convert.folder import find_weights
 
-    if not args.src.is_dir() or find_weights(args.src):
+    args.src = Path(args.src) if Path(args.src).exists() else find(args.src)
+    if not args.src.is_dir() or (find_weights(args.src) and not is_saved_model(args.src)):
         _from_file(args, config, overrides, to_torch=to_torch)
     elif not to_torch:
         raise InputError(f"{args.src} is a checkpoint already; a DST for PyTorch ends in {endings}")

@@ -7,12 +7,11 @@ Writes metrics.json, which `segret compare` reads, per_image.npz and the confusi
 result of another checkpoint or under other settings is never replaced.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from segret_jax.checkpoint.folders import FOLDER, find
+from segret_jax.checkpoint.folders import find
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
@@ -24,7 +23,7 @@ def main(argv: list[str]) -> None:
     parser = cli.Parser("eval", __doc__)
     parser.add_argument("--config", help="default: the config saved with the checkpoint")
     parser.add_argument("--workdir", type=cli.existing, help="a run's folder: its best checkpoint")
-    parser.add_argument("--checkpoint", type=cli.existing, help="a checkpoint's folder")
+    parser.add_argument("--checkpoint", help=cli.MODEL_HELP)
     parser.add_argument("--out", type=Path, help="default: RUN/evaluation, or beside CHECKPOINT")
     parser.add_argument("--overlays", action="store_true", help="also draw the predictions")
     parser.add_argument("--processes", help=cli.PROCESSES_HELP)
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> None:
     if not (args.checkpoint or args.workdir or args.config):
         raise InputError("give --workdir or --checkpoint, or the --config of a run in runs/")
     where = args.checkpoint or args.workdir or Path("runs") / Path(args.config).stem
-    find(where)
+    found = find(where)
     cli.begin(args.processes)
 
     from segret_jax.checkpoint import model as checkpoints
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> None:
     from segret_jax.evaluation.protocol import known_in_advance
     from segret_jax.parallel import processes
 
-    checkpoint = checkpoints.find(where)
+    checkpoint = checkpoints.find(found)
     base = cli.load_config_file(args.config) if args.config else checkpoints.load_config(checkpoint)
     config = cli.apply_overrides(base, overrides)
     check_segmentation(config.model)
@@ -53,7 +52,10 @@ def main(argv: list[str]) -> None:
     bundle = checkpoints.load_model(checkpoint, config)
     min_side = get_family(config.model.family).min_side
     predictor = Predictor(bundle, config.eval, min_side=min_side)
-    out, names = args.out or _default_out(checkpoint), [*map(source.name, range(len(source)))]
+    out, names = args.out, [*map(source.name, range(len(source)))]
+    if not out:  # what is no folder of the user lies in a cache or in the package
+        own = Path(where).exists()
+        out = results.default_folder(checkpoint if own else Path(Path(where).name))
     known = known_in_advance(
         config, table, split="validation", names=names, variables=predictor.variables
     )
@@ -70,15 +72,6 @@ def main(argv: list[str]) -> None:
         out, result, predictor, source, config=config, table=table, checkpoint=checkpoint
     )
     print(f"{result.per_class(table)}\n\n{checkpoint}: {result.summary()}\nwritten to {file}")
-
-
-def _default_out(checkpoint: Path) -> Path:
-    """Return RUN/evaluation for a checkpoint of a run, else a folder beside the checkpoint."""
-    path = Path(os.path.abspath(checkpoint))  # links kept: their target may be another's folder
-    converted = (path / "source").is_dir()
-    if path.parent.name == FOLDER and path.name.isdigit() and not converted:
-        return path.parent.parent / "evaluation"
-    return path.with_name(f"{path.name}_evaluation")
 
 
 def _overlay_writer(

@@ -11,7 +11,7 @@ that cannot be read are left out and listed at the end; the exit status is then 
 import sys
 from pathlib import Path
 
-from segret_jax.checkpoint.folders import find
+from segret_jax.checkpoint.folders import default_model, find
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
 from segret_jax.models.families import get_family
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     """Segment the pictures that `argv` names."""
     parser = cli.Parser("predict", __doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT")
-    parser.add_argument("--checkpoint", type=cli.existing, required=True, help="or a run's folder")
+    parser.add_argument("--checkpoint", help=f"{cli.MODEL_HELP}; default: those that ship")
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="default: %(default)s"
     )
@@ -34,7 +34,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--names", action="store_true", help="write names on large regions")
     parser.add_argument("--recursive", action="store_true", help="also read subfolders")
     args, overrides = parser.parse(argv)
-    find(args.checkpoint)
+    name = args.checkpoint or default_model()
+    model_folder = find(name)
 
     from segret_jax.prediction.inputs import find_pictures
     from segret_jax.prediction.outputs import parse_formats, plan_outputs
@@ -49,11 +50,13 @@ def main(argv: list[str]) -> None:
     from segret_jax.prediction.batch import predict_files
     from segret_jax.prediction.formats import check_formats
 
-    checkpoint = checkpoints.find(args.checkpoint)
+    checkpoint = checkpoints.find(model_folder)
     config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
     check_segmentation(config.model)
     table = checkpoints.load_table(checkpoint)
     check_formats(formats, table)
+    if not args.checkpoint:
+        print(f"{name}: {table.summary}; for your own: segret train")
     cli.check_folder(f"to {args.out}", args.out)
     bundle = checkpoints.load_model(checkpoint, config)
     min_side = get_family(config.model.family).min_side

@@ -19,7 +19,7 @@ from segret_jax.errors import InputError
 def main(argv: list[str]) -> None:
     """Write the certificate of the checkpoint that `argv` names."""
     parser = cli.Parser("verify", __doc__)
-    parser.add_argument("checkpoint", type=cli.existing, metavar="CHECKPOINT")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=cli.MODEL_HELP)
     parser.add_argument("--reference", type=Path, metavar="FILE.npz")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="written with FILE.md beside")
     args, overrides = parser.parse(argv)
@@ -27,12 +27,12 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--out {args.out}: give a name that ends in .json; FILE.md lies beside")
     if args.out:
         cli.check_folder(f"--out {args.out}", args.out.parent)
-    find(args.checkpoint)
+    found = find(args.checkpoint)
 
     from segret_jax.checkpoint import model as checkpoints
     from segret_jax.verify.certificate import certify, plain, to_text
 
-    checkpoint = checkpoints.find(args.checkpoint)
+    checkpoint = checkpoints.find(found)
     config = checkpoints.load_config(checkpoint)
     config.model.matmul_precision = "highest"  # as PyTorch; the command line may change it
     config = cli.apply_overrides(config, overrides)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from segret_jax.checkpoint.safetensors import Tensors, write_safetensors
 from segret_jax.convert.recognize import torch_format
-from segret_jax.convert.safetensors import Tensors, write_safetensors
 from segret_jax.errors import InputError
 from segret_jax.files import disk_errors_as_input_errors
 from segret_jax.models.config import ModelConfig

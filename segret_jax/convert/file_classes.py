@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from segret_jax.convert.metadata import shorten
 from segret_jax.convert.records import read_array
 from segret_jax.data.class_table import UNKNOWN
+from segret_jax.errors import shorten
 
 NAMES, COLORS = ("CLASSES", "classes", "class_names"), ("PALETTE", "palette")
 DEFAULT_LABEL = "LABEL_{}"  # transformers' name of class i where nobody gave one

@@ -7,23 +7,21 @@ may name none elsewhere.
 """
 
 import hashlib
-import json
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from segret_jax.convert.file_classes import find_labels
-from segret_jax.convert.metadata import plain_metadata, shorten
+from segret_jax.convert.metadata import plain_metadata
 from segret_jax.convert.tensors import TensorFile, read_tensors, read_unstripped, strip_prefixes
-from segret_jax.errors import InputError
+from segret_jax.errors import InputError, shorten
+from segret_jax.files import read_json_object
 
 INDEX = ".index.json"
 WEIGHTS = tuple(
     name + ending for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", INDEX)
 )  # the first found is taken, as transformers does
-MAX_JSON = 2**24  # bytes
 MAX_SHARDS = 1000
 RETRY = "download the folder again"
 
@@ -52,7 +50,7 @@ def read_source(path: Path, *, wrapper: str = "") -> TensorFile:
     found = _read_weights(_locate(path, name), wrapper)
     if not (path / "config.json").exists():
         return found
-    config = _read_json(_locate(path, "config.json"))
+    config = read_json_object(_locate(path, "config.json"), RETRY)
     metadata = found.metadata | {"config": plain_metadata(config)}
     return replace(found, metadata=metadata, classes=found.classes or find_labels(config))
 
@@ -85,7 +83,7 @@ def _read_weights(file: Path, wrapper: str) -> TensorFile:
         return read_tensors(file, wrapper=wrapper)
     if wrapper:
         raise InputError(f"{file} is of shards, which hold one state dict: leave --wrapper out")
-    found_at = _read_json(file).get("weight_map")
+    found_at = read_json_object(file, RETRY).get("weight_map")
     if not isinstance(found_at, dict) or not found_at:
         raise InputError(f"{file} is no index of shards: it has no 'weight_map'; {RETRY}")
     found_at = {tensor: str(name) for tensor, name in found_at.items()}
@@ -110,24 +108,3 @@ def _read_weights(file: Path, wrapper: str) -> TensorFile:
         sha256=hashlib.sha256(sums.encode()).hexdigest(),  # of what sha256sum prints for them
     )
     return strip_prefixes(file, whole)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds a dict; InputError for another, and for keys given twice."""
-    try:
-        if file.stat().st_size > MAX_JSON:
-            raise ValueError(f"longer than {MAX_JSON} bytes")
-        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
-        if not isinstance(content, dict):
-            raise ValueError("no {...}")
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"{file} cannot be read ({shorten(reason)}); {RETRY}") from error
-    return content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is given twice")
-    return found

@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from segret_jax.checkpoint.safetensors import Tensors
 from segret_jax.config import ModelConfig
 from segret_jax.convert.recognize import TorchModel, identify
-from segret_jax.convert.safetensors import Tensors
 from segret_jax.errors import InputError, printable
 from segret_jax.models.config import model_name
 from segret_jax.models.factory import ModelBundle, abstract, build

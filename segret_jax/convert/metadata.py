@@ -11,9 +11,9 @@ from typing import Any
 
 from segret_jax.convert.records import Name, Record, is_plain
 from segret_jax.convert.torch_rebuild import Tensor
-from segret_jax.errors import printable
+from segret_jax.errors import MAX_TEXT, shorten
 
-MAX_ITEMS, MAX_TEXT, MAX_DEPTH = 256, 300, 2  # of one container, of one text, below the top
+MAX_ITEMS, MAX_DEPTH = 256, 2  # of one container, below the top
 MAX_VALUES = 2**12  # in all; containers after that are only described
 
 
@@ -37,11 +37,6 @@ def plain_metadata(metadata: Mapping[Any, Any]) -> dict[str, Any]:
     if len(metadata) > MAX_ITEMS:
         found["…"] = f"{len(metadata) - MAX_ITEMS} more"
     return found
-
-
-def shorten(text: str) -> str:
-    """Return the beginning of `text`, in one line that any terminal can print."""
-    return printable(text[:MAX_TEXT]) + "…" * (len(text) > MAX_TEXT)
 
 
 def _single(value: Any) -> Any:

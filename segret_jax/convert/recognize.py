@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from segret_jax.convert.safetensors import Tensors
+from segret_jax.checkpoint.safetensors import Tensors
 from segret_jax.data.class_table import MAX_CLASSES, UNKNOWN
 from segret_jax.errors import InputError, printable
 from segret_jax.models.config import ModelConfig, choose_family

@@ -4,7 +4,6 @@ A checkpoint of PyTorch is a state dict (tensors by name), or a dict that holds 
 them beside the optimizer, the epoch and so on: these are unwrapped here.
 """
 
-import errno
 import hashlib
 import math
 import os
@@ -19,12 +18,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from segret_jax.checkpoint.safetensors import read_safetensors
 from segret_jax.convert.file_classes import FileClasses, find_classes
-from segret_jax.convert.metadata import MAX_ITEMS, MAX_TEXT, plain_metadata, shorten
-from segret_jax.convert.safetensors import read_safetensors
+from segret_jax.convert.metadata import MAX_ITEMS, plain_metadata
 from segret_jax.convert.torch_file import LEGACY_START, TorchFile, open_legacy, open_zip
 from segret_jax.convert.torch_rebuild import RESAVE, Storage, Tensor
-from segret_jax.errors import InputError, unknown_name
+from segret_jax.errors import MAX_TEXT, InputError, shorten, unknown_name
+from segret_jax.files import damage_as_input_errors
 from segret_jax.models.families import FAMILIES
 
 # The first found is taken. Of timm's files (SegMAN) that is the average, whose accuracy is the
@@ -121,7 +121,7 @@ def _owner(names: Collection[str]) -> str:
 
 def read_unstripped(path: str | Path, *, wrapper: str = "") -> TensorFile:
     """Read a checkpoint as `read_tensors` does, with the names that the file gives its tensors."""
-    try:
+    with damage_as_input_errors(path):
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.seek(0, os.SEEK_END)
@@ -134,15 +134,6 @@ def read_unstripped(path: str | Path, *, wrapper: str = "") -> TensorFile:
         if wrapper and found.wrapper != wrapper:
             raise InputError(f"has no {wrapper!r}; its tensors lie at the top, choose nothing")
         return replace(found, sha256=digest)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # a damaged or hostile file meets the readers anywhere
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a wrong place
-            raise InputError(f"{path}: {error.strerror or error}") from error
-        reason = shorten(" ".join(str(error).split())) or type(error).__name__
-        raise InputError(
-            f"{path}: is damaged or cut off ({reason}); download or save it again"
-        ) from error
 
 
 def _read(file: BufferedReader, size: int, wrapper: str) -> TensorFile:

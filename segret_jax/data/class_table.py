@@ -25,6 +25,8 @@ Class ids therefore end at 253."""
 MAX_CLASSES = 2**16
 """Largest number of classes of a classifier; 8-bit label maps bound those of segmentation."""
 
+STREET_SCENES = ("camvid", "cityscapes", "synthetic")
+
 _FOLDER = Path(__file__).with_name("class_tables")
 CLASS_TABLES = tuple(sorted(file.stem for file in _FOLDER.glob("*.json")))
 _TABLE_FORM = (
@@ -54,6 +56,12 @@ class ClassTable:
     def num_classes(self) -> int:
         """Number of classes, without the ignored label."""
         return len(self.class_names)
+
+    @property
+    def summary(self) -> str:
+        """Number and kind of the classes, such as "11 street classes"."""
+        kind = "street " * (self.name in STREET_SCENES)
+        return f"{self.num_classes} {kind}classes"
 
     def raw_to_class(self) -> dict[int, int]:
         """Return {original id: class id}."""

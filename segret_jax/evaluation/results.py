@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from segret_jax.checkpoint.folders import FOLDER as CHECKPOINTS
 from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.sources import RecordSource, Source
@@ -93,6 +94,15 @@ def save(
     write_csv(counted.counts, table.class_names, as_csv)
     save_png(picture(counted.counts, table.class_names), as_png)
     return file
+
+
+def default_folder(checkpoint: Path) -> Path:
+    """Return RUN/evaluation for a checkpoint of a run, else a folder beside the checkpoint."""
+    path = Path(os.path.abspath(checkpoint))  # links kept: their target may be another's folder
+    converted = (path / "source").is_dir()
+    if path.parent.name == CHECKPOINTS and path.name.isdigit() and not converted:
+        return path.parent.parent / "evaluation"
+    return path.with_name(f"{path.name}_evaluation")
 
 
 def prepare_folder(folder: Path, known: Plain) -> None:

@@ -61,7 +61,7 @@ def initialize(
         return InitialModel(bundle, _longer_schedule(workdir, config))
     if not config.init_from:
         return InitialModel(bundle)
-    checkpoint = checkpoints.find(Path(config.init_from).expanduser())
+    checkpoint = checkpoints.find(config.init_from)
     saved, their_table = checkpoints.load_config(checkpoint), checkpoints.load_table(checkpoint)
     family = get_family(model.family).load()
     transfer = family.classifier_transfer if saved.model.task == "classification" else None

@@ -12,8 +12,8 @@ from PIL import Image
 
 from benchmarks import curve, gpu_train, sharded, timed_run
 from benchmarks.gpu import toy
+from segret_jax.checkpoint.safetensors import read_safetensors
 from segret_jax.config import OptimConfig
-from segret_jax.convert.safetensors import read_safetensors
 from segret_jax.models.segman import variants as segman
 from segret_jax.models.segret import FAMILY
 from segret_jax.models.segret.variants import VARIANTS

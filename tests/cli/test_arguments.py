@@ -258,10 +258,11 @@ def test_eval_names_what_is_wrong(tmp_path):
     assert message_of(eval_cli.main, []) == (
         "give --workdir or --checkpoint, or the --config of a run in runs/"
     )
-    for option in ("--workdir", "--checkpoint"):
-        assert message_of(eval_cli.main, [option, str(tmp_path / "nowhere")]) == (
-            f"argument {option}: {tmp_path / 'nowhere'} does not exist (see --help)"
-        )
+    nowhere = str(tmp_path / "nowhere")
+    message = message_of(eval_cli.main, ["--workdir", nowhere])
+    assert message == f"argument --workdir: {nowhere} does not exist (see --help)"
+    message = message_of(eval_cli.main, ["--checkpoint", nowhere])
+    assert message.startswith(f"{nowhere} does not exist; give the folder of a run")
 
 
 def test_predict_names_what_is_wrong(tmp_path):
@@ -270,7 +271,7 @@ def test_predict_names_what_is_wrong(tmp_path):
         return message_of(predict_cli.main, [str(source), *where])
 
     run = tmp_path / "run"
-    assert message(tmp_path) == f"argument --checkpoint: {run} does not exist (see --help)"
+    assert message(tmp_path).startswith(f"{run} does not exist; give the folder of a run, of a ch")
     run.mkdir()
     assert message(tmp_path).startswith(
         f"no checkpoint in {run}: train first, give another folder, "
@@ -402,7 +403,7 @@ def test_commands_that_do_not_compute_do_not_restart(started_again, monkeypatch,
         ),
         (
             "predict.py nowhere.jpg --checkpoint runs/none --out out",
-            r"error: argument --checkpoint: runs/none does not exist \(see --help\)",
+            r"error: runs/none does not exist; give the folder of a run, of a checkpoint or of .*",
         ),
     ],
 )

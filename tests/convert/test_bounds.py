@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segret_jax.convert import safetensors, tensors, torch_file
+from segret_jax.checkpoint import safetensors
+from segret_jax.convert import tensors, torch_file
 from segret_jax.convert.metadata import plain_metadata
 from segret_jax.convert.tensors import read_tensors
 from segret_jax.errors import InputError

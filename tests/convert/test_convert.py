@@ -251,4 +251,5 @@ def test_the_command_ends_with_status_2_and_one_line() -> None:
     command = [sys.executable, "-m", "segret_jax", "convert", "nowhere.pth", "out"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == "error: argument SRC: nowhere.pth does not exist (see --help)\n"
+    assert result.stderr.startswith("error: nowhere.pth does not exist; give the folder of a run")
+    assert result.stderr.count("\n") == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segret_jax import files
 from segret_jax.cli.convert import main
 from segret_jax.convert import folder as folders
 from segret_jax.convert.exporting import write_tensors
@@ -190,7 +191,7 @@ def test_an_invalid_index_is_rejected(tmp_path: Path, content: str, reason: str)
 def test_sizes_are_bounded(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "MAX_SHARDS", 1)
     assert "names 2 files; at most 1 are read" in fault(sharded)
-    monkeypatch.setattr(folders, "MAX_JSON", 10)
+    monkeypatch.setattr(files, "MAX_JSON", 10)
     assert "cannot be read (longer than 10 bytes)" in fault(sharded)
 
 
