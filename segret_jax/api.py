@@ -4,6 +4,7 @@ model = segret_jax.load("runs/camvid_tiny_cpu")
 result = model.predict("photograph.jpg")
 result.label_map  # [H, W] class ids
 result.overlay().save("overlay.png")
+model.save_pretrained("camvid_tiny")  # a folder to share, which `load` reads
 """
 
 import dataclasses

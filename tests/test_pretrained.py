@@ -19,6 +19,7 @@ from segret_jax.checkpoint import folders, pretrained
 from segret_jax.checkpoint import model as checkpoints
 from segret_jax.checkpoint.safetensors import read_safetensors, write_safetensors
 from segret_jax.cli import convert, predict
+from segret_jax.cli import eval as evaluate_cli
 from segret_jax.config import Config, DataConfig, EvalConfig, ModelConfig, choose_family
 from segret_jax.data.class_table import load_class_table
 from segret_jax.errors import InputError
@@ -320,6 +321,13 @@ def test_a_folder_of_pytorch_weights_is_to_be_converted(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text('{"model_type": "segformer"}')
     assert f"segret convert {tmp_path} NEW_FOLDER" in message(segret_jax.load, tmp_path)
+
+
+def test_results_never_lie_in_a_cache_or_in_the_package(saved):
+    assert evaluate_cli._beside(saved, saved) == saved
+    cached = Path("/cache/0123")
+    assert evaluate_cli._beside("hf://me/model@v1", cached) == Path("model@v1")
+    assert evaluate_cli._beside("segret_tiny_camvid", cached) == Path("segret_tiny_camvid")
 
 
 # Damaged and hostile files

@@ -52,10 +52,8 @@ def main(argv: list[str]) -> None:
     bundle = checkpoints.load_model(checkpoint, config)
     min_side = get_family(config.model.family).min_side
     predictor = Predictor(bundle, config.eval, min_side=min_side)
-    out, names = args.out, [*map(source.name, range(len(source)))]
-    if not out:  # what is no folder of the user lies in a cache or in the package
-        own = Path(where).exists()
-        out = results.default_folder(checkpoint if own else Path(Path(where).name))
+    out = args.out or results.default_folder(_beside(where, checkpoint))
+    names = [*map(source.name, range(len(source)))]
     known = known_in_advance(
         config, table, split="validation", names=names, variables=predictor.variables
     )
@@ -72,6 +70,14 @@ def main(argv: list[str]) -> None:
         out, result, predictor, source, config=config, table=table, checkpoint=checkpoint
     )
     print(f"{result.per_class(table)}\n\n{checkpoint}: {result.summary()}\nwritten to {file}")
+
+
+def _beside(given: str | Path, checkpoint: Path) -> Path:
+    """Return where results lie: beside a user's folder, else in the current one.
+
+    A model from the Hub lies in a cache, one that ships in the package.
+    """
+    return checkpoint if Path(given).expanduser().exists() else Path(Path(given).name)
 
 
 def _overlay_writer(
