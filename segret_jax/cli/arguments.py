@@ -40,9 +40,9 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         """Return the arguments, and the overrides as given."""
         overrides = [arg for arg in argv if arg.startswith(OVERRIDE)]
-        for override in overrides:
-            if "=" not in override:
-                raise InputError(f"{override} has no value: write {override}=VALUE")
+        for one in overrides:
+            if "=" not in one:
+                raise InputError(f"{one} has no value: write {one}=VALUE")
         rest = [arg for arg in argv if arg not in overrides]
         return self.parse_intermixed_args(rest), overrides  # inputs may follow options
 
