@@ -30,6 +30,7 @@ from segret_jax.models.factory import ModelBundle, abstract
 from segret_jax.models.kernels import ANY_PLATFORM
 from segret_jax.training import initialization
 from segret_jax.trees import named_leaves
+from tests.cli.test_predict import Reads
 from tests.weights import flat
 
 CAMVID = load_class_table("camvid")
@@ -270,18 +271,8 @@ def test_weights_that_ship_are_read_by_name(ships, monkeypatch, tmp_path):
     assert text.endswith("the name of weights that ship with segret_jax (segret_tiny_camvid)")
 
 
-class FirstClass(inference.Predictor):
-    """A predictor of class 0."""
-
-    def __init__(self, *_: Any, min_side: int):
-        pass
-
-    def label_map(self, image: np.ndarray) -> np.ndarray:
-        return np.zeros(image.shape[:2], np.uint8)
-
-
 def test_predict_without_a_checkpoint_uses_them_and_says_so(ships, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(inference, "Predictor", FirstClass)
+    monkeypatch.setattr(inference, "Predictor", Reads)
     photograph = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(photograph)
     predict.main([str(photograph), "--out", str(tmp_path / "out")])
