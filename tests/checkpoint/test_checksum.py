@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from segret_jax.checkpoint.checksum import mismatched_checksums, sums
+from segret_jax.checkpoint.checksum import BLOCK, mismatched_checksums, sums
 from segret_jax.config import MeshConfig
 from segret_jax.parallel.mesh import make_mesh
 
@@ -36,7 +36,7 @@ def by_hand(x: np.ndarray) -> int:
     return sum(mixed(w) * (mixed(i) | 1) for i, w in enumerate(words)) % 2**32
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(), (7,), (0, 3), (2, 3, 4, 5), (3, BLOCK // 3 + 2)])
 def test_checksum_equals_the_formula(shape):
     assert of(noise(*shape)) == by_hand(noise(*shape))
 
@@ -74,11 +74,27 @@ def test_any_flipped_bit_changes_the_checksum():
 @pytest.mark.parametrize("weighted", [True, False])
 def test_checksum_does_not_depend_on_sharding(weighted):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2))
-    whole = {"a": noise(6, 5), "b": noise(3, 8), "c": noise(4, 2, 3), "d": noise(7)}
-    specs = {"a": ("fsdp",), "b": (None, "fsdp"), "c": (None, None), "d": ()}
+    whole = {"a": noise(6, 5), "b": noise(3, 8), "c": noise(4, 2, 3), "d": noise(7), "e": noise()}
+    specs = {"a": ("fsdp",), "b": (None, "fsdp"), "c": (None, None), "d": (), "e": ()}
     split = {
         name: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*specs[name])))
         for name, x in whole.items()
     }
     assert not split["a"].is_fully_replicated
     assert sums(split, weighted=weighted) == sums(whole, weighted=weighted)
+
+
+def test_checksums_of_a_device_s_arrays_compile_nothing():
+    compiled: list[str] = []
+
+    def listen(event: str, _: float, **_kwargs: Any) -> None:
+        compiled.append(event)
+
+    arrays = {str(n): jax.device_put(noise(n, 3)) for n in range(1, 4)}
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        found = sums(arrays)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+    assert found == {name: by_hand(np.asarray(x)) for name, x in arrays.items()}
