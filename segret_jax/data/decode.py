@@ -12,7 +12,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import scipy.io
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -114,6 +113,8 @@ def decode_label(file: File, *, where: str = "") -> Label:
 
 
 def _decode_mat(file: File, where: str) -> Label:
+    import scipy.io  # slow to import, and seldom needed
+
     try:
         content = io.BytesIO(file) if isinstance(file, bytes) else file
         ids = np.asarray(scipy.io.loadmat(content, variable_names=["S"])["S"])

@@ -10,7 +10,6 @@ CODE = """
 import jax, jax.numpy as jnp
 from segret_jax.run import compilation
 compilation.use_cache()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((4, 4)))
 print(jax.config.jax_compilation_cache_dir)
 """

@@ -23,10 +23,10 @@ def cache(tmp_path: Path) -> Iterator[Path]:
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def words(config: Config = CONFIG, *, hit: bool = False) -> str:
+def words(config: Config = CONFIG, *events: str) -> str:
     with expected_compilation(config, make_mesh(config.mesh)) as said:
-        if hit:
-            jax.monitoring.record_event(compilation.CACHE_HIT)
+        for event in events:
+            jax.monitoring.record_event(event)
     return said
 
 
@@ -36,8 +36,10 @@ def test_the_first_time_and_later_ones_are_distinguished(cache):
     ((key, entry),) = record.items()
     assert entry["cached"] is False
     (cache / RECORD).write_text(json.dumps({key: entry | {"seconds": 101.7}}))
-    assert words(hit=True) == "probably cached; compiling took 1:41"
+    assert words(CONFIG, compilation.CACHE_HIT) == "probably cached; compiling took 1:41"
     assert words() == "probably cached, about 0:00"
+    words(CONFIG, compilation.CACHE_HIT, compilation.CACHE_MISS)  # a small program was cached
+    assert words() == "probably cached; compiling took 0:00"
     assert words(Config(train=TrainConfig(log_every=7))).startswith("probably cached")
     assert words(Config(model=ModelConfig(variant="base"))).startswith("first time here")
 
