@@ -39,12 +39,10 @@ def retention(
     log_decay, (h, w) = head_log_decay(heads, initial=2.0, span=4.0), size
     is_decomposed = form == "decomposed"
     formulas = decomposed_retention if is_decomposed else whole_retention
-    capability = platform_of(jax.devices()).capability
+    platform = platform_of(jax.devices())
 
     def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return blocked_retention(
-            q, k, v, log_decay, decomposed=is_decomposed, capability=capability
-        )
+        return blocked_retention(q, k, v, log_decay, decomposed=is_decomposed, platform=platform)
 
     scores = batch * heads * h * w * (h + w if is_decomposed else h * w)
     return Case(

@@ -120,7 +120,7 @@ def test_an_old_gpu_computes_in_blocks_that_hold_few_scores(decomposed):
         def total(*args: jax.Array) -> jax.Array:
             return blocked_retention(
                 *args, (-0.5, -0.1), decomposed=decomposed, max_scores=max_scores,
-                capability=capability,
+                platform=Platform(capability=capability),
             ).sum()  # fmt: skip
 
         jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(q, k, v).jaxpr

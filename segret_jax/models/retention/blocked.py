@@ -24,7 +24,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from segret_jax.models.kernels import by_image, on_each_device
+from segret_jax.models.kernels import ANY_PLATFORM, Platform, by_image, on_each_device
 from segret_jax.models.layers import MapSize, accum_dtype
 from segret_jax.models.retention import gpu as retention_gpu
 from segret_jax.models.retention.decay import Decay, LogDecay
@@ -44,7 +44,7 @@ def blocked_retention(
     decomposed: bool,
     decay: Decay = Decay.ADDITIVE,
     max_scores: int = 2**25,
-    capability: float | None = None,
+    platform: Platform = ANY_PLATFORM,
     size: MapSize | None = None,
 ) -> Values:
     """Compute `decomposed_retention` or `whole_retention` by blocks.
@@ -63,8 +63,8 @@ def blocked_retention(
         decay: Whether the decay enters before or after the softmax.
         max_scores: The scores of each image in a block, but at least those of one query. Blocks
             are smaller on CPU, to stay in the cache; the GPU and TPU kernels choose their own.
-        capability: The lowest compute capability of the GPUs (`kernels.platform_of`); below 8.0
-            they compute by blocks, without the Triton kernels. None: high enough.
+        platform: The devices (`kernels.platform_of`). GPUs of a compute capability below 8.0
+            compute by blocks, without the Triton kernels.
         size: The true height and width of padded arrays; None: those of the arrays.
 
     Returns:
@@ -76,7 +76,7 @@ def blocked_retention(
     true = None if size is None else jnp.stack([jnp.asarray(side, jnp.int32) for side in size])
 
     def attend(along: str, v: Array) -> Array:
-        options = (log_decay, decay, max_scores, capability, precision)
+        options = (log_decay, decay, max_scores, platform, precision)
         return _attend(q, k, v, true, AxialSequences(along, q.shape, *options))
 
     return attend("h", attend("w", v)) if decomposed else attend("hw", v)
@@ -217,6 +217,8 @@ def _by_blocks(
         return run(queries, keys, log_decay, size)
 
     cpu = functools.partial(at_most, min(sequences.max_scores, CACHED_SCORES // b))
+    if sequences.platform.is_cpu:
+        return cpu(queries, keys)
     others = functools.partial(at_most, sequences.max_scores)
     tpu = on_tpu if fits(queries, keys) else others
     return lax.platform_dependent(queries, keys, cpu=cpu, tpu=tpu, default=others)

@@ -48,10 +48,11 @@ def fits(sequences: AxialSequences, q: Array, k: Array, v: Array) -> bool:
     Requires additive decay, one common dtype other than float64, one head width of 16 or 32, and
     compute capability 8.0 or newer; None stands for an unknown one and passes.
     """
-    capability, has_width = sequences.capability, q.shape[-1] in WIDTHS
-    has_triton = capability is None or capability >= TRITON_CAPABILITY
+    platform, has_width = sequences.platform, q.shape[-1] in WIDTHS
+    has_triton = platform.capability is None or platform.capability >= TRITON_CAPABILITY
     is_of_one_dtype = q.dtype == k.dtype == v.dtype != jnp.float64
     is_alike = is_of_one_dtype and q.shape == v.shape
+    has_triton = has_triton and not platform.is_cpu
     return has_triton and sequences.decay is Decay.ADDITIVE and has_width and is_alike
 
 

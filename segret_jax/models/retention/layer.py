@@ -90,7 +90,7 @@ class Retention(nnx.Module):
             return form(q, k, v, self.log_decay, decay=options.decay, size=size)
         return blocked_retention(
             q, k, v, self.log_decay, decomposed=self.decomposed, decay=options.decay,
-            max_scores=options.max_scores, capability=options.platform.capability, size=size,
+            max_scores=options.max_scores, platform=options.platform, size=size,
         )  # fmt: skip
 
     def _project(self, x: FeatureMap) -> list[FeatureMap]:

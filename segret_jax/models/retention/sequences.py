@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from segret_jax.models.kernels import is_full_precision
+from segret_jax.models.kernels import Platform, is_full_precision
 from segret_jax.models.layers import accum_dtype
 from segret_jax.models.retention.decay import Decay, LogDecay
 from segret_jax.models.retention.formulas import Heads
@@ -30,7 +30,7 @@ class AxialSequences:
     log_decay: LogDecay
     decay: Decay
     max_scores: int
-    capability: float | None
+    platform: Platform
     precision: str | None
 
     @property
