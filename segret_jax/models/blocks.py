@@ -187,28 +187,43 @@ class Encoder(nnx.Module):
                     x = self.downsamples[i - 1](x, train=train, size=size)
                     size = strided(size)
                 is_recomputed = i + 1 in self.remat
-                if train and self.has_loops and len(blocks) >= MIN_LOOP:
+                if not train:
+                    x = _in_evaluation(blocks, x, size)
+                elif self.has_loops and len(blocks) >= MIN_LOOP:
                     with jax.named_scope("blocks"):
                         x = _in_loop(blocks, x, keys=keys, is_recomputed=is_recomputed)
                 else:
                     for j, block in enumerate(blocks):
                         apply = functools.partial(_recomputed, block) if is_recomputed else block
                         with jax.named_scope(f"block{j}"):
-                            x = apply(x, train=train, keys=keys, size=size)
+                            x = apply(x, train=True, keys=keys)
             maps.append(x)  # before the downsample
         return maps
 
 
-def _recomputed(
-    block: Any, x: FeatureMap, *, train: bool, keys: SampleKeys | None, size: MapSize | None
-) -> FeatureMap:
+def _in_evaluation(blocks: Sequence[Any], x: FeatureMap, size: MapSize | None) -> FeatureMap:
+    """Apply equal blocks one after the other; they differ in drop rates, which are for training."""
+    graph = nnx.graphdef(blocks[0])
+    for j, block in enumerate(blocks):
+        with jax.named_scope(f"block{j}"):
+            x = _evaluated(graph, nnx.to_pure_dict(nnx.state(block)), x, size)
+    return x
+
+
+# Inlined into its caller, but traced once for all blocks of a stage.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _evaluated(graph: Any, variables: Any, x: FeatureMap, size: MapSize | None) -> FeatureMap:
+    return nnx.merge(graph, variables)(x, train=False, keys=None, size=size)
+
+
+def _recomputed(block: Any, x: FeatureMap, *, train: bool, keys: SampleKeys | None) -> FeatureMap:
     """Apply a block that the backward pass computes again."""
     graph, *variables = nnx.split(block, nnx.Param, nnx.BatchStat)
 
     @jax.checkpoint
     def apply(x: FeatureMap, variables: Any) -> Any:
         model = nnx.merge(graph, *variables)  # running statistics are updated in their own trace
-        return model(x, train=train, keys=keys, size=size), nnx.state(model, nnx.BatchStat)
+        return model(x, train=train, keys=keys), nnx.state(model, nnx.BatchStat)
 
     x, updated = apply(x, variables)
     nnx.update(block, updated)

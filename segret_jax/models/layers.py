@@ -7,6 +7,7 @@ where Flax agrees with the released model (`nnx.Linear`), the models use Flax.
 import copy
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,9 +36,7 @@ def normal_init(std: float = 0.02) -> nnx.Initializer:
     """
 
     def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-        if isinstance(key, jax.core.Tracer):
-            return std * jax.random.normal(key, shape, dtype)
-        return jnp.asarray(std * host_generator(key).standard_normal(shape, np.float32), dtype)
+        return draw(key, lambda rng: std * rng.standard_normal(shape, np.float32), shape, dtype)
 
     return init
 
@@ -56,19 +55,36 @@ def uniform_init(fan_in: int) -> nnx.Initializer:
     bound = 1 / math.sqrt(fan_in)
 
     def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-        if isinstance(key, jax.core.Tracer):
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-        return jnp.asarray(host_generator(key).uniform(-bound, bound, shape), dtype)
+        return draw(key, lambda rng: rng.uniform(-bound, bound, shape), shape, dtype)
 
     return init
 
 
-def host_generator(key: Array) -> np.random.Generator:
-    """Return a NumPy generator: XLA would compile a sampler for each shape, 8 s for tiny.
+def draw(
+    key: Array,
+    sample: Callable[[np.random.Generator], np.ndarray],
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+) -> Array:
+    """Draw initial weights with NumPy: XLA would compile a sampler for each shape, 8 s for tiny.
 
-    While tracing (`eval_shape`) the initializers above draw with JAX instead.
+    Args:
+        key: The seed.
+        sample: Draws an array of `shape` from a generator.
+        shape: The shape of the weights.
+        dtype: The dtype of the weights.
+
+    Returns:
+        The weights. While tracing, as by `eval_shape`, a callback that draws the same ones.
     """
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+
+    def draw_on_host(seed: Any) -> np.ndarray:
+        return sample(np.random.default_rng(np.asarray(seed).tolist())).astype(dtype)
+
+    seed = jax.random.key_data(key)
+    if isinstance(key, jax.core.Tracer):
+        return jax.pure_callback(draw_on_host, jax.ShapeDtypeStruct(shape, dtype), seed)
+    return jnp.asarray(draw_on_host(seed))
 
 
 def conv3x3(
@@ -277,6 +293,12 @@ def depthwise_conv(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x: Array, kernel: Array, precision: str | None, residual: bool) -> Array:
+    return _depthwise_of_shape(x, kernel, precision, residual)
+
+
+# Inlined into its caller, but traced once for all layers of one shape.
+@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
+def _depthwise_of_shape(x: Array, kernel: Array, precision: str | None, residual: bool) -> Array:
     by_groups = functools.partial(_by_groups, precision=precision, residual=residual)
     by_shifts = functools.partial(_sum_of_shifts, residual=residual)
     return lax.platform_dependent(x, kernel, cpu=by_shifts, default=by_groups)

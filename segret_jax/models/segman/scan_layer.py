@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -10,13 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from segret_jax.models.kernels import Kernels, Platform
-from segret_jax.models.layers import (
-    FeatureMap,
-    MapSize,
-    accum_dtype,
-    host_generator,
-    uniform_init,
-)
+from segret_jax.models.layers import FeatureMap, MapSize, accum_dtype, draw, uniform_init
 from segret_jax.models.selective_scan.formulas import ScanWeights, selective_scan_2d
 from segret_jax.models.selective_scan.scan import fast_selective_scan_2d
 
@@ -56,8 +49,5 @@ class SelectiveScan(nnx.Module):
 def _initial_bias(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """Return the inverse softplus of step sizes that are log-uniform from 1e-3 to 1e-1."""
     low, high = math.log(1e-3), math.log(1e-1)
-    if isinstance(key, jax.core.Tracer):
-        step = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
-    else:
-        step = jnp.asarray(np.exp(host_generator(key).uniform(low, high, shape)), dtype)
+    step = draw(key, lambda rng: np.exp(rng.uniform(low, high, shape)), shape, dtype)
     return step + jnp.log(-jnp.expm1(-step))
