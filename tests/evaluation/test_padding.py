@@ -1,7 +1,6 @@
 """Padded inputs give the results of unpadded ones; few sizes are enough for many images."""
 
 import dataclasses
-import itertools
 import math
 from collections import Counter
 from typing import Any
@@ -11,10 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from benchmarks.padding import ade20k_like, wasted
 from segret_jax.config import EvalConfig, ModelConfig, choose_family
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.padding import MAX_PROGRAMS, choose, ladder
-from segret_jax.evaluation.plan import choose_padding, make_plan, tilings
+from segret_jax.evaluation.plan import choose_padding, make_plan
 from segret_jax.models.factory import ModelBundle, build
 from segret_jax.models.families import FAMILIES
 from tests import golden_weights as golden
@@ -101,26 +101,6 @@ def test_a_rung_of_the_ladder_is_at_most_a_quarter_longer():
     assert len(set(sides)) < 45
     assert all(ladder((side, side)) == (side, side) for side in {*sides})
     assert all(ladder((32 * i, 1))[0] % 32 == 0 for i in range(1, 90))
-
-
-def ade20k_like() -> list[Size]:
-    """2,000 images at the assumed shares of ADE20K's sizes."""
-    shares = {
-        (512, 704): 0.4, (512, 768): 0.2, (512, 512): 0.05, (512, 672): 0.05, (512, 896): 0.04,
-        (512, 928): 0.04, (704, 512): 0.09, (768, 512): 0.05,
-    }  # fmt: skip
-    sides = range(512, 2049, 32)
-    every = dict.fromkeys([*((512, side) for side in sides), *((side, 512) for side in sides)])
-    others = itertools.cycle(size for size in every if size not in shares)
-    sizes = [size for size, share in shares.items() for _ in range(round(2000 * share))]
-    return sizes + list(itertools.islice(others, 2000 - len(sizes)))
-
-
-def wasted(sizes: list[Size], config: EvalConfig) -> float:
-    """Return the share of padding in the inputs of all images at all scales."""
-    padding = choose_padding(sizes, config)
-    tiles = [tiling.tile for size in sizes for tiling in tilings(size, config)]
-    return 1 - sum(map(math.prod, tiles)) / sum(math.prod(padding[t] or t) for t in tiles)
 
 
 def test_a_set_like_ade20k_needs_four_programs():
