@@ -92,17 +92,17 @@ def _write_json(result: Segmentation, file: Path, info: Info) -> None:
 
 
 def _write_polygons(result: Segmentation, file: Path, info: Info) -> None:
-    features = []
-    for class_id, exterior, holes in result.to_polygons():
-        closed = [[*ring.tolist(), ring[0].tolist()] for ring in (exterior, *holes)]
-        name = result.classes.class_names[class_id]
-        features.append(
-            {
-                "type": "Feature",
-                "properties": {"class_id": class_id, "class_name": name},
-                "geometry": {"type": "Polygon", "coordinates": closed},
-            }
-        )
+    features = [
+        {
+            "type": "Feature",
+            "properties": {
+                "class_id": class_id,
+                "class_name": result.classes.class_names[class_id],
+            },
+            "geometry": polygon.__geo_interface__,
+        }
+        for class_id, polygon in result.to_polygons()
+    ]
     _dump(info | {"type": "FeatureCollection", "features": features}, file)
 
 

@@ -20,7 +20,7 @@ from segret_jax.prediction.outputs import (
     parse_formats,
     source_info,
 )
-from segret_jax.prediction.polygons import Polygon, polygons_of
+from segret_jax.prediction.polygons import ClassPolygon, polygons_of
 from segret_jax.visualize import pictures
 from segret_jax.visualize.legend import legend_below
 from segret_jax.visualize.region_names import draw_names
@@ -103,8 +103,12 @@ class Segmentation:
             draw_names(drawn, self.label_map, self.classes)
         return Image.fromarray(picture)
 
-    def to_polygons(self) -> list[Polygon]:
-        """Return the polygons of all regions, along the edges of the pixels, in pixels."""
+    def to_polygons(self) -> list[ClassPolygon]:
+        """Return class id and `shapely.Polygon` of each connected region.
+
+        The polygons follow the edges of the pixels: x to the right and y down, in pixels from the
+        top left corner.
+        """
         return polygons_of(self.label_map, self.classes.num_classes)
 
     def save(
