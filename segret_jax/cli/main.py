@@ -18,7 +18,7 @@ GROUPS = {
         "replay": "find the layer in which a training step stopped being finite",
     },
     "Use a model": {
-        "predict": "segment photographs",
+        "predict": "segment photographs and videos",
         "eval": "score a checkpoint on validation images",
         "compare": "tell whether two scores are comparable, and how far they are apart",
     },

@@ -1,11 +1,11 @@
-"""Segment photographs.
+"""Segment photographs and videos.
 
   segret predict INPUT ... --checkpoint runs/demo
 
 INPUT is a file, a folder or a pattern such as "photos/*.jpg". Writes, for each picture, what --save
 names; by default NAME_overlay.png (with a legend) and NAME_label.png (class ids, 8 bits, the
-classes' colors as the palette). Replaces only what it wrote before for the same picture. Pictures
-that cannot be read are left out and listed at the end; the exit status is then 1.
+classes' colors as the palette); of a video NAME_overlay.mp4. Replaces only what it wrote before for
+the same input. What cannot be read is left out and listed at the end; the exit status is then 1.
 """
 
 import sys
@@ -14,11 +14,12 @@ from pathlib import Path
 from segret_jax.checkpoint.folders import default_model, find
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
+from segret_jax.errors import InputError
 from segret_jax.models.families import get_family
 
 SAVE_HELP = (
     "a list of overlay, label, color, confidence, probabilities, json, polygons, coco, cityscapes "
-    "(docs/evaluation.md); default: overlay,label"
+    "(docs/evaluation.md), of videos overlay and color alone; default: overlay,label"
 )
 
 
@@ -32,8 +33,14 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--save", default="overlay,label", metavar="FORMATS", help=SAVE_HELP)
     parser.add_argument("--names", action="store_true", help="write names on large regions")
+    parser.add_argument(
+        "--average", type=int, default=1, metavar="N",
+        help="smooth videos: average the probabilities of the last N frames; default: 1",
+    )  # fmt: skip
     parser.add_argument("--recursive", action="store_true", help="also read subfolders")
     args, overrides = parser.parse(argv)
+    if args.average < 1:
+        raise InputError(f"--average is {args.average}; the least is 1, which smooths nothing")
     name = args.checkpoint or default_model()
     model_folder = find(name)
 
@@ -41,7 +48,7 @@ def main(argv: list[str]) -> None:
     from segret_jax.prediction.outputs import parse_formats, plan_outputs
 
     formats = parse_formats(args.save)
-    found = find_pictures(args.inputs, recursive=args.recursive)
+    found = find_pictures(args.inputs, recursive=args.recursive, formats=formats)
     planned = plan_outputs(found.pictures, args.out, formats)
     cli.begin()
 
@@ -61,7 +68,9 @@ def main(argv: list[str]) -> None:
     bundle = checkpoints.load_model(checkpoint, config)
     min_side = get_family(config.model.family).min_side
     predictor = Predictor(bundle, config.eval, min_side=min_side)
-    done = predict_files(predictor, table, [*found.pictures], planned, names=args.names)
+    done = predict_files(
+        predictor, table, [*found.pictures], planned, names=args.names, average=args.average
+    )
     if done.faults and len(planned) == 1:
         raise done.faults[0]
     summary = f"{done.count} segmented with {checkpoint}, written to {args.out}"

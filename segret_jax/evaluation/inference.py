@@ -252,6 +252,15 @@ class Scores:
         self._views, self._sizes = views, sizes
         self._programs, self._split = programs, split
 
+    def averaged(self, others: Sequence["Scores"]) -> "Scores":
+        """Return the scores whose probabilities are the mean of these and those of other images.
+
+        Args:
+            others: Scores of batches of the same sizes, such as the frames before in a video.
+        """
+        views = [view for scores in (self, *others) for view in scores._views]
+        return Scores(views, self._sizes, programs=self._programs, split=self._split)
+
     def predictions(self) -> list[Prediction]:
         """Return each pixel's best class, and whether it ties with another.
 

@@ -1,4 +1,4 @@
-"""The pictures to predict: files, those in folders, and those that patterns match."""
+"""The pictures and videos to predict: files, those in folders, and those that patterns match."""
 
 import glob
 import os
@@ -13,7 +13,9 @@ from PIL import Image
 
 from segret_jax.data.decode import decode_image
 from segret_jax.errors import InputError, abbreviate
-from segret_jax.prediction.outputs import is_own_output
+from segret_jax.prediction import video_files
+from segret_jax.prediction.outputs import DEFAULT_FORMATS, VIDEO_FILES, is_own_output
+from segret_jax.prediction.video_files import is_video
 
 # Still images: Pillow also registers videos, documents and arrays, and not all in every build.
 STILL = """
@@ -29,15 +31,20 @@ MAX_NAMED = 10
 
 @dataclass
 class Found:
-    """Pictures to read, and notes about other files that are not read."""
+    """Pictures and videos to read, and notes about what is not read or written."""
 
     pictures: dict[Path, Path]
     """The files, and for each its folder below that of the outputs."""
     notes: list[str] = field(default_factory=list)
 
 
-def find_pictures(inputs: Sequence[str | Path], *, recursive: bool = False) -> Found:
-    """Return the pictures that are named, those in folders, and those that patterns match.
+def find_pictures(
+    inputs: Sequence[str | Path],
+    *,
+    recursive: bool = False,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+) -> Found:
+    """Return pictures and videos: those named, those in folders, and those that patterns match.
 
     Hidden files, system files and outputs of this package are left out. Links to folders are not
     followed.
@@ -45,11 +52,12 @@ def find_pictures(inputs: Sequence[str | Path], *, recursive: bool = False) -> F
     Args:
         inputs: Files, folders and patterns such as "photos/*.jpg". "**" matches any subfolders.
         recursive: Whether to read the subfolders of folders; the outputs repeat them.
+        formats: What is to be written; videos are left out if it is nothing of theirs.
 
     Raises:
-        InputError: There is no picture.
+        InputError: There is no picture, or a video is named and cannot be read or written.
     """
-    search = _Search(recursive)
+    search = _Search(recursive, _why_no_videos(formats))
     for text in inputs:
         path = Path(text)
         if path.is_dir():
@@ -65,17 +73,27 @@ def find_pictures(inputs: Sequence[str | Path], *, recursive: bool = False) -> F
         else:
             raise InputError(f"there is no image or folder {text}")
     notes = search.notes()
+    without = [one for one in formats if one not in VIDEO_FILES]
+    if without and tuple(formats) != DEFAULT_FORMATS and any(map(is_video, search.found)):
+        notes.append(f"not written of videos: {', '.join(without)}")
     if not search.found:
         notes = notes or ["subfolders are not read"] * bool(search.folders)
         raise InputError("; ".join([f"no images in {abbreviate(inputs)}", *notes]))
     return Found(search.found, notes)
 
 
+def _why_no_videos(formats: Sequence[str]) -> str:
+    """Return why no videos can be read or written; empty if they can."""
+    if VIDEO_FILES.keys().isdisjoint(formats):
+        return f"of videos --save writes {' and '.join(VIDEO_FILES)} alone"
+    return "" if video_files.can_read_videos() else video_files.REMEDY
+
+
 class _Search:
     """The pictures found so far, and what was left out."""
 
-    def __init__(self, recursive: bool):
-        self.recursive = recursive
+    def __init__(self, recursive: bool, why_no_videos: str):
+        self.recursive, self.why_no_videos = recursive, why_no_videos
         self.found: dict[Path, Path] = {}
         self.others = Counter[str]()
         self.num_outputs = 0
@@ -106,7 +124,7 @@ class _Search:
             return
         if not file.is_file() and not file.is_symlink():  # such as a pipe
             self.others["special file"] += 1
-        elif file.suffix.lower() in SUFFIXES or is_own_output(file):
+        elif _is_readable(file, videos=not self.why_no_videos) or is_own_output(file):
             self.add_named(file, below)
         else:
             self.others[file.suffix.lower() or "without a suffix"] += 1
@@ -118,6 +136,8 @@ class _Search:
         self._seen.add(path)
         if is_own_output(file):
             self.num_outputs += 1
+        elif self.why_no_videos and is_video(file):
+            raise InputError(f"{file}: {self.why_no_videos}")
         else:
             self.found[file] = below
 
@@ -125,7 +145,10 @@ class _Search:
         notes = []
         if self.others:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.others.items()))
-            remedy = " (convert HEIC to JPEG first)" if self.others.keys() & HEIC else ""
+            remedies = ["convert HEIC to JPEG first"] if self.others.keys() & HEIC else []
+            if self.others.keys() & video_files.SUFFIXES:
+                remedies.append(self.why_no_videos)
+            remedy = f" ({'; '.join(remedies)})" if remedies else ""
             notes.append(f"not read, as no image of a known kind: {kinds}{remedy}")
         if self.num_outputs:
             notes.append(f"not read, as written by segret predict or eval: {self.num_outputs}")
@@ -141,11 +164,16 @@ def _holds_pictures(folder: Path) -> bool:
     """Look into a folder, not further; a link may lead anywhere, also back."""
     try:
         return not folder.is_symlink() and any(
-            file.suffix.lower() in SUFFIXES and file.is_file() and not is_own_output(file)
+            _is_readable(file) and file.is_file() and not is_own_output(file)
             for file in folder.iterdir()
         )
     except OSError:
         return False
+
+
+def _is_readable(file: Path, *, videos: bool = True) -> bool:
+    """Return whether a file is named like a picture or, unless they are left out, a video."""
+    return file.suffix.lower() in SUFFIXES or (videos and is_video(file))
 
 
 def read_picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,7 +1,7 @@
 """The outputs of `segret predict`: they replace outputs of the same picture, and no other file.
 
 Every output names this package and the picture: in the texts of a PNG, in the first two keys of a
-JSON file, in arrays of an NPZ file.
+JSON file, in arrays of an NPZ file, in the comment of an MP4 file.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from segret_jax.errors import InputError, unknown_name
+from segret_jax.prediction.video_files import is_video, stored_text
 
 SOFTWARE = "segret_jax"
 DEFAULT_FORMATS = ("overlay", "label")
@@ -33,6 +34,8 @@ FILES = {
     "cityscapes": "cityscapes/{}.png",  # the official script finds a picture's result by its start
 }
 """The file of each format, by the name of the picture."""
+VIDEO_FILES = {"overlay": "{}_overlay.mp4", "color": "{}_color.mp4"}
+"""The formats that are written of a video."""
 
 _JSON_MARK = re.compile(rf'\s*{{\s*"Software": "{SOFTWARE}",\s*"Source": ("(?:[^"\\]|\\.)*")')
 _MAX_MARK = 4096  # bytes
@@ -58,9 +61,11 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return formats
 
 
-def output_files(folder: Path, name: str, formats: Iterable[str]) -> dict[str, Path]:
-    """Return the files of the picture `name`, by format."""
-    return {one: folder / FILES[one].format(name) for one in formats}
+def output_files(
+    folder: Path, name: str, formats: Iterable[str], *, known: Mapping[str, str] = FILES
+) -> dict[str, Path]:
+    """Return the files of the picture `name`, by format, of those that are `known`."""
+    return {one: folder / known[one].format(name) for one in formats if one in known}
 
 
 def plan_outputs(
@@ -87,7 +92,8 @@ def plan_outputs(
     planned = []
     for file, below in folders.items():
         name = file.name if stems[_folded(below / file.stem)] > 1 else file.stem
-        files = output_files(folder / below, name, formats)
+        known = VIDEO_FILES if is_video(file) else FILES
+        files = output_files(folder / below, name, formats, known=known)
         for output in files.values():
             other = found.setdefault(_folded(output), file)
             if other is not file:
@@ -156,7 +162,7 @@ def _source(file: Path) -> str | None:
         match file.suffix.lower():
             case ".png":
                 with Image.open(file, formats=["PNG"]) as image:
-                    info = dict(image.info)
+                    info = {key: str(image.info[key]) for key in ("Software", "Source")}
             case ".npz":
                 with np.load(file) as arrays:  # never pickled ones
                     info = {key: str(arrays[key]) for key in ("Software", "Source")}
@@ -164,6 +170,8 @@ def _source(file: Path) -> str | None:
                 with file.open("rb") as stream:
                     mark = _JSON_MARK.match(stream.read(_MAX_MARK).decode(errors="replace"))
                 return json.loads(mark[1]) if mark else None
+            case ".mp4":
+                info = stored_text(file)
             case _:
                 return None
     except Exception:  # a reader raises anything for a damaged file

@@ -9,14 +9,10 @@ import pytest
 from PIL import Image
 
 from segret_jax.checkpoint import model as checkpoints
-from segret_jax.checkpoint.model import save_model
-from segret_jax.cli import predict
-from segret_jax.config import Config
 from segret_jax.data.class_table import load_class_table
 from segret_jax.data.decode import decode_image, decode_label
 from segret_jax.errors import InputError
 from segret_jax.evaluation import inference
-from segret_jax.models.factory import ModelBundle
 from segret_jax.visualize.pictures import colorize
 
 CAMVID = load_class_table("camvid")
@@ -49,47 +45,12 @@ class ReadScores:
         return [np.eye(CAMVID.num_classes, dtype=np.float16)[self.label_map]]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a checkpoint, of what `Reads` does not need."""
-    folder = tmp_path_factory.mktemp("model") / "model"
-    nothing = {"x": np.zeros(1)}
-    bundle: Any = ModelBundle(None, nothing, nothing)
-    save_model(folder, config=Config(), table=CAMVID, bundle=bundle, source={})
-    return folder
-
-
-@pytest.fixture
-def checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(inference, "Predictor", Reads)
-    monkeypatch.setattr(checkpoints, "load_model", lambda *_: ())
-    return folder
-
-
 def picture(file: Path, *, size: tuple[int, int] = (32, 24), seed: int = 0, **options) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
     kind = {"format": "PNG"} if not file.suffix or file.suffix.lower() == ".png" else {}
     Image.fromarray(pixels).save(file, **(kind | options))
     return file
-
-
-@pytest.fixture
-def run(checkpoint: Path, capsys: pytest.CaptureFixture[str]):
-    """Return a function that runs predict.py and gives (status, stdout, stderr)."""
-
-    def run(path: Path | str, out: Path, *options: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = 0
-        where = ["--checkpoint", str(checkpoint), "--out", str(out)]
-        try:
-            predict.main([str(path), *map(str, options), *where])
-        except SystemExit as end:
-            status = int(end.code or 0)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
 
 
 def names(folder: Path) -> list[str]:
@@ -294,7 +255,7 @@ def test_only_the_pictures_of_a_folder_are_segmented(run, tmp_path):
     picture(folder / "PHOTO.JPG")
     picture(folder / "scan.tiff")
     picture(folder / "old.jpg" / "inner.jpg")
-    for name in ("._PHOTO.JPG", ".DS_Store", "Thumbs.db", "film.mpg", "data.h5", "page.pdf"):
+    for name in ("._PHOTO.JPG", ".DS_Store", "Thumbs.db", "song.mp3", "data.h5", "page.pdf"):
         (folder / name).write_bytes(b"\x00\x05\x16\x07")
     (folder / "phone.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic")
     (folder / "empty").mkdir()
@@ -304,7 +265,7 @@ def test_only_the_pictures_of_a_folder_are_segmented(run, tmp_path):
     assert status == 0
     assert "could not" not in err
     assert out.splitlines()[1:] == [
-        "not read, as no image of a known kind: 1 .h5, 1 .heic, 1 .mpg, 1 .pdf, 1 special file "
+        "not read, as no image of a known kind: 1 .h5, 1 .heic, 1 .mp3, 1 .pdf, 1 special file "
         "(convert HEIC to JPEG first)",
         f"subfolders are not read (--recursive does), but hold images: {folder / 'old.jpg'}",
     ]

@@ -70,6 +70,19 @@ def test_probabilities_and_predictions_equal_the_original_but_for_ties(model, ca
     )
 
 
+def test_the_average_of_images_is_the_mean_of_their_probabilities(model):
+    predictor = Predictor(ModelBundle(*model), CASES["whole"], mesh=mesh(1))
+    images = [IMAGE, IMAGE[::-1].copy(), 255 - IMAGE]
+    *others, last = (predictor.scores([predictor.prepare(image)]) for image in images)
+    mean = last.averaged(others)
+    expected = np.mean([predictor.probabilities(image) for image in images], 0)
+    np.testing.assert_allclose(mean.probabilities(np.float32)[0], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(mean.confidence()[0], expected.max(-1), rtol=0, atol=1e-3)
+    (prediction,) = mean.predictions()
+    chosen = ~prediction.tied
+    np.testing.assert_array_equal(prediction.label_map[chosen], expected.argmax(-1)[chosen])
+
+
 def network_input(predictor: Predictor, image: np.ndarray) -> np.ndarray:
     return normalize(predictor.prepare(image).scales[0][0])
 
