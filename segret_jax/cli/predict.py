@@ -13,6 +13,7 @@ from pathlib import Path
 
 from segret_jax.checkpoint.folders import default_model, find
 from segret_jax.cli import arguments as cli
+from segret_jax.cli import predict_on_ray
 from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
 from segret_jax.models.families import get_family
@@ -21,6 +22,11 @@ SAVE_HELP = (
     "a list of overlay, label, color, confidence, probabilities, json, polygons, coco, cityscapes "
     "(docs/evaluation.md), of videos overlay and color alone; default: overlay,label"
 )
+RAY_HELP = (
+    "segment millions of pictures with Ray Data, on the cluster at HOST:PORT or on this machine "
+    "alone; --out is then a folder of Parquet files (docs/scale.md)"
+)
+CPUS_HELP = "with --ray: CPU cores of each model; default: 4, or what there is"
 
 
 def main(argv: list[str]) -> None:
@@ -28,21 +34,26 @@ def main(argv: list[str]) -> None:
     parser = cli.Parser("predict", __doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT")
     parser.add_argument("--checkpoint", help=f"{cli.MODEL_HELP}; default: those that ship")
+    parser.add_argument("--out", default="predictions", help="default: %(default)s")
     parser.add_argument(
-        "--out", type=Path, default=Path("predictions"), help="default: %(default)s"
+        "--save", default=predict_on_ray.DEFAULT_SAVE, metavar="FORMATS", help=SAVE_HELP
     )
-    parser.add_argument("--save", default="overlay,label", metavar="FORMATS", help=SAVE_HELP)
     parser.add_argument("--names", action="store_true", help="write names on large regions")
     parser.add_argument(
         "--average", type=int, default=1, metavar="N",
         help="smooth videos: average the probabilities of the last N frames; default: 1",
     )  # fmt: skip
     parser.add_argument("--recursive", action="store_true", help="also read subfolders")
+    parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help=RAY_HELP)
+    parser.add_argument("--cpus-per-model", type=int, metavar="N", help=CPUS_HELP)
     args, overrides = parser.parse(argv)
     if args.average < 1:
         raise InputError(f"--average is {args.average}; the least is 1, which smooths nothing")
     name = args.checkpoint or default_model()
     model_folder = find(name)
+    if args.ray:
+        return predict_on_ray.run(args, overrides, model_folder)
+    args.out = Path(args.out)
 
     from segret_jax.prediction.inputs import find_pictures
     from segret_jax.prediction.outputs import parse_formats, plan_outputs

@@ -74,20 +74,12 @@ def _write_probabilities(result: Segmentation, file: Path, info: Info) -> None:
 
 
 def _write_json(result: Segmentation, file: Path, info: Info) -> None:
-    counts, sums = result.pixels_of_classes(), np.zeros(256)
-    for ids, values in zip(result.label_map, result.confidence, strict=True):
-        sums += np.bincount(ids, values, minlength=256)
-    classes = [
-        {
-            "id": i,
-            "name": result.classes.class_names[i],
-            "pixels": int(counts[i]),
-            "share": round(counts[i] / result.label_map.size, 6),
-            "mean_confidence": round(sums[i] / counts[i], 4),
-        }
-        for i in np.flatnonzero(counts).tolist()
-    ]
     height, width = result.label_map.shape
+    digits = {"share": 6, "mean_confidence": 4}
+    classes = [
+        {key: round(value, digits[key]) if key in digits else value for key, value in one.items()}
+        for one in result.classes_found()
+    ]
     _dump(info | {"width": width, "height": height, "classes": classes}, file, indent=1)
 
 

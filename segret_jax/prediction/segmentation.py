@@ -4,13 +4,13 @@ import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float16, Int, UInt8
 from PIL import Image
 
-from segret_jax.data.class_table import ClassTable, pixels_of_ids
+from segret_jax.data.class_table import IGNORE, ClassTable, pixels_of_ids
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.prediction.outputs import (
     DEFAULT_FORMATS,
@@ -81,6 +81,22 @@ class Segmentation:
     def pixels_of_classes(self) -> Int[np.ndarray, " K"]:
         """Return the number of pixels of each class, int [K]."""
         return pixels_of_ids(self.label_map)[: self.classes.num_classes]
+
+    def classes_found(self) -> list[dict[str, Any]]:
+        """Return id, name, pixels, share and mean confidence of each class that has pixels."""
+        counts, sums = self.pixels_of_classes(), np.zeros(IGNORE + 1)
+        for ids, values in zip(self.label_map, self.confidence, strict=True):
+            sums += np.bincount(ids, values, minlength=IGNORE + 1)
+        return [
+            {
+                "id": i,
+                "name": self.classes.class_names[i],
+                "pixels": int(counts[i]),
+                "share": float(counts[i] / self.label_map.size),
+                "mean_confidence": float(sums[i] / counts[i]),
+            }
+            for i in np.flatnonzero(counts).tolist()
+        ]
 
     def overlay(
         self, *, opacity: float = 0.55, names: bool = False, legend: bool = True

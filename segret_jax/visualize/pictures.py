@@ -38,6 +38,20 @@ def save_png(
     Raises:
         InputError: the disk refuses.
     """
+    content = encode_png(picture, table=table, palette=palette, info=info)
+    with disk_errors_as_input_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, content)
+
+
+def encode_png(
+    picture: RGB | Labels | Image.Image,
+    *,
+    table: ClassTable | None = None,
+    palette: UInt8[np.ndarray, "256 3"] | None = None,
+    info: Mapping[str, str] | None = None,
+) -> bytes:
+    """Return the content of the PNG that `save_png` writes."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     if table:
         palette = _palette(table)
@@ -48,9 +62,7 @@ def save_png(
         texts.add_text(key, value)
     content = io.BytesIO()
     image.save(content, "PNG", pnginfo=texts)
-    with disk_errors_as_input_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, content.getvalue())
+    return content.getvalue()
 
 
 def colorize(label: Labels, table: ClassTable) -> RGB:

@@ -41,7 +41,7 @@ def fetch(url: str, paths: tuple[str, ...]) -> tuple[Path, str]:
     Raises:
         InputError: There is no dataset, or a file does not fit the manifest.
     """
-    store = _store(url)
+    store = open_store(url)
     tops = [f"{url.rstrip('/')}/{path}".removesuffix("/.") for path in paths]
     top = next((top for top in tops if _exists(store, f"{top}/{MANIFEST}")), None)
     if top is None:
@@ -82,7 +82,7 @@ def _is_here(path: Path, file: StoredFile) -> bool:
 
 def is_complete(url: str) -> bool:
     """Return whether a complete prepared dataset lies at `url`."""
-    return _exists(_store(url), f"{url}/{MANIFEST}")
+    return _exists(open_store(url), f"{url}/{MANIFEST}")
 
 
 def upload(folder: Path, manifest: Manifest, url: str) -> None:
@@ -91,7 +91,7 @@ def upload(folder: Path, manifest: Manifest, url: str) -> None:
     A partial manifest tells the files of an interrupted run from those of another preparation,
     whose shards can have the same sizes.
     """
-    store, note = _store(url), f"{url}/{MANIFEST}.partial"
+    store, note = open_store(url), f"{url}/{MANIFEST}.partial"
     content = manifest.to_json().encode()
     store.makedirs(url, exist_ok=True)
     is_resumed = _exists(store, note) and store.cat_file(note) == content
@@ -105,7 +105,8 @@ def upload(folder: Path, manifest: Manifest, url: str) -> None:
     store.rm_file(note)
 
 
-def _store(url: str) -> Any:
+def open_store(url: str) -> Any:
+    """Return the file system of a URL or a path; InputError if its package is missing."""
     try:
         return fsspec.url_to_fs(url)[0]
     except ImportError as error:

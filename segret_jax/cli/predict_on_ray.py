@@ -1,0 +1,72 @@
+"""The branch of `segret predict` for --ray."""
+
+import argparse
+import re
+import sys
+from itertools import islice
+from pathlib import Path
+
+from segret_jax.cli import arguments as cli
+from segret_jax.config import check_segmentation
+from segret_jax.errors import InputError
+
+DEFAULT_SAVE = "overlay,label"
+ADDRESS = re.compile(r"local|auto|(ray://)?[\w.\-\[\]]+:\d+")
+
+
+def run(args: argparse.Namespace, overrides: list[str], model_folder: Path) -> None:
+    """Segment pictures on Ray and write rows; exit with 1 if some could not be read."""
+    if not ADDRESS.fullmatch(args.ray):
+        raise InputError(
+            f"--ray {args.ray} is no address (HOST:PORT or auto); without one, give --ray last"
+        )
+    if args.names or args.save != DEFAULT_SAVE:
+        raise InputError("with --ray, rows hold labels and shares: leave --save and --names out")
+    if args.cpus_per_model is not None and args.cpus_per_model < 1:
+        raise InputError(f"--cpus-per-model is {args.cpus_per_model}, but must be at least 1")
+
+    import jax
+
+    # The GPUs are for the models' own processes.
+    jax.config.update("jax_platforms", "cpu")
+
+    from segret_jax.checkpoint import model as checkpoints
+    from segret_jax.prediction import on_ray
+
+    on_ray.require_ray()
+
+    from segret_jax.prediction.inputs import MAX_NAMED
+    from segret_jax.prediction.paths import find_paths
+    from segret_jax.prediction.rows import RowFolder
+
+    folder = RowFolder(args.out)
+    paths, notes = find_paths(args.inputs, recursive=args.recursive)
+    checkpoint = checkpoints.find(model_folder)
+    config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
+    check_segmentation(config.model)
+    table = checkpoints.load_table(checkpoint)
+    with on_ray.connected(args.ray):
+        variables = checkpoints.load_model(checkpoint, config).variables
+        model = on_ray.HostModel(config, table, jax.device_get(variables))
+        folder.claim(model.settings())
+        before = folder.finished()
+        remaining = [path for path in paths if path not in before]
+        print(f"{len(paths)} pictures, {len(paths) - len(remaining)} of them segmented before")
+        if remaining:
+            on_ray.predict_on_ray(model, remaining, folder, cpus=args.cpus_per_model)
+    rows = folder.finished()
+    missing = sum(path not in rows for path in paths)
+    failed = sum(rows.get(path, False) for path in paths)
+    print(f"{len(paths) - missing - failed} segmented with {checkpoint}, rows in {args.out}")
+    print(*notes, sep="\n", end="\n" * bool(notes))
+    if missing:
+        raise InputError(
+            f"{missing} rows are not in {args.out}: it must be a bucket or a disk of all machines"
+        )
+    if failed:
+        shown = [*islice(folder.failures(), MAX_NAMED)]
+        more = f"; the first {len(shown)}" if failed > len(shown) else ""
+        print(
+            f"{failed} could not be read (column error){more}:", *shown, sep="\n", file=sys.stderr
+        )
+        sys.exit(1)
