@@ -128,7 +128,8 @@ class RowFolder:
 
     def _files(self) -> list[str]:
         self.store.invalidate_cache()
-        return sorted(self.store.glob(f"{self.path}/*.parquet"))
+        names = self.store.ls(self.path, detail=False)  # not glob: names may have brackets
+        return sorted(name for name in names if name.endswith(".parquet"))
 
     def _read(self, file: str) -> tuple[list[str], list[bool]]:
         with self.store.open(file, "rb") as stream:

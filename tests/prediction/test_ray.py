@@ -29,9 +29,8 @@ pytestmark = pytest.mark.slow  # Ray and the actors take seconds to start
 pytest.importorskip("ray")
 
 ROOT = Path(__file__).parents[2]
-SIZES = ((64, 48), (48, 64), (1200, 900), (900, 700), (1000, 1500))
+SIZES = ((64, 48), (48, 64), (640, 480), (480, 600), (700, 500))
 NUM_GOOD, NUM_BROKEN = 40, 3
-ACTOR = "ray::MapWorker"
 TIMEOUT = 400  # seconds, on a busy machine
 
 

@@ -47,14 +47,29 @@ def test_a_row_holds_label_shares_and_confidence():
     assert all(CAMVID.class_names[one["id"]] == one["name"] for one in row["classes"])
 
 
+def test_a_folder_in_a_bucket():
+    folder = RowFolder("memory://b/rows/")
+    folder.claim({"weights": "1"})
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([row_of("/x.jpg", segmentation())], schema=SCHEMA), content)
+    for number, whole in enumerate((content.getvalue().to_pybytes(), b"PAR1")):
+        folder.store.pipe_file(f"{folder.store_path}/{NAME.format(number)}", whole)
+    assert folder.finished() == {"/x.jpg": False}
+    RowFolder("memory://b/rows").claim({"weights": "1"})
+    with pytest.raises(InputError, match="another weights"):
+        RowFolder("memory://b/rows").claim({"weights": "2"})
+    folder.store.rm("/b", recursive=True)
+
+
 def test_files_without_an_end_do_not_count_and_go(tmp_path):
-    folder = RowFolder(str(tmp_path / "rows"))
+    name = "rows [1]"
+    folder = RowFolder(str(tmp_path / name))
     folder.claim({"weights": "1"})
     row = row_of("/x.jpg", segmentation())
-    write(tmp_path / "rows", 0, row, error_row("/y.jpg", InputError("/y.jpg: bad")))
-    cut = write(tmp_path / "rows", 1, row | {"path": "/z.jpg"})
+    write(tmp_path / name, 0, row, error_row("/y.jpg", InputError("/y.jpg: bad")))
+    cut = write(tmp_path / name, 1, row | {"path": "/z.jpg"})
     cut.write_bytes(cut.read_bytes()[:-7])
-    (tmp_path / "rows" / NAME.format(2)).touch()
+    (tmp_path / name / NAME.format(2)).touch()
     assert folder.finished() == {"/x.jpg": False, "/y.jpg": True}
     assert [*folder.failures()] == ["/y.jpg: bad"]
     assert not cut.exists()
