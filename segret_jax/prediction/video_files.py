@@ -154,7 +154,7 @@ class VideoWriter:
         """
         import av
 
-        with _writing(self.file):
+        with _disk_errors(self.file):
             odd = [(0, side % 2) for side in picture.shape[:2]]
             picture = np.pad(picture, (*odd, (0, 0)), mode="edge")
             if self._container is None:
@@ -187,7 +187,7 @@ class VideoWriter:
             return
         try:
             if kind is None:
-                with _writing(self.file):
+                with _disk_errors(self.file):
                     self._container.mux(self._stream.encode())
                     self._container.close()
                     self._partial.replace(self.file)
@@ -198,7 +198,7 @@ class VideoWriter:
 
 
 @contextmanager
-def _writing(file: Path) -> Iterator[None]:
+def _disk_errors(file: Path) -> Iterator[None]:
     """Convert errors of the disk, as PyAV raises them."""
     import av
 
