@@ -111,8 +111,7 @@ def model_card(
 
 def _usage(name: str, segments: bool) -> str:
     call = (
-        'result = model.predict("photograph.jpg")\n'
-        "result.label_map  # uint8 [H, W]: a class id per pixel"
+        'result = model.predict("photograph.jpg")  # result.label_map: uint8 [H, W], class ids'
         if segments
         else "logits = model.logits(images)  # images: uint8 [b, H, W, 3]; logits: [b, classes]"
     )

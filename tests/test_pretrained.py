@@ -286,13 +286,6 @@ def test_predict_without_any_weights_says_what_to_give(monkeypatch, tmp_path):
     assert text.startswith("no weights ship with this version: give --checkpoint, which is the fol")
 
 
-def test_the_package_ships_what_it_lists():
-    for name in folders.shipped():
-        assert segret_jax.load(name).classes.num_classes
-        size = (folders.SHIPPED / name / folders.WEIGHTS).stat().st_size
-        assert size < 30e6
-
-
 def test_training_starts_from_a_saved_model(saved, tmp_path):
     config = Config(init_from=str(saved))
     model = initialization.initialize(config, CAMVID, tmp_path / "run", platform=ANY_PLATFORM)
