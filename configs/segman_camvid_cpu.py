@@ -13,6 +13,8 @@ SegRet-tiny on the same crops, with as many steps as take the same time there (4
     segret train --config camvid_tiny_cpu --config.data.root=DIR --config.data.crop=224,256 \\
         --config.data.resize_base=384,288 --config.data.resize_ratio=0.8,1.5 \\
         --config.eval.resize_target=384,288 --config.train.steps=1570
+
+It reached 60.4 (benchmarks/results/2026-11-29-cpu-segman.md).
 """
 
 from segret_jax.config import Config, choose_family
