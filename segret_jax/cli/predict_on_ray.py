@@ -66,7 +66,5 @@ def run(args: argparse.Namespace, overrides: list[str], model_folder: Path) -> N
     if failed:
         shown = [*islice(folder.failures(), MAX_NAMED)]
         more = f"; the first {len(shown)}" if failed > len(shown) else ""
-        print(
-            f"{failed} could not be read (column error){more}:", *shown, sep="\n", file=sys.stderr
-        )
+        print(f"{failed} could not be read{more}:", *shown, sep="\n", file=sys.stderr)
         sys.exit(1)

@@ -215,8 +215,9 @@ def connected(address: str) -> Iterator[None]:
     own: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False, **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"no Ray cluster at {address}: {shorten(str(error))}") from error
+    except Exception as error:  # also a bare one, where a busy machine starts Ray too slowly
+        ray.shutdown()
+        raise InputError(f"no Ray at {address}: {shorten(str(error))}") from error
     try:
         import ray.data  # which sets up its loggers
 
