@@ -61,7 +61,7 @@ def evaluation(config: Config, num_classes: int, topology: Topology) -> Any:
     shape = (config.eval.batch_size * mesh.size, *largest_input(config), 3)
     split = NamedSharding(mesh, PartitionSpec("data"))
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split)
-    return compiled_programs(bundle.graph, mesh).network.lower(variables, images)
+    return compiled_programs(bundle.graph, mesh).network.lower(variables, images, None)
 
 
 def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

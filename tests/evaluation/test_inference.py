@@ -226,7 +226,14 @@ def test_sizes_of_images_compile_nothing(small):
         predictor.label_map(image)
     assert len(make_plan(dict(enumerate(sizes)), SMALL, 1, stride=4).passes) == 2
     compiled = {name: p._cache_size() for name, p in predictor.programs._asdict().items()}
-    assert compiled == {"network": 2, "rows": 2, "columns": 2, "average": 0, "best": 1}
+    assert compiled == {
+        "network": 2,
+        "rows": 2,
+        "columns": 2,
+        "average": 0,
+        "best": 1,
+        "highest": 0,
+    }
 
 
 def test_prediction_does_not_depend_on_earlier_images(small):

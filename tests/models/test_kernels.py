@@ -89,7 +89,7 @@ def test_evaluation_has_triton_kernels_from_capability_8_on(fitting, capability,
     bundle = abstract(ModelConfig(), 5, platform=Platform(capability=capability))
     network = compiled_programs(bundle.graph, data_mesh()).network
     pixels = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
-    text = lowered_for_cuda(network.trace(bundle.variables, pixels))
+    text = lowered_for_cuda(network.trace(bundle.variables, pixels, None))
     assert ("triton" in text) == has_triton
 
 

@@ -134,8 +134,10 @@ def rotate(x: Heads, *, size: MapSize | None = None) -> Heads:
     """
     _, h, w, _, d = x.shape
     frequency = 10000.0 ** -jnp.linspace(0, 1, d // 2)
-    position = jnp.arange(h)[:, None] * (w if size is None else size[1]) + jnp.arange(w)[None]
-    angle = jnp.outer(position.astype(jnp.float32), frequency).reshape(1, h, w, 1, -1)
+    position = jnp.arange(h * w, dtype=jnp.float32)
+    if size is not None:
+        position = (jnp.arange(h)[:, None] * size[1] + jnp.arange(w)[None]).astype(jnp.float32)
+    angle = jnp.outer(position, frequency).reshape(1, h, w, 1, -1)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     even, odd = x[..., 0::2], x[..., 1::2]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1).reshape(x.shape)

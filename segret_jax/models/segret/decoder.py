@@ -143,6 +143,8 @@ class Decoder(nnx.Module):
                 x = projected @ kernel.astype(projected.dtype)
                 if by_products:
                     x = layers.upsample(x, (h, w), factor=2 ** (i - 1), true_size=size)
-                terms.append(layers.resize_bilinear(x, (h, w)))
+                else:
+                    x = layers.resize_bilinear(x, (h, w))
+                terms.append(x)
         with jax.named_scope("fuse"):
             return functools.reduce(jnp.add, terms)
