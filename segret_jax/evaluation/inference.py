@@ -156,7 +156,7 @@ class Predictor:
         """
         pixels = self._split(np.zeros((self.batch_size, *plan.largest, 3), np.uint8))
         is_padded = plan.largest in plan.padding.values()
-        arguments = (self.variables, pixels, *_true_size(plan.largest if is_padded else None))
+        arguments = (self.variables, pixels, _true_size(plan.largest if is_padded else None))
         start = time.perf_counter()
         program = self.programs.network.lower(*arguments).compile()
         compiled = time.perf_counter()
@@ -209,7 +209,7 @@ class Predictor:
                 )
         # Block here: two passes in flight would double peak memory.
         true_size = _true_size(tile if padded else None)
-        logits = self.programs.network(self.variables, self._split(pixels), *true_size)
+        logits = self.programs.network(self.variables, self._split(pixels), true_size)
         logits = jax.block_until_ready(logits)
         if logits.shape[1:-1] != expected:  # the gather below does not check bounds
             found, given, wanted = (
@@ -226,9 +226,9 @@ class Predictor:
         return jax.device_put(arrays, NamedSharding(self.mesh, PartitionSpec("data")))
 
 
-def _true_size(size: Size | None) -> tuple[Any]:
+def _true_size(size: Size | None) -> Any:
     """Return the last argument of the network's program: scalars, so that none compiles it anew."""
-    return (None if size is None else tuple(np.int32(side) for side in size),)
+    return None if size is None else tuple(np.int32(side) for side in size)
 
 
 def _largest(batch: Sequence[Prepared]) -> Size:

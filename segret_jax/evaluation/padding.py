@@ -59,6 +59,7 @@ def choose(counts: Mapping[Size, int], max_programs: int = MAX_PROGRAMS) -> dict
 
 
 def _merge(bounds: np.ndarray, weights: np.ndarray, max_programs: int) -> np.ndarray:
+    bounds, weights = bounds.copy(), weights.copy()
     while len(bounds) > max_programs:
         joined = np.maximum(bounds[:, None], bounds[None])
         pixels = weights * bounds.prod(-1)
@@ -66,7 +67,6 @@ def _merge(bounds: np.ndarray, weights: np.ndarray, max_programs: int) -> np.nda
         added = added - pixels[:, None] - pixels[None]
         np.fill_diagonal(added, added.max() + 1)
         i, j = divmod(int(added.argmin()), len(bounds))
-        bounds, weights = bounds.copy(), weights.copy()
         bounds[i], weights[i] = joined[i, j], weights[i] + weights[j]
         bounds, weights = np.delete(bounds, j, 0), np.delete(weights, j)
     return bounds

@@ -91,7 +91,7 @@ def _known(
     config: Config, table: ClassTable, split: str, names: Sequence[str], variables: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings that must agree and those that may differ, without the results."""
-    dataset, evaluation = config.data.dataset, _scored(config.eval)
+    dataset, evaluation = config.data.dataset, scored_settings(config.eval)
     if config.eval.mode != "slide":
         evaluation |= {"window": None, "stride": None}
     must_agree = {
@@ -105,12 +105,12 @@ def _known(
     may_differ = {
         "weights": weights_digest(variables),
         "data.root": config.data.root,
-        **{f"model.{key}": value for key, value in _scored(config.model).items()},
+        **{f"model.{key}": value for key, value in scored_settings(config.model).items()},
     }
     return must_agree, may_differ
 
 
-def _scored(settings: EvalConfig | ModelConfig) -> dict[str, Any]:
+def scored_settings(settings: EvalConfig | ModelConfig) -> dict[str, Any]:
     """Return the settings that can change a score."""
     return {k: v for k, v in flatten(settings).items() if rules(settings)[k].scored}
 

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from segret_jax.data.class_table import ClassTable
 from segret_jax.data.prefetch import prefetch
 from segret_jax.errors import InputError, abbreviate, shorten
 from segret_jax.evaluation.inference import Predictor
+from segret_jax.evaluation.protocol import scored_settings, weights_digest
 from segret_jax.models.factory import ModelBundle, abstract
 from segret_jax.models.families import get_family
 from segret_jax.models.kernels import platform_of
@@ -32,7 +32,6 @@ from segret_jax.prediction.paths import read_path
 from segret_jax.prediction.rows import SCHEMA, RowFolder, error_row, row_of
 from segret_jax.prediction.segmentation import segment
 from segret_jax.run import compilation
-from segret_jax.settings import flatten, rules
 
 LOCAL = "local"
 MAX_ROWS = 100  # of a file: what a model loses if it is killed
@@ -58,13 +57,9 @@ class HostModel(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """Return what the results depend on, as values for JSON."""
         found: dict[str, Any] = {"version": __version__, "classes": self.table.to_dict()}
-        digest = sha256()
-        for array in jax.tree.leaves(self.variables):
-            digest.update(np.asarray(array).tobytes())
-        found["weights"] = digest.hexdigest()
+        found["weights"] = weights_digest(self.variables)
         for name, group in (("model", self.config.model), ("eval", self.config.eval)):
-            rule = rules(group)
-            found |= {f"{name}.{k}": v for k, v in flatten(group).items() if rule[k].scored}
+            found |= {f"{name}.{k}": v for k, v in scored_settings(group).items()}
         return found
 
 
