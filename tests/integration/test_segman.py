@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from segret_jax.api import load
+import segret_jax
 from segret_jax.checkpoint.state import new_state
 from segret_jax.cli import replay
 from segret_jax.config import (
@@ -87,7 +87,7 @@ def test_a_stopped_run_continues_to_the_same_bits(mini, tmp_path, monkeypatch):
     for name, leaf in expected.items():
         np.testing.assert_array_equal(found[name], leaf, err_msg=name, strict=True)
 
-    label_map = load(parts).predict(np.zeros((10, 160, 3), np.uint8)).label_map
+    label_map = segret_jax.load(parts).predict(np.zeros((10, 160, 3), np.uint8)).label_map
     assert label_map.shape == (10, 160)  # stretched to 224×… for the network
 
 
