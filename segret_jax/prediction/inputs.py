@@ -52,7 +52,8 @@ def find_pictures(
     Args:
         inputs: Files, folders and patterns such as "photos/*.jpg". "**" matches any subfolders.
         recursive: Whether to read the subfolders of folders; the outputs repeat them.
-        formats: What is to be written; videos are left out if it is nothing of theirs.
+        formats: What is to be written; videos are left out if it is nothing of theirs. None for
+            the rows of Ray.
 
     Raises:
         InputError: There is no picture, or a video is named and cannot be read or written.
@@ -84,6 +85,8 @@ def find_pictures(
 
 def _why_no_videos(formats: Sequence[str]) -> str:
     """Return why no videos can be read or written; empty if they can."""
+    if not formats:
+        return "with --ray, videos are not read"
     if VIDEO_FILES.keys().isdisjoint(formats):
         return f"of videos --save writes {' and '.join(VIDEO_FILES)} alone"
     return "" if video_files.can_read_videos() else video_files.REMEDY

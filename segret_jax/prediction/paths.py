@@ -44,7 +44,7 @@ def find_paths(inputs: Sequence[str], *, recursive: bool = False) -> tuple[list[
     local = [one for one in inputs if not is_url(one) and not one.lower().endswith(LISTS)]
     found, notes = [], []
     if local:
-        pictures = find_pictures(local, recursive=recursive)
+        pictures = find_pictures(local, recursive=recursive, formats=())
         found, notes = [absolute(str(path)) for path in pictures.pictures], pictures.notes
     for text in inputs:
         if text.lower().endswith(LISTS):

@@ -30,12 +30,14 @@ def bucket():
 
 
 def test_folders_give_absolute_paths_each_once(tmp_path, monkeypatch):
-    for name in ("a.png", "b.jpg", "c.md"):
+    for name in ("a.png", "b.jpg", "c.md", "d.mp4"):
         (tmp_path / name).write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     paths, notes = find_paths([".", "a.png", "*.jpg"])
     assert paths == [str(tmp_path / name) for name in ("a.png", "b.jpg")]
-    assert any(".md" in note for note in notes)
+    assert ["1 .md, 1 .mp4 (with --ray, videos are not read)" in note for note in notes] == [True]
+    with pytest.raises(InputError, match=r"d\.mp4: with --ray, videos are not read"):
+        find_paths(["d.mp4"])
 
 
 def test_lists_name_paths_that_need_not_exist(tmp_path, monkeypatch):

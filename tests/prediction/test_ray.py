@@ -26,11 +26,7 @@ from segret_jax.data.decode import decode_label
 from tests.settings import segret
 from tests.weights import random_model, table_of
 
-# Ray and the actors take seconds to start. Not in CI until all have passed on a quiet machine.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif("SEGRET_TEST_RAY" not in os.environ, reason="set SEGRET_TEST_RAY=1"),
-]
+pytestmark = pytest.mark.slow  # Ray and the actors take seconds to start
 pytest.importorskip("ray")
 
 ROOT = Path(__file__).parents[2]
