@@ -31,22 +31,7 @@ CPUS_HELP = "with --ray: CPU cores of each model; default: 4, or what there is"
 
 def main(argv: list[str]) -> None:
     """Segment the pictures that `argv` names."""
-    parser = cli.Parser("predict", __doc__)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT")
-    parser.add_argument("--checkpoint", help=f"{cli.MODEL_HELP}; default: those that ship")
-    parser.add_argument("--out", default="predictions", help="default: %(default)s")
-    parser.add_argument(
-        "--save", default=predict_on_ray.DEFAULT_SAVE, metavar="FORMATS", help=SAVE_HELP
-    )
-    parser.add_argument("--names", action="store_true", help="write names on large regions")
-    parser.add_argument(
-        "--average", type=int, default=1, metavar="N",
-        help="smooth videos: average the probabilities of the last N frames; default: 1",
-    )  # fmt: skip
-    parser.add_argument("--recursive", action="store_true", help="also read subfolders")
-    parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help=RAY_HELP)
-    parser.add_argument("--cpus-per-model", type=int, metavar="N", help=CPUS_HELP)
-    args, overrides = parser.parse(argv)
+    args, overrides = _parser().parse(argv)
     if args.average < 1:
         raise InputError(f"--average is {args.average}; the least is 1, which smooths nothing")
     name = args.checkpoint or default_model()
@@ -89,3 +74,22 @@ def main(argv: list[str]) -> None:
     if done.faults:
         print(f"{len(done.faults)} could not be read:", *done.faults, sep="\n", file=sys.stderr)
         sys.exit(1)
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("predict", __doc__)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT")
+    parser.add_argument("--checkpoint", help=f"{cli.MODEL_HELP}; default: those that ship")
+    parser.add_argument("--out", default="predictions", help="default: %(default)s")
+    parser.add_argument(
+        "--save", default=predict_on_ray.DEFAULT_SAVE, metavar="FORMATS", help=SAVE_HELP
+    )
+    parser.add_argument("--names", action="store_true", help="write names on large regions")
+    parser.add_argument(
+        "--average", type=int, default=1, metavar="N",
+        help="smooth videos: average the probabilities of the last N frames; default: 1",
+    )  # fmt: skip
+    parser.add_argument("--recursive", action="store_true", help="also read subfolders")
+    parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help=RAY_HELP)
+    parser.add_argument("--cpus-per-model", type=int, metavar="N", help=CPUS_HELP)
+    return parser

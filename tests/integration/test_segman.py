@@ -39,7 +39,7 @@ from tests.runs import leaves
 
 pytestmark = pytest.mark.slow
 
-MESHES = [(1, 1), (2, 1), (2, 2), (8, 1), (1, 8)]
+MESHES = [(1, 1), (2, 1), (2, 2), (1, 8)]
 SIZE = (224, 224)
 
 
