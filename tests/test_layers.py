@@ -12,9 +12,10 @@ from segret_jax.models.families import FAMILIES
 
 PACKAGE = Path(__file__).parents[1] / "segret_jax"
 LAYERS = (
-    "errors", "files", "normalization", "trees", "settings", "models", "config", "parallel", "data",
-    "visualize", "doctor", "checkpoint", "run", "evaluation", "prediction", "convert", "verify",
-    "training", "replay", "aot", "model_card", "api", "__init__", "cli", "__main__",
+    "errors", "files", "pages", "normalization", "trees", "settings", "models", "config",
+    "parallel", "data", "visualize", "doctor", "checkpoint", "run", "evaluation", "prediction",
+    "convert", "verify",
+    "report", "training", "replay", "aot", "model_card", "api", "__init__", "cli", "__main__",
 )  # fmt: skip
 
 

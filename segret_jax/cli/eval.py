@@ -3,8 +3,9 @@
   segret eval --workdir runs/demo
 
 The config saved with the checkpoint is used; --config replaces it, --config.KEY=VALUE changes it.
-Writes metrics.json, which `segret compare` reads, per_image.npz and the confusion matrix. The
-result of another checkpoint or under other settings is never replaced.
+Writes report.html, a page to look at; metrics.json, which `segret compare` reads, per_image.npz,
+the confusion matrix, and gallery.npz with the pictures of the page. The result of another
+checkpoint or under other settings is never replaced.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,7 +70,16 @@ def main(argv: list[str]) -> None:
     file = results.save(  # before printing, which may fail: a closed pipe, a name not ASCII
         out, result, predictor, source, config=config, table=table, checkpoint=checkpoint
     )
+    _write_report(out)
     print(f"{result.per_class(table)}\n\n{checkpoint}: {result.summary()}\nwritten to {file}")
+
+
+def _write_report(folder: Path) -> None:
+    from segret_jax.report import page
+    from segret_jax.run import description
+
+    description.try_write(folder)
+    page.try_write(folder, print)
 
 
 def _beside(given: str | Path, checkpoint: Path) -> Path:

@@ -20,6 +20,7 @@ GROUPS = {
     "Use a model": {
         "predict": "segment photographs and videos",
         "eval": "score a checkpoint on validation images",
+        "report": "make a page of runs: scores, curves, confusions, pictures",
         "compare": "tell whether two scores are comparable, and how far they are apart",
     },
     "PyTorch weights": {

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from segret_jax.cli import arguments as cli
+from segret_jax.config import flatten
 from segret_jax.data.names import check_dataset
 from segret_jax.errors import InputError
 
@@ -27,21 +28,26 @@ def main(argv: list[str], *, demo: str = "") -> None:
     if not name:
         names = ", ".join(cli.shipped_configs())
         raise InputError(f"give --config NAME ({names}) or FILE.py; `segret demo` needs no data")
-    config = cli.apply_overrides(cli.load_config_file(name), overrides)
+    config = cli.load_config_file(name)
+    as_given = flatten(config)
+    config = cli.apply_overrides(config, overrides)
     check_dataset(config.data.dataset)
     workdir = args.workdir or Path("runs") / Path(name).stem
     steps = parse_steps(args.profile, config.train.steps) if args.profile else ()
     cli.begin(args.processes)
 
     from segret_jax.data.pipeline import class_table
+    from segret_jax.evaluation.results import REPORT
     from segret_jax.parallel import processes
+    from segret_jax.run.description import Recipe
     from segret_jax.training.loop import train
 
-    result = train(config, workdir, profile=steps, wandb_project=args.wandb)
+    recipe = Recipe(Path(name).stem, as_given)
+    result = train(config, workdir, profile=steps, wandb_project=args.wandb, recipe=recipe)
     if result is None or not processes.is_primary():
         return
     per_class = result.per_class(class_table(config.data))
-    print(f"\n{per_class}\n\n{result.summary()}\nPictures: {workdir / 'pictures'}")
+    print(f"\n{per_class}\n\n{result.summary()}\nReport: {workdir / REPORT}")
 
 
 def parse_steps(text: str, last: int) -> range:

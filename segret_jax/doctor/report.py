@@ -1,12 +1,10 @@
 """The label doctor's report: on the terminal, as an HTML file with pictures, and findings.json."""
 
-import base64
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,7 +15,14 @@ from segret_jax.data.decode import decode_label, decode_turned
 from segret_jax.data.folders import plural
 from segret_jax.data.orientation import fit_label
 from segret_jax.doctor.examine import Examined
-from segret_jax.doctor.findings import Diagnosis, Finding, SplitScan, class_weights, weights_setting
+from segret_jax.doctor.findings import (
+    SEVERITIES,
+    Diagnosis,
+    SplitScan,
+    class_weights,
+    weights_setting,
+)
+from segret_jax.pages import page
 from segret_jax.visualize.pictures import overlay
 
 PICTURES = 8  # worst samples of each split, and as many random ones
@@ -25,15 +30,6 @@ WIDTH = 420  # pixels of each half of a picture, which is at most twice as high
 LISTED = 50  # locations of a finding in the HTML file; findings.json has all
 SHOWN = 3  # on the terminal
 HIGHLIGHT = (255, 0, 255)
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
-td, th { padding: .2em .7em; text-align: left; vertical-align: top; }
-.error { color: #b00020; } .warning { color: #8a5a00; } .note { color: #555; }
-.valid { color: #1b6e2f; } .verdict { font-size: 1.3em; font-weight: bold; }
-.swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 .8em; }
-figure { display: inline-block; margin: 0 1em 1.5em 0; width: 840px; max-width: 100%; }
-figure img { max-width: 100%; } pre { white-space: pre-wrap; }
-"""
 
 
 def summary(diagnosis: Diagnosis) -> str:
@@ -91,81 +87,59 @@ def to_dict(diagnosis: Diagnosis) -> dict[str, object]:
 
 def html(diagnosis: Diagnosis, *, seed: int) -> str:
     """Return the report as one page that needs no other file."""
-    severity = next((finding.severity for finding in diagnosis.findings), "valid")  # the worst
-    title = f"Label check of {escape(diagnosis.spec.name)}"
-    parts = [
-        f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>",
-        f"<style>{STYLE}</style></head><body><h1>{title}</h1>",
-        f"<p class='verdict {severity}'>{escape(diagnosis.verdict())}</p>",
-        f"<p>{escape(diagnosis.root)}</p>",
-        _splits(diagnosis.scans),
-        "<h2>Findings</h2>",
-        _findings(diagnosis.findings),
-        "<h2>Classes</h2>",
-        _classes(diagnosis),
-        _weights(diagnosis.scans.get("training")),
-    ]
+    training, table = diagnosis.scans.get("training"), diagnosis.spec.class_table
+    samples = []
     for split, scan in diagnosis.scans.items():
         worst, others = choose_samples(scan, seed=seed)
-        for title, samples in (("Faults and most ignored pixels", worst), ("At random", others)):
-            if samples:
-                parts += [f"<h2>{title}: {split}</h2>", *(_figure(scan, e) for e in samples)]
-    return "\n".join([*parts, "</body></html>\n"])
+        for title, shown in (("Faults and most ignored pixels", worst), ("At random", others)):
+            if shown:
+                figures = [_figure(scan, one) for one in shown]
+                samples.append({"title": f"{title}: {split}", "figures": figures})
+    return page.render(
+        "label_check.html",
+        title=f"Label check of {diagnosis.spec.name}",
+        severity=next((one.severity for one in diagnosis.findings), "valid"),  # the worst
+        verdict=diagnosis.verdict(),
+        root=diagnosis.root,
+        tiles=_tiles(diagnosis),
+        findings=diagnosis.findings,
+        listed=LISTED,
+        splits=[_split_row(split, scan) for split, scan in diagnosis.scans.items()],
+        split_names=[*diagnosis.scans],
+        classes=[_class_row(diagnosis, i) for i in range(table.num_classes)],
+        weights=weights_setting(training.pixels) if training else "",
+        samples=samples,
+    )
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    body = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
-    return f"<table><tr><th>{'</th><th>'.join(header)}</th></tr>{body}</table>"
+def _tiles(diagnosis: Diagnosis) -> list[dict[str, str]]:
+    """Return the headline numbers."""
+    scans = diagnosis.scans.values()
+    pairs = sum(len(scan.source) for scan in scans)
+    splits = ", ".join(f"{len(scan.source):,} {split}" for split, scan in diagnosis.scans.items())
+    counts = [(f"{severity}s", str(diagnosis.count(severity)), "") for severity in SEVERITIES]
+    found = np.sum([scan.images for scan in scans], axis=0) > 0
+    classes = f"{np.count_nonzero(found)} of {diagnosis.spec.class_table.num_classes}"
+    rows = [("pairs", f"{pairs:,}", splits), *counts, ("classes", classes, "occur in labels")]
+    return [{"name": name, "value": value, "detail": detail} for name, value, detail in rows]
 
 
-def _splits(scans: dict[str, SplitScan]) -> str:
-    rows = []
-    for split, scan in scans.items():
-        layout = f"{scan.source.layout.name}: {scan.source.layout.describe(split)}"
-        fractions = (f"{scan.fraction(meaning):.2%}" for meaning in (IGNORE, UNKNOWN))
-        pairs, pixels = str(len(scan.source)), f"{scan.stored.sum():,}"
-        rows.append((split, escape(layout), pairs, pixels, *fractions))
-    return _table(("split", "layout", "pairs", "pixels", "ignored", "outside the table"), rows)
+def _split_row(split: str, scan: SplitScan) -> tuple[str, ...]:
+    layout = f"{scan.source.layout.name}: {scan.source.layout.describe(split)}"
+    fractions = (f"{scan.fraction(meaning):.2%}" for meaning in (IGNORE, UNKNOWN))
+    return split, layout, f"{len(scan.source):,}", f"{scan.stored.sum():,}", *fractions
 
 
-def _findings(findings: Sequence[Finding]) -> str:
-    if not findings:
-        return "<p>Nothing was found.</p>"
-    rows = [
-        (f"<b class='{f.severity}'>{f.severity}</b>", f.split, escape(f.message) + _locations(f))
-        for f in findings
-    ]
-    return _table(("severity", "split", "finding"), rows)
-
-
-def _locations(finding: Finding) -> str:
-    if not finding.locations:
-        return ""
-    items = "".join(f"<li>{escape(location)}</li>" for location in finding.locations[:LISTED])
-    count = f"{len(finding.locations)} (all in findings.json)"
-    return f"<details><summary>{count}</summary><ul>{items}</ul></details>"
-
-
-def _classes(diagnosis: Diagnosis) -> str:
-    table, scans = diagnosis.spec.class_table, diagnosis.scans
-    columns = (name for split in scans for name in (f"{split}: pixels", "images"))
-    rows = []
-    for i, name in enumerate(table.class_names):
-        cells = [str(i), f"{_swatch(table, i)}{escape(name)}"]
-        for scan in scans.values():
-            fraction = scan.pixels[i] / max(int(scan.pixels.sum()), 1)
-            cells += [f"{fraction:.3%}", str(scan.images[i])]
-        rows.append(cells)
-    text = "<p>Share of the pixels that have a class, and images in which it occurs.</p>"
-    return text + _table(("id", "class", *columns), rows)
-
-
-def _weights(training: SplitScan | None) -> str:
-    if training is None:
-        return ""
-    text = "With these, rare classes count more in the loss. An argument of segret train:"
-    setting = escape(weights_setting(training.pixels))
-    return f"<h2>Suggested class weights</h2><p>{text}</p><pre>{setting}</pre>"
+def _class_row(diagnosis: Diagnosis, i: int) -> tuple[str, str, list[tuple[str, float, int]]]:
+    """Return color, name and, by split, the share of pixels, its bar in percent, and images."""
+    table, fractions = diagnosis.spec.class_table, []
+    for scan in diagnosis.scans.values():
+        fraction = scan.pixels[i] / max(int(scan.pixels.sum()), 1)
+        most = max(int(scan.pixels.max()), 1)
+        fractions.append(
+            (f"{fraction:.3%}", round(100 * scan.pixels[i] / most, 1), int(scan.images[i]))
+        )
+    return _color(table, i), table.class_names[i], fractions
 
 
 def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[Examined]]:
@@ -192,27 +166,24 @@ def choose_samples(scan: SplitScan, *, seed: int) -> tuple[list[Examined], list[
     return worst, [others[i] for i in chosen]
 
 
-def _figure(scan: SplitScan, examined: Examined) -> str:
+def _figure(scan: SplitScan, examined: Examined) -> dict[str, Any]:
+    """Return what the page shows of a sample."""
     record = scan.source.record(examined.index)
     table = scan.source.spec.class_table
     raw = decode_label(record.label, where=record.label_path)
     image, orientation = decode_turned(record.image, where=record.image_path)
     label = fit_label(scan.source.layout.lookup[raw], image.shape[:2], orientation)
-    picture = sample_picture(image, label, table)
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=82)
-    data = base64.b64encode(buffer.getvalue()).decode()
+    content = io.BytesIO()
+    Image.fromarray(sample_picture(image, label, table)).save(content, "JPEG", quality=82)
     counts = np.bincount(label.ravel(), minlength=256)
     classes = [i for i in np.argsort(-counts[: table.num_classes])[:12].tolist() if counts[i]]
-    legend = "".join(f"{_swatch(table, i)}{escape(table.class_names[i])}" for i in classes)
-    ignored = f"{counts[IGNORE] / label.size:.1%} ignored"
-    faults = "".join(
-        f"<br><span class='error'>{escape(fault.detail)}</span>" for fault in examined.faults
-    )
-    return (
-        f"<figure><img src='data:image/jpeg;base64,{data}' alt='{escape(record.name)}'>"
-        f"<figcaption><b>{escape(record.name)}</b>, {ignored}{legend}{faults}</figcaption></figure>"
-    )
+    return {
+        "picture": page.data_uri(content.getvalue(), "jpeg"),
+        "name": record.name,
+        "ignored": f"{counts[IGNORE] / label.size:.1%}",
+        "faults": [fault.detail for fault in examined.faults],
+        "legend": [(_color(table, i), table.class_names[i]) for i in classes],
+    }
 
 
 def sample_picture(
@@ -236,6 +207,5 @@ def sample_picture(
     return np.concatenate([small, mixed], axis=1)
 
 
-def _swatch(table: ClassTable, i: int) -> str:
-    color = bytes(table.colors[i]).hex()
-    return f"<span class='swatch' style='background:#{color}'></span>"
+def _color(table: ClassTable, i: int) -> str:
+    return "#" + bytes(table.colors[i]).hex()

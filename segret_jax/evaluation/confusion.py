@@ -33,16 +33,28 @@ def write_csv(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str], path
         atomic_write(path, content.getvalue())
 
 
-def most_confused(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> list[str]:
-    """Name the pairs with the largest share of one class's pixels predicted as another."""
+def confused_pairs(counts: Int64[np.ndarray, "k k"]) -> list[tuple[int, int, float, float]]:
+    """Return the pairs with the largest share of one class's pixels predicted as another.
+
+    Args:
+        counts: The confusion matrix.
+
+    Returns:
+        Label, prediction, share of the label's pixels, share of all pixels; largest first.
+    """
     fraction = np.nan_to_num(_fractions(counts))
     np.fill_diagonal(fraction, 0)
     order = np.argsort(-fraction, axis=None, kind="stable")[:NUM_PAIRS]
     pairs = [divmod(int(i), len(counts)) for i in order if fraction.flat[i] > 0]
+    return [(i, j, float(fraction[i, j]), float(counts[i, j] / counts.sum())) for i, j in pairs]
+
+
+def most_confused(counts: Int64[np.ndarray, "k k"], class_names: Sequence[str]) -> list[str]:
+    """Describe the pairs of `confused_pairs`."""
     return [
-        f"{100 * fraction[i, j]:.1f}% of {class_names[i]} is predicted as {class_names[j]} "
-        f"({100 * counts[i, j] / counts.sum():.2g}% of all pixels)"
-        for i, j in pairs
+        f"{100 * share:.1f}% of {class_names[i]} is predicted as {class_names[j]} "
+        f"({100 * of_all:.2g}% of all pixels)"
+        for i, j, share, of_all in confused_pairs(counts)
     ]
 
 

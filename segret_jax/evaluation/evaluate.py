@@ -17,6 +17,7 @@ from segret_jax.data.prefetch import prefetch
 from segret_jax.data.sources import Sample, Source
 from segret_jax.data.transforms import use_one_opencv_thread
 from segret_jax.errors import InputError
+from segret_jax.evaluation import gallery
 from segret_jax.evaluation.inference import Prediction, Predictor, Prepared
 from segret_jax.evaluation.metrics import ConfusionAccumulator, Metrics
 from segret_jax.evaluation.padding import Padding
@@ -42,6 +43,8 @@ class Result:
     """Images with a side that was stretched to the shortest that the network takes."""
     pictures: list[Picture] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    reduced_maps: dict[int, gallery.Maps] = field(default_factory=dict)
+    """Reduced label and prediction of the images to show, by index; see `evaluation.gallery`."""
 
     def to_dict(self, table: ClassTable) -> dict[str, Any]:
         """Return plain values for metrics.json; `complete` is false if an image was left out."""
@@ -119,10 +122,12 @@ def evaluate(
     spread = np.linspace(0, len(own) - 1, num_pictures).astype(int)  # neighbors may look alike
     pictured = {own[i] for i in spread} if own else set()
     pictures, num_ties, stopped = {}, 0, False
+    reduced = gallery.ReducedMaps()
 
     def count(predicted: Predicted) -> Predicted:
         index, sample, prediction = predicted
         confusion.add(index, prediction.label_map, sample["label"])
+        reduced.add(index, sample["label"], prediction.label_map)
         return predicted
 
     counted = prefetch(count, _predictions(predictor, reader, plan), workers=2, buffer_size=2)
@@ -144,7 +149,7 @@ def evaluate(
         "num_stretched": plan.num_stretched,
         "faults": [*reader.faults.items()],
     }
-    return _result_of_all(found, confusion, [pictures[i] for i in sorted(pictures)])
+    return _result_of_all(found, confusion, reduced, [pictures[i] for i in sorted(pictures)])
 
 
 def _plan(predictor: Predictor, sizes: Mapping[int, Size]) -> Plan:
@@ -161,13 +166,15 @@ def _plan(predictor: Predictor, sizes: Mapping[int, Size]) -> Plan:
 
 
 def _result_of_all(
-    found: dict[str, Any], confusion: ConfusionAccumulator, pictures: list[Picture]
-) -> Result | None:
+    found: dict[str, Any], confusion: ConfusionAccumulator, reduced: gallery.ReducedMaps,
+    pictures: list[Picture],
+) -> Result | None:  # fmt: skip
     """Merge the results of all processes; None if any was canceled."""
     every = [json.loads(text) for text in processes.gather(json.dumps(found).encode())]
     if any(one["stopped"] for one in every):
         return None
     confusion.merge(processes.gather(confusion.to_bytes()))
+    shown = np.flatnonzero(confusion.counted)[gallery.choose(confusion.images)].tolist()
     return Result(
         metrics=confusion.metrics(),
         num_images=int(confusion.counted.sum()),
@@ -176,6 +183,7 @@ def _result_of_all(
         num_stretched=sum(one["num_stretched"] for one in every),
         pictures=pictures,
         faults=[fault for _, fault in sorted(fault for one in every for fault in one["faults"])],
+        reduced_maps=gallery.merge(processes.gather(reduced.to_bytes(shown)), shown),
     )
 
 

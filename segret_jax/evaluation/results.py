@@ -1,4 +1,4 @@
-"""The files of a result: metrics.json, per_image.npz, and the confusion matrix.
+"""The files of a result: metrics.json, per_image.npz, the confusion matrix, and gallery.npz.
 
 per_image.npz has the pixel counts of each image, from which scores can be computed again and
 compared. metrics.json holds the hash of its per_image.npz, since the two can be mixed up.
@@ -20,17 +20,20 @@ from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.sources import RecordSource, Source
 from segret_jax.errors import InputError
+from segret_jax.evaluation import gallery
 from segret_jax.evaluation.confusion import picture, write_csv
 from segret_jax.evaluation.evaluate import Result
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.pixel_counts import PixelCounts
 from segret_jax.evaluation.protocol import fingerprint, identify
 from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder, read_bytes
+from segret_jax.run.description import DESCRIPTION
 from segret_jax.visualize.pictures import save_png
 
 METRICS = "metrics.json"
 PER_IMAGE = "per_image.npz"
 CONFUSION = ("confusion.csv", "confusion.png")
+REPORT = "report.html"  # a page of the result; see `report.page`
 KEYS = ("names", "intersection", "label_area", "pred_area")
 Plain = dict[str, Any]  # values of JSON
 RETRY = "evaluate again with segret eval"
@@ -93,6 +96,7 @@ def save(
     as_csv, as_png = (folder / name for name in CONFUSION)
     write_csv(counted.counts, table.class_names, as_csv)
     save_png(picture(counted.counts, table.class_names), as_png)
+    gallery.save(folder, result.reduced_maps, source, table.colors)
     return file
 
 
@@ -116,7 +120,8 @@ def prepare_folder(folder: Path, known: Plain) -> None:
         InputError: The folder cannot be written, or holds a file of the user or the result of
             another checkpoint, of other data or other settings.
     """
-    files = [folder / name for name in (METRICS, PER_IMAGE, *CONFUSION)]
+    names = (METRICS, PER_IMAGE, *CONFUSION, gallery.GALLERY, REPORT, DESCRIPTION)
+    files = [folder / name for name in names]
     if present := [file for file in files if os.path.lexists(file)]:
         _check_same(folder, present[0], known)
     with disk_errors_as_input_errors(f"to {folder}"):

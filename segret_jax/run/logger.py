@@ -64,6 +64,7 @@ class RunLogger(AbstractContextManager):
         )  # fmt: skip
         self._bar.set_description_str("starting")
         self._restart_clock(start)
+        self._begun = time.perf_counter()
         self._is_compiling = True
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -138,8 +139,8 @@ class RunLogger(AbstractContextManager):
         """Record training values after `step` steps, with speed and memory.
 
         Adds, since the last record: `steps_per_second`, `images_per_second`, `input_wait_share`
-        (0..1, of the wall time); since the start: `peak_memory_gb` (10^9 bytes, see
-        `device_memory`).
+        (0..1, of the wall time); since the start of the process: `peak_memory_gb` (10^9 bytes, see
+        `device_memory`) and `seconds`.
         """
         values = values | self._speed(step) | {"peak_memory_gb": device_memory() / 1e9}
         self._restart_clock(step)
@@ -180,7 +181,8 @@ class RunLogger(AbstractContextManager):
         return dict(zip(SPEED, (rate, rate * self._images_per_step, wait_share), strict=True))
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        plain = {k: nan_to_none(v) for k, v in values.items()}
+        seconds = round(time.perf_counter() - self._begun, 3)
+        plain = {"seconds": seconds} | {k: nan_to_none(v) for k, v in values.items()}
         finite = {f"{kind}/{k}": v for k, v in values.items() if math.isfinite(v)}
         try:
             self._lines.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")

@@ -21,6 +21,7 @@ from segret_jax.models.factory import ModelBundle
 from segret_jax.models.families import get_family
 from segret_jax.parallel import processes
 from segret_jax.parallel.sharding import gather_replicated
+from segret_jax.report import page as report
 from segret_jax.run.logger import RunLogger
 from segret_jax.visualize.pictures import grid, save_png
 
@@ -40,7 +41,7 @@ class Evaluator:
     def score(
         self, state: TrainState, *, again: bool, canceled: Callable[[], bool]
     ) -> Result | None:
-        """Evaluate, and write scores and picture.
+        """Evaluate, and write scores, picture and report.
 
         Args:
             state: The state, on the run's mesh.
@@ -72,7 +73,7 @@ class Evaluator:
         return result
 
     def _write(self, predictor: Predictor, result: Result, step: int) -> None:
-        """Write the scores with their protocol, and the picture."""
+        """Write the scores with their protocol, the picture and the report."""
         results.save(
             self.workdir, result, predictor, self.validation, config=self.config,
             table=self.table, checkpoint=Path(FOLDER, str(step)),
@@ -82,3 +83,4 @@ class Evaluator:
             file = self.workdir / "pictures" / f"step_{step:06d}.png"
             save_png(grid(result.pictures, self.table, title=title), file)
             self.logger.picture(step, file)
+        report.try_write(self.workdir, self.logger.info)

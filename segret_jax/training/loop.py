@@ -30,7 +30,10 @@ from segret_jax.models.kernels import platform_of
 from segret_jax.parallel import processes
 from segret_jax.parallel.mesh import check_batch, make_mesh
 from segret_jax.parallel.sharding import shard_batch, shard_state
+from segret_jax.report import page as report
+from segret_jax.run import description
 from segret_jax.run.compilation import expected_compilation
+from segret_jax.run.description import Recipe
 from segret_jax.run.logger import RunLogger
 from segret_jax.run.memory import machine_of
 from segret_jax.run.profiler import Profiler
@@ -76,8 +79,9 @@ class Run:
 
 
 def train(
-    config: Config, workdir: Path, *, profile: Container[int] = (), wandb_project: str = ""
-) -> Result | None:
+    config: Config, workdir: Path, *, profile: Container[int] = (), wandb_project: str = "",
+    recipe: Recipe | None = None,
+) -> Result | None:  # fmt: skip
     """Train a model, or continue the run in `workdir`.
 
     Args:
@@ -85,6 +89,7 @@ def train(
         workdir: The run's folder: checkpoints, logs, scores and pictures.
         profile: The steps to trace for xprof, counted from 1.
         wandb_project: A project of Weights & Biases to log to; "" for none.
+        recipe: What `config` was made from; the report lists the settings that differ.
 
     Returns:
         The last evaluation; None if the run was stopped before its end.
@@ -106,6 +111,9 @@ def train(
         # After all checks, so that a rejected run leaves no folder.
         mark = stack.enter_context(claim_workdir(workdir, config))
         stop.on_quit = partial(mark, "stopped")
+        if processes.is_primary():
+            stack.push(partial(_report_end, workdir, mark))
+            description.try_write(workdir, recipe)
         options: Any = {"profile": profile, "wandb_project": wandb_project}
         run, state = _open_run(stack, config, workdir, data, mesh, initial.bundle, stop, **options)
         _log_run_description(run, int(state.step), (*sizes, memory, *initial.notes))
@@ -116,6 +124,15 @@ def train(
             raise InputError("the last checkpoint was not saved: run the same command again")
         mark("finished" if result else "stopped")
         return result
+
+
+def _report_end(
+    workdir: Path, mark: Callable[[str], None], kind: object, error: object, trace: object
+) -> None:
+    """Write the report when the run ends, however it does."""
+    if kind:
+        mark("failed")
+    report.try_write(workdir, print)
 
 
 def _open_data(config: Config) -> Data:

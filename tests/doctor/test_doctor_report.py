@@ -81,15 +81,15 @@ def test_report_is_one_well_formed_page_with_its_pictures(diagnosis, tmp_path):
     assert {"table", "figure", "img", "details", "pre"} <= parser.seen
     assert "<sky" not in page
     assert "&lt;sky &amp; sea&gt;" in page
-    assert not re.search(r"(src|href)='(?!data:)", page)  # nothing to load from elsewhere
-    pictures = re.findall(r"data:image/jpeg;base64,([^']+)'", page)
+    assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)  # nothing to load from elsewhere
+    pictures = re.findall(r'data:image/jpeg;base64,([^"]+)"', page)
     assert len(pictures) == 3
     for picture in pictures:
         with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
             assert image.size == (2 * WIDTH, WIDTH * 20 // 30)
     assert "1 label with ids outside the class table: 9" in page
     assert "9 at pixel (y=4, x=5)" in page
-    assert "<p class='verdict error'>1 error to mend before a run</p>" in page
+    assert '<span class="pill bad">1 error to mend before a run</span>' in page
     assert html(diagnosis, seed=0) == page  # the same samples again
 
 

@@ -305,3 +305,13 @@ def test_several_processes_share_the_images_and_have_the_scores_of_all(count, mo
         ours, theirs = result.confusion.images, alone.confusion.images
         np.testing.assert_array_equal(ours.label, theirs.label)
         assert result.to_dict(TABLE) == alone.to_dict(TABLE)
+
+
+def test_the_images_to_show_keep_their_label_and_prediction():
+    source = Scenes()
+    result = finished(source, predictor=Reads(batch_size=2))
+    assert sorted(result.reduced_maps) == [0, 1, 2, 3]
+    assert [*result.reduced_maps] == [*finished(source).reduced_maps]
+    for i, (label, pred) in result.reduced_maps.items():
+        np.testing.assert_array_equal(label, source[i]["label"])
+        np.testing.assert_array_equal(pred, source[i]["image"][..., 0])

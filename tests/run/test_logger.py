@@ -203,7 +203,9 @@ def test_wandb_gets_the_same_scalars_and_the_pictures(tmp_path, wandb):
     (first, train), (_, validation), (_, pictures) = wandb.called("log")
     assert first == 1
     record = records(workdir)[0]
-    assert train == {f"train/{k}": v for k, v in record.items() if k not in ("kind", "step")}
+    assert train == {
+        f"train/{k}": v for k, v in record.items() if k not in ("kind", "step", "seconds")
+    }
     assert train["train/loss"] == 0.5
     assert validation == {"validation/mIoU": 0.5}
     assert pictures == {"validation/picture": ("image", str(picture))}

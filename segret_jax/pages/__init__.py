@@ -1,0 +1,1 @@
+"""Web pages: templates of Jinja, one stylesheet and its scripts, for every page that is written."""
