@@ -31,9 +31,11 @@ lint: $(INSTALLED)
 
 $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("segret_jax needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
-	@test -d $(VENV) && echo "updating $(VENV)" || echo "installing into $(VENV): some 100 packages, 1.3 GB; one to three minutes, only once"
+	@test -d $(VENV) && echo "updating $(VENV)" || echo "installing into $(VENV): some 120 packages, 1.3 GB; one to five minutes, only once"
 	$(PYTHON) -m venv $(VENV)
 	@set -o pipefail; $(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-dev.txt -e . | $(PROGRESS)
+	@# Without this, Python started in the folder above takes the checkout for an empty package.
+	@echo "$(CURDIR)" > "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/segret_jax_checkout.pth"
 	@touch $(INSTALLED)
 
 clean:

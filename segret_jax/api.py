@@ -25,10 +25,12 @@ from segret_jax.data.decode import decode_image, stored_form
 from segret_jax.errors import InputError
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.model_card import known_facts, model_card
+from segret_jax.models.config import model_name
 from segret_jax.models.factory import ModelBundle
 from segret_jax.models.families import get_family
 from segret_jax.models.forward import forward
 from segret_jax.prediction.segmentation import Segmentation, segment
+from segret_jax.prediction.video_files import is_video
 from segret_jax.run import compilation
 
 ImageLike: TypeAlias = UInt8[np.ndarray, "_ _ 3"] | Image.Image | str | Path
@@ -49,6 +51,9 @@ class Model:
     classes: ClassTable
     bundle: ModelBundle
     checkpoint: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"Model({model_name(self.config.model)}, {self.classes.summary})"
 
     def logits(
         self, images: UInt8[np.ndarray, "b H W 3"] | Float32[np.ndarray, "b H W 3"]
@@ -99,6 +104,8 @@ class Model:
         if isinstance(image, list):
             return [self.predict(one) for one in image]
         file = Path(image).expanduser() if isinstance(image, str | Path) else None
+        if file and (is_video(file) or file.is_dir()):
+            raise InputError(f"{file}: give pictures; segret predict also takes videos and folders")
         return segment(self._predictor, self.classes, _pixels(image), file=file)
 
     def save_pretrained(

@@ -197,6 +197,12 @@ def test_a_classifier_has_logits_alone(tmp_path):
         model.predict(image)
 
 
+def test_videos_and_folders_are_left_to_the_command(sees, tmp_path):
+    for path in (tmp_path, tmp_path / "drive.mp4"):
+        with pytest.raises(InputError, match="give pictures; segret predict also takes videos"):
+            sees(path)
+
+
 def test_images_of_another_form_are_rejected(tmp_path):
     saved_model(tmp_path / "weights", ModelConfig(), NUM_CLASSES)
     model = segret_jax.load(tmp_path / "weights")

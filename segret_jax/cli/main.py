@@ -35,8 +35,9 @@ GROUPS = {
 WELCOME = f"""\
 segret_jax {__version__}: semantic segmentation in JAX, by SegRet and SegMAN. Try first:
 
-  segret demo      train a small model on generated scenes (minutes, on a CPU)
-  segret --help    all commands"""
+  segret predict PHOTO    segment photographs and videos of streets
+  segret demo             train a small model on generated scenes (minutes, on a CPU)
+  segret --help           all commands"""
 COMPUTING = {"demo", "train", "predict", "eval"}
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 

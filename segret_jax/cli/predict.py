@@ -42,9 +42,12 @@ def main(argv: list[str]) -> None:
 
     from segret_jax.prediction.inputs import find_pictures
     from segret_jax.prediction.outputs import parse_formats, plan_outputs
+    from segret_jax.prediction.video_files import is_video
 
     formats = parse_formats(args.save)
     found = find_pictures(args.inputs, recursive=args.recursive, formats=formats)
+    if args.average > 1 and not any(map(is_video, found.pictures)):
+        raise InputError(f"--average {args.average} is for videos, and there is none: leave it out")
     planned = plan_outputs(found.pictures, args.out, formats)
     cli.begin()
 

@@ -52,7 +52,9 @@ def run(args: argparse.Namespace, overrides: list[str], model_folder: Path) -> N
         before = folder.finished()
         remaining = [path for path in paths if path not in before]
         print(f"{len(paths)} pictures, {len(paths) - len(remaining)} of them segmented before")
-        if remaining:
+        if not remaining:
+            print(f"nothing left to do: {args.out} has the rows of all")
+        else:
             on_ray.predict_on_ray(model, remaining, folder, cpus=args.cpus_per_model)
     rows = folder.finished()
     missing = sum(path not in rows for path in paths)

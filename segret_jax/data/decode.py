@@ -159,7 +159,7 @@ def _opened(file: File, where: str) -> Iterator[tuple[ImageFile.ImageFile, str]]
         if isinstance(error, UnidentifiedImageError):
             refuse_pointer(file, path)
         # Pillow names an open file by its address.
-        reason = re.sub(r"<_io\.[^>]*>", "it", str(error))
+        reason = re.sub(r"image file <_io\.[^>]*>", "its kind", str(error))
         raise InputError(
             f"{path}: cannot be read as an image ({reason}); the file is damaged or no image, "
             "download or extract it again"

@@ -60,11 +60,11 @@ def predict_files(
     """
     done = PredictionSummary()
     lengths = [expected_frames(file) if is_video(file) else 1 for file in files]
-    total = None if None in lengths else sum(filter(None, lengths))
+    total = sum(1 if length is None else length for length in lengths)
     interval = 0.5 if sys.stderr.isatty() else 20  # a log file gets a line now and then
     bar = tqdm(
         desc="predict", total=total, unit=" images", bar_format=BAR, dynamic_ncols=True,
-        mininterval=interval, maxinterval=interval, disable=total == 1,
+        mininterval=interval, maxinterval=interval, disable=len(files) == 1 and total == 1,
     )  # fmt: skip
     with bar:
         for file, outputs, length in zip(files, planned, lengths, strict=True):
@@ -74,8 +74,7 @@ def predict_files(
                     average=average, names=names, advance=bar.update,
                 )  # fmt: skip
                 done.num_video_frames += count
-                if total is not None:
-                    bar.total += count - (length or 0)
+                bar.total += count - (1 if length is None else length)
             else:
                 count, error = _predict_picture(predictor, table, file, outputs, names=names)
                 bar.update()

@@ -72,7 +72,7 @@ def find_pictures(
                 else:
                     search.add_file(file, Path())
         else:
-            raise InputError(f"there is no image or folder {text}")
+            raise InputError(f"there is no picture, video or folder {text}")
     notes = search.notes()
     without = [one for one in formats if one not in VIDEO_FILES]
     if without and tuple(formats) != DEFAULT_FORMATS and any(map(is_video, search.found)):

@@ -163,7 +163,8 @@ def predict_on_ray(
 
     found = plan_resources(_free_resources(), cpus)
     device = "a GPU and " if found.gpus else ""
-    print(f"{found.models} models, each with {device}{found.cpus} CPU cores", flush=True)
+    models = "1 model" if found.models == 1 else f"{found.models} models, each"
+    print(f"{models} with {device}{found.cpus} CPU cores", flush=True)
     num_rows = min(MAX_ROWS, -(-len(paths) // (BLOCKS_PER_MODEL * found.models)))
     data = ray.data.from_items([*paths], override_num_blocks=-(-len(paths) // num_rows))
     rows = data.map_batches(

@@ -55,6 +55,8 @@ def parse_formats(text: str) -> tuple[str, ...]:
     formats = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
     for name in formats:
         if name not in FILES:
+            if " " in name:
+                raise InputError(f"--save {text}: write the formats with commas between them")
             raise unknown_name("format", name, FILES)
     if not formats:
         raise InputError(f"no format is named: choose among {', '.join(FILES)}")

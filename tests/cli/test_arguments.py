@@ -280,7 +280,10 @@ def test_predict_names_what_is_wrong(tmp_path):
         predict_cli.main, ["a", "--checkpoint", __file__, "--out", "b"]
     )
     (run / "0" / "model").mkdir(parents=True)
-    assert message(tmp_path / "absent.jpg") == f"there is no image or folder {tmp_path}/absent.jpg"
+    assert (
+        message(tmp_path / "absent.jpg")
+        == f"there is no picture, video or folder {tmp_path}/absent.jpg"
+    )
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "notes.txt").touch()

@@ -330,5 +330,5 @@ def test_a_folder_without_pictures_lists_its_files(run, tmp_path):
     (tmp_path / "a.heic").touch()
     with pytest.raises(InputError, match=r"no images in .*: 1 \.heic \(convert HEIC to JPEG"):
         run(tmp_path, tmp_path / "out")
-    with pytest.raises(InputError, match="there is no image or folder"):
+    with pytest.raises(InputError, match="there is no picture, video or folder"):
         run(tmp_path / "none", tmp_path / "out")

@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from segret_jax.data.class_table import load_class_table
 from segret_jax.errors import InputError
@@ -176,6 +177,12 @@ def test_the_average_is_over_the_last_frames(run, tmp_path, monkeypatch):
         assert distances.argmin(-1).tolist() == expected
     with pytest.raises(InputError, match="--average is 0"):
         run(source, tmp_path / "out", "--average", "0")
+
+
+def test_an_average_without_videos_is_refused(run, tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "photo.png")
+    with pytest.raises(InputError, match="--average 3 is for videos, and there is none"):
+        run(tmp_path / "photo.png", tmp_path / "out", "--average", "3")
 
 
 # What is left out, and what goes wrong
