@@ -81,7 +81,7 @@ def sees(monkeypatch: pytest.MonkeyPatch) -> Any:
         def __init__(self):
             pass
 
-        def prepare(self, image: np.ndarray) -> Any:
+        def prepare(self, image: np.ndarray, *, padding: Any = None) -> Any:
             seen.append(image)
             return image
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "segret_jax"
 LAYERS = (
     "errors", "files", "pages", "normalization", "trees", "settings", "models", "config",
     "parallel", "data", "visualize", "doctor", "checkpoint", "run", "evaluation", "prediction",
-    "convert", "verify",
+    "convert", "verify", "serve",
     "report", "training", "replay", "aot", "model_card", "api", "__init__", "cli", "__main__",
 )  # fmt: skip
 

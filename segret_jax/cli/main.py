@@ -19,6 +19,7 @@ GROUPS = {
     },
     "Use a model": {
         "predict": "segment photographs and videos",
+        "serve": "open a page that segments photographs, and an HTTP interface",
         "eval": "score a checkpoint on validation images",
         "report": "make a page of runs: scores, curves, confusions, pictures",
         "compare": "tell whether two scores are comparable, and how far they are apart",
@@ -38,7 +39,7 @@ segret_jax {__version__}: semantic segmentation in JAX, by SegRet and SegMAN. Tr
   segret predict PHOTO    segment photographs and videos of streets
   segret demo             train a small model on generated scenes (minutes, on a CPU)
   segret --help           all commands"""
-COMPUTING = {"demo", "train", "predict", "eval"}
+COMPUTING = {"demo", "train", "predict", "serve", "eval"}
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 

@@ -21,6 +21,7 @@ from segret_jax.data.orientation import read_orientation, swaps_sides, turn
 from segret_jax.errors import InputError
 
 File = str | Path | bytes
+Formats = list[str] | None
 Pixels = UInt8[np.ndarray, "h w 3"]
 Label = UInt8[np.ndarray, "h w"]
 
@@ -32,12 +33,13 @@ LOSSLESS_TIFF = (  # by compression
 _LABEL_FORM = "a label must be an 8-bit gray or palette PNG whose pixel values are label ids"
 
 
-def decode_image(file: File, *, where: str = "") -> Pixels:
+def decode_image(file: File, *, where: str = "", formats: Formats = None) -> Pixels:
     """Decode an image as RGB; gray, palette and CMYK are converted, alpha is dropped.
 
     Args:
         file: The path or the content of the file.
         where: The name of the file in errors, if `file` is its content.
+        formats: Pillow's names of the formats to read; None: all.
 
     Returns:
         uint8 [height, width, 3].
@@ -45,12 +47,12 @@ def decode_image(file: File, *, where: str = "") -> Pixels:
     Raises:
         InputError: The file is missing or broken, or has more than 8 bits per channel.
     """
-    return decode_turned(file, where=where)[0]
+    return decode_turned(file, where=where, formats=formats)[0]
 
 
-def decode_turned(file: File, *, where: str = "") -> tuple[Pixels, int]:
+def decode_turned(file: File, *, where: str = "", formats: Formats = None) -> tuple[Pixels, int]:
     """Return the result of `decode_image` and the EXIF orientation, 1 to 8."""
-    with _opened(file, where) as (image, path):
+    with _opened(file, where, formats) as (image, path):
         mode, stored = image.mode, stored_form(image)
         if mode.startswith(("I", "F")) or ";16" in stored:
             # Pillow itself would cut a 16-bit RGB PNG to its high bytes without a word.
@@ -139,14 +141,16 @@ def _location(file: File, where: str) -> str:
 
 
 @contextmanager
-def _opened(file: File, where: str) -> Iterator[tuple[ImageFile.ImageFile, str]]:
+def _opened(
+    file: File, where: str, formats: Formats = None
+) -> Iterator[tuple[ImageFile.ImageFile, str]]:
     """Open an image file; convert Pillow's errors, also those of decoding, to InputError."""
     path = _location(file, where)
     try:
         # Never a path for Pillow: it would map a plain TIFF into memory, and turn that wrongly.
         with (
             io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream,
-            Image.open(stream) as image,
+            Image.open(stream, formats=formats) as image,
         ):
             yield image, path
     except InputError:

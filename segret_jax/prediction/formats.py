@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,8 +13,8 @@ from segret_jax.errors import InputError
 from segret_jax.files import atomic_write, disk_errors_as_input_errors
 from segret_jax.prediction import coco
 from segret_jax.prediction.outputs import Outputs
-from segret_jax.prediction.segmentation import Segmentation
-from segret_jax.visualize.pictures import colorize, save_png
+from segret_jax.prediction.segmentation import OPACITY, Segmentation
+from segret_jax.visualize.pictures import colorize, encode_png
 
 Info = dict[str, str]
 
@@ -44,46 +43,63 @@ def write(result: Segmentation, outputs: Outputs, *, names: bool = False) -> Non
     """
     check_formats([*outputs.files], result.classes)
     for name, file in outputs.files.items():
-        if name == "overlay":
-            save_png(result.overlay(names=names), file, info=outputs.info)
-        else:
-            WRITERS[name](result, file, outputs.info)
+        content = encode(result, name, outputs.info, names=names)
+        with disk_errors_as_input_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, content)
 
 
-def _write_label(result: Segmentation, file: Path, info: Info) -> None:
-    save_png(result.label_map, file, table=result.classes, info=info)
+def encode(
+    result: Segmentation, name: str, info: Info, *, names: bool = False, opacity: float = OPACITY
+) -> bytes:
+    """Return the content of a file.
+
+    Args:
+        result: The segmentation.
+        name: The format, a key of `outputs.FILES`.
+        info: Text to store in the file.
+        names: Whether an overlay has names on large regions.
+        opacity: The weight of an overlay's colors, 0 to 1.
+    """
+    if name == "overlay":
+        return encode_png(result.overlay(names=names, opacity=opacity), info=info)
+    return ENCODERS[name](result, info)
 
 
-def _write_color(result: Segmentation, file: Path, info: Info) -> None:
-    save_png(colorize(result.label_map, result.classes), file, info=info)
+def _encode_label(result: Segmentation, info: Info) -> bytes:
+    return encode_png(result.label_map, table=result.classes, info=info)
 
 
-def _write_confidence(result: Segmentation, file: Path, info: Info) -> None:
+def _encode_color(result: Segmentation, info: Info) -> bytes:
+    return encode_png(colorize(result.label_map, result.classes), info=info)
+
+
+def _encode_confidence(result: Segmentation, info: Info) -> bytes:
     """Write round(255·p) as palette indices, of colors from dark (0) to light (1)."""
     levels = np.rint(result.confidence * np.float16(255)).astype(np.uint8)
     ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_VIRIDIS).reshape(256, 3)
     text = {"Comment": "highest probability = palette index / 255; dark is 0, light is 1"}
-    save_png(levels, file, palette=ramp[:, ::-1], info=info | text)
+    return encode_png(levels, palette=ramp[:, ::-1], info=info | text)
 
 
-def _write_probabilities(result: Segmentation, file: Path, info: Info) -> None:
+def _encode_probabilities(result: Segmentation, info: Info) -> bytes:
     content, names = io.BytesIO(), np.array(result.classes.class_names)
     arrays: dict[str, Any] = {"probabilities": result.probabilities, "classes": names, **info}
     np.savez_compressed(content, **arrays)
-    _write(content.getvalue(), file)
+    return content.getvalue()
 
 
-def _write_json(result: Segmentation, file: Path, info: Info) -> None:
+def _encode_json(result: Segmentation, info: Info) -> bytes:
     height, width = result.label_map.shape
     digits = {"share": 6, "mean_confidence": 4}
     classes = [
         {key: round(value, digits[key]) if key in digits else value for key, value in one.items()}
         for one in result.classes_found()
     ]
-    _dump(info | {"width": width, "height": height, "classes": classes}, file, indent=1)
+    return _dump(info | {"width": width, "height": height, "classes": classes}, indent=1)
 
 
-def _write_polygons(result: Segmentation, file: Path, info: Info) -> None:
+def _encode_polygons(result: Segmentation, info: Info) -> bytes:
     features = [
         {
             "type": "Feature",
@@ -95,10 +111,10 @@ def _write_polygons(result: Segmentation, file: Path, info: Info) -> None:
         }
         for class_id, polygon in result.to_polygons()
     ]
-    _dump(info | {"type": "FeatureCollection", "features": features}, file)
+    return _dump(info | {"type": "FeatureCollection", "features": features})
 
 
-def _write_coco(result: Segmentation, file: Path, info: Info) -> None:
+def _encode_coco(result: Segmentation, info: Info) -> bytes:
     height, width = result.label_map.shape
     name = result.file.name if result.file else info["Source"]
     counts = result.pixels_of_classes()
@@ -119,32 +135,26 @@ def _write_coco(result: Segmentation, file: Path, info: Info) -> None:
     categories = [{"id": i, "name": one} for i, one in enumerate(result.classes.class_names)]
     images = [{"id": 1, "file_name": name, "width": width, "height": height}]
     lists = {"images": images, "categories": categories, "annotations": annotations}
-    _dump(info | lists, file)
+    return _dump(info | lists)
 
 
-def _write_cityscapes(result: Segmentation, file: Path, info: Info) -> None:
+def _encode_cityscapes(result: Segmentation, info: Info) -> bytes:
     raw_ids = load_class_table("cityscapes").raw_ids
     ids = label_lookup({i: raws[0] for i, raws in enumerate(raw_ids)})
-    save_png(ids[result.label_map], file, info=info)
+    return encode_png(ids[result.label_map], info=info)
 
 
-def _dump(content: dict[str, Any], file: Path, *, indent: int | None = None) -> None:
-    _write(json.dumps(content, indent=indent) + "\n", file)
+def _dump(content: dict[str, Any], *, indent: int | None = None) -> bytes:
+    return (json.dumps(content, indent=indent) + "\n").encode()
 
 
-def _write(content: str | bytes, file: Path) -> None:
-    with disk_errors_as_input_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, content)
-
-
-WRITERS: dict[str, Callable[[Segmentation, Path, Info], None]] = {
-    "label": _write_label,
-    "color": _write_color,
-    "confidence": _write_confidence,
-    "probabilities": _write_probabilities,
-    "json": _write_json,
-    "polygons": _write_polygons,
-    "coco": _write_coco,
-    "cityscapes": _write_cityscapes,
+ENCODERS: dict[str, Callable[[Segmentation, Info], bytes]] = {
+    "label": _encode_label,
+    "color": _encode_color,
+    "confidence": _encode_confidence,
+    "probabilities": _encode_probabilities,
+    "json": _encode_json,
+    "polygons": _encode_polygons,
+    "coco": _encode_coco,
+    "cityscapes": _encode_cityscapes,
 }

@@ -50,16 +50,16 @@ class Outputs:
     """Text to store in them."""
 
 
-def parse_formats(text: str) -> tuple[str, ...]:
-    """Return the formats of a list such as "overlay,label"; InputError if one is unknown."""
+def parse_formats(text: str, known: Mapping[str, str] = FILES) -> tuple[str, ...]:
+    """Return the formats of a list such as "overlay,label"; InputError if one is not `known`."""
     formats = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
     for name in formats:
-        if name not in FILES:
+        if name not in known:
             if " " in name:
-                raise InputError(f"--save {text}: write the formats with commas between them")
-            raise unknown_name("format", name, FILES)
+                raise InputError(f"the formats are {text!r}: write commas between them")
+            raise unknown_name("format", name, known)
     if not formats:
-        raise InputError(f"no format is named: choose among {', '.join(FILES)}")
+        raise InputError(f"no format is named: choose among {', '.join(known)}")
     return formats
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from segret_jax.data.class_table import IGNORE, ClassTable, pixels_of_ids
 from segret_jax.evaluation.inference import Predictor
+from segret_jax.evaluation.padding import Padding
 from segret_jax.prediction.outputs import (
     DEFAULT_FORMATS,
     Outputs,
@@ -26,6 +27,7 @@ from segret_jax.visualize.legend import legend_below
 from segret_jax.visualize.region_names import draw_names
 
 NOTEBOOK_SIDE = 1024
+OPACITY = 0.55  # of overlays
 
 
 @runtime_checkable
@@ -99,7 +101,7 @@ class Segmentation:
         ]
 
     def overlay(
-        self, *, opacity: float = 0.55, names: bool = False, legend: bool = True
+        self, *, opacity: float = OPACITY, names: bool = False, legend: bool = True
     ) -> Image.Image:
         """Draw the classes' colors over the image.
 
@@ -171,11 +173,19 @@ def segment(
     image: UInt8[np.ndarray, "H W 3"],
     *,
     file: Path | None = None,
+    padding: Padding | None = None,
 ) -> Segmentation:
     """Segment an image.
+
+    Args:
+        predictor: The model.
+        classes: The classes of its outputs.
+        image: RGB from 0 to 255.
+        file: The image's file, or None.
+        padding: The padded sizes of the network's inputs; None: those of the ladder.
 
     Raises:
         InputError: The network's output is not a number.
     """
-    scores = predictor.scores([predictor.prepare(image)])
+    scores = predictor.scores([predictor.prepare(image, padding=padding)])
     return Segmentation(image, classes, scores.predictions()[0].label_map, scores, file=file)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 TIMEOUT = 60  # seconds
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -23,8 +24,8 @@ class Opened:
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
-    def open(self, file: Path) -> None:
-        self.page.goto(file.absolute().as_uri())
+    def open(self, source: Path | str) -> None:
+        self.page.goto(source if isinstance(source, str) else source.absolute().as_uri())
         self.wait_until(
             "!document.querySelector('.chart') ||"
             " document.documentElement.classList.contains('drawn')"
@@ -57,17 +58,17 @@ def browser() -> Iterator[Any]:
         pytest.skip("no Chromium: apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found)
+        browser = driver.chromium.launch(executable_path=found, args=CAMERA)
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Callable[..., Opened]]:
-    """Return a function that opens a file in a window of some width, light or dark."""
+    """Return a function that opens a file or address in a window of some width, light or dark."""
     contexts = []
 
-    def open_file(file: Path, *, width: int = 1280, scheme: str = "light") -> Opened:
+    def open_page(source: Path | str, *, width: int = 1280, scheme: str = "light") -> Opened:
         phone = {"is_mobile": True, "has_touch": True} if width < 600 else {}
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, **phone
@@ -75,9 +76,9 @@ def opened(browser: Any) -> Iterator[Callable[..., Opened]]:
         context.set_default_timeout(1000 * TIMEOUT)
         contexts.append(context)
         result = Opened(context.new_page())
-        result.open(file)
+        result.open(source)
         return result
 
-    yield open_file
+    yield open_page
     for context in contexts:
         context.close()

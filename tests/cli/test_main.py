@@ -31,7 +31,7 @@ def test_help_names_every_command_by_task_and_fits_one_screen(capsys):
     commands = re.findall(r"^  (\w+)  +\S", "\n".join(lines), re.MULTILINE)
     assert set(commands) == {
         "demo", "train", "eval", "predict", "convert", "verify", "data", "compare", "summary",
-        "aot", "replay", "report",
+        "aot", "replay", "report", "serve",
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ class Reads(inference.Predictor):
     def __init__(self, *_: Any, min_side: int):
         pass
 
-    def prepare(self, image: np.ndarray) -> Any:
+    def prepare(self, image: np.ndarray, *, padding: Any = None) -> Any:
         return image
 
     def scores(self, batch: Any) -> Any:
