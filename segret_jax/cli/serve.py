@@ -24,10 +24,10 @@ HOST_HELP = (
 )
 NAME_HELP = "a further name by which the server may be called, such as that of a proxy"
 LIMITS = {
-    "--queue": ("queue", 1, "photographs waiting at one time"),
-    "--per-client": ("per_client", 1, "those of one client"),
-    "--max-bytes": ("max_bytes", 1, "of a file"),
-    "--max-pixels": ("max_pixels", 1, f"of a photograph, up to {MOST_PIXELS:,}"),
+    "--queue": ("queue", "photographs waiting at one time"),
+    "--per-client": ("per_client", "those of one client"),
+    "--max-bytes": ("max_bytes", "of a file"),
+    "--max-pixels": ("max_pixels", f"of a photograph, up to {MOST_PIXELS:,}"),
 }
 
 
@@ -40,20 +40,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--host", default="127.0.0.1", help=HOST_HELP)
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any")
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=NAME_HELP)
-    for option, (name, _, text) in LIMITS.items():
+    for option, (name, text) in LIMITS.items():
         text = f"{text}; default: {getattr(Limits(), name):,}"
         parser.add_argument(
             option, type=int, default=getattr(Limits(), name), metavar="N", help=text
         )
     args, overrides = parser.parse(argv)
-    for option, (name, least, _) in LIMITS.items():
-        if (value := getattr(args, name)) < least:
-            raise InputError(f"{option} is {value}; the least is {least}")
+    for option, (name, _) in LIMITS.items():
+        if (value := getattr(args, name)) < 1:
+            raise InputError(f"{option} is {value}; the least is 1")
     if args.max_pixels > MOST_PIXELS:
         raise InputError(f"--max-pixels is {args.max_pixels}; the most is {MOST_PIXELS}")
     if not all(map(importlib.util.find_spec, ("starlette", "uvicorn"))):
         raise InputError(REMEDY)
-    limits = Limits(**{name: getattr(args, name) for name, _, _ in LIMITS.values()})
+    limits = Limits(**{name: getattr(args, name) for name, _ in LIMITS.values()})
     name = args.model or default_model()
     folder = find(name)
 
