@@ -2,6 +2,7 @@
 # make demo     installs, trains a small model and draws what it sees (minutes, CPU)
 # make test     installs, runs the tests
 # make lint     installs, runs ruff, mypy and the check of the workflow's schema
+# make docs     installs, builds the documentation into site/
 # make clean    removes the environment; runs/ stays
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ SHELL := bash
 # pip prints a line for each package; this shows the last one alone, and how many there were.
 PROGRESS := awk '/^(Collecting|Processing|Installing)/ {n += !/^I/; printf "\r%-78.78s", n " packages: " $$0; fflush()} END {print ""}'
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint docs clean
 
 install: $(INSTALLED)
 
@@ -29,6 +30,9 @@ lint: $(INSTALLED)
 	$(VENV)/bin/mypy segret_jax benchmarks examples train.py eval.py predict.py
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 
+docs: $(INSTALLED)
+	$(VENV)/bin/zensical build --clean --strict
+
 $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("segret_jax needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
 	@test -d $(VENV) && echo "updating $(VENV)" || echo "installing into $(VENV): some 120 packages, 1.3 GB; one to five minutes, only once"
@@ -39,4 +43,4 @@ $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	@touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .cache site

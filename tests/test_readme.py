@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from segret_jax.cli.summary import MODELS, published_model
 from segret_jax.models.families import get_family
 from segret_jax.models.flops import Cost
@@ -22,8 +24,9 @@ def test_links_and_files_exist():
             assert heading in [h.lower().replace(" ", "-") for h in headings], (page, heading)
 
 
-def test_the_table_of_models_is_that_of_the_counts_and_of_the_recipes():
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", ["README.md", "docs/models.md"])
+def test_the_table_of_models_is_that_of_the_counts_and_of_the_recipes(file: str):
+    page = (ROOT / file).read_text(encoding="utf-8")
     for model, (family, variant) in MODELS.items():
         if family not in NAMES:  # it has no recipes
             continue
