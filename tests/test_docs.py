@@ -6,16 +6,49 @@ from pathlib import Path
 import pytest
 
 from benchmarks import aot_table
+from segret_jax.cli import data, main
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.M)
+    texts = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).strip().lower() for heading in headings]
+    slugs = [re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in texts]
+    return {
+        slug + (f"-{count}" if (count := slugs[:i].count(slug)) else "")
+        for i, slug in enumerate(slugs)
+    }
+
+
+@each_page
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
-    assert [link for link in links if not (page.parent / link).exists()] == []
-    assert not re.search(r"@[A-Z_]+@", page.read_text())  # nothing left to fill in
+    text = page.read_text(encoding="utf-8")
+    missing = []
+    for link in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", FENCED.sub("", text)):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(link)
+    assert missing == []
+    assert not re.search(r"@[A-Z_]+@", text)  # nothing left to fill in
+
+
+@each_page
+def test_commands_and_configs_exist(page):
+    text = page.read_text(encoding="utf-8")
+    code = "\n".join([*FENCED.findall(text), *re.findall(r"^ {4}.*$", text, re.M)])
+    code += "\n".join(re.findall(r"`[^`]+`", FENCED.sub("", text)))
+    for command, action in re.findall(r"(?<![\w.-])segret ([a-z]+)(?: ([a-z]+))?", code):
+        assert command in main.COMMANDS, command
+        assert command != "data" or action in data.COMMANDS, action
+    configs = re.findall(r"--config ([a-z]\w*)", code)
+    assert [name for name in configs if not (ROOT / f"configs/{name}.py").exists()] == []
 
 
 def test_every_promise_names_a_test_that_is_there():
