@@ -13,15 +13,16 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from segret_jax.data.class_table import ClassTable
+from segret_jax.data.names import SYNTHETIC
 from segret_jax.pages import page
 from segret_jax.serve import answers, uploads
 from segret_jax.serve.answers import Segmenting
 from segret_jax.serve.guard import Guard
 from segret_jax.serve.limits import Limits, RefusedError
 from segret_jax.serve.openapi import FORMAT_ROWS, interface
+from segret_jax.serve.sample_images import sample_images
 from segret_jax.serve.work import WorkQueue, unless_gone
 
-SAMPLES = Path(__file__).parent / "samples"
 KINDS = {".css": "text/css", ".js": "text/javascript", ".jpg": "image/jpeg"}
 GONE = 499  # nobody reads it
 
@@ -47,7 +48,7 @@ def create_app(
     """
     queue = WorkQueue(limits)
     schema = interface(served.name, limits)
-    samples = {file.name: file.read_bytes() for file in sorted(SAMPLES.glob("*.jpg"))}
+    samples = sample_images(served.classes.name)
     status = {
         "model": served.name,
         "classes": [
@@ -59,7 +60,8 @@ def create_app(
         "limits": asdict(limits),
     }
     home = page.render("serve.html", model=served.name, summary=served.classes.summary,
-                       limits=limits, samples=[*samples])  # fmt: skip
+                       limits=limits, samples=[*samples],
+                       generated=served.classes.name == SYNTHETIC)  # fmt: skip
 
     async def predict(request: Request) -> Response:
         return await _predict(request, queue, served.segment, limits)

@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import json
+import re
 import threading
 import time
 import zlib
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segret_jax.data.class_table import load_class_table
+from segret_jax.data.pipeline import SPLIT_SEEDS
+from segret_jax.serve import sample_images
 from tests.serve import stand_in
 from tests.serve.conftest import picture
 
@@ -36,6 +40,34 @@ def test_a_photograph_gets_the_files_of_predict(client):
     overlay = served.post("/predict?format=overlay&opacity=1&names=true", content=picture())
     with Image.open(io.BytesIO(overlay.content)) as image:
         assert image.convert("RGB").getpixel((30, 5)) == (128, 128, 128)  # the color of sky
+
+
+@pytest.mark.parametrize(
+    ("dataset", "samples", "origin"),
+    [
+        ("camvid", ["street_1.jpg", "street_2.jpg", "street_3.jpg"], "of CamVid (Brostow"),
+        (
+            "synthetic",
+            ["scene_000000.jpg", "scene_000002.jpg", "scene_000003.jpg"],
+            "The samples are generated scenes.",
+        ),
+    ],
+)
+def test_the_samples_are_of_the_kind_that_the_model_knows(client, dataset, samples, origin):
+    classes = load_class_table(dataset)
+    served = client(served=stand_in.Served(name="a", classes=classes, segment=stand_in.segment))
+    text = served.get("/").text
+    assert re.findall(r'data-sample="/samples/([^"]+)"', text) == samples
+    assert origin in text
+    for name in samples:
+        found = served.get(f"/samples/{name}")
+        assert found.headers["content-type"] == "image/jpeg"
+        with Image.open(io.BytesIO(found.content)) as image:
+            assert image.width > image.height > 200
+
+
+def test_generated_samples_are_of_no_split():
+    assert sample_images.SEED not in SPLIT_SEEDS.values()
 
 
 def test_several_formats_come_as_one_object(client):
