@@ -30,6 +30,7 @@
   function draw(element) {
     const figure = JSON.parse(document.getElementById(element.dataset.figure).textContent);
     const layout = { ...figure.layout, ...(narrow() ? figure.narrow : {}) };
+    element.style.height = `${layout.height}px`; // a narrow chart may be higher
     return Plotly.react(element, colored(figure.data), themed(colored(layout)), {
       responsive: true, displayModeBar: false,
     });

@@ -206,7 +206,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], classes: Sequence
     axis = {"automargin": True, "ticks": "", "showgrid": False, "tickfont": {"size": 11}}
     layout = {
         "height": height, "margin": {"l": 10, "r": 10, "t": 10, "b": 10}, "hovermode": "closest",
-        "xaxis": {**axis, "tickangle": -60, "nticks": 200 if few else 60},
+        "xaxis": {**axis, "autotickangles": [0, -60], "nticks": 200 if few else 60},
         "yaxis": {**axis, "autorange": "reversed", "nticks": 200 if few else 60},
     }  # fmt: skip
     return {"data": [trace], "layout": layout, "narrow": {"height": 420}}

@@ -13,7 +13,7 @@ from segret_jax.doctor import check as doctor
 from segret_jax.doctor.report import write_report
 from segret_jax.report import page as reports
 from segret_jax.report.gather import gather
-from tests.browser.conftest import Opened
+from tests.browser.chromium import Opened
 from tests.report.made_up import HOSTILE, write_run
 
 pytestmark = pytest.mark.browser
@@ -56,6 +56,10 @@ def test_a_page_fits_complains_of_nothing_and_loads_nothing(
 ):
     shown = opened(files[kind], width=width, scheme=scheme)
     assert shown.overflow() <= 0
+    overlapping = """[...document.querySelectorAll(".chart")]
+        .filter((one) => one.querySelector("svg").clientHeight > one.clientHeight)
+        .map((one) => one.id)"""
+    assert shown.page.evaluate(overlapping) == []  # with what is below
     assert shown.complaints == []
     assert shown.from_elsewhere() == []
     background = shown.page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser.conftest import Opened
+from tests.browser.chromium import Opened
 from tests.serve import stand_in
 from tests.serve.conftest import Running, free_port, picture
 
