@@ -41,8 +41,12 @@ class Opened:
             self.page.wait_for_timeout(50)
 
     def overflow(self) -> int:
-        """Return by how many pixels the page is wider than the window."""
-        return self.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        """Return by how many pixels the page is wider than the window.
+
+        A phone shows a wide page smaller, so that `innerWidth` is that of the page.
+        """
+        width = self.page.evaluate("document.documentElement.scrollWidth")
+        return width - self.page.viewport_size["width"]
 
     def from_elsewhere(self) -> list[str]:
         """Return what was loaded from anything but the page itself."""
