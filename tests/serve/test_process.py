@@ -1,16 +1,20 @@
 """A server in its own process under hostile use, many clients, and Ctrl-C."""
 
 import http.client
+import json
 import random
 import signal
 import socket
 import threading
 import time
+import urllib.request
 import zlib
 
 import psutil
 import pytest
 
+from segret_jax.serve import sample_images
+from tests.serve.command import serving
 from tests.serve.conftest import Running, picture
 from tests.serve.test_app import bomb, until
 
@@ -167,3 +171,22 @@ def test_a_port_in_use_is_one_clear_message(running):
     server: Running = running()
     with pytest.raises(AssertionError, match="another program listens there"):
         Running(server.port)
+
+
+@pytest.mark.slow
+def test_the_command_serves_the_shipped_weights_until_ctrl_c():
+    sample = next(sample_images.FOLDER.glob("*.jpg")).read_bytes()
+    with serving() as (process, address):
+        port = int(address.rpartition(":")[2])
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert b"segret_tiny_camvid" in page.read()
+        status, content = post(port, sample)
+        assert status == 200
+        shares = {one["name"]: one["share"] for one in json.loads(content)["classes"]}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-4)  # rounded
+        assert shares["road"] > 0.1
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+        assert time.monotonic() - begun < 3
+        assert process.stderr.read().splitlines()[-1] == "ended"
