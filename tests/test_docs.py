@@ -75,3 +75,11 @@ def test_the_tables_of_ahead_of_time_are_those_of_the_reports():
     page = (folder / "README.md").read_text()
     for table in aot_table.tables(sorted(folder.glob("*.json"))):
         assert table in page
+
+
+def test_pictures_are_small():
+    """They are part of every clone."""
+    sizes = {file.name: file.stat().st_size for file in (ROOT / "docs").rglob("*.[pj][np]g")}
+    assert len(sizes) > 2
+    assert max(sizes.values()) < 200e3, sizes
+    assert sum(sizes.values()) < 1e6, sizes

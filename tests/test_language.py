@@ -27,7 +27,7 @@ def texts() -> list[Path]:
     """List the project's own pages and sources, relative to its root."""
     inside = [file for folder in TEXTS for file in (ROOT / folder).rglob("*")]
     found = [*ROOT.glob("*.*"), ROOT / "Makefile", *inside]
-    endings = {".py", ".md", ".toml", ".txt", ".yml", ".sh", ".sbatch", ""}
+    endings = {".py", ".ipynb", ".md", ".toml", ".txt", ".yml", ".sh", ".sbatch", ""}
     files = {file.relative_to(ROOT) for file in found if file.is_file() and file.suffix in endings}
     return sorted(files - {*WORD_LISTS, Path("tests/test_language.py")})
 
