@@ -156,7 +156,7 @@ class _Scorer:
     def score(self, graph: nnx.GraphDef[Any], model: dict[str, Any]) -> tuple[Result, float]:
         """Evaluate; return the result and the seconds that it took."""
         begun = time.monotonic()
-        predictor = Predictor(ModelBundle(graph, **model), self.config.eval)
+        predictor = Predictor.from_config(ModelBundle(graph, **model), self.config)
         pictures = self.config.eval.pictures
         result = evaluate(predictor, self.validation, self.table, num_pictures=pictures)
         assert result  # nothing cancels it

@@ -21,6 +21,7 @@ cd "$scratch/empty"
 from pathlib import Path
 
 from segret_jax import config as configs
+from segret_jax.checkpoint import folders
 from segret_jax.checkpoint import model as checkpoints
 from segret_jax.models.segret import variants
 
@@ -29,7 +30,7 @@ variants.VARIANTS["tiny"] = variants.Variant(
     ffn_ratios=(1,) * 4, decomposed=(True, True, False, False),
     layer_scale=(False, False, False, True), drop_path=0.1, decoder_channels=8,
 )
-checkpoint = checkpoints.find(Path("before/run"))
+checkpoint = folders.find("before/run")
 assert checkpoints.load_config(checkpoint) == configs.load(Path("before/run/config.json"))
 assert checkpoints.load_model(checkpoint, checkpoints.load_config(checkpoint)).num_params > 0
 PY

@@ -15,14 +15,14 @@ __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
-def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> "Model":
+def load(source: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> "Model":
     """Load a model with its weights.
 
     Args:
         source: The folder of a checkpoint (of training or of converted weights), of a run (its
             best checkpoint) or of a saved model; hf://OWNER/NAME or hf://OWNER/NAME@REVISION, a
             saved model on the Hugging Face Hub (extra `hub`); or the name of weights that ship with
-            the package.
+            the package; None: the weights that `segret predict` takes without --checkpoint.
         overrides: Settings to change, by key, as on the command line: {"eval.flip": True}.
 
     Raises:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float32, UInt8
 from PIL import Image, ImageFile, ImageOps
 
+from segret_jax.checkpoint import folders
 from segret_jax.checkpoint import model as checkpoints
 from segret_jax.config import Config, check_segmentation, override
 from segret_jax.data.class_table import ClassTable
@@ -27,7 +28,6 @@ from segret_jax.evaluation.inference import Predictor
 from segret_jax.model_card import known_facts, model_card
 from segret_jax.models.config import model_name
 from segret_jax.models.factory import ModelBundle
-from segret_jax.models.families import get_family
 from segret_jax.models.forward import forward
 from segret_jax.prediction.segmentation import Segmentation, segment
 from segret_jax.prediction.video_files import is_video
@@ -141,8 +141,7 @@ class Model:
     @functools.cached_property
     def _predictor(self) -> Predictor:
         check_segmentation(self.config.model)
-        min_side = get_family(self.config.model.family).min_side
-        return Predictor(self.bundle, self.config.eval, min_side=min_side)
+        return Predictor.from_config(self.bundle, self.config)
 
     @functools.cached_property
     def _network(self) -> Any:
@@ -165,7 +164,7 @@ def _pixels(image: np.ndarray | Image.Image | str | Path) -> UInt8[np.ndarray, "
     return image
 
 
-def load(source: str | Path, overrides: Mapping[str, Any]) -> Model:
+def load(source: str | Path | None, overrides: Mapping[str, Any]) -> Model:
     """Load a model; see `segret_jax.load`.
 
     Compiled programs are cached for the next start, as by the commands, unless JAX has a folder
@@ -173,7 +172,7 @@ def load(source: str | Path, overrides: Mapping[str, Any]) -> Model:
     """
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         compilation.use_cache()
-    checkpoint = checkpoints.find(source)
+    checkpoint = folders.find(folders.default_model() if source is None else source)
     config = override(checkpoints.load_config(checkpoint), overrides)
     bundle = checkpoints.load_model(checkpoint, config)
     return Model(config, checkpoints.load_table(checkpoint), bundle, checkpoint)

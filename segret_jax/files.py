@@ -55,7 +55,8 @@ def damage_as_input_errors(file: object) -> Iterator[None]:
     except Exception as error:  # a damaged or hostile file meets the readers anywhere
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a wrong place
             raise InputError(f"{file}: {error.strerror or error}") from error
-        reason = shorten(" ".join(str(error).split())) or type(error).__name__
+        text = getattr(error, "strerror", None) or str(error)  # PyAV puts its number before
+        reason = shorten(" ".join(text.split())) or type(error).__name__
         raise InputError(
             f"{file}: is damaged or cut off ({reason}); download or save it again"
         ) from error

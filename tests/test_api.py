@@ -16,6 +16,7 @@ from PIL import Image
 
 import segret_jax
 from segret_jax import api
+from segret_jax.checkpoint import folders
 from segret_jax.checkpoint.model import save_model
 from segret_jax.config import Config, EvalConfig, ModelConfig
 from segret_jax.data.decode import decode_image
@@ -50,6 +51,13 @@ def test_logits_are_those_of_the_normalized_images(tmp_path):
         logits = model.logits(given)
         assert logits.shape == (2, 10, 14, NUM_CLASSES)
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_an_argument_the_weights_that_ship_are_loaded(tmp_path, monkeypatch):
+    saved_model(tmp_path / "trained", ModelConfig(), NUM_CLASSES)
+    segret_jax.load(tmp_path / "trained").save_pretrained(tmp_path / "shipped" / "a")
+    monkeypatch.setattr(folders, "SHIPPED", tmp_path / "shipped")
+    assert segret_jax.load().checkpoint == tmp_path / "shipped" / "a"
 
 
 def test_predict_gives_the_label_map_of_the_predictor(tmp_path):

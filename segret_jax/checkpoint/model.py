@@ -92,9 +92,15 @@ def description(config: configs.Config, table: ClassTable) -> dict[str, ocp.args
 
 
 def load_config(checkpoint: Path) -> configs.Config:
-    """Read the config of a checkpoint or a saved model; InputError if it is not one."""
+    """Read the config of a checkpoint or a saved model.
+
+    Raises:
+        InputError: It is not one, or of a newer format.
+    """
     if folders.is_saved_model(checkpoint):
         return pretrained.read_description(checkpoint).config
+    with suppress(UnreadableError):  # `load_model` reports it
+        load_format(checkpoint)
     return configs.load(checkpoint / "config" / "metadata")
 
 
@@ -183,7 +189,7 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     """Read the model of a checkpoint or a saved model, for the devices of this process.
 
     Args:
-        checkpoint: The folder, such as `find` returns.
+        checkpoint: The folder, such as `folders.find` returns.
         config: The model's config, such as that of `load_config`.
 
     Returns:
@@ -252,14 +258,6 @@ def _load_saved_model(folder: Path, config: configs.Config, bundle: ModelBundle)
 
 def _stored(bundle: ModelBundle) -> dict[str, Any]:
     return {"params": bundle.params, "batch_stats": bundle.batch_stats}
-
-
-def find(source: str | Path) -> Path:
-    """Return the folder meant by `source`, as `folders.find`; InputError for a newer format."""
-    found = folders.find(source)
-    with suppress(UnreadableError):  # `load_model` reports it
-        load_format(found)
-    return found
 
 
 def restore_targets(tree: Any) -> Any:

@@ -10,7 +10,6 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from segret_jax.cli import program
 from segret_jax.config import Config, choose_family, flatten, override, unknown_key
 from segret_jax.errors import InputError, unknown_name
 from segret_jax.files import atomic_write, disk_errors_as_input_errors, make_folder
@@ -53,6 +52,9 @@ class Parser(argparse.ArgumentParser):
 
 def check_folder(option: str, folder: Path) -> None:
     """Create the folder of an output; raise InputError, before any work, if it is not writable."""
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise InputError(f"cannot write {option}: {path} is a file; choose another folder")
     with disk_errors_as_input_errors(option):
         make_folder(folder)
 
@@ -62,6 +64,17 @@ def existing(text: str) -> Path:
     if not Path(text).exists():
         raise argparse.ArgumentTypeError(f"{text} does not exist")
     return Path(text)
+
+
+def whole_number(option: str, text: str, unit: str) -> int:
+    """Return the number that an option gives; raise InputError unless it is whole and positive."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise InputError(f"{option} {text}: must be a whole number of {unit}, 1 or more")
+    return value
 
 
 def write_output(option: str, file: Path, text: str) -> None:
@@ -80,8 +93,6 @@ def begin(processes_spec: str | None = None) -> None:
 
     processes.start(processes_spec)
     compilation.use_cache()
-    if processes.is_primary():
-        program.print_huge_pages()
 
 
 def shipped_configs() -> dict[str, Path]:

@@ -113,9 +113,10 @@ def _check_report(file: Path, dst: Path) -> None:
 
 
 def _from_checkpoint(src: Path, dst: Path) -> None:
+    from segret_jax.checkpoint import folders
     from segret_jax.checkpoint import model as checkpoints
 
-    checkpoint = checkpoints.find(src)
+    checkpoint = folders.find(src)
     config, table = checkpoints.load_config(checkpoint), checkpoints.load_table(checkpoint)
     bundle = checkpoints.load_model(checkpoint, config)
     _write(dst, config, table.num_classes, bundle, checkpoints.load_kept(checkpoint))

@@ -16,7 +16,6 @@ from segret_jax.checkpoint.folders import find
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
-from segret_jax.models.families import get_family
 
 
 def main(argv: list[str]) -> None:
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> None:
     if not (args.checkpoint or args.workdir or args.config):
         raise InputError("give --workdir or --checkpoint, or the --config of a run in runs/")
     where = args.checkpoint or args.workdir or Path("runs") / Path(args.config).stem
-    found = find(where)
+    checkpoint = find(where)
     cli.begin(args.processes)
 
     from segret_jax.checkpoint import model as checkpoints
@@ -43,7 +42,6 @@ def main(argv: list[str]) -> None:
     from segret_jax.evaluation.protocol import known_in_advance
     from segret_jax.parallel import processes
 
-    checkpoint = checkpoints.find(found)
     base = cli.load_config_file(args.config) if args.config else checkpoints.load_config(checkpoint)
     config = cli.apply_overrides(base, overrides)
     check_segmentation(config.model)
@@ -51,8 +49,7 @@ def main(argv: list[str]) -> None:
     checkpoints.check_table(checkpoint, table)
     source = open_source(config.data, "validation")
     bundle = checkpoints.load_model(checkpoint, config)
-    min_side = get_family(config.model.family).min_side
-    predictor = Predictor(bundle, config.eval, min_side=min_side)
+    predictor = Predictor.from_config(bundle, config)
     out = args.out or results.default_folder(_beside(where, checkpoint))
     names = [*map(source.name, range(len(source)))]
     known = known_in_advance(

@@ -5,7 +5,8 @@
 INPUT is a file, a folder or a pattern such as "photos/*.jpg". Writes, for each picture, what --save
 names; by default NAME_overlay.png (with a legend) and NAME_label.png (class ids, 8 bits, the
 classes' colors as the palette); of a video NAME_overlay.mp4. Replaces only what it wrote before for
-the same input. What cannot be read is left out and listed at the end; the exit status is then 1.
+the same input. What cannot be read is left out and listed at the end; the exit status is then 1,
+or 2 if nothing could be segmented.
 """
 
 import sys
@@ -16,7 +17,6 @@ from segret_jax.cli import arguments as cli
 from segret_jax.cli import predict_on_ray
 from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
-from segret_jax.models.families import get_family
 
 SAVE_HELP = (
     "a list of overlay, label, color, confidence, probabilities, json, polygons, coco, cityscapes "
@@ -32,12 +32,11 @@ CPUS_HELP = "with --ray: CPU cores of each model; default: 4, or what there is"
 def main(argv: list[str]) -> None:
     """Segment the pictures that `argv` names."""
     args, overrides = _parser().parse(argv)
-    if args.average < 1:
-        raise InputError(f"--average is {args.average}; the least is 1, which smooths nothing")
+    args.average = cli.whole_number("--average", args.average, "frames")
     name = args.checkpoint or default_model()
-    model_folder = find(name)
+    checkpoint = find(name)
     if args.ray:
-        return predict_on_ray.run(args, overrides, model_folder)
+        return predict_on_ray.run(args, overrides, checkpoint)
     args.out = Path(args.out)
 
     from segret_jax.prediction.inputs import find_pictures
@@ -56,27 +55,27 @@ def main(argv: list[str]) -> None:
     from segret_jax.prediction.batch import predict_files
     from segret_jax.prediction.formats import check_formats
 
-    checkpoint = checkpoints.find(model_folder)
     config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
     check_segmentation(config.model)
     table = checkpoints.load_table(checkpoint)
     check_formats(formats, table)
     if not args.checkpoint:
         print(f"{name}: {table.summary}; for your own: segret train")
-    cli.check_folder(f"to {args.out}", args.out)
+    cli.check_folder(f"to --out {args.out}", args.out)
     bundle = checkpoints.load_model(checkpoint, config)
-    min_side = get_family(config.model.family).min_side
-    predictor = Predictor(bundle, config.eval, min_side=min_side)
+    predictor = Predictor.from_config(bundle, config)
     done = predict_files(
         predictor, table, [*found.pictures], planned, names=args.names, average=args.average
     )
-    if done.faults and len(planned) == 1:
+    if not done.count and len(planned) == 1:
         raise done.faults[0]
-    summary = f"{done.count} segmented with {checkpoint}, written to {args.out}"
+    files = planned[0].files.values() if len(planned) == 1 else [args.out]
+    written = ", ".join(map(str, files))
+    summary = f"{done.count} segmented with {checkpoint}, written to {written}"
     print(summary, *found.notes, *done.notes(), sep="\n")
     if done.faults:
         print(f"{len(done.faults)} could not be read:", *done.faults, sep="\n", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(1 if done.count else 2)
 
 
 def _parser() -> cli.Parser:
@@ -89,10 +88,10 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument("--names", action="store_true", help="write names on large regions")
     parser.add_argument(
-        "--average", type=int, default=1, metavar="N",
+        "--average", default="1", metavar="N",
         help="smooth videos: average the probabilities of the last N frames; default: 1",
     )  # fmt: skip
     parser.add_argument("--recursive", action="store_true", help="also read subfolders")
     parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help=RAY_HELP)
-    parser.add_argument("--cpus-per-model", type=int, metavar="N", help=CPUS_HELP)
+    parser.add_argument("--cpus-per-model", metavar="N", help=CPUS_HELP)
     return parser

@@ -14,7 +14,7 @@ DEFAULT_SAVE = "overlay,label"
 ADDRESS = re.compile(r"local|auto|(ray://)?[\w.\-\[\]]+:\d+")
 
 
-def run(args: argparse.Namespace, overrides: list[str], model_folder: Path) -> None:
+def run(args: argparse.Namespace, overrides: list[str], checkpoint: Path) -> None:
     """Segment pictures on Ray and write rows; exit with 1 if some could not be read."""
     if not ADDRESS.fullmatch(args.ray):
         raise InputError(
@@ -22,8 +22,8 @@ def run(args: argparse.Namespace, overrides: list[str], model_folder: Path) -> N
         )
     if args.names or args.save != DEFAULT_SAVE:
         raise InputError("with --ray, rows hold labels and shares: leave --save and --names out")
-    if args.cpus_per_model is not None and args.cpus_per_model < 1:
-        raise InputError(f"--cpus-per-model is {args.cpus_per_model}, but must be at least 1")
+    if (cpus := args.cpus_per_model) is not None:
+        cpus = cli.whole_number("--cpus-per-model", cpus, "CPU cores")
 
     import jax
 
@@ -41,7 +41,6 @@ def run(args: argparse.Namespace, overrides: list[str], model_folder: Path) -> N
 
     folder = RowFolder(args.out)
     paths, notes = find_paths(args.inputs, recursive=args.recursive)
-    checkpoint = checkpoints.find(model_folder)
     config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
     check_segmentation(config.model)
     table = checkpoints.load_table(checkpoint)
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace, overrides: list[str], model_folder: Path) -> N
         if not remaining:
             print(f"nothing left to do: {args.out} has the rows of all")
         else:
-            on_ray.predict_on_ray(model, remaining, folder, cpus=args.cpus_per_model)
+            on_ray.predict_on_ray(model, remaining, folder, cpus=cpus)
     rows = folder.finished()
     missing = sum(path not in rows for path in paths)
     failed = sum(rows.get(path, False) for path in paths)

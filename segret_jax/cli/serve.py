@@ -14,7 +14,6 @@ from segret_jax.checkpoint.folders import default_model, find
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
-from segret_jax.models.families import get_family
 from segret_jax.serve.limits import MOST_PIXELS, Limits
 
 REMEDY = 'the page needs Starlette and uvicorn: pip install "segret-jax[serve]"'
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> None:
         raise InputError(REMEDY)
     limits = Limits(**{name: getattr(args, name) for name, _ in LIMITS.values()})
     name = args.model or default_model()
-    folder = find(name)
+    checkpoint = find(name)
 
     from segret_jax.serve import server, uploads
     from segret_jax.serve.app import Served, create_app
@@ -67,14 +66,12 @@ def main(argv: list[str]) -> None:
     from segret_jax.evaluation.inference import Predictor
     from segret_jax.serve.segmenter import Segmenter
 
-    checkpoint = checkpoints.find(folder)
     config = cli.apply_overrides(checkpoints.load_config(checkpoint), overrides)
     check_segmentation(config.model)
     config.eval.batch_size = 1  # photographs come one by one
     table = checkpoints.load_table(checkpoint)
     bundle = checkpoints.load_model(checkpoint, config)
-    min_side = get_family(config.model.family).min_side
-    segmenter = Segmenter(Predictor(bundle, config.eval, min_side=min_side), table)
+    segmenter = Segmenter(Predictor.from_config(bundle, config), table)
     print(f"{name}: {table.summary}", flush=True)
     segmenter.warm(lambda line: print(line, flush=True))
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from segret_jax.cli import arguments as cli
+from segret_jax.cli import program
 from segret_jax.config import flatten
 from segret_jax.data.names import check_dataset
 from segret_jax.errors import InputError
@@ -42,6 +43,8 @@ def main(argv: list[str], *, demo: str = "") -> None:
     from segret_jax.run.description import Recipe
     from segret_jax.training.loop import train
 
+    if processes.is_primary():
+        program.print_huge_pages()
     recipe = Recipe(Path(name).stem, as_given)
     result = train(config, workdir, profile=steps, wandb_project=args.wandb, recipe=recipe)
     if result is None or not processes.is_primary():

@@ -27,12 +27,11 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--out {args.out}: give a name that ends in .json; FILE.md lies beside")
     if args.out:
         cli.check_folder(f"--out {args.out}", args.out.parent)
-    found = find(args.checkpoint)
+    checkpoint = find(args.checkpoint)
 
     from segret_jax.checkpoint import model as checkpoints
     from segret_jax.verify.certificate import certify, plain, to_text
 
-    checkpoint = checkpoints.find(found)
     config = checkpoints.load_config(checkpoint)
     config.model.matmul_precision = "highest"  # as PyTorch; the command line may change it
     config = cli.apply_overrides(config, overrides)

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float16, Float32, UInt8
 from tqdm import tqdm
 
-from segret_jax.config import EvalConfig
+from segret_jax.config import Config, EvalConfig
 from segret_jax.data.transforms import resize_for_evaluation
 from segret_jax.errors import InputError
 from segret_jax.evaluation import rescale
@@ -30,6 +30,7 @@ from segret_jax.evaluation.padding import Padding, ladder
 from segret_jax.evaluation.plan import Plan, Size, Tiling, logits_size, scaled_target, tilings
 from segret_jax.evaluation.rescale import BLOCK, InterpolationMatrix, Tile
 from segret_jax.models.factory import ModelBundle
+from segret_jax.models.families import get_family
 from segret_jax.models.forward import forward, stride_of, takes_size
 from segret_jax.parallel.mesh import data_mesh
 
@@ -102,6 +103,11 @@ class Predictor:
         self.stride, self.takes_size = stride_of(bundle), takes_size(bundle)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self.variables = jax.device_put(bundle.variables, replicated)
+
+    @classmethod
+    def from_config(cls, bundle: ModelBundle, config: Config) -> "Predictor":
+        """Return the predictor of a model, on all devices; `config` is the model's own."""
+        return cls(bundle, config.eval, min_side=get_family(config.model.family).min_side)
 
     @property
     def batch_size(self) -> int:

@@ -56,7 +56,7 @@ def find_pictures(
             the rows of Ray.
 
     Raises:
-        InputError: There is no picture, or a video is named and cannot be read or written.
+        InputError: There is no picture, or HEIC or a video is named that cannot be read or written.
     """
     search = _Search(recursive, _why_no_videos(formats))
     for text in inputs:
@@ -137,6 +137,8 @@ class _Search:
         if (path := os.path.abspath(file)) in self._seen:
             return
         self._seen.add(path)
+        if file.suffix.lower() in HEIC:
+            raise InputError(f"{file}: HEIC is not read; convert it to JPEG first")
         if is_own_output(file):
             self.num_outputs += 1
         elif self.why_no_videos and is_video(file):
@@ -181,8 +183,6 @@ def _is_readable(file: Path, *, videos: bool = True) -> bool:
 
 def read_picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Read a picture upright, as RGB, 0 to 255; raise InputError if that fails in any way."""
-    if file.suffix.lower() in HEIC:
-        raise InputError(f"{file}: HEIC is not read; convert it to JPEG first")
     try:
         return decode_image(file)
     except InputError:

@@ -26,7 +26,6 @@ from segret_jax.errors import InputError, abbreviate, shorten
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.evaluation.protocol import scored_settings, weights_digest
 from segret_jax.models.factory import ModelBundle, abstract
-from segret_jax.models.families import get_family
 from segret_jax.models.kernels import platform_of
 from segret_jax.prediction.paths import read_path
 from segret_jax.prediction.rows import SCHEMA, RowFolder, error_row, row_of
@@ -78,12 +77,11 @@ class Segmenter:
         os.environ["NPROC"] = str(num_threads)  # read by XLA, which takes all cores otherwise
         model: HostModel = ray.get(reference[0])
         compilation.use_cache()
-        settings, platform = model.config.model, platform_of(jax.local_devices())
-        graph = abstract(settings, model.table.num_classes, platform=platform).graph
+        platform = platform_of(jax.local_devices())
+        graph = abstract(model.config.model, model.table.num_classes, platform=platform).graph
         bundle = ModelBundle(graph, *model.variables)
-        min_side = get_family(settings.family).min_side
         self.table = model.table
-        self.predictor = Predictor(bundle, model.config.eval, min_side=min_side)
+        self.predictor = Predictor.from_config(bundle, model.config)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return the row of each path in the column `item`."""

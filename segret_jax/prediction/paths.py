@@ -106,12 +106,12 @@ def read_path(path: str) -> UInt8[ndarray, "h w 3"]:
         InputError: It cannot be read.
         ImportError: The package of the bucket is not installed.
     """
+    if os.path.splitext(path.lower())[1] in HEIC:
+        raise InputError(f"{path}: HEIC is not read; convert it to JPEG first")
     if not is_url(path):
         if Path(path).exists() and not Path(path).is_file():  # a pipe would never end
             raise InputError(f"{path}: is not a file")
         return read_picture(Path(path))
-    if os.path.splitext(path.lower())[1] in HEIC:
-        raise InputError(f"{path}: HEIC is not read; convert it to JPEG first")
     store: Any = open_store(path)
     try:
         content = store.cat_file(path)

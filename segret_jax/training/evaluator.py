@@ -18,7 +18,6 @@ from segret_jax.evaluation import results
 from segret_jax.evaluation.evaluate import Result, evaluate
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.models.factory import ModelBundle
-from segret_jax.models.families import get_family
 from segret_jax.parallel import processes
 from segret_jax.parallel.sharding import gather_replicated
 from segret_jax.report import page as report
@@ -53,8 +52,7 @@ class Evaluator:
         """
         model = gather_replicated(state.model, self.mesh)
         bundle = ModelBundle(self.graph, **model)
-        min_side = get_family(self.config.model.family).min_side
-        predictor = Predictor(bundle, self.config.eval, min_side=min_side)
+        predictor = Predictor.from_config(bundle, self.config)
         result = evaluate(
             predictor, self.validation, self.table, num_pictures=self.config.eval.pictures,
             skip_faulty=self.config.data.on_error == "skip", canceled=canceled,

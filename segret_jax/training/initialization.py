@@ -12,8 +12,8 @@ import optax
 from flax import nnx
 
 from segret_jax import config as configs
+from segret_jax.checkpoint import folders
 from segret_jax.checkpoint import model as checkpoints
-from segret_jax.checkpoint.folders import saved_in
 from segret_jax.checkpoint.state import TrainState, new_state
 from segret_jax.config import Config, ModelConfig, check_segmentation
 from segret_jax.data.class_table import ClassTable
@@ -57,11 +57,11 @@ def initialize(
     model = config.model
     check_segmentation(model)
     bundle = build(model, table.num_classes, seed=config.train.seed, platform=platform)
-    if saved_in(workdir):
+    if folders.saved_in(workdir):
         return InitialModel(bundle, _longer_schedule(workdir, config))
     if not config.init_from:
         return InitialModel(bundle)
-    checkpoint = checkpoints.find(config.init_from)
+    checkpoint = folders.find(config.init_from)
     saved, their_table = checkpoints.load_config(checkpoint), checkpoints.load_table(checkpoint)
     family = get_family(model.family).load()
     transfer = family.classifier_transfer if saved.model.task == "classification" else None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from segret_jax import config as configs
+from segret_jax.checkpoint import folders
 from segret_jax.checkpoint import model as checkpoints
 from segret_jax.models.segret import variants
 from segret_jax.training.loop import train
@@ -43,7 +44,7 @@ def test_settings_of_older_configs_are_read(run):
 def test_older_run_resumes_with_the_same_losses(run):
     config = config_of()
     config.model = segret(**SETTINGS)
-    checkpoints.load_model(checkpoints.find(run), config)
+    checkpoints.load_model(folders.find(run), config)
     assert train(config, run) is not None
     losses = [r["loss"] for r in records(run) if r["kind"] == "train" and r["step"] > 3]
     assert losses == pytest.approx(LOSSES, rel=1e-5)

@@ -18,8 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from segret_jax.checkpoint.folders import find
 from segret_jax.checkpoint.manager import Checkpoints
-from segret_jax.checkpoint.model import find, load_config, load_model, load_table
+from segret_jax.checkpoint.model import load_config, load_model, load_table
 from segret_jax.checkpoint.state import TrainState, new_state
 from segret_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from segret_jax.data.pipeline import class_table

@@ -11,8 +11,9 @@ from typing import Any
 import orbax.checkpoint as ocp
 import pytest
 
+from segret_jax.checkpoint.folders import find
 from segret_jax.checkpoint.manager import Checkpoints
-from segret_jax.checkpoint.model import find, load_model
+from segret_jax.checkpoint.model import load_config, load_model
 from segret_jax.config import Config, DataConfig
 from segret_jax.data.pipeline import class_table
 from segret_jax.errors import InputError
@@ -62,8 +63,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused_and_left_where_it_is(checkpo
     for read in (
         lambda: checkpoints.restore_latest(state_of(0)),
         lambda: load_model(newest, checkpoints.config),
-        lambda: find(newest),
-        lambda: find(tmp_path),
+        lambda: load_config(newest),
     ):
         with pytest.raises(InputError, match=message) as error:
             read()

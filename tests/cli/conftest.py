@@ -30,7 +30,7 @@ def checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from tests.cli.test_predict import Reads
 
     monkeypatch.setattr(inference, "Predictor", Reads)
-    monkeypatch.setattr(checkpoints, "load_model", lambda *_: ())
+    monkeypatch.setattr(checkpoints, "load_model", lambda *_: ModelBundle(None, {}, {}))
     return folder
 
 

@@ -34,8 +34,8 @@ class Reads(Predictor):
 
     stride, takes_size = 4, False
 
-    def __init__(self, params: Any, config: Any, *, min_side: int):
-        self.variables, self.config, self.mesh = params, config, data_mesh()
+    def __init__(self, bundle: ModelBundle, config: Any, *, min_side: int):
+        self.variables, self.config, self.mesh = bundle.params, config, data_mesh()
         self.min_side = min_side
 
     def prepare(self, image: np.ndarray, *, padding: Any = None) -> Prepared:
@@ -55,8 +55,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put `Reads` in the place of the model; its weights are the checkpoint's name."""
     monkeypatch.setattr(inference, "Predictor", Reads)
     monkeypatch.setattr(
-        checkpoints, "load_model", lambda path, _: ({"name": np.array([*path.name.encode()])},)
-    )
+        checkpoints, "load_model",
+        lambda path, _: ModelBundle(None, ({"name": np.array([*path.name.encode()])},), {}),
+    )  # fmt: skip
 
 
 def saved(folder: Path, *, converted: bool = True) -> Path:

@@ -147,8 +147,10 @@ def test_an_unwritable_folder_is_reported_before_the_model_is_loaded(run, tmp_pa
     monkeypatch.setattr(checkpoints, "load_model", lambda *_: pytest.fail("the model was read"))
     file = picture(tmp_path / "x.jpg")
     for out in (file, file / "out"):
-        with pytest.raises(InputError, match="cannot write to"):
+        with pytest.raises(InputError) as error:
             run(file, out)
+        remedy = f"{file} is a file; choose another folder"
+        assert str(error.value) == f"cannot write to --out {out}: {remedy}"
 
 
 ALL = "overlay,label,color,confidence,probabilities,json,polygons,coco"
@@ -294,13 +296,33 @@ def test_broken_pictures_are_skipped_and_listed(run, tmp_path):
     assert len(names(tmp_path / "out")) == 4
 
 
-def test_a_broken_picture_given_by_name_is_an_error(run, tmp_path):
+def test_without_a_readable_picture_the_exit_status_is_2(run, tmp_path):
     (tmp_path / "a.jpg").touch()
     with pytest.raises(InputError, match=r"a\.jpg: cannot be read as an image"):
         run(tmp_path / "a.jpg", tmp_path / "out")
+    (tmp_path / "b.jpg").touch()
+    status, out, err = run(tmp_path / "?.jpg", tmp_path / "out")
+    assert status == 2
+    assert out.startswith("0 segmented")
+    assert "2 could not be read:" in err
+
+
+def test_heic_that_is_named_is_refused_before_the_model_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "load_config", lambda *_: pytest.fail("the model was read"))
+    picture(tmp_path / "a.jpg")
     (tmp_path / "a.heic").touch()
     with pytest.raises(InputError, match=r"a\.heic: HEIC is not read; convert it to JPEG"):
-        run(tmp_path / "a.heic", tmp_path / "out")
+        run(tmp_path / "a.heic", tmp_path / "out", tmp_path / "a.jpg")
+
+
+def test_the_files_of_a_single_input_are_named(run, tmp_path):
+    out = tmp_path / "out"
+    _, printed, _ = run(picture(tmp_path / "a.jpg"), out)
+    assert printed.endswith(f"written to {out / 'a_overlay.png'}, {out / 'a_label.png'}\n")
+    picture(tmp_path / "b.jpg")
+    _, printed, _ = run(tmp_path / "?.jpg", out)
+    assert printed.startswith("2 segmented")
+    assert printed.endswith(f"written to {out}\n")
 
 
 def test_additional_frames_are_reported(run, tmp_path):

@@ -256,13 +256,12 @@ class Network(nnx.Module):
 def test_prediction_gives_a_network_inputs_that_it_admits(choosy, options, size):
     """Images that are far longer than wide would give others."""
     config = Config(eval=EvalConfig(**{"stride": (256, 256)} | options))
-    min_side = get_family(validate(config).model.family).min_side
+    validate(config)
     bundle = ModelBundle(nnx.graphdef(Network()), {}, {})
     red = np.zeros((*size, 3), np.uint8)
     red[..., 0] = 255
-    np.testing.assert_array_equal(
-        Predictor(bundle, config.eval, min_side=min_side).label_map(red), np.zeros(size)
-    )
+    predictor = Predictor.from_config(bundle, config)
+    np.testing.assert_array_equal(predictor.label_map(red), np.zeros(size))
     with pytest.raises(InputError, match=r"^the input is .*, but the model takes multiples of 32"):
         Predictor(bundle, config.eval).label_map(red)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from segret_jax import config as configs
+from segret_jax.checkpoint import folders
 from segret_jax.checkpoint import model as checkpoints
 from segret_jax.checkpoint.reading import read_stored_json
 from segret_jax.cli import arguments as cli
@@ -163,7 +164,7 @@ def test_a_saved_model_comes_back_with_all_that_was_given(tmp_path):
         "source": {"sha256": "0f", "dropped": ["a", None]}, "kept": kept,
     }  # fmt: skip
     checkpoints.save_model(folder, **arguments)
-    assert checkpoints.find(folder) == folder
+    assert folders.find(folder) == folder
     assert checkpoints.load_config(folder) == config
     assert checkpoints.load_table(folder).to_dict() == table_of(1000).to_dict()
     assert read_stored_json(folder / "source") == arguments["source"]
