@@ -167,7 +167,8 @@ def test_an_unwritable_report_stops_the_conversion(tmp_path: Path) -> None:
     message = fault(source, out, "--report", tmp_path / "report.txt")
     assert message == f"--report {tmp_path}/report.txt: give a name that ends in .json"
     message = fault(source, out, "--report", source / "report.json")
-    assert message == f"cannot write --report {source}/report.json: File exists"
+    remedy = f"{source} is a file; choose another folder"
+    assert message == f"cannot write --report {source}/report.json: {remedy}"
     assert list(tmp_path.iterdir()) == [source]
     convert(source, out, "--report", tmp_path / "new/folder/report.json")
     message = fault(source, tmp_path / "other", "--report", tmp_path / "other" / "report.json")

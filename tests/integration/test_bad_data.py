@@ -200,7 +200,7 @@ def test_a_broken_picture_and_an_unwritable_folder(faulty, workdir):
     with pytest.raises(InputError, match=re.escape(f"{broken}: cannot be read as an image")):
         predict_cli.main([str(broken), *where])
     valid, a_file = faulty.image(0, "validation"), workdir / "config.json"
-    with pytest.raises(InputError, match=re.escape(f"cannot write to {a_file}")):
+    with pytest.raises(InputError, match=re.escape(f"cannot write to --out {a_file}")):
         predict_cli.main([str(valid), *where[:-1], str(a_file)])
 
 
