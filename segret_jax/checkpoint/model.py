@@ -180,7 +180,7 @@ def check_settings(
         listed = ", ".join(f"model.{k} ({there.get(k)} there, {here[k]} here)" for k in different)
         remedy = " ".join(f"--config.model.{k}={there.get(k)}" for k in different)
         raise InputError(
-            f"{checkpoint} is a {model_name(theirs)} of other settings: {listed}. "
+            f"the weights of {checkpoint} are for another model: {listed}. "
             f"Give {remedy}, or other weights"
         )
 

@@ -67,7 +67,7 @@ def saved_bytes(f: Callable, params: Any, x: jax.ShapeDtypeStruct) -> int:
     Only values that depend on `x` count, each once: no parameter, mask or constant.
     """
 
-    def residuals(params: Any, x: jax.Array) -> list[jax.Array]:
+    def residuals(params: Any, x: jax.Array) -> list[Any]:  # recomputed blocks keep constants
         return jax.tree.leaves(jax.vjp(lambda params: f(params, x), params)[1])
 
     jaxpr = jax.make_jaxpr(residuals)(params, x).jaxpr

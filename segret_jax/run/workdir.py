@@ -118,6 +118,8 @@ def _check_config(workdir: Path, config: Config) -> None:
         listed = ", ".join(f"{k} ({theirs.get(k)} there, {ours[k]} here)" for k in different)
         remedy = f"; --config.init_from={workdir} starts there from this run's weights"
         remedy *= made > 0 and not any(rule[key].shared for key in different)
+        if "train.minutes" in different:
+            remedy += "; --config.train.steps=N, with the minutes as they were, makes a run longer"
         raise InputError(
             f"{workdir} holds a run of another config: {listed}. Choose another --workdir{remedy}"
         )

@@ -105,7 +105,8 @@ def _classifier_notes(
     checkpoint: Path, count: str, lost: dict[str, str], theirs: ModelConfig
 ) -> tuple[str, ...]:
     note = f"started from the classifier {checkpoint}: {count}; the others are initialized"
-    flags = " ".join(f"--config.model.settings.{k}={getattr(theirs.settings, k)}" for k in lost)
+    values = {key: str(getattr(theirs.settings, key)).lower() for key in lost}
+    flags = " ".join(f"--config.model.settings.{key}={value}" for key, value in values.items())
     warning = (
         f"WARNING: LEFT OUT of that classifier: {' and '.join(lost.values())}, so what was "
         f"taken no longer computes what it was trained to; {flags} would keep them"

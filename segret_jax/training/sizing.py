@@ -186,10 +186,11 @@ def describe(config: Config, data: Data, rate: float) -> str:
     """Describe in one line what was chosen, and from what."""
     train, num_images = config.train, config.train.steps * config.train.batch_size
     start = "from the weights of init_from" if config.init_from else "from scratch"
+    fewest = ", the fewest" if train.steps == MIN_STEPS else ""
     return (
         f"sized for {data.num_training} images of about {_x(data.size)} and {train.minutes:g} "
         f"minutes: crops of {_x(config.data.crop)}, batches of {train.batch_size}, {train.steps} "
-        f"steps ({num_images / data.num_training:.1f} passes over the data, roughly "
+        f"steps{fewest} ({num_images / data.num_training:.1f} passes over the data, roughly "
         f"{num_images / rate / TRAINING_SHARE / 60:.2g} minutes on this machine), learning rate "
         f"{config.optim.learning_rate:g} {start}; --config.KEY=VALUE sets any of these"
     )

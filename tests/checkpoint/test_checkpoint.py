@@ -150,7 +150,7 @@ def load_another(workdir: Path) -> None:
     saved(checkpoints, state_of(4))
     for message, options in (
         (
-            r"4 is a segret_tiny of other settings: model\.variant .*small here",
+            r"4 are for another model: model\.variant .*small here",
             {"variant": "small"},
         ),
         ("4 does not hold rmt_tiny with 8 classes: ", {"task": "classification"}),

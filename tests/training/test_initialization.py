@@ -63,7 +63,7 @@ def test_note_names_only_left_out_parts_of_the_encoder(tmp_path):
     first, note = begin(tmp_path, rotary=True).notes
     assert re.search(r"weights: \d+ of \d+ tensors; the others are initialized$", first)
     assert "LEFT OUT of that classifier: the FFN's convolutions, so" in note
-    assert note.endswith("; --config.model.settings.ffn_conv=True would keep them")
+    assert note.endswith("; --config.model.settings.ffn_conv=true would keep them")
     assert "rotation" not in note
 
 
