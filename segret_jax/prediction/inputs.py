@@ -56,7 +56,7 @@ def find_pictures(
             the rows of Ray.
 
     Raises:
-        InputError: There is no picture, or HEIC or a video is named that cannot be read or written.
+        InputError: There is no picture, or only HEIC, or a named video cannot be read or written.
     """
     search = _Search(recursive, _why_no_videos(formats))
     for text in inputs:
@@ -80,6 +80,8 @@ def find_pictures(
     if not search.found:
         notes = notes or ["subfolders are not read"] * bool(search.folders)
         raise InputError("; ".join([f"no images in {abbreviate(inputs)}", *notes]))
+    if all(file.suffix.lower() in HEIC for file in search.found):
+        refuse_heic(next(iter(search.found)))  # now, not after the model is loaded
     return Found(search.found, notes)
 
 
@@ -137,8 +139,6 @@ class _Search:
         if (path := os.path.abspath(file)) in self._seen:
             return
         self._seen.add(path)
-        if file.suffix.lower() in HEIC:
-            raise InputError(f"{file}: HEIC is not read; convert it to JPEG first")
         if is_own_output(file):
             self.num_outputs += 1
         elif self.why_no_videos and is_video(file):
@@ -181,8 +181,15 @@ def _is_readable(file: Path, *, videos: bool = True) -> bool:
     return file.suffix.lower() in SUFFIXES or (videos and is_video(file))
 
 
+def refuse_heic(file: Path | str) -> None:
+    """Raise InputError for a file that is named like HEIC."""
+    if os.path.splitext(file)[1].lower() in HEIC:
+        raise InputError(f"{file}: HEIC is not read; convert it to JPEG first")
+
+
 def read_picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Read a picture upright, as RGB, 0 to 255; raise InputError if that fails in any way."""
+    refuse_heic(file)
     try:
         return decode_image(file)
     except InputError:

@@ -14,7 +14,13 @@ from segret_jax.data.decode import decode_image
 from segret_jax.data.shards.remote import open_store
 from segret_jax.errors import InputError, abbreviate, shorten
 from segret_jax.files import damage_as_input_errors
-from segret_jax.prediction.inputs import HEIC, MAX_NAMED, SUFFIXES, find_pictures, read_picture
+from segret_jax.prediction.inputs import (
+    MAX_NAMED,
+    SUFFIXES,
+    find_pictures,
+    read_picture,
+    refuse_heic,
+)
 
 LISTS = (".parquet", ".txt")
 
@@ -106,8 +112,7 @@ def read_path(path: str) -> UInt8[ndarray, "h w 3"]:
         InputError: It cannot be read.
         ImportError: The package of the bucket is not installed.
     """
-    if os.path.splitext(path.lower())[1] in HEIC:
-        raise InputError(f"{path}: HEIC is not read; convert it to JPEG first")
+    refuse_heic(path)
     if not is_url(path):
         if Path(path).exists() and not Path(path).is_file():  # a pipe would never end
             raise InputError(f"{path}: is not a file")

@@ -308,11 +308,15 @@ def test_without_a_readable_picture_the_exit_status_is_2(run, tmp_path):
 
 
 def test_heic_that_is_named_is_refused_before_the_model_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "load_config", lambda *_: pytest.fail("the model was read"))
-    picture(tmp_path / "a.jpg")
     (tmp_path / "a.heic").touch()
-    with pytest.raises(InputError, match=r"a\.heic: HEIC is not read; convert it to JPEG"):
-        run(tmp_path / "a.heic", tmp_path / "out", tmp_path / "a.jpg")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "load_config", lambda *_: pytest.fail("the model was read"))
+        with pytest.raises(InputError, match=r"a\.heic: HEIC is not read; convert it to JPEG"):
+            run(tmp_path / "a.heic", tmp_path / "out")
+    status, out, err = run(tmp_path / "a.heic", tmp_path / "out", picture(tmp_path / "a.jpg"))
+    assert status == 1  # beside other pictures it is left out
+    assert out.startswith("1 segmented")
+    assert "a.heic: HEIC is not read" in err
 
 
 def test_the_files_of_a_single_input_are_named(run, tmp_path):
