@@ -13,7 +13,7 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
 DEMO_ARGS ?=
 SHELL := bash
 # pip prints a line for each package; this shows the last one alone, and how many there were.
-PROGRESS := awk '/^(Collecting|Processing|Installing)/ {n += !/^I/; printf "\r%-78.78s", n " packages: " $$0; fflush()} END {print ""}'
+PROGRESS := awk '/^(Collecting|Processing|Installing)/ {n += !/^I/; printf "\r%-78.78s", n " packages: " $$0; fflush()} END {printf "\r%78s\r", ""}'
 
 .PHONY: install demo test lint docs clean
 
@@ -34,6 +34,7 @@ lint: $(DEVELOPER)
 
 docs: $(DEVELOPER)
 	$(VENV)/bin/zensical build --clean --strict
+	@echo "to read it: $(VENV)/bin/python -m http.server -d site, then open http://127.0.0.1:8000"
 
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("segret_jax needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
@@ -43,6 +44,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@# Without this, Python started in the folder above takes the checkout for an empty package.
 	@echo "$(CURDIR)" > "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/segret_jax_checkout.pth"
 	@touch $(INSTALLED)
+	@echo "installed; segment a photograph: $(VENV)/bin/segret predict PHOTO; what else there is: $(VENV)/bin/segret"
 
 $(DEVELOPER): $(INSTALLED) requirements-dev.txt
 	@echo "adding what tests and lint need to $(VENV): some 90 packages, 0.9 GB"
