@@ -86,11 +86,11 @@ def table(group: type, prefix: str) -> str:
         rules = field.metadata["rules"]
         marks = {"R": rules.may_change, "A": rules.sized, "W": rules.shared}
         cells = (
-            f"`{prefix}{field.name}`", f"`{written(field.default)}`", values(rules, field.default),
-            " ".join(mark for mark, holds in marks.items() if holds), texts[field.name],
+            f"`{prefix}{field.name}`", texts[field.name], f"`{written(field.default)}`",
+            values(rules, field.default), " ".join(mark for mark in marks if marks[mark]),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(["| key | default | values | marks | meaning |", "| --- " * 5 + "|", *lines])
+    return "\n".join(["| key | meaning | default | values | marks |", "| --- " * 5 + "|", *lines])
 
 
 def section(title: str, group: type, prefix: str) -> str:

@@ -246,7 +246,7 @@ def test_settings_are_overridden_in_the_call(saved):
     [
         ({"eval.flop": True}, "unknown config key 'eval.flop': did you mean 'eval.flip'?"),
         ({"eval.flip": 3}, "eval.flip is 3; it takes a value of type bool, such as False"),
-        ({"model.settings.rotary": True}, "of other settings: model.settings.rotary (False there"),
+        ({"model.settings.rotary": True}, "for another model: model.settings.rotary (False there"),
     ],
 )
 def test_a_wrong_override_is_one_line(saved, values, text):
