@@ -14,8 +14,8 @@
   const select = document.getElementById("gallery-class");
   const buttons = [...document.querySelectorAll("[data-order]")];
   const more = document.getElementById("gallery-more");
-  const distance = { // from what is asked for, in the ranks of all images from 0 (worst) to 1
-    worst: (rank) => rank, median: (rank) => Math.abs(rank - 0.5), best: (rank) => 1 - rank,
+  const distance = { // from what is asked for, in the ranks of all images from 0 (best) to 1
+    worst: (rank) => 1 - rank, median: (rank) => Math.abs(rank - 0.5), best: (rank) => rank,
   };
   let order = "worst", count = SHOWN;
 
@@ -31,7 +31,7 @@
     for (const one of found.slice(0, count)) {
       const name = select.value === "all" ? "mIoU" : `IoU of ${select.selectedOptions[0].dataset.name}`;
       one.element.querySelector(".score").textContent =
-        `${name} ${one.iou.toFixed(1)}, rank ${one.rank} of ${one.number}`;
+        `${name} ${one.iou.toFixed(1)}%, rank ${one.rank} of ${one.number}`;
       one.element.hidden = false;
       gallery.append(one.element);
     }

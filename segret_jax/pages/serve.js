@@ -11,7 +11,7 @@ async function segment(file, name) {
   request?.abort();
   fail("");
   if (file.size > limits.max_bytes) {
-    return fail(`The photograph has ${megabytes(file.size)}; the limit is ${megabytes(limits.max_bytes)}: choose a smaller one.`);
+    return refused({ message: `${name} has ${megabytes(file.size)}; the limit is ${megabytes(limits.max_bytes)}: choose a smaller one.` }, name);
   }
   const begun = performance.now(), stop = busy(begun);
   try {
@@ -28,12 +28,20 @@ async function segment(file, name) {
       ...content.json, colors: classes.map((one) => one.color), names: classes.map((one) => one.name),
       ids: bytes.subarray(0, pixels), confidence: bytes.subarray(pixels),
     }, picture);
+    stop();
     finish(content.json, answer.timing, (performance.now() - begun) / 1000, picture);
   } catch (error) {
-    if (error.name !== "AbortError") fail(error.message);
+    if (error.name !== "AbortError") refused(error, name);
   } finally {
     stop();
   }
+}
+
+// Says why there is no result; that of an earlier photograph would be taken for it.
+function refused({ message, status }, name) {
+  get("result").hidden = true;
+  document.body.classList.remove("has-result");
+  fail(status === 422 ? `${name} is not a photograph that can be read: choose ${get("formats").textContent}.` : message);
 }
 
 function finish(found, timing, seconds, picture) {
@@ -42,9 +50,8 @@ function finish(found, timing, seconds, picture) {
   const largest = [...found.classes].sort((a, b) => b.share - a.share).slice(0, 3);
   announce(`Done in ${seconds.toFixed(1)} seconds: ${largest.map((one) => `${one.name} ${percent(one.share)}`).join(", ")}.`);
   if (!picture) fail("This browser cannot show a photograph of this kind; the classes are shown without it.");
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   get("result").focus({ preventScroll: true });
-  get("result").scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "nearest" });
+  get("result").scrollIntoView({ behavior: calm() ? "auto" : "smooth", block: "nearest" });
 }
 
 function post(file, format, options = "") { // XMLHttpRequest: fetch tells nothing of what is sent
@@ -58,7 +65,7 @@ function post(file, format, options = "") { // XMLHttpRequest: fetch tells nothi
     sending.onabort = () => reject(new DOMException("canceled", "AbortError"));
     sending.onerror = () => reject(new Error("The server does not answer: is it still running?"));
     sending.onload = async () => {
-      if (sending.status !== 200) return reject(new Error(await reason(sending)));
+      if (sending.status !== 200) return reject(Object.assign(new Error(await reason(sending)), { status: sending.status }));
       sending.response.timing = sending.getResponseHeader("server-timing");
       resolve(sending.response);
     };
@@ -69,7 +76,8 @@ function post(file, format, options = "") { // XMLHttpRequest: fetch tells nothi
 
 async function reason(sending) {
   try {
-    return `${JSON.parse(await sending.response.text()).error} (status ${sending.status})`;
+    const { error } = JSON.parse(await sending.response.text());
+    return `${error[0].toUpperCase()}${error.slice(1)}.`;
   } catch {
     return `The server answers with status ${sending.status}.`;
   }
@@ -117,11 +125,14 @@ function step(text, fraction) {
   else get("bar").value = fraction;
 }
 
+function calm() { return matchMedia("(prefers-reduced-motion: reduce)").matches; }
+
 function announce(text) { get("announcement").textContent = text; }
 
 function fail(text) {
   get("error").textContent = text;
   get("error").hidden = !text;
+  if (text) get("error").scrollIntoView({ behavior: calm() ? "auto" : "smooth", block: "nearest" });
 }
 
 function megabytes(size) { return `${(size / 1e6).toFixed(1)} MB`; }

@@ -2,6 +2,7 @@
 const MOST = 2048; // pixels of a side that is drawn; the downloads have all
 const get = (id) => document.getElementById(id);
 const stage = get("stage"), edge = get("edge"), split = get("split"), opacity = get("opacity");
+const HINT = `${matchMedia("(pointer: coarse)").matches ? "Tap or point" : "Point"} at the photograph to see the class and its confidence.`;
 let shown = null, alone = null, pointer = { x: 0.5, y: 0.5 };
 
 // `result` has width, height, classes (found), colors by id, names by id, ids and confidence.
@@ -17,8 +18,9 @@ export function show(result, photograph) {
   stage.style.aspectRatio = `${result.width} / ${result.height}`;
   stage.style.maxWidth = `calc(75vh * ${result.width / result.height})`;
   moveSplit(0);
-  get("cross").hidden = get("tip").hidden = true;
+  get("cross").hidden = true;
   fillLegend();
+  unname();
   paint();
 }
 
@@ -102,6 +104,13 @@ function name(x, y, { spoken }) {
   mark(found.id);
 }
 
+function unname() {
+  get("tip").hidden = true;
+  get("probe").setAttribute("aria-live", "off");
+  get("probe").textContent = HINT;
+  mark(null);
+}
+
 function mark(id) {
   for (const row of get("legend").children) row.classList.toggle("pointed", Number(row.dataset.id) === id);
 }
@@ -133,8 +142,7 @@ stage.addEventListener("pointerdown", (event) => {
 });
 stage.addEventListener("pointerleave", (event) => {
   if (event.pointerType === "touch") return; // what was touched stays named
-  get("tip").hidden = true;
-  mark(null);
+  unname();
 });
 edge.addEventListener("pointerdown", (event) => {
   edge.setPointerCapture(event.pointerId);
@@ -155,7 +163,7 @@ stage.addEventListener("keydown", (event) => {
   cross.style.top = `${100 * pointer.y}%`;
   name(pointer.x, pointer.y, { spoken: true });
 });
-stage.addEventListener("blur", () => { get("cross").hidden = get("tip").hidden = true; mark(null); });
+stage.addEventListener("blur", () => { get("cross").hidden = true; unname(); });
 split.addEventListener("input", () => moveSplit(split.value));
 opacity.addEventListener("input", () => stage.style.setProperty("--opacity", opacity.value / 100));
 get("all").addEventListener("click", () => isolate(null));

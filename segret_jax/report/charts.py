@@ -20,7 +20,7 @@ NUMBERED = 14  # classes whose matrix has room for numbers
 CURVES = (
     # key in metrics.jsonl, kind, title, factor, unit
     ("loss", "training", "Loss", 1, ""),
-    ("mIoU", "validation", "Validation mIoU", 100, ""),
+    ("mIoU", "validation", "Validation mIoU, %", 100, " %"),
     ("learning_rate", "training", "Learning rate", 1, ""),
     ("images_per_second", "training", "Throughput, images/s", 1, " images/s"),
     ("input_wait_share", "training", "Time waiting for input, %", 100, " %"),
@@ -43,7 +43,7 @@ def curves(runs: Sequence[RunRecord]) -> list[tuple[str, str, Figure]]:
                 "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
                 "yaxis": {
                     "rangemode": "normal" if key == "loss" else "tozero",
-                    "exponentformat": "e",
+                    "exponentformat": "e", "nticks": 8,
                 },
                 "hovermode": "x unified", "showlegend": len(runs) > 1,
                 "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
@@ -149,11 +149,11 @@ def hover_texts(run: RunRecord) -> list[str]:
     for i, name in enumerate(names):
         lines = [
             f"<b>{chart_text(_short(name))}</b>",
-            f"IoU {_percent(iou[i])}, Acc {_percent(acc[i])}",
+            f"IoU {_percent(iou[i])}, accuracy {_percent(acc[i])}",
         ]
         if run.counts is not None:
-            lines += _confusions("predicted as", run.counts[i], i, names)
-            lines += _confusions("predicted where the label is", run.counts[:, i], i, names)
+            lines += _confusions("of its pixels, wrongly predicted as", run.counts[i], i, names)
+            lines += _confusions("of those predicted as it, labeled", run.counts[:, i], i, names)
         texts.append("<br>".join(lines))
     return texts
 
@@ -170,7 +170,7 @@ def _confusions(title: str, pixels: np.ndarray, own: int, names: Sequence[str]) 
 
 
 def _percent(value: float) -> str:
-    return "—" if np.isnan(value) else f"{100 * value:.1f}"
+    return "—" if np.isnan(value) else f"{100 * value:.1f} %"
 
 
 def most_confused_classes(counts: np.ndarray) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from segret_jax.checkpoint.folders import FOLDER as CHECKPOINTS
 from segret_jax.evaluation import compare, confusion
 from segret_jax.evaluation.results import REPORT
 from segret_jax.pages import page
@@ -75,15 +76,24 @@ def _pictured(run: RunRecord, pictures: list[Picture]) -> list[tuple[int, str]]:
 
 def _subtitle(run: RunRecord) -> str:
     """Return the model, the dataset and the checkpoint in a line."""
+    protocol = run.result.protocol if run.result else {}
+    settings = run.config or dict(scores.rows(protocol.get("may_differ")))
+    scored = dict(scores.rows(protocol.get("must_agree")))
+    dataset = settings.get("data.dataset") or scored.get("dataset")
     parts = []
-    if run.config:
-        model = f"{run.config['model.family']} {run.config['model.variant']}"
-        parts.append(f"{model} on {run.config['data.dataset']}")
-    if run.result:
-        parts.append(f"scores of {run.result.content.get('checkpoint')}")
-    else:
-        parts.append("no evaluation yet")
-    return ", ".join(parts)
+    if "model.family" in settings and dataset:
+        model = f"{settings['model.family']}_{settings['model.variant']}"
+        parts.append(f"{model} on {Path(dataset).stem}")
+    return "; ".join([*parts, _checkpoint(run)])
+
+
+def _checkpoint(run: RunRecord) -> str:
+    """Return what was scored: the step of a run's checkpoint, or the name of other weights."""
+    if run.result is None:
+        return "no evaluation yet"
+    path = Path(str(run.result.content.get("checkpoint")))
+    is_step = path.parent.name == CHECKPOINTS and path.name.isdigit()
+    return f"scores at step {int(path.name):,}" if is_step else f"scores of {path.name}"
 
 
 def _incomplete(run: RunRecord) -> list[str]:
@@ -104,7 +114,7 @@ def _confusions(
         few = charts.most_confused_classes(counts)
         views.insert(0, (f"the {len(few)} classes with the most wrong pixels", few))
     pairs = [
-        (names[i], names[j], f"{share:.1%}", f"{of_all:.2%}")
+        (names[i], names[j], f"{100 * share:.1f}", f"{100 * of_all:.2f}")
         for i, j, share, of_all in confusion.confused_pairs(counts)
     ]
     return [(title, charts.confusion_matrix(counts, names, ids)) for title, ids in views], pairs

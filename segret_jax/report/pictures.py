@@ -35,7 +35,7 @@ class Picture:
     legend: list[tuple[str, str, str]]
     """(color, class name, IoU) of the largest classes."""
     scores: dict[str, tuple[float, int, int]]
-    """(IoU in percent, rank from the worst, number of images) by class id, and of "all"."""
+    """(IoU in percent, rank from the best, number of images) by class id, and of "all"."""
 
     @property
     def num_bytes(self) -> int:
@@ -52,7 +52,7 @@ def gallery(run: RunRecord) -> list[Picture]:
     ranks = np.full(scores.shape, -1)
     for k in range(scores.shape[1]):
         ranked = ranking(scores[:, k], weights[:, k])
-        ranks[ranked, k] = np.arange(1, len(ranked) + 1)
+        ranks[ranked, k] = np.arange(len(ranked), 0, -1)
     positions = {name: i for i, name in enumerate(run.result.names)}
     pictures, room = [], MAX_BYTES
     for image in run.images:

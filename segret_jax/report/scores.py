@@ -52,7 +52,7 @@ def _training(run: RunRecord) -> list[tuple[str, str, str]]:
         planned = run.config.get("train.steps")
         of = f"of {planned:,} steps" if planned else "steps"
         found.append(("step", f"{steps[-1]:,}", of))
-        found.append(("loss", f"{losses[-1]:.3f}", "the last logged"))
+        found.append(("loss", f"{losses[-1]:.3f}", f"at step {steps[-1]:,}"))
     speeds = values_of(run.training, "images_per_second")[1]
     waits = values_of(run.training, "input_wait_share")[1]
     if speeds:
@@ -63,7 +63,7 @@ def _training(run: RunRecord) -> list[tuple[str, str, str]]:
         resumed = "resumed once" if len(runs) == 2 else resumed
         found.append(("time", duration(sum(seconds for _, seconds in runs)), resumed))
     if memory := values_of(run.training, "peak_memory_gb")[1]:
-        found.append(("peak memory", f"{max(memory):.2f} GB", "of one device or of the process"))
+        found.append(("peak memory", f"{max(memory):.2f} GB", "per device; on CPU, of the process"))
     return found
 
 

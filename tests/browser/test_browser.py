@@ -134,16 +134,16 @@ def test_pictures_are_chosen_by_rank_and_class(files: dict[str, Path], opened: O
         texts = page.locator(".picture:not([hidden]) .score").all_inner_texts()
         return [int(text.split("rank ")[1].split(" of ")[0]) for text in texts]
 
-    assert ranks() == [1, 2, 3, 4]
-    page.get_by_role("button", name="Best").click()
     assert ranks() == [6, 5, 4, 3]
+    page.get_by_role("button", name="Best").click()
+    assert ranks() == [1, 2, 3, 4]
     page.get_by_role("button", name="Median").click()
     assert set(ranks()) == {2, 3, 4, 5}
     page.get_by_role("button", name="Show more").click()
     assert len(ranks()) == 6
     page.locator("#gallery-class").select_option(label="road")
     page.get_by_role("button", name="Worst").click()
-    assert ranks() == sorted(ranks())
+    assert ranks() == sorted(ranks(), reverse=True)
     assert "IoU of road" in page.locator(".picture:not([hidden]) .score").first.inner_text()
 
 

@@ -99,10 +99,25 @@ def test_hover_and_arrow_keys_name_class_and_confidence(opened: Open, server: Ru
     assert page.locator("#legend .pointed").inner_text().startswith("car")
     page.mouse.move(5, 5)
     assert page.locator("#tip").is_hidden()
+    assert page.locator("#probe").inner_text().startswith("Point at the photograph")
     page.locator("#stage").focus()
     page.keyboard.press("Shift+ArrowDown")
     assert page.locator("#probe").inner_text().startswith("road, confidence 75 %")
     assert page.locator("#probe").get_attribute("aria-live") == "polite"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_result_and_a_refusal_are_scrolled_into_view(opened: Open, server: Running, width: int):
+    shown = opened(server.address, width=width)
+    top = "document.getElementById('%s').getBoundingClientRect().top"
+    shown.page.emulate_media(reduced_motion="reduce")
+    drop(shown, picture(800, 400))
+    shown.wait_until(SHOWN)
+    assert shown.page.evaluate(top % "stage") >= 0
+    shown.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    drop(shown, b"no image")
+    shown.wait_until("!document.getElementById('error').hidden")
+    assert 0 <= shown.page.evaluate(top % "error") < 800
 
 
 def test_the_slider_moves_by_drag_and_by_keys_and_opacity_changes(opened: Open, server: Running):
@@ -185,7 +200,13 @@ def test_what_is_refused_is_said_and_a_tiff_is_shown_without_the_photograph(
 ):
     shown = opened(server.address)
     page = shown.page
-    for content, words in ((b"no image", "cannot be read as an image"), (bytes(2000000), "2.0 MB")):
+    refused = (
+        (b"no image", "street.png is not a photograph that can be read: choose JPEG, PNG"),
+        (bytes(2000000), "street.png has 2.0 MB"),
+    )
+    for content, words in refused:
+        drop(shown, picture(300, 400))
+        shown.wait_until(SHOWN)
         drop(shown, content)
         shown.wait_until("!document.getElementById('error').hidden")
         assert words in page.get_by_role("alert").inner_text()
