@@ -147,13 +147,14 @@ def hover_texts(run: RunRecord) -> list[str]:
     names, iou, acc = run.class_names, _scores(run, "IoU"), _scores(run, "Acc")
     texts = []
     for i, name in enumerate(names):
+        short = chart_text(_short(name))
         lines = [
-            f"<b>{chart_text(_short(name))}</b>",
+            f"<b>{short}</b>",
             f"IoU {_percent(iou[i])}, accuracy {_percent(acc[i])}",
         ]
         if run.counts is not None:
-            lines += _confusions("of its pixels, wrongly predicted as", run.counts[i], i, names)
-            lines += _confusions("of those predicted as it, labeled", run.counts[:, i], i, names)
+            lines += _confusions(f"labeled {short}, predicted as", run.counts[i], i, names)
+            lines += _confusions(f"predicted as {short}, labeled", run.counts[:, i], i, names)
         texts.append("<br>".join(lines))
     return texts
 

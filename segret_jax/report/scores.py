@@ -42,7 +42,7 @@ def _scores(run: RunRecord) -> list[tuple[str, str, str]]:
 def _interval(content: dict[str, Any]) -> str:
     low, high = content.get("mIoU_interval") or (None, None)
     images = f"{content.get('num_images', 0):,} images"
-    return images if low is None else f"95%: {percent(low)} to {percent(high)}, {images}"
+    return images if low is None else f"95% interval {100 * low:.2f} to {100 * high:.2f}, {images}"
 
 
 def _training(run: RunRecord) -> list[tuple[str, str, str]]:
@@ -69,7 +69,7 @@ def _training(run: RunRecord) -> list[tuple[str, str, str]]:
 
 def percent(value: float | None) -> str:
     """Return a score from 0 to 1 in percent, or a dash for none."""
-    return "—" if value is None else f"{100 * value:.2f}"
+    return "—" if value is None else f"{value:.2%}"
 
 
 def duration(seconds: float) -> str:

@@ -54,7 +54,7 @@ def test_hover_tells_the_most_frequent_confusions(run: RunRecord):
     counts[1, 1], counts[1, 4], counts[1, 2] = 60, 30, 10
     shown = charts.hover_texts(RunRecord(**{**vars(run), "counts": counts}))[1]
     lines = shown.split("<br>")
-    at = lines.index("of its pixels, wrongly predicted as:")
+    at = lines.index("labeled class 1, predicted as:")
     assert lines[at + 1 : at + 3] == ["  class 4 30.0 %", "  class 2 10.0 %"]
 
 

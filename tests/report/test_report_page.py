@@ -88,6 +88,12 @@ def test_pictures_say_their_rank_among_all_images(whole: Path):
     assert sorted(one["all"][0] for one in scores) == pytest.approx(sorted(expected), abs=0.051)
     assert sorted(one["all"][1] for one in scores) == [1, 2, 3, 4, 5, 6]
     assert {one["all"][2] for one in scores} == {6}
+    best = max(scores, key=lambda one: one["all"][0])
+    assert best["all"][1] == 1
+
+
+def test_the_subtitle_names_model_dataset_and_step(whole: Path):
+    assert "; scores at step 40</p>" in page.run_page(gather(whole))
 
 
 def test_settings_are_compared_with_the_recipe(whole: Path):
