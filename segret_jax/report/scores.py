@@ -42,7 +42,9 @@ def _scores(run: RunRecord) -> list[tuple[str, str, str]]:
 def _interval(content: dict[str, Any]) -> str:
     low, high = content.get("mIoU_interval") or (None, None)
     images = f"{content.get('num_images', 0):,} images"
-    return images if low is None else f"95% interval {100 * low:.2f} to {100 * high:.2f}, {images}"
+    if low is None or high is None:
+        return images
+    return f"95% interval {100 * low:.2f} to {100 * high:.2f}, {images}"
 
 
 def _training(run: RunRecord) -> list[tuple[str, str, str]]:
