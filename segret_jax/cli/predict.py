@@ -1,5 +1,6 @@
 """Segment photographs and videos.
 
+  segret predict PHOTO
   segret predict INPUT ... --checkpoint runs/demo
 
 INPUT is a file, a folder or a pattern such as "photos/*.jpg". Writes, for each picture, what --save
@@ -35,8 +36,9 @@ def main(argv: list[str]) -> None:
     args.average = cli.whole_number("--average", args.average, "frames")
     name = args.checkpoint or default_model()
     checkpoint = find(name)
+    weights = checkpoint if Path(name).exists() else name
     if args.ray:
-        return predict_on_ray.run(args, overrides, checkpoint)
+        return predict_on_ray.run(args, overrides, checkpoint, weights)
     args.out = Path(args.out)
 
     from segret_jax.prediction.inputs import find_pictures
@@ -65,13 +67,14 @@ def main(argv: list[str]) -> None:
     bundle = checkpoints.load_model(checkpoint, config)
     predictor = Predictor.from_config(bundle, config)
     done = predict_files(
-        predictor, table, [*found.pictures], planned, names=args.names, average=args.average
-    )
+        predictor, table, [*found.pictures], planned,
+        names=args.names, legend=args.legend, average=args.average,
+    )  # fmt: skip
     if not done.count and len(planned) == 1:
         raise done.faults[0]
     files = planned[0].files.values() if len(planned) == 1 else [args.out]
     written = ", ".join(map(str, files))
-    summary = f"{done.count} segmented with {checkpoint}, written to {written}"
+    summary = f"{done.counts()} segmented with {weights}, written to {written}"
     print(summary, *found.notes, *done.notes(), sep="\n")
     if done.faults:
         print(f"{len(done.faults)} could not be read:", *done.faults, sep="\n", file=sys.stderr)
@@ -87,6 +90,10 @@ def _parser() -> cli.Parser:
         "--save", default=predict_on_ray.DEFAULT_SAVE, metavar="FORMATS", help=SAVE_HELP
     )
     parser.add_argument("--names", action="store_true", help="write names on large regions")
+    parser.add_argument(
+        "--no-legend", dest="legend", action="store_false",
+        help="write overlays without a legend, in the size of the picture",
+    )  # fmt: skip
     parser.add_argument(
         "--average", default="1", metavar="N",
         help="smooth videos: average the probabilities of the last N frames; default: 1",

@@ -14,14 +14,17 @@ DEFAULT_SAVE = "overlay,label"
 ADDRESS = re.compile(r"local|auto|(ray://)?[\w.\-\[\]]+:\d+")
 
 
-def run(args: argparse.Namespace, overrides: list[str], checkpoint: Path) -> None:
+def run(
+    args: argparse.Namespace, overrides: list[str], checkpoint: Path, weights: Path | str
+) -> None:
     """Segment pictures on Ray and write rows; exit with 1 if some could not be read."""
     if not ADDRESS.fullmatch(args.ray):
         raise InputError(
             f"--ray {args.ray} is no address (HOST:PORT or auto); without one, give --ray last"
         )
-    if args.names or args.save != DEFAULT_SAVE:
-        raise InputError("with --ray, rows hold labels and shares: leave --save and --names out")
+    if args.names or not args.legend or args.save != DEFAULT_SAVE:
+        options = "--save, --names and --no-legend"
+        raise InputError(f"with --ray, rows hold labels and shares: leave {options} out")
     if (cpus := args.cpus_per_model) is not None:
         cpus = cli.whole_number("--cpus-per-model", cpus, "CPU cores")
 
@@ -31,6 +34,7 @@ def run(args: argparse.Namespace, overrides: list[str], checkpoint: Path) -> Non
     jax.config.update("jax_platforms", "cpu")
 
     from segret_jax.checkpoint import model as checkpoints
+    from segret_jax.data.folders import plural
     from segret_jax.prediction import on_ray
 
     on_ray.require_ray()
@@ -58,7 +62,8 @@ def run(args: argparse.Namespace, overrides: list[str], checkpoint: Path) -> Non
     rows = folder.finished()
     missing = sum(path not in rows for path in paths)
     failed = sum(rows.get(path, False) for path in paths)
-    print(f"{len(paths) - missing - failed} segmented with {checkpoint}, rows in {args.out}")
+    done = plural(len(paths) - missing - failed, "picture")
+    print(f"{done} segmented with {weights}, rows in {args.out}")
     print(*notes, sep="\n", end="\n" * bool(notes))
     if missing:
         raise InputError(

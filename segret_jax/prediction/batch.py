@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from segret_jax.data.class_table import ClassTable
+from segret_jax.data.folders import plural
 from segret_jax.errors import InputError, abbreviate
 from segret_jax.evaluation.inference import Predictor
 from segret_jax.prediction.formats import write
@@ -22,18 +23,30 @@ BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left"
 
 @dataclass
 class PredictionSummary:
-    """The number of predicted files, the errors of the others, and pictures of several frames."""
+    """The numbers of predicted files, the errors of others, and pictures of several frames."""
 
-    count: int = 0
+    num_pictures: int = 0
+    num_videos: int = 0
     num_video_frames: int = 0
     faults: list[InputError] = field(default_factory=list)
     multi_frame: list[str] = field(default_factory=list)
 
+    @property
+    def count(self) -> int:
+        """The number of predicted files."""
+        return self.num_pictures + self.num_videos
+
+    def counts(self) -> str:
+        """Return the numbers as "6 pictures and 1 video (30 frames)"."""
+        frames = plural(self.num_video_frames, "frame")
+        videos = [f"{plural(self.num_videos, 'video')} ({frames})"] if self.num_videos else []
+        pictures = [plural(self.num_pictures, "picture")]
+        return " and ".join(pictures * bool(self.num_pictures or not videos) + videos)
+
     def notes(self) -> list[str]:
-        """Return lines about the frames of videos, and about frames that were not read."""
-        videos = [f"frames of videos: {self.num_video_frames}"] if self.num_video_frames else []
+        """Return a line about frames of pictures that were not read."""
         names = abbreviate(self.multi_frame, MAX_NAMED)
-        return videos + [f"of several frames only the first was read: {names}"] * bool(names)
+        return [f"of several frames only the first was read: {names}"] * bool(names)
 
 
 def predict_files(
@@ -43,6 +56,7 @@ def predict_files(
     planned: Sequence[Outputs],
     *,
     names: bool = False,
+    legend: bool = True,
     average: int = 1,
 ) -> PredictionSummary:
     """Segment each picture and video and write its outputs.
@@ -53,6 +67,7 @@ def predict_files(
         files: The pictures and videos; those that cannot be read are skipped.
         planned: The outputs of each.
         names: Whether overlays have names on large regions.
+        legend: Whether overlays have a legend below.
         average: The number of frames of a video whose probabilities are averaged.
 
     Raises:
@@ -71,27 +86,36 @@ def predict_files(
             if is_video(file):
                 count, error = predict_video(
                     predictor, table, file, outputs,
-                    average=average, names=names, advance=bar.update,
+                    average=average, names=names, legend=legend, advance=bar.update,
                 )  # fmt: skip
+                done.num_videos += count > 0
                 done.num_video_frames += count
                 bar.total += count - (1 if length is None else length)
             else:
-                count, error = _predict_picture(predictor, table, file, outputs, names=names)
+                error = _predict_picture(
+                    predictor, table, file, outputs, names=names, legend=legend
+                )
+                done.num_pictures += not error
                 bar.update()
                 if (frames := num_frames(file)) > 1 and not error:
                     done.multi_frame.append(f"{file} ({frames})")
-            done.count += count > 0
             done.faults += [error] if error else []
     return done
 
 
 def _predict_picture(
-    predictor: Predictor, table: ClassTable, file: Path, outputs: Outputs, *, names: bool
-) -> tuple[int, InputError | None]:
-    """Segment a picture; return 1, or 0 with what is wrong with it."""
+    predictor: Predictor,
+    table: ClassTable,
+    file: Path,
+    outputs: Outputs,
+    *,
+    names: bool,
+    legend: bool,
+) -> InputError | None:
+    """Segment a picture; return what is wrong with it."""
     try:
         image = read_picture(file)
     except InputError as error:
-        return 0, error
-    write(segment(predictor, table, image, file=file), outputs, names=names)
-    return 1, None
+        return error
+    write(segment(predictor, table, image, file=file), outputs, names=names, legend=legend)
+    return None

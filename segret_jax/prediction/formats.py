@@ -30,27 +30,36 @@ def check_formats(formats: Sequence[str], classes: ClassTable) -> None:
             )
 
 
-def write(result: Segmentation, outputs: Outputs, *, names: bool = False) -> None:
+def write(
+    result: Segmentation, outputs: Outputs, *, names: bool = False, legend: bool = True
+) -> None:
     """Write all files of a segmentation.
 
     Args:
         result: The segmentation.
         outputs: The files by format, and the text to store in them.
         names: Whether the overlay has names on large regions.
+        legend: Whether the overlay has a legend below.
 
     Raises:
         InputError: The disk refuses, or a format does not suit the classes.
     """
     check_formats([*outputs.files], result.classes)
     for name, file in outputs.files.items():
-        content = encode(result, name, outputs.info, names=names)
+        content = encode(result, name, outputs.info, names=names, legend=legend)
         with disk_errors_as_input_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(file, content)
 
 
 def encode(
-    result: Segmentation, name: str, info: Info, *, names: bool = False, opacity: float = OPACITY
+    result: Segmentation,
+    name: str,
+    info: Info,
+    *,
+    names: bool = False,
+    legend: bool = True,
+    opacity: float = OPACITY,
 ) -> bytes:
     """Return the content of a file.
 
@@ -59,10 +68,12 @@ def encode(
         name: The format, a key of `outputs.FILES`.
         info: Text to store in the file.
         names: Whether an overlay has names on large regions.
+        legend: Whether an overlay has a legend below.
         opacity: The weight of an overlay's colors, 0 to 1.
     """
     if name == "overlay":
-        return encode_png(result.overlay(names=names, opacity=opacity), info=info)
+        picture = result.overlay(names=names, legend=legend, opacity=opacity)
+        return encode_png(picture, info=info)
     return ENCODERS[name](result, info)
 
 

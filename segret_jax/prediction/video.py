@@ -28,6 +28,7 @@ def predict_video(
     *,
     average: int = 1,
     names: bool = False,
+    legend: bool = True,
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[int, InputError | None]:
     """Segment the frames of a video and write its outputs.
@@ -39,6 +40,7 @@ def predict_video(
         outputs: The files, of `VIDEO_FILES`.
         average: The number of frames, up to each, whose probabilities are averaged.
         names: Whether overlays have names on large regions.
+        legend: Whether overlays have a legend below.
         advance: Called after each frame.
 
     Returns:
@@ -61,14 +63,14 @@ def predict_video(
         }
         for frame in reader.frames():
             if not count:
-                legend = _legend(frame.pixels, table)
+                below = _legend(frame.pixels, table)[: None if legend else 0]
             recent.append(predictor.scores([predictor.prepare(frame.pixels)]))
             *before, scores = recent
             scores = scores.averaged(before) if before else scores
             label_map = scores.predictions()[0].label_map
             result = Segmentation(frame.pixels, table, label_map, scores, file=file)
             for name, writer in writers.items():
-                writer.write(_draw(name, result, legend, names=names), frame)
+                writer.write(_draw(name, result, below, names=names), frame)
             count += 1
             advance()
     if not reader.fault:

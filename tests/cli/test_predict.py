@@ -100,7 +100,7 @@ def test_a_second_run_replaces_its_own_outputs_and_does_not_segment_them(run, tm
     first = contents(tmp_path)
     status, out, _ = run(tmp_path, tmp_path)
     assert status == 0
-    assert "1 segmented" in out
+    assert "1 picture segmented" in out
     assert "not read, as written by segret predict or eval: 2" in out
     assert contents(tmp_path) == first
     picture(tmp_path / "x.jpg", seed=5)
@@ -227,16 +227,16 @@ def test_files_folders_and_patterns_are_read_together_and_once(run, tmp_path):
         tmp_path / "*.*", out, "--names", tmp_path / "a.jpg", tmp_path / "deep"
     )
     assert status == 0
-    assert "5 segmented" in printed
+    assert "5 pictures segmented" in printed
     assert "not read, as no image of a known kind: 1 .txt" in printed
     assert names(out) == sorted(
         f"{name}_{kind}.png"
         for name in ("a", "b", "c", "d", "[1]")
         for kind in ("label", "overlay")
     )
-    assert "1 segmented" in run(tmp_path / "[1].png", tmp_path / "named")[1]
+    assert "1 picture segmented" in run(tmp_path / "[1].png", tmp_path / "named")[1]
     everywhere = tmp_path / "**" / "*.[jp][pn]g"
-    assert "6 segmented" in run(everywhere, tmp_path / "all", "--save", "label")[1]
+    assert "6 pictures segmented" in run(everywhere, tmp_path / "all", "--save", "label")[1]
     with pytest.raises(InputError, match=r"no images in .*none\*\.jpg"):
         run(tmp_path / "none*.jpg", out)
 
@@ -247,7 +247,8 @@ def test_subfolders_are_read_on_request_and_repeated(run, tmp_path):
     (tmp_path / "in" / "deep" / "loop").symlink_to(tmp_path / "in")
     out = tmp_path / "in" / "out"
     for _ in range(2):
-        assert "3 segmented" in run(tmp_path / "in", out, "--recursive", "--save", "label")[1]
+        printed = run(tmp_path / "in", out, "--recursive", "--save", "label")[1]
+        assert "3 pictures segmented" in printed
     found = {str(file.relative_to(out)) for file in out.rglob("*.png")}
     assert found == {"a_label.png", "deep/a_label.png", "deep/deeper/b_label.png"}
 
@@ -288,7 +289,7 @@ def test_broken_pictures_are_skipped_and_listed(run, tmp_path):
     (folder / "self.jpg").symlink_to(folder / "self.jpg")
     status, out, err = run(folder, tmp_path / "out")
     assert status == 1
-    assert "2 segmented" in out
+    assert "2 pictures segmented" in out
     lines = err[err.index("5 could not") :].splitlines()
     assert lines[0] == "5 could not be read:"
     for name, line in zip(("cut", "empty", "link", "self", "text"), lines[1:], strict=True):
@@ -303,7 +304,7 @@ def test_without_a_readable_picture_the_exit_status_is_2(run, tmp_path):
     (tmp_path / "b.jpg").touch()
     status, out, err = run(tmp_path / "?.jpg", tmp_path / "out")
     assert status == 2
-    assert out.startswith("0 segmented")
+    assert out.startswith("0 pictures segmented")
     assert "2 could not be read:" in err
 
 
@@ -315,7 +316,7 @@ def test_heic_that_is_named_is_refused_before_the_model_is_loaded(run, tmp_path,
             run(tmp_path / "a.heic", tmp_path / "out")
     status, out, err = run(tmp_path / "a.heic", tmp_path / "out", picture(tmp_path / "a.jpg"))
     assert status == 1  # beside other pictures it is left out
-    assert out.startswith("1 segmented")
+    assert out.startswith("1 picture segmented")
     assert "a.heic: HEIC is not read" in err
 
 
@@ -325,7 +326,7 @@ def test_the_files_of_a_single_input_are_named(run, tmp_path):
     assert printed.endswith(f"written to {out / 'a_overlay.png'}, {out / 'a_label.png'}\n")
     picture(tmp_path / "b.jpg")
     _, printed, _ = run(tmp_path / "?.jpg", out)
-    assert printed.startswith("2 segmented")
+    assert printed.startswith("2 pictures segmented with ")
     assert printed.endswith(f"written to {out}\n")
 
 

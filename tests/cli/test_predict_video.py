@@ -77,7 +77,7 @@ def test_an_overlay_has_the_frames_times_and_rate_of_its_video(run, tmp_path):
     source = write_video(tmp_path / "clip.mov", frames(9), sound=True)
     status, out, err = run(source, tmp_path / "out", "--save", "overlay,color")
     assert status == 0
-    assert out.splitlines()[1:] == ["frames of videos: 9"]
+    assert out.startswith("1 video (9 frames) segmented with ")
     assert "9/9" in err
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
         "clip_color.mp4", "clip_overlay.mp4",
@@ -98,6 +98,18 @@ def test_an_overlay_has_the_frames_times_and_rate_of_its_video(run, tmp_path):
             expected = draw(image, ReadScores(image).label_map)
             shown = shown[:HEIGHT, :WIDTH].astype(int)
             assert abs(shown - expected).mean() < 6, name
+
+
+def test_without_a_legend_overlays_have_the_size_of_their_source(run, tmp_path):
+    size = (120, 320)
+    source = write_video(tmp_path / "in" / "x.mp4", frames(2, size=size))
+    picture(tmp_path / "in" / "y.jpg", size=size[::-1])
+    for out, options in (("with", ()), ("without", ("--no-legend",))):
+        assert run(tmp_path / "in", tmp_path / out, *options)[0] == 0
+        video = read(tmp_path / out / "x_overlay.mp4")[0][0].shape[:2]
+        image = np.asarray(Image.open(tmp_path / out / "y_overlay.png")).shape[:2]
+        assert (video == size, image == size) == (out == "without",) * 2
+    assert read(source)[0][0].shape[:2] == size
 
 
 def test_times_of_a_variable_rate_are_kept(run, tmp_path):
@@ -213,7 +225,7 @@ def test_a_cut_video_gives_the_frames_that_are_there(run, tmp_path):
     picture(tmp_path / "in" / "f.jpg")
     status, out, err = run(tmp_path / "in", tmp_path / "out")
     assert status == 1
-    assert "3 segmented" in out
+    assert "1 picture and 2 videos (" in out
     lines = err[err.index("5 could not") :].splitlines()[1:]
     assert ["frames that could be read are written" in line for line in lines] == [
         True, True, False, False, False,
@@ -237,7 +249,7 @@ def test_own_videos_are_replaced_and_not_read_and_foreign_ones_stay(run, tmp_pat
     source = write_video(tmp_path / "x.mp4", frames(3))
     for _ in range(2):
         status, out, _ = run(tmp_path, tmp_path)
-        assert (status, out.splitlines()[0][:11]) == (0, "1 segmented")
+        assert (status, out[:18]) == (0, "1 video (3 frames)")
     assert "not read, as written by segret predict or eval: 1" in out
     assert is_own_output(tmp_path / "x_overlay.mp4")
     foreign = write_video(tmp_path / "out" / "x_overlay.mp4", frames(2)).read_bytes()
@@ -277,7 +289,8 @@ def test_of_videos_only_what_suits_them_is_written(run, tmp_path):
     with pytest.raises(InputError, match=r"x\.mp4: of videos --save writes overlay and color"):
         run(video, tmp_path / "out", "--save", "json")
     _, out, _ = run(tmp_path / "in", tmp_path / "both", "--save", "json,overlay")
-    assert out.splitlines()[1:] == ["not written of videos: json", "frames of videos: 2"]
+    assert out.splitlines()[1:] == ["not written of videos: json"]
+    assert out.startswith("1 picture and 1 video (2 frames) segmented with ")
     names = sorted(file.name for file in (tmp_path / "both").iterdir())
     assert names == ["x_overlay.mp4", "y.json", "y_overlay.png"]
 

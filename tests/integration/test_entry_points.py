@@ -186,7 +186,7 @@ def test_predict_writes_labels_and_overlays_of_the_pictures_size(workdir, tmp_pa
     (pictures / "notes.txt").touch()
 
     printed = run(predict_cli.main, pictures, "--checkpoint", workdir, "--out", out)
-    assert f"2 segmented with {workdir / 'checkpoints'}" in printed
+    assert f"2 pictures segmented with {workdir / 'checkpoints'}" in printed
     assert sorted(path.name for path in out.iterdir()) == [
         "gray_label.png", "gray_overlay.png", "turned_label.png", "turned_overlay.png",
     ]  # fmt: skip
