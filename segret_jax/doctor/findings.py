@@ -109,7 +109,7 @@ class Diagnosis:
     def verdict(self) -> str:
         """Return in one line whether a run can use the data."""
         if errors := self.count(ERROR):
-            return f"{plural(errors, 'error')} to mend before a run"
+            return f"{plural(errors, 'error')} to correct before training"
         warnings = self.count(WARNING)
         return f"no errors, {plural(warnings, 'warning')} to look at" if warnings else "valid"
 

@@ -16,6 +16,7 @@ from segret_jax.data.folders import plural
 from segret_jax.data.orientation import fit_label
 from segret_jax.doctor.examine import Examined
 from segret_jax.doctor.findings import (
+    ERROR,
     SEVERITIES,
     Diagnosis,
     SplitScan,
@@ -35,10 +36,8 @@ HIGHLIGHT = (255, 0, 255)
 def summary(diagnosis: Diagnosis) -> str:
     """Format the findings for the terminal."""
     lines = [""]
-    training = diagnosis.scans.get("training")
-    if training and np.count_nonzero(training.pixels) > 1:
-        lines.append("Class weights that balance the classes, to add to the command of training:")
-        lines += [weights_setting(training.pixels), ""]
+    if weights := _suggested_weights(diagnosis):
+        lines += ["Balanced class weights, to add to segret train:", weights, ""]
     for split, scan in diagnosis.scans.items():
         pairs = plural(len(scan.source), "pair")
         lines.append(f"{diagnosis.spec.name} {split}: {pairs}, layout {scan.source.layout.name}")
@@ -49,6 +48,14 @@ def summary(diagnosis: Diagnosis) -> str:
         if len(finding.locations) > SHOWN:
             lines.append(f"          ... and {len(finding.locations) - SHOWN} more")
     return "\n".join([*lines, "", f"{diagnosis.spec.name}: {diagnosis.verdict()}"])
+
+
+def _suggested_weights(diagnosis: Diagnosis) -> str:
+    """Return the class weights as an argument; none of labels with errors or of one class."""
+    training = diagnosis.scans.get("training")
+    if diagnosis.count(ERROR) or not training or np.count_nonzero(training.pixels) < 2:
+        return ""
+    return weights_setting(training.pixels)
 
 
 def write_report(diagnosis: Diagnosis, folder: Path, *, seed: int) -> None:
@@ -87,8 +94,7 @@ def to_dict(diagnosis: Diagnosis) -> dict[str, object]:
 
 def html(diagnosis: Diagnosis, *, seed: int) -> str:
     """Return the report as one page that needs no other file."""
-    training, table = diagnosis.scans.get("training"), diagnosis.spec.class_table
-    samples = []
+    table, samples = diagnosis.spec.class_table, []
     for split, scan in diagnosis.scans.items():
         worst, others = choose_samples(scan, seed=seed)
         for title, shown in (("Faults and most ignored pixels", worst), ("At random", others)):
@@ -107,7 +113,7 @@ def html(diagnosis: Diagnosis, *, seed: int) -> str:
         splits=[_split_row(split, scan) for split, scan in diagnosis.scans.items()],
         split_names=[*diagnosis.scans],
         classes=[_class_row(diagnosis, i) for i in range(table.num_classes)],
-        weights=weights_setting(training.pixels) if training else "",
+        weights=_suggested_weights(diagnosis),
         samples=samples,
     )
 

@@ -335,8 +335,9 @@ def test_exit_status_terminal_and_files(folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "error   training: 5 labels with ids outside the class table: 77; correct" in printed
     assert "... and 2 more" in printed
+    assert "class_weights" not in printed
     content = json.loads((report / "findings.json").read_text())
-    assert content["verdict"].startswith("1 error to mend")
+    assert content["verdict"].startswith("1 error to correct")
     assert list(content["splits"]) == ["training"]
     (finding,) = content["findings"]
     assert len(finding["locations"]) == 5

@@ -78,7 +78,8 @@ def test_report_is_one_well_formed_page_with_its_pictures(diagnosis, tmp_path):
     parser = Balance()
     parser.feed(page)
     assert parser.open == []
-    assert {"table", "figure", "img", "details", "pre"} <= parser.seen
+    assert {"table", "figure", "img", "details"} <= parser.seen
+    assert "class_weights" not in page
     assert "<sky" not in page
     assert "&lt;sky &amp; sea&gt;" in page
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)  # nothing to load from elsewhere
@@ -89,7 +90,7 @@ def test_report_is_one_well_formed_page_with_its_pictures(diagnosis, tmp_path):
             assert image.size == (2 * WIDTH, WIDTH * 20 // 30)
     assert "1 label with ids outside the class table: 9" in page
     assert "9 at pixel (y=4, x=5)" in page
-    assert '<span class="pill bad">1 error to mend before a run</span>' in page
+    assert '<span class="pill bad">1 error to correct before training</span>' in page
     assert html(diagnosis, seed=0) == page  # the same samples again
 
 
