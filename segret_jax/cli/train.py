@@ -50,7 +50,10 @@ def main(argv: list[str], *, demo: str = "") -> None:
     if result is None or not processes.is_primary():
         return
     per_class = result.per_class(class_table(config.data))
-    print(f"\n{per_class}\n\n{result.summary()}\nReport: {workdir / REPORT}")
+    print(f"\n{per_class}\n\n{result.summary()}")
+    print(f"report written to {workdir / REPORT}: open it in a browser")
+    if demo:
+        print(f"next: segret serve {workdir}")
 
 
 def parse_steps(text: str, last: int) -> range:

@@ -81,7 +81,8 @@ def _processor() -> str:
 def expected_compilation(config: Config, mesh: Mesh) -> Iterator[str]:
     """Yield a text on how long the block's compilation may take, and record how long it took.
 
-    Whether JAX will find the program in its cache cannot be known beforehand. Faults of the record,
+    Whether JAX will find the program in its cache cannot be known beforehand: the code may have
+    changed. Faults of the record,
     such as a full disk, never end a run.
     """
     settings: Any = jax.config  # whose type does not name them
@@ -100,7 +101,9 @@ def expected_compilation(config: Config, mesh: Mesh) -> Iterator[str]:
     if folder and processes.is_primary():
         # Small programs beside the large one may be cached without it.
         is_cached = CACHE_HIT in events and CACHE_MISS not in events
-        known[key] = {"seconds": time.monotonic() - begun, "cached": is_cached}
+        if is_cached and key in known:
+            return
+        known[key] = {"seconds": time.monotonic() - begun}
         with suppress(Exception):
             atomic_write(Path(folder) / RECORD, json.dumps(known))
 
@@ -125,8 +128,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _describe(record: Any) -> str:
     try:
-        seconds, cached = int(record["seconds"]), record["cached"]
+        seconds = int(record["seconds"])
     except (TypeError, KeyError, ValueError):
         return f"first time here, {USUAL}"
-    took = f"{seconds // 60}:{seconds % 60:02d}"
-    return f"probably cached, about {took}" if cached else f"probably cached; compiling took {took}"
+    return f"{seconds // 60}:{seconds % 60:02d} the last time; seconds if cached"

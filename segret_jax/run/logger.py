@@ -59,10 +59,9 @@ class RunLogger(AbstractContextManager):
         # A bar on a terminal; in a log file a line now and then.
         interval = 0.5 if sys.stderr.isatty() else 20
         self._bar = tqdm(
-            total=steps, initial=start, bar_format=BAR, dynamic_ncols=True,
+            desc="starting", total=steps, initial=start, bar_format=BAR, dynamic_ncols=True,
             mininterval=interval, maxinterval=interval, smoothing=0.1, disable=not active,
         )  # fmt: skip
-        self._bar.set_description_str("starting")
         self._restart_clock(start)
         self._begun = time.perf_counter()
         self._is_compiling = True
@@ -109,7 +108,7 @@ class RunLogger(AbstractContextManager):
         """Show the time so far of a compilation and what is `expected`; in a log file once."""
 
         def show(elapsed: str) -> None:
-            self._bar.set_description_str(f"compiling {elapsed}, {expected}")
+            self._bar.set_description_str(f"compiling {elapsed} ({expected})")
 
         interval = 1.0 if sys.stderr.isatty() else threading.TIMEOUT_MAX
         with filter_slow_compile_alarm(), _show_elapsed(show, interval=interval):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from segret_jax import config as configs
 from segret_jax.config import Config
+from segret_jax.data.folders import plural
 from segret_jax.data.sources import Source
 from segret_jax.errors import InputError
 from segret_jax.models.factory import abstract
@@ -185,13 +186,15 @@ def images_per_second(config: Config, data: Data, machine: Machine, speed: float
 def describe(config: Config, data: Data, rate: float) -> str:
     """Describe in one line what was chosen, and from what."""
     train, num_images = config.train, config.train.steps * config.train.batch_size
+    seconds = round(num_images / rate / TRAINING_SHARE)
+    time = plural(seconds, "second") if seconds < 60 else plural(round(seconds / 60), "minute")
     start = "from the weights of init_from" if config.init_from else "from scratch"
     fewest = ", the fewest" if train.steps == MIN_STEPS else ""
     return (
         f"sized for {data.num_training} images of about {_x(data.size)} and {train.minutes:g} "
         f"minutes: crops of {_x(config.data.crop)}, batches of {train.batch_size}, {train.steps} "
         f"steps{fewest} ({num_images / data.num_training:.1f} passes over the data, roughly "
-        f"{num_images / rate / TRAINING_SHARE / 60:.2g} minutes on this machine), learning rate "
+        f"{time} on this machine), learning rate "
         f"{config.optim.learning_rate:g} {start}; --config.KEY=VALUE sets any of these"
     )
 

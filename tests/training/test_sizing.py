@@ -168,6 +168,14 @@ def test_a_command_that_starts_no_run_asks_for_the_values() -> None:
         aot.main(argv)
 
 
+@pytest.mark.parametrize(
+    ("rate", "time"), [(60.0, "16 seconds"), (15.0, "1 minute"), (1.6, "10 minutes")]
+)
+def test_the_time_is_in_seconds_or_minutes(rate: float, time: str) -> None:
+    config = own("train.steps=100", "train.batch_size=8", "data.crop=32,32")
+    assert f"roughly {time} on this machine" in sizing.describe(config, PHOTOS, rate)
+
+
 def test_a_run_says_its_sizes_and_keeps_them(mini, tmp_path, capfd, monkeypatch) -> None:
     monkeypatch.setattr(loop, "_train", lambda *_: None)  # as if stopped before the first step
     config = own(
