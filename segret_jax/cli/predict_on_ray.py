@@ -18,15 +18,7 @@ def run(
     args: argparse.Namespace, overrides: list[str], checkpoint: Path, weights: Path | str
 ) -> None:
     """Segment pictures on Ray and write rows; exit with 1 if some could not be read."""
-    if not ADDRESS.fullmatch(args.ray):
-        raise InputError(
-            f"--ray {args.ray} is no address (HOST:PORT or auto); without one, give --ray last"
-        )
-    if args.names or not args.legend or args.save != DEFAULT_SAVE:
-        options = "--save, --names and --no-legend"
-        raise InputError(f"with --ray, rows hold labels and shares: leave {options} out")
-    if (cpus := args.cpus_per_model) is not None:
-        cpus = cli.whole_number("--cpus-per-model", cpus, "CPU cores")
+    cpus = _check(args)
 
     import jax
 
@@ -74,3 +66,17 @@ def run(
         more = f"; the first {len(shown)}" if failed > len(shown) else ""
         print(f"{failed} could not be read{more}:", *shown, sep="\n", file=sys.stderr)
         sys.exit(1)
+
+
+def _check(args: argparse.Namespace) -> int | None:
+    """Return the CPU cores of each model; raise InputError for options that are not for Ray."""
+    if not ADDRESS.fullmatch(args.ray):
+        raise InputError(
+            f"--ray {args.ray} is no address (HOST:PORT or auto); without one, give --ray last"
+        )
+    if args.names or not args.legend or args.save != DEFAULT_SAVE:
+        options = "--save, --names and --no-legend"
+        raise InputError(f"with --ray, rows hold labels and shares: leave {options} out")
+    if (cpus := args.cpus_per_model) is not None:
+        cpus = cli.whole_number("--cpus-per-model", cpus, "CPU cores")
+    return cpus
