@@ -29,7 +29,7 @@ def download(source: str, files: tuple[str, ...]) -> Path:
         from huggingface_hub import errors, snapshot_download
     except ImportError:
         raise InputError(
-            f"{source} needs the package huggingface_hub: pip install 'segret-jax[hub]'"
+            f"{source} needs the package huggingface_hub: pip install huggingface_hub"
         ) from None
     repository, revision = found[1], found[2]
     try:

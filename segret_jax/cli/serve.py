@@ -16,7 +16,7 @@ from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
 from segret_jax.serve.limits import MOST_PIXELS, Limits
 
-REMEDY = 'the page needs Starlette and uvicorn: pip install "segret-jax[serve]"'
+REMEDY = "the page needs Starlette and uvicorn: pip install starlette uvicorn"
 HOST_HELP = (
     "the address to serve at; default: %(default)s, which only this machine reaches; 0.0.0.0 lets "
     "everyone in who reaches this machine (docs/evaluation.md)"

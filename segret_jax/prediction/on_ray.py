@@ -187,7 +187,7 @@ def predict_on_ray(
 def require_ray() -> None:
     """Raise InputError if Ray Data is not installed."""
     if not all(map(find_spec, ("ray", "pandas"))):
-        raise InputError('--ray needs Ray Data: pip install "segret-jax[ray]"')
+        raise InputError('--ray needs Ray Data: pip install "ray[data]"')
 
 
 @contextmanager

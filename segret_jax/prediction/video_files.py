@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SUFFIXES = set(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .webm .wmv".split()  # noqa: SIM905
 )
-REMEDY = 'videos need PyAV: pip install "segret-jax[video]"'
+REMEDY = "videos need PyAV: pip install av"
 READING = {  # a file from elsewhere may be a playlist, which names other files and servers
     "protocol_whitelist": "file",
     "format_whitelist": "asf,avi,flv,matroska,webm,mov,mp4,mpeg,mpegts",

@@ -299,7 +299,7 @@ def test_a_missing_package_is_one_line_with_the_remedy(run, tmp_path, monkeypatc
     video = write_video(tmp_path / "in" / "x.mp4", frames(2))
     picture(tmp_path / "in" / "y.jpg")
     monkeypatch.setitem(sys.modules, "av", None)
-    remedy = 'videos need PyAV: pip install "segret-jax[video]"'
+    remedy = "videos need PyAV: pip install av"
     with pytest.raises(InputError) as found:
         run(video, tmp_path / "out")
     assert str(found.value) == f"{video}: {remedy}"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("starlette", reason='pip install "segret-jax[serve]"')
+pytest.importorskip("starlette", reason="pip install starlette uvicorn")
 from starlette.testclient import TestClient
 
 from segret_jax.serve.app import create_app
