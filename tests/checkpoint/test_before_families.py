@@ -41,6 +41,7 @@ def test_settings_of_older_configs_are_read(run):
     assert checkpoints.load_config(run / "checkpoints" / "3").model == segret(**SETTINGS)
 
 
+@pytest.mark.slow
 def test_older_run_resumes_with_the_same_losses(run):
     config = config_of()
     config.model = segret(**SETTINGS)

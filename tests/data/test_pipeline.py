@@ -105,7 +105,7 @@ def test_iterating_indexing_and_starting_later_give_the_same_batches():
 
 def workers_of_this_process() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
-    return [p for p in children if "resource_tracker" not in " ".join(p.cmdline())]
+    return [p for p in children if "spawn_main" in " ".join(p.cmdline())]  # others: a browser's
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])

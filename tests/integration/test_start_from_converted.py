@@ -129,7 +129,7 @@ def test_the_first_step_has_the_exact_values_of_the_file(
     )
     assert (lost in said) == (not flavor)
     remedy = (
-        "--config.model.settings.rotary=True --config.model.settings.ffn_conv=True would keep them"
+        "--config.model.settings.rotary=true --config.model.settings.ffn_conv=true would keep them"
     )
     assert (remedy in said) == (not flavor)
 

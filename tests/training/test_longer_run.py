@@ -50,6 +50,7 @@ def of(steps: int, **optim: Any) -> Config:
     return config
 
 
+@pytest.mark.slow
 def test_a_run_continues_with_more_steps_and_names_its_schedule(tmp_path, counting, capfd):
     for steps in (2, 4):
         loop.train(of(steps), tmp_path)

@@ -164,6 +164,7 @@ def test_a_mesh_that_does_not_fit_is_refused():
         check_batch(config, make_mesh(MeshConfig()))
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_the_large_batch_s(mini, monkeypatch):
     """But for batch norm: with its running statistics in training, too, nothing else differs."""
     from segret_jax.models.layers import BatchNorm
@@ -178,6 +179,7 @@ def test_accumulated_gradients_are_the_large_batch_s(mini, monkeypatch):
         np.testing.assert_allclose(parts[name], expected, rtol=2e-3, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_batch_norm_sees_each_part_of_an_accumulated_batch(mini):
     """One step: the running mean has moved once for each part, toward that part's mean."""
     (_, whole), (_, parts) = (train((1, 1), steps=1, accumulate=a) for a in (1, 2))
@@ -196,6 +198,7 @@ def half_mean(half: slice) -> np.ndarray:
     return np.asarray(model.encoder.stem.convs[0](eight(0)["image"][half]).mean((0, 1, 2)))
 
 
+@pytest.mark.slow
 def test_averaged_weights_follow_their_formula(mini):
     _, start = train((1, 1), steps=0, ema_decay=0.5)
     _, one = train((1, 1), steps=1, ema_decay=0.5)
@@ -210,6 +213,7 @@ def test_averaged_weights_follow_their_formula(mini):
         np.testing.assert_allclose(two[name], second, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 def test_computing_stages_again_changes_nothing(mini):
     losses, state = train((1, 1), steps=2)
     again_losses, again = train((1, 1), steps=2, model=ModelConfig(remat=(1, 2, 3, 4)))

@@ -67,6 +67,7 @@ def when_step(monkeypatch: pytest.MonkeyPatch) -> Callable:
     return install
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_evaluated_again_and_not_trained(tmp_path, when_step):
     config = config_of()
     first = train(config, tmp_path)
@@ -153,6 +154,7 @@ def test_a_folder_where_a_run_is_at_work_is_refused(tmp_path):
     assert train(config_of(), tmp_path) is not None
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_cut_off_is_made_up(tmp_path, when_step, monkeypatch):
     config = config_of()
     config.train.eval_every = 2
@@ -199,6 +201,7 @@ def test_the_steps_before_an_error_in_the_input_are_kept(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
+@pytest.mark.slow
 def test_skipped_traced_and_compiled_steps_are_reported(tmp_path, monkeypatch, capfd):
     """A step that is skipped is named, one is traced, all are timed and watched for compiling."""
     config, original, phases, checked = config_of(), loop.batches_from, [], []

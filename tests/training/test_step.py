@@ -58,6 +58,7 @@ def named(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}  # donated later
 
 
+@pytest.mark.slow
 def test_two_devices_compute_what_one_does(mini):
     """Loss, batch norm and the draws of dropout are of the whole batch."""
     losses, states = [], []
