@@ -160,5 +160,5 @@ def test_a_server_that_breaks_off_is_one_line(requests, monkeypatch):
 
 def test_the_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match=r"pip install 'segret-jax\[hub\]'"):
+    with pytest.raises(InputError, match=r"pip install huggingface_hub"):
         hub.download("hf://me/model", ())
