@@ -1,7 +1,6 @@
 """The label doctor's report: on the terminal, as an HTML file with pictures, and findings.json."""
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from segret_jax.doctor.findings import (
     weights_setting,
 )
 from segret_jax.pages import page
-from segret_jax.visualize.pictures import overlay
+from segret_jax.visualize.pictures import encode_jpeg, overlay
 
 PICTURES = 8  # worst samples of each split, and as many random ones
 WIDTH = 420  # pixels of each half of a picture, which is at most twice as high
@@ -179,12 +178,11 @@ def _figure(scan: SplitScan, examined: Examined) -> dict[str, Any]:
     raw = decode_label(record.label, where=record.label_path)
     image, orientation = decode_turned(record.image, where=record.image_path)
     label = fit_label(scan.source.layout.lookup[raw], image.shape[:2], orientation)
-    content = io.BytesIO()
-    Image.fromarray(sample_picture(image, label, table)).save(content, "JPEG", quality=82)
+    content = encode_jpeg(sample_picture(image, label, table), quality=82)
     counts = np.bincount(label.ravel(), minlength=256)
     classes = [i for i in np.argsort(-counts[: table.num_classes])[:12].tolist() if counts[i]]
     return {
-        "picture": page.data_uri(content.getvalue(), "jpeg"),
+        "picture": page.data_uri(content, "jpeg"),
         "name": record.name,
         "ignored": f"{counts[IGNORE] / label.size:.1%}",
         "faults": [fault.detail for fault in examined.faults],

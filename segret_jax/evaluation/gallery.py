@@ -19,6 +19,7 @@ from segret_jax.data.sources import Samples
 from segret_jax.errors import InputError
 from segret_jax.evaluation.pixel_counts import PixelCounts
 from segret_jax.files import atomic_write, damage_as_input_errors, disk_errors_as_input_errors
+from segret_jax.visualize.pictures import encode_jpeg
 
 GALLERY = "gallery.npz"
 SIDE = 480  # pixels of the longer side
@@ -137,11 +138,10 @@ def save(
             sample = source[index]
         except InputError:  # it was there for the evaluation
             return None
-        content, (label, _) = io.BytesIO(), maps[index]
+        label, _ = maps[index]
         image = Image.fromarray(sample["image"])
         image = image.resize(label.shape[::-1], Image.Resampling.BOX)
-        image.save(content, "JPEG", quality=QUALITY)
-        return sample["name"], content.getvalue()
+        return sample["name"], encode_jpeg(image, quality=QUALITY)
 
     with ThreadPoolExecutor(READERS) as threads:
         images = dict(zip(maps, threads.map(read_image, maps), strict=True))

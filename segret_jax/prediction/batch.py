@@ -40,8 +40,9 @@ class PredictionSummary:
         """Return the numbers as "6 pictures and 1 video (30 frames)"."""
         frames = plural(self.num_video_frames, "frame")
         videos = [f"{plural(self.num_videos, 'video')} ({frames})"] if self.num_videos else []
-        pictures = [plural(self.num_pictures, "picture")]
-        return " and ".join(pictures * bool(self.num_pictures or not videos) + videos)
+        if videos and not self.num_pictures:
+            return videos[0]
+        return " and ".join([plural(self.num_pictures, "picture"), *videos])
 
     def notes(self) -> list[str]:
         """Return a line about frames of pictures that were not read."""

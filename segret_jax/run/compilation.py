@@ -82,8 +82,7 @@ def expected_compilation(config: Config, mesh: Mesh) -> Iterator[str]:
     """Yield a text on how long the block's compilation may take, and record how long it took.
 
     Whether JAX will find the program in its cache cannot be known beforehand: the code may have
-    changed. Faults of the record,
-    such as a full disk, never end a run.
+    changed. Faults of the record, such as a full disk, never end a run.
     """
     settings: Any = jax.config  # whose type does not name them
     folder, key, events = settings.jax_compilation_cache_dir, _key(config, mesh), set()

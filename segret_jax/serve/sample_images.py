@@ -1,14 +1,10 @@
 """The images that the page offers to start with."""
 
-import io
 from pathlib import Path
-
-import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
 from segret_jax.data.names import SYNTHETIC
 from segret_jax.data.synthetic import SyntheticSource
+from segret_jax.visualize.pictures import encode_jpeg
 
 FOLDER = Path(__file__).parent / "samples"
 SEED = 2  # not one of `data.pipeline.SPLIT_SEEDS`: scenes that no run has seen
@@ -25,10 +21,6 @@ def sample_images(dataset: str) -> dict[str, bytes]:
     if dataset != SYNTHETIC:
         return {file.name: file.read_bytes() for file in sorted(FOLDER.glob("*.jpg"))}
     source = SyntheticSource(seed=SEED, num_images=max(SCENES) + 1, size=SIZE)
-    return {f"{source.name(i)}.jpg": _jpeg(source[i]["image"]) for i in SCENES}
-
-
-def _jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, "JPEG", quality=QUALITY)
-    return content.getvalue()
+    return {
+        f"{source.name(i)}.jpg": encode_jpeg(source[i]["image"], quality=QUALITY) for i in SCENES
+    }

@@ -65,6 +65,14 @@ def encode_png(
     return content.getvalue()
 
 
+def encode_jpeg(picture: RGB | Image.Image, *, quality: int) -> bytes:
+    """Return the content of a JPEG file."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=quality)
+    return content.getvalue()
+
+
 def colorize(label: Labels, table: ClassTable) -> RGB:
     """Return each class's color; ignored and unknown ones are black."""
     return _palette(table)[label]
