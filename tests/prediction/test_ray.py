@@ -227,7 +227,8 @@ def test_a_killed_driver_goes_on(home, environment, plain):
         assert f"{num_done} of them segmented before" in printed
     assert {file: file.read_bytes() for file in whole} == whole
     assert_as_plain(out, plain)
-    assert not actors(Path(environment["RAY_TMPDIR"]))
+    # They notice the end of their parent within seconds, too.
+    assert not wait_until_gone(actors(Path(environment["RAY_TMPDIR"])))
 
 
 def test_an_unwritable_output_is_refused_before_ray_starts(home, environment):
