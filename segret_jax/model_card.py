@@ -11,9 +11,9 @@ from segret_jax.checkpoint.pretrained import read_description
 from segret_jax.checkpoint.reading import UnreadableError, read_stored_json
 from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
+from segret_jax.digests import weights_digest
 from segret_jax.errors import InputError
 from segret_jax.evaluation import results
-from segret_jax.evaluation.protocol import weights_digest
 from segret_jax.models.config import model_name
 from segret_jax.models.factory import ModelBundle
 from segret_jax.settings import flatten

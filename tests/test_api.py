@@ -17,7 +17,7 @@ from PIL import Image
 import segret_jax
 from segret_jax import api
 from segret_jax.checkpoint import folders
-from segret_jax.checkpoint.model import save_model
+from segret_jax.checkpoint.orbax_model import save_model
 from segret_jax.config import Config, EvalConfig, ModelConfig
 from segret_jax.data.decode import decode_image
 from segret_jax.data.transforms import normalize

@@ -12,7 +12,7 @@ from segret_jax.models.families import FAMILIES
 
 PACKAGE = Path(__file__).parents[1] / "segret_jax"
 LAYERS = (
-    "errors", "files", "pages", "normalization", "trees", "settings", "models", "config",
+    "errors", "files", "pages", "normalization", "trees", "digests", "settings", "models", "config",
     "parallel", "data", "visualize", "doctor", "checkpoint", "run", "evaluation", "prediction",
     "convert", "verify", "serve",
     "report", "training", "replay", "aot", "model_card", "api", "__init__", "cli", "__main__",

@@ -15,17 +15,18 @@ from PIL import Image
 
 import segret_jax
 from segret_jax.api import Model
-from segret_jax.checkpoint import folders, pretrained
+from segret_jax.checkpoint import folders, orbax_model, pretrained
 from segret_jax.checkpoint import model as checkpoints
 from segret_jax.checkpoint.safetensors import read_safetensors, write_safetensors
 from segret_jax.cli import convert, predict
 from segret_jax.cli import eval as evaluate_cli
 from segret_jax.config import Config, DataConfig, EvalConfig, ModelConfig, choose_family
 from segret_jax.data.class_table import load_class_table
+from segret_jax.digests import weights_digest
 from segret_jax.errors import InputError
 from segret_jax.evaluation import inference, results
 from segret_jax.evaluation.pixel_counts import PixelCounts
-from segret_jax.evaluation.protocol import identify, weights_digest
+from segret_jax.evaluation.protocol import identify
 from segret_jax.models.factory import ModelBundle, abstract
 from segret_jax.models.kernels import ANY_PLATFORM
 from segret_jax.training import initialization
@@ -181,7 +182,7 @@ def test_the_card_of_unknown_origin_claims_nothing(saved):
 def run_with_scores(folder: Path) -> Path:
     """Write a checkpoint of a run, with the scores of its validation and of `segret eval`."""
     model, checkpoint = model_of(), folder / "checkpoints" / "40"
-    checkpoints.save_model(
+    orbax_model.save_model(
         checkpoint, config=model.config, table=CAMVID, bundle=model.bundle, source={}
     )
     (checkpoint / "source").rename(checkpoint / "data")
@@ -202,7 +203,7 @@ def run_with_scores(folder: Path) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(checkpoints, "load_format", lambda _: 0)  # format 0 has no checksums
+    monkeypatch.setattr(orbax_model, "load_format", lambda _: 0)  # format 0 has no checksums
     return run_with_scores(tmp_path / "run")
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from segret_jax.checkpoint.model import save_model
+from segret_jax.checkpoint.orbax_model import save_model
 from segret_jax.config import Config, ModelConfig
 from segret_jax.data.class_table import ClassTable
 from segret_jax.models.factory import ModelBundle, build

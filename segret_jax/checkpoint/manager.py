@@ -1,6 +1,6 @@
 """The checkpoints of a run: saved asynchronously, the newest few and the best by mIoU kept.
 
-Their format, and how other programs read them, is in `checkpoint.model`.
+Their format, and how other programs read them, is in `checkpoint.orbax_model`.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from segret_jax import config as configs
 from segret_jax.checkpoint import disk_errors
 from segret_jax.checkpoint.folders import FOLDER, METRICS, mean_iou_of, saved_mean_iou
-from segret_jax.checkpoint.model import check_table, load_format
+from segret_jax.checkpoint.model import check_table
+from segret_jax.checkpoint.orbax_model import load_format
 from segret_jax.checkpoint.reading import UnreadableError, read_stored_json
 from segret_jax.checkpoint.restore import items_to_save, restore
 from segret_jax.checkpoint.state import TrainState

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 
 from segret_jax.checkpoint import reading
 from segret_jax.checkpoint.checksum import sums
-from segret_jax.checkpoint.model import description, load_format, restore_targets
+from segret_jax.checkpoint.orbax_model import description, load_format, restore_targets
 from segret_jax.checkpoint.reading import UnreadableError
 from segret_jax.checkpoint.state import TrainState
 from segret_jax.checkpoint.stored_state import FORMAT, from_stored, stored_like, to_stored

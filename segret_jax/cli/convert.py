@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
 def _from_file(
     args: argparse.Namespace, config: Config, overrides: list[str], *, to_torch: bool
 ) -> None:
-    from segret_jax.checkpoint.model import save_model
+    from segret_jax.checkpoint.orbax_model import save_model
     from segret_jax.convert.classes import choose_classes, class_notes
     from segret_jax.convert.folder import read_source
     from segret_jax.convert.importing import import_tensors
@@ -113,13 +113,13 @@ def _check_report(file: Path, dst: Path) -> None:
 
 
 def _from_checkpoint(src: Path, dst: Path) -> None:
-    from segret_jax.checkpoint import folders
+    from segret_jax.checkpoint import folders, orbax_model
     from segret_jax.checkpoint import model as checkpoints
 
     checkpoint = folders.find(src)
     config, table = checkpoints.load_config(checkpoint), checkpoints.load_table(checkpoint)
     bundle = checkpoints.load_model(checkpoint, config)
-    _write(dst, config, table.num_classes, bundle, checkpoints.load_kept(checkpoint))
+    _write(dst, config, table.num_classes, bundle, orbax_model.load_kept(checkpoint))
     print(f"{checkpoint}, written to {dst}")
 
 

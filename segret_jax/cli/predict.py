@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         print(f"{name}: {table.summary}; for your own: segret train")
     cli.check_folder(f"to --out {args.out}", args.out)
     bundle = checkpoints.load_model(checkpoint, config)
-    predictor = Predictor.from_config(bundle, config)
+    predictor = Predictor.from_config(bundle, config, stored=True)
     done = predict_files(
         predictor, table, [*found.pictures], planned,
         names=args.names, legend=args.legend, average=args.average,

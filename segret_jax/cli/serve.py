@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     config.eval.batch_size = 1  # photographs come one by one
     table = checkpoints.load_table(checkpoint)
     bundle = checkpoints.load_model(checkpoint, config)
-    segmenter = Segmenter(Predictor.from_config(bundle, config), table)
+    segmenter = Segmenter(Predictor.from_config(bundle, config, stored=True), table)
     print(f"{name}: {table.summary}", flush=True)
     segmenter.warm(lambda line: print(line, flush=True))
 

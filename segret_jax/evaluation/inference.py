@@ -33,6 +33,7 @@ from segret_jax.models.factory import ModelBundle
 from segret_jax.models.families import get_family
 from segret_jax.models.forward import forward, stride_of, takes_size
 from segret_jax.parallel.mesh import data_mesh
+from segret_jax.run.stored_programs import StoredProgram
 
 NOT_A_NUMBER = 255  # in a label map; no class has this number
 TIE = 1e-5  # a second best score this close to the best, relative to it or to 1, is a tie
@@ -87,6 +88,7 @@ class Predictor:
         *,
         min_side: int = 1,
         mesh: Mesh | None = None,
+        stored: bool = False,
     ):
         """Place the weights on the devices.
 
@@ -96,18 +98,22 @@ class Predictor:
             config: The sizes of the network's inputs, and the views to average.
             min_side: The shortest side that the network takes (`Family.min_side`).
             mesh: The devices, along whose axis `data` images are split; by default all.
+            stored: Whether to keep the network's programs on the disk (`run.stored_programs`).
         """
         self.config, self.min_side = config, min_side
         self.mesh = mesh or data_mesh()
-        self.programs = compiled_programs(bundle.graph, self.mesh)
+        self.programs = compiled_programs(bundle.graph, self.mesh, stored=stored)
         self.stride, self.takes_size = stride_of(bundle), takes_size(bundle)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self.variables = jax.device_put(bundle.variables, replicated)
 
     @classmethod
-    def from_config(cls, bundle: ModelBundle, config: Config) -> "Predictor":
+    def from_config(
+        cls, bundle: ModelBundle, config: Config, *, stored: bool = False
+    ) -> "Predictor":
         """Return the predictor of a model, on all devices; `config` is the model's own."""
-        return cls(bundle, config.eval, min_side=get_family(config.model.family).min_side)
+        min_side = get_family(config.model.family).min_side
+        return cls(bundle, config.eval, min_side=min_side, stored=stored)
 
     @property
     def batch_size(self) -> int:
@@ -307,7 +313,7 @@ class Scores:
 
 
 @functools.cache
-def compiled_programs(graph: nnx.GraphDef[Any], mesh: Mesh) -> Programs:
+def compiled_programs(graph: nnx.GraphDef[Any], mesh: Mesh, *, stored: bool = False) -> Programs:
     """Build the programs, once for all evaluations of a training run."""
     split = PartitionSpec("data")
 
@@ -317,10 +323,11 @@ def compiled_programs(graph: nnx.GraphDef[Any], mesh: Mesh) -> Programs:
             in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
         )
 
-    network = functools.partial(forward, graph)
+    function = functools.partial(forward, graph)
+    # Its kernels do not declare over which axes their results vary.
+    network = per_device(function, PartitionSpec(), split, PartitionSpec(), check=False)
     return Programs(
-        # Its kernels do not declare over which axes their results vary.
-        network=per_device(network, PartitionSpec(), split, PartitionSpec(), check=False),
+        network=StoredProgram(network, function, mesh) if stored else network,
         rows=per_device(rescale.multiply_rows, split, split, split),
         columns=per_device(rescale.multiply_columns, split, split, split),
         average=per_device(_average, split),

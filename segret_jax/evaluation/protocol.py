@@ -5,9 +5,8 @@ images and the meaning of their labels. So every result records these settings, 
 with each of them. Settings that may differ, such as the weights, are recorded beside them.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ from jaxtyping import Int64, UInt8
 from segret_jax import __version__
 from segret_jax.config import Config, EvalConfig, ModelConfig
 from segret_jax.data.class_table import ClassTable
+from segret_jax.digests import PACKAGE, code_digest, digest, parts_digest, weights_digest
 from segret_jax.models.families import get_family
 from segret_jax.settings import flatten, rules
-from segret_jax.trees import named_leaves
-
-PACKAGE = Path(__file__).parents[1]
 
 
 def fingerprint(
@@ -55,7 +52,10 @@ def fingerprint(
     """
     must_agree, may_differ = _known(config, table, split, names, variables)
     order = np.argsort(np.array(names, object), kind="stable")
-    must_agree |= {"num_images": len(names), "labels": _sha256([label_pixels[order].tobytes()])}
+    must_agree |= {
+        "num_images": len(names),
+        "labels": parts_digest([label_pixels[order].tobytes()]),
+    }
     if is_stretched:
         must_agree["min_side"] = get_family(config.model.family).admissible(1)
     may_differ |= {
@@ -118,33 +118,3 @@ def scored_settings(settings: EvalConfig | ModelConfig) -> dict[str, Any]:
 def identify(must_agree: dict[str, Any]) -> str:
     """Return the protocol's id, a hash of the settings that must agree."""
     return digest(must_agree)[:12]
-
-
-def digest(value: Any) -> str:
-    """Return the SHA-256 of a plain value's JSON."""
-    return _sha256([json.dumps(value, sort_keys=True).encode()])
-
-
-def weights_digest(variables: Any) -> str:
-    """Return the SHA-256 over path, shape, dtype and bytes of each array, sorted by path."""
-    leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(variables).items()}
-    return _sha256(
-        part
-        for path, leaf in sorted(leaves.items())
-        for part in (f"{path} {leaf.shape} {leaf.dtype}".encode(), leaf.tobytes())
-    )
-
-
-def code_digest(package: Path) -> str:
-    """Return the SHA-256 over the paths and contents of a package's Python files."""
-    files = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
-    return _sha256(
-        part for path, file in sorted(files.items()) for part in (path.encode(), file.read_bytes())
-    )
-
-
-def _sha256(parts: Iterable[bytes]) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(hashlib.sha256(part).digest())  # so that no byte can move to the next part
-    return total.hexdigest()

@@ -22,9 +22,10 @@ from segret_jax import __version__
 from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable
 from segret_jax.data.prefetch import prefetch
+from segret_jax.digests import weights_digest
 from segret_jax.errors import InputError, abbreviate, shorten
 from segret_jax.evaluation.inference import Predictor
-from segret_jax.evaluation.protocol import scored_settings, weights_digest
+from segret_jax.evaluation.protocol import scored_settings
 from segret_jax.models.factory import ModelBundle, abstract
 from segret_jax.models.kernels import platform_of
 from segret_jax.prediction.paths import read_path

@@ -47,7 +47,7 @@ def use_cache() -> None:
         return
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = base / "segret_jax" / f"{platform.machine()}_{_processor()}"
+        folder = base / "segret_jax" / f"{platform.machine()}_{processor()}"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return
@@ -67,7 +67,7 @@ def _check_devices() -> None:
         ) from error
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return a hash of the features of this machine's processor."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from segret_jax.checkpoint import model as checkpoints
+from segret_jax.checkpoint import orbax_model
 from segret_jax.checkpoint.disk_errors import disk_error_reason
 from segret_jax.checkpoint.reading import UnreadableError
 from segret_jax.checkpoint.restore import items_to_save, restore
@@ -77,7 +78,7 @@ def load(folder: Path) -> CapturedStep:
     batch = _load_batch(folder)
     _, _, shapes = abstract_state(config, table.num_classes)
     try:
-        state = restore(checkpoint, checkpoints.restore_targets(shapes))
+        state = restore(checkpoint, orbax_model.restore_targets(shapes))
     except UnreadableError as error:
         raise InputError(f"{checkpoint} cannot be read ({error})") from error
     return CapturedStep(config, table, state, batch)

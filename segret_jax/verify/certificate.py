@@ -21,8 +21,8 @@ from flax import nnx
 from jaxtyping import Float32
 
 from segret_jax import __version__
+from segret_jax.digests import PACKAGE, code_digest, weights_digest
 from segret_jax.errors import InputError
-from segret_jax.evaluation.protocol import PACKAGE, code_digest, weights_digest
 from segret_jax.models.config import ModelConfig, model_name
 from segret_jax.models.factory import abstract
 from segret_jax.models.families import get_family

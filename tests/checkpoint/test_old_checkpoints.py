@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from segret_jax.checkpoint import model as checkpoints
+from segret_jax.checkpoint import orbax_model
 from segret_jax.checkpoint.manager import Checkpoints
 from segret_jax.checkpoint.packing import moments
 from segret_jax.checkpoint.state import TrainState
@@ -92,7 +93,7 @@ def hashes(state: TrainState) -> dict[str, str]:
 def test_moments_of_format_1_come_back_for_each_parameter(runs, name, fsdp):
     config = dataclasses.replace(CONFIGS[name], mesh=MeshConfig(fsdp=fsdp))
     checkpoint = runs / name / "checkpoints" / "3"
-    assert checkpoints.load_format(checkpoint) == 1
+    assert orbax_model.load_format(checkpoint) == 1
     state = restored(runs / name, config)
     assert hashes(state) == expected(name)["moments"]
     stored = leaves(runs / name, 3)
@@ -110,7 +111,7 @@ def test_a_run_of_format_1_continues_with_the_same_losses_and_is_saved_in_the_ne
     assert sorted(losses) == ["4", "5", "6"]
     assert losses == pytest.approx(expected("plain")["losses"], rel=1e-5)
     newest = workdir / "checkpoints" / "6"
-    assert checkpoints.load_format(newest) == 2
+    assert orbax_model.load_format(newest) == 2
     scale = "['encoder']['stem']['norms']['0']['scale']"
     assert leaves(workdir, 6)[f"training['opt_state'][0]['mu']{scale}"].shape == (4,)
     assert not list(workdir.glob("damaged*"))
@@ -121,15 +122,15 @@ def test_missing_format_is_not_taken_for_an_older_one(runs):
     folder = runs / "plain" / "checkpoints" / "3"
     sums = json.loads((folder / "sums" / "metadata").read_text())
     (folder / "sums" / "metadata").write_text(json.dumps(sums | {"format": 2}))
-    with pytest.raises(checkpoints.UnreadableError, match="format is missing"):
-        checkpoints.load_format(folder)
+    with pytest.raises(orbax_model.UnreadableError, match="format is missing"):
+        orbax_model.load_format(folder)
 
 
 def test_a_checkpoint_of_format_0_is_taken_as_it_is(runs):
     """It has neither checksums nor the names of the training images."""
     for item in ("sums", "data"):
         shutil.rmtree(runs / "plain" / "checkpoints" / "3" / item)
-    assert checkpoints.load_format(runs / "plain" / "checkpoints" / "3") == 0
+    assert orbax_model.load_format(runs / "plain" / "checkpoints" / "3") == 0
     assert hashes(restored(runs / "plain", CONFIGS["plain"])) == expected("plain")["moments"]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segret_jax.checkpoint import model as checkpoints
-from segret_jax.checkpoint.model import save_model
+from segret_jax.checkpoint.orbax_model import save_model
 from segret_jax.cli import predict
 from segret_jax.config import Config
 from segret_jax.data.class_table import load_class_table

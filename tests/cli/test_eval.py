@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from segret_jax.checkpoint import model as checkpoints
-from segret_jax.checkpoint.model import save_model
+from segret_jax.checkpoint.orbax_model import save_model
 from segret_jax.cli import eval as eval_cli
 from segret_jax.config import Config
 from segret_jax.data.pipeline import class_table
@@ -34,9 +34,9 @@ class Reads(Predictor):
 
     stride, takes_size = 4, False
 
-    def __init__(self, bundle: ModelBundle, config: Any, *, min_side: int):
+    def __init__(self, bundle: ModelBundle, config: Any, **options: Any):
         self.variables, self.config, self.mesh = bundle.params, config, data_mesh()
-        self.min_side = min_side
+        self.min_side = options["min_side"]
 
     def prepare(self, image: np.ndarray, *, padding: Any = None) -> Prepared:
         scaled = ScaledImage(image, Tiling((32, 32), (32, 32)), None)

@@ -21,7 +21,7 @@ CAMVID = load_class_table("camvid")
 class Reads(inference.Predictor):
     """A predictor whose classes are the red of the pixels."""
 
-    def __init__(self, *_: Any, min_side: int):
+    def __init__(self, *_: Any, **options: Any):
         pass
 
     def prepare(self, image: np.ndarray, *, padding: Any = None) -> Any:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import pytest
 
 from segret_jax.config import Config, DataConfig, EvalConfig, ModelConfig
 from segret_jax.data.class_table import ClassTable, load_class_table
-from segret_jax.evaluation.protocol import code_digest, fingerprint, weights_digest
+from segret_jax.evaluation.protocol import fingerprint
 from segret_jax.models.families import FAMILIES
 
 TABLE = load_class_table("camvid")
@@ -144,37 +143,3 @@ def test_own_dataset_is_named_without_its_folder():
 def test_every_evaluation_setting_is_in_the_protocol_or_listed_as_excluded():
     settings = {field.name for field in dataclasses.fields(EvalConfig)}
     assert settings - made()["must_agree"].keys() == {"batch_size", "pictures"}
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"params": {"w": np.arange(6.0).reshape(3, 2), "b": np.zeros(3)}, "stats": [np.ones(2)]},
-        {"params": {"w": np.arange(6.0).reshape(2, 3), "c": np.zeros(3)}, "stats": [np.ones(2)]},
-        jax.tree.map(lambda x: x.view(np.int64), WEIGHTS),
-        jax.tree.map(lambda x: np.nextafter(x, 9), WEIGHTS),
-    ],
-    ids=["shape", "path", "dtype", "last bit"],
-)
-def test_weights_differ_by_shape_path_dtype_and_each_bit(other):
-    assert weights_digest(other) != weights_digest(WEIGHTS)
-
-
-def test_weights_are_the_same_on_the_device_and_whatever_the_keys_of_lists():
-    stored = {"stats": {"0": np.ones(2)}, "params": jax.tree.map(jax.numpy.asarray, {"a": 1.5})}
-    again = {"params": {"a": np.float32(1.5)}, "stats": {0: np.ones(2)}}
-    assert weights_digest(stored) == weights_digest(again)
-
-
-def test_code_differs_by_content_and_path_of_python_files(tmp_path: Path):
-    (tmp_path / "a.py").write_text("x = 1\n")
-    (tmp_path / "notes.txt").write_text("1")
-    seen = {code_digest(tmp_path)}
-    (tmp_path / "notes.txt").write_text("2")
-    seen.add(code_digest(tmp_path))
-    assert len(seen) == 1
-    (tmp_path / "a.py").write_text("x = 2\n")
-    seen.add(code_digest(tmp_path))
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "a.py").rename(tmp_path / "sub" / "a.py")
-    assert len(seen | {code_digest(tmp_path)}) == 3

@@ -181,14 +181,12 @@ def kernel(retraced: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(*args: Any, tpu: Any, **others: Any) -> Any:
         return tpu(*args)
 
-    def interpreted(*args: Any, **settings: Any) -> Any:
-        return retention_tpu.by_kernel(*args, **settings, interpret=True)
-
+    interpreted = functools.partial(retention_tpu.by_kernel, interpret=True)
     platforms = types.SimpleNamespace(**vars(lax) | {"platform_dependent": choose})
     monkeypatch.setattr(module, "lax", platforms)
-    monkeypatch.setattr(module, "by_kernel", interpreted)
+    monkeypatch.setattr(retention_tpu, "by_kernel", interpreted)
     monkeypatch.setattr(retention_tpu, "LANES", 8)
-    monkeypatch.setattr(module, "fits", lambda queries, keys: True)  # float64, too
+    monkeypatch.setattr(retention_tpu, "fits", lambda queries, keys: True)  # float64, too
     monkeypatch.setattr(retention_tpu, "MAX_SCORES", 2 * 8 * 99)
 
 
@@ -388,12 +386,9 @@ def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     platforms = types.SimpleNamespace(**vars(lax) | {"platform_dependent": choose})
     monkeypatch.setattr(module, "lax", platforms)
-    interpreted = types.SimpleNamespace(
-        fits=retention_gpu.fits,
-        forward=functools.partial(retention_gpu.forward, interpret=True),
-        backward=functools.partial(retention_gpu.backward, interpret=True),
-    )
-    monkeypatch.setattr(module, "retention_gpu", interpreted)
+    for name in ("forward", "backward"):
+        interpreted = functools.partial(getattr(retention_gpu, name), interpret=True)
+        monkeypatch.setattr(retention_gpu, name, interpreted)
     forget()
     yield
     forget()

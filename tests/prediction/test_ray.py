@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segret_jax.checkpoint.model import save_model
+from segret_jax.checkpoint.orbax_model import save_model
 from segret_jax.config import Config, EvalConfig
 from segret_jax.data.decode import decode_label
 from tests.settings import segret

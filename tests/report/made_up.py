@@ -11,9 +11,10 @@ from segret_jax.config import Config
 from segret_jax.data.class_table import ClassTable, generic_table
 from segret_jax.data.sources import Sample
 from segret_jax.data.synthetic import SyntheticSource
+from segret_jax.digests import digest
 from segret_jax.evaluation import confusion, gallery, results
 from segret_jax.evaluation.metrics import ConfusionAccumulator
-from segret_jax.evaluation.protocol import digest, identify
+from segret_jax.evaluation.protocol import identify
 from segret_jax.run import description
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>'\"&"

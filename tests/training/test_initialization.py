@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from segret_jax import config as configs
-from segret_jax.checkpoint import folders
+from segret_jax.checkpoint import folders, orbax_model
 from segret_jax.checkpoint import model as checkpoints
 from segret_jax.checkpoint.reading import read_stored_json
 from segret_jax.cli import arguments as cli
@@ -163,13 +163,13 @@ def test_a_saved_model_comes_back_with_all_that_was_given(tmp_path):
         "config": config, "table": table_of(1000), "bundle": bundle,
         "source": {"sha256": "0f", "dropped": ["a", None]}, "kept": kept,
     }  # fmt: skip
-    checkpoints.save_model(folder, **arguments)
+    orbax_model.save_model(folder, **arguments)
     assert folders.find(folder) == folder
     assert checkpoints.load_config(folder) == config
     assert checkpoints.load_table(folder).to_dict() == table_of(1000).to_dict()
     assert read_stored_json(folder / "source") == arguments["source"]
     for ours, theirs in (
-        (checkpoints.load_kept(folder), kept),
+        (orbax_model.load_kept(folder), kept),
         (checkpoints.load_model(folder, config)[1:], bundle.variables),
     ):
         ours, theirs = flat(ours), flat(theirs)
@@ -178,9 +178,9 @@ def test_a_saved_model_comes_back_with_all_that_was_given(tmp_path):
             np.testing.assert_array_equal(ours[name], leaf, err_msg=name, strict=True)
 
     with pytest.raises(InputError, match="exists: choose another folder"):
-        checkpoints.save_model(folder, **arguments)
-    checkpoints.save_model(tmp_path / "bare", **arguments | {"kept": None})
-    assert checkpoints.load_kept(tmp_path / "bare") == {}
+        orbax_model.save_model(folder, **arguments)
+    orbax_model.save_model(tmp_path / "bare", **arguments | {"kept": None})
+    assert orbax_model.load_kept(tmp_path / "bare") == {}
 
 
 def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
@@ -188,7 +188,7 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
         (tmp_path / "weights.orbax-checkpoint-tmp-1" / "model").mkdir(parents=True)
         raise ValueError("... Error writing: File too large [os_error_code='27']")
 
-    monkeypatch.setattr(checkpoints.ocp.Checkpointer, "save", refuse)
+    monkeypatch.setattr(orbax_model.ocp.Checkpointer, "save", refuse)
     with pytest.raises(InputError, match=r"weights was not written \(File too large\)"):
         saved_model(tmp_path / "weights", ModelConfig(), NUM_CLASSES)
     assert not list(tmp_path.iterdir())

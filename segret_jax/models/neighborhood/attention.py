@@ -23,7 +23,7 @@ from segret_jax.models.kernels import (
     on_each_device,
 )
 from segret_jax.models.layers import MapSize
-from segret_jax.models.neighborhood import blocked, gpu, tpu
+from segret_jax.models.neighborhood import blocked
 from segret_jax.models.neighborhood.formulas import Bias, Heads, check_size
 
 ON_ALL = PartitionSpec()
@@ -116,12 +116,16 @@ def _backward_of_shape(options: Any, *arrays: Any) -> tuple[Array, ...]:
 def _on_platform(name: str, options: Any, *arrays: Any) -> Any:
     """Call `forward` or `backward` of the module for the platform."""
     (platform, precision), q, bias = options, arrays[0], arrays[3]
-    full_precision = is_full_precision(precision, q.dtype)
     by_tiles = functools.partial(getattr(blocked, name), precision=precision)
+    if platform.is_cpu:
+        return by_tiles(*arrays)
+    from segret_jax.models.neighborhood import gpu, tpu  # with Pallas, which CPUs do not need
+
     branches: dict[str, Any] = {}
-    if not platform.is_cpu and gpu.fits(q, bias, platform.capability):
+    full_precision = is_full_precision(precision, q.dtype)
+    if gpu.fits(q, bias, platform.capability):
         branches["cuda"] = functools.partial(getattr(gpu, name), full_precision=full_precision)
-    if not platform.is_cpu and tpu.fits(q, bias):
+    if tpu.fits(q, bias):
         branches["tpu"] = functools.partial(getattr(tpu, name), full_precision=full_precision)
     if not branches:
         return by_tiles(*arrays)

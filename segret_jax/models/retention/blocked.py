@@ -26,11 +26,9 @@ from jaxtyping import Array
 
 from segret_jax.models.kernels import ANY_PLATFORM, Platform, by_image, on_each_device
 from segret_jax.models.layers import MapSize, accum_dtype
-from segret_jax.models.retention import gpu as retention_gpu
 from segret_jax.models.retention.decay import Decay, LogDecay
 from segret_jax.models.retention.formulas import Heads, Values
-from segret_jax.models.retention.sequences import AxialSequences
-from segret_jax.models.retention.tpu import Arrays, by_kernel, fits
+from segret_jax.models.retention.sequences import Arrays, AxialSequences
 
 CACHED_SCORES = 2**20  # of a block on CPU, over all images: 4 MB
 
@@ -95,7 +93,7 @@ def _forward(
         (out, log_total), _ = _by_blocks(_forward_of_block, sequences, size, (q,), (k, v))
         return sequences.to_image(out), log_total
 
-    out, log_total = _by_platform(retention_gpu.forward, by_blocks, sequences, size, q, k, v)
+    out, log_total = _by_platform("forward", by_blocks, sequences, size, q, k, v)
     return out, (size, q, k, v, out, log_total)
 
 
@@ -111,21 +109,23 @@ def _backward(sequences: AxialSequences, saved: Any, out_grad: Array) -> tuple[A
         pairs = zip((q, k, v), jax.tree.leaves(grads), strict=True)
         return tuple(sequences.to_image(grad.astype(t.dtype)) for t, grad in pairs)
 
-    grads = _by_platform(retention_gpu.backward, by_blocks, sequences, *saved, out_grad)
+    grads = _by_platform("backward", by_blocks, sequences, *saved, out_grad)
     return *grads, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _by_platform(
-    kernel: Callable, by_blocks: Callable, sequences: AxialSequences, *arrays: Any
-) -> Any:
-    """Apply `kernel` on NVIDIA GPUs, if it supports these inputs, else `by_blocks`."""
-    _, q, k, v, *_ = arrays
-    if not retention_gpu.fits(sequences, q, k, v):
+def _by_platform(name: str, by_blocks: Callable, sequences: AxialSequences, *arrays: Any) -> Any:
+    """Apply `forward` or `backward` of `gpu` on NVIDIA GPUs, if they fit, else `by_blocks`."""
+    if sequences.platform.is_cpu:
         return by_blocks(*arrays)
-    on_gpu = functools.partial(_on_gpu, kernel, sequences)
+    from segret_jax.models.retention import gpu  # Pallas is not imported where nothing needs it
+
+    _, q, k, v, *_ = arrays
+    if not gpu.fits(sequences, q, k, v):
+        return by_blocks(*arrays)
+    on_gpu = functools.partial(_on_gpu, getattr(gpu, name), sequences)
     return lax.platform_dependent(*arrays, cuda=on_gpu, default=by_blocks)
 
 
@@ -208,20 +208,22 @@ def _by_blocks(
             return jax.vmap(of_sequence)((queries, keys, log_decay))
         return lax.map(of_sequence, (queries, keys, log_decay), batch_size=max(1, per_block))
 
+    cpu = functools.partial(at_most, min(sequences.max_scores, CACHED_SCORES // b))
+    if sequences.platform.is_cpu:
+        return cpu(queries, keys)
+    from segret_jax.models.retention import tpu
+
     def on_tpu(queries: Arrays, keys: Arrays) -> Any:
         precision = "highest" if sequences.full_precision(queries[0].dtype) else "default"
         known = dataclasses.replace(sequences, precision=precision)
-        kernel = functools.partial(by_kernel, functools.partial(of_block, known))
+        kernel = functools.partial(tpu.by_kernel, functools.partial(of_block, known))
         images, whole = by_image(1), PartitionSpec()
         run = on_each_device(kernel, (images, images, whole, whole), images)
         return run(queries, keys, log_decay, size)
 
-    cpu = functools.partial(at_most, min(sequences.max_scores, CACHED_SCORES // b))
-    if sequences.platform.is_cpu:
-        return cpu(queries, keys)
     others = functools.partial(at_most, sequences.max_scores)
-    tpu = on_tpu if fits(queries, keys) else others
-    return lax.platform_dependent(queries, keys, cpu=cpu, tpu=tpu, default=others)
+    kernels = on_tpu if tpu.fits(queries, keys) else others
+    return lax.platform_dependent(queries, keys, cpu=cpu, tpu=kernels, default=others)
 
 
 def _by_queries(

@@ -20,6 +20,8 @@ from segret_jax.models.layers import accum_dtype
 from segret_jax.models.retention.decay import Decay, LogDecay
 from segret_jax.models.retention.formulas import Heads
 
+Arrays = tuple[Array, ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class AxialSequences:

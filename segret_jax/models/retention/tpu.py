@@ -19,11 +19,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
+from segret_jax.models.retention.sequences import Arrays
+
 LANES = 128  # of a register: axes are padded to a multiple
 MAX_SCORES = 2**18  # of a block, over all its images, or those of LANES queries; 1 MB
 MAX_KEYS = 3 * 2**13  # of a sequence, times the arrays of a block: bounds those of LANES queries
-
-Arrays = tuple[Array, ...]
 
 
 def fits(queries: Arrays, keys: Arrays) -> bool:

@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from segret_jax.models.kernels import ANY_PLATFORM, Platform, by_image, on_each_device
 from segret_jax.models.layers import FeatureMap, MapSize
-from segret_jax.models.selective_scan import chunked, gpu, tpu
+from segret_jax.models.selective_scan import chunked
 from segret_jax.models.selective_scan.formulas import Projections, ScanWeights
 
 ON_ALL = PartitionSpec()
@@ -121,6 +121,8 @@ def _backward_of_shape(platform: Platform, *arrays: Any) -> tuple[Array, Array, 
 
 def _forms(platform: Platform, x: Array, projections: Array, *_: Any) -> dict[str, Any]:
     """Return the modules to choose from, by the platform's name."""
+    from segret_jax.models.selective_scan import gpu, tpu  # with Pallas, which CPUs do not need
+
     forms: dict[str, Any] = {"default": chunked}
     if gpu.fits(x, projections, platform.capability):
         forms["cuda"] = gpu
