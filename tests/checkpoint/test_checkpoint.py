@@ -307,9 +307,12 @@ def use_none(workdir: Path) -> None:
     ("use", "faults"),
     [
         (use_the_one_before_changed_ones, ("", "", "is not what was saved")),
-        (use_the_one_before_incomplete_ones, ("is missing", "is missing")),
+        pytest.param(
+            use_the_one_before_incomplete_ones, ("is missing", "is missing"),
+            marks=pytest.mark.slow,
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(mini, tmp_path, use, faults):
     log = in_a_process_of_its_own(use, mini, tmp_path)
     lines = [line for line in log.splitlines() if "checkpoints/2 is damaged" in line]

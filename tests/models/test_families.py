@@ -88,6 +88,7 @@ def test_training_changes_the_batch_statistics_alone(name: str):
 
 
 @every_family
+@pytest.mark.slow
 @pytest.mark.usefixtures("mini")
 def test_recomputed_blocks_keep_less_for_the_backward_pass(name: str):
     def kept(remat: tuple[int, ...]) -> int:

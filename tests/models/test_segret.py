@@ -21,7 +21,6 @@ from segret_jax.models.segret.classifier import Classifier
 from segret_jax.models.segret.encoder import EncoderOptions, build_encoder
 from segret_jax.models.segret.model import SegRet
 from segret_jax.models.segret.variants import VARIANTS, Variant
-from tests.conftest import slow
 from tests.models.test_decoder import randomize, relative_error, run
 from tests.models.test_layers import noise
 from tests.settings import segret
@@ -156,7 +155,8 @@ def test_token_head_adds_half_its_largest_logit(mini):
     np.testing.assert_allclose(with_tokens, without + 0.5 * scores.max(axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, *slow({"remat": (3,)}, {"drop_path": 0.0})])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"remat": (3,)}, {"drop_path": 0.0}])
 def test_a_scan_over_blocks_equals_applying_them_one_by_one(mini, monkeypatch, options):
     """Outputs and gradients, with the same draws for drop path and for the decoder's dropout."""
     monkeypatch.setitem(variants.VARIANTS, "tiny", dataclasses.replace(mini, depths=(1, 1, 3, 1)))

@@ -56,8 +56,8 @@ def relative_errors(found: Any, expected: Any) -> list[float]:
     "case",  # b h w c and the rank, the true size, the tokens' dtype
     [
         ((1, 17, 19, 36, 3), (17, 19), "float32"),  # more than a tile, a chunk, a block of channels
-        ((2, 8, 8, 6, 17), (5, 6), "bfloat16"),  # padded
         *slow(
+            ((2, 8, 8, 6, 17), (5, 6), "bfloat16"),  # padded
             ((2, 5, 7, 6, 2), (5, 7), "float32"),
             ((1, 17, 3, 6, 2), (17, 3), "float32"),
             ((1, 1, 9, 6, 2), (1, 9), "float32"),

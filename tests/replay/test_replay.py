@@ -87,6 +87,7 @@ def test_replayed_loss_equals_that_of_the_step(state, tmp_path, capsys, accumula
     assert norm == pytest.approx(float(metrics["gradient_norm"]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_layer_that_overflows_is_named(state, tmp_path, capsys):
     ffn = ("encoder", "stages", 2, 0, "ffn")
     huge = changed(state, *ffn, "fc1", "kernel", factor=1e25)

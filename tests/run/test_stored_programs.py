@@ -15,6 +15,7 @@ from segret_jax.config import Config, EvalConfig
 from segret_jax.evaluation.inference import Predictor, compiled_programs
 from segret_jax.run import stored_programs
 from segret_jax.run.stored_programs import StoredProgram
+from tests.conftest import slow
 from tests.settings import segman, segret
 from tests.weights import random_model
 
@@ -159,7 +160,7 @@ def test_the_oldest_are_deleted(folder, monkeypatch):
     assert len(traced) == 4
 
 
-@pytest.mark.parametrize("settings", [segret, segman], ids=["segret", "segman"])
+@pytest.mark.parametrize("settings", [segret, *slow(segman)], ids=["segret", "segman"])
 def test_a_predictor_computes_the_same_from_kept_programs(folder, settings, monkeypatch, mini):
     config = Config(model=settings(), eval=EvalConfig(resize_target=(256, 224)))
     bundle = random_model(config.model, 5)

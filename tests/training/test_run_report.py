@@ -50,6 +50,7 @@ def test_the_page_is_written_at_each_evaluation_and_at_the_end(tmp_path: Path, m
     assert described["environment"]["devices"] == "2 x cpu"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_or_fails_has_its_page(tmp_path: Path, monkeypatch):
     original = RunLogger.advance
 
@@ -72,6 +73,7 @@ def test_a_run_that_is_stopped_or_fails_has_its_page(tmp_path: Path, monkeypatch
     assert status(tmp_path) == "failed"
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_the_page_ends_no_training(tmp_path: Path, capsys):
     for name in ("report.html.partial", "run.json.partial"):
         (tmp_path / name).mkdir()
