@@ -5,7 +5,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,13 @@ def atomic_write(file: Path, content: str | bytes) -> None:
         OSError: the disk refused it, for example because it is full.
     """
     partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(file)
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.replace(file)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()  # which may hold the last space of a full disk
+        raise
 
 
 def read_bytes(file: Path, remedy: str = "") -> bytes:

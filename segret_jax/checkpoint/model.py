@@ -12,7 +12,7 @@ from segret_jax import config as configs
 from segret_jax.checkpoint import folders, pretrained
 from segret_jax.data.class_table import MAX_CLASSES, ClassTable, parse_class_table, read_json
 from segret_jax.errors import InputError
-from segret_jax.models.config import ModelConfig
+from segret_jax.models.config import ModelConfig, model_name
 from segret_jax.models.factory import ModelBundle, abstract
 from segret_jax.models.kernels import platform_of
 from segret_jax.settings import flatten, rules
@@ -96,11 +96,17 @@ def load_model(checkpoint: Path, config: configs.Config) -> ModelBundle:
     """
     num_classes = load_table(checkpoint).num_classes
     bundle = abstract(config.model, num_classes, platform=platform_of(jax.local_devices()))
+    theirs = load_config(checkpoint).model
+    check_settings(checkpoint, theirs, config.model)
     if folders.is_saved_model(checkpoint):
-        return _load_saved_model(checkpoint, config, bundle)
+        return _load_saved_model(checkpoint, bundle)
     from segret_jax.checkpoint import orbax_model
 
-    return orbax_model.load_model(checkpoint, config, bundle)
+    what = f"{model_name(config.model)} with {num_classes} classes"
+    remedy = "without --config the config saved with it is used"
+    if theirs == config.model:
+        remedy = "use the version of segret_jax that wrote it"
+    return orbax_model.load_model(checkpoint, bundle, what=what, remedy=remedy)
 
 
 def save_pretrained(
@@ -114,23 +120,17 @@ def save_pretrained(
     dtype: str,
 ) -> None:
     """Write a model as a saved model; see `pretrained.write`."""
-    arrays = {name: np.asarray(x) for name, x in named_leaves(stored_tree(bundle)).items()}
+    arrays = {name: np.asarray(x) for name, x in named_leaves(bundle.arrays).items()}
     pretrained.write(
         folder, config=config, table=table, arrays=arrays, facts=facts, card=card, dtype=dtype
     )
 
 
-def _load_saved_model(folder: Path, config: configs.Config, bundle: ModelBundle) -> ModelBundle:
+def _load_saved_model(folder: Path, bundle: ModelBundle) -> ModelBundle:
     """Read the arrays of a saved model into `bundle`, which holds their shapes."""
     description, device = pretrained.read_description(folder), jax.local_devices()[0]
-    check_settings(folder, description.config.model, config.model)
-    shapes = {name: x.shape for name, x in named_leaves(stored_tree(bundle)).items()}
+    shapes = {name: x.shape for name, x in named_leaves(bundle.arrays).items()}
     arrays = pretrained.read_arrays(folder, shapes, description.sha256)
     leaves = [jax.device_put(arrays[name], device) for name in shapes]
-    restored = jax.tree.unflatten(jax.tree.structure(stored_tree(bundle)), leaves)
+    restored = jax.tree.unflatten(jax.tree.structure(bundle.arrays), leaves)
     return ModelBundle(bundle.graph, **restored)
-
-
-def stored_tree(bundle: ModelBundle) -> dict[str, Any]:
-    """Return the arrays as they are stored."""
-    return {"params": bundle.params, "batch_stats": bundle.batch_stats}

@@ -25,12 +25,11 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from segret_jax import config as configs
-from segret_jax.checkpoint import disk_errors, model, reading
+from segret_jax.checkpoint import disk_errors, reading
 from segret_jax.checkpoint.reading import UnreadableError
 from segret_jax.checkpoint.stored_state import FORMAT
 from segret_jax.data.class_table import ClassTable
 from segret_jax.errors import InputError
-from segret_jax.models.config import model_name
 from segret_jax.models.factory import ModelBundle
 
 
@@ -59,7 +58,7 @@ def save_model(
     if folder.exists():
         raise InputError(f"{folder} exists: choose another folder")
     items = {
-        "model": ocp.args.StandardSave(model.stored_tree(bundle)),
+        "model": ocp.args.StandardSave(bundle.arrays),
         "source": ocp.args.JsonSave(source),
         **description(config, table),
     }
@@ -120,29 +119,24 @@ def load_format(checkpoint: Path) -> int:
     return 1
 
 
-def load_model(checkpoint: Path, config: configs.Config, bundle: ModelBundle) -> ModelBundle:
-    """Read the arrays of a checkpoint's model; see `model.load_model`.
+def load_model(checkpoint: Path, bundle: ModelBundle, *, what: str, remedy: str) -> ModelBundle:
+    """Read the arrays of a checkpoint's model.
 
     Args:
         checkpoint: The folder.
-        config: The model's config.
         bundle: The model, with shapes in the place of arrays.
+        what: What the bundle is, for an error.
+        remedy: What to do if the checkpoint holds something else.
+
+    Raises:
+        InputError: The checkpoint is damaged, of a newer version, or of another model.
     """
-    target = restore_targets(model.stored_tree(bundle))
+    target = restore_targets(bundle.arrays)
     folder = (checkpoint / "model").absolute()
     try:
         version = load_format(checkpoint)
-        theirs = model.load_config(checkpoint).model
-        model.check_settings(checkpoint, theirs, config.model)
         if difference := reading.structure_difference(folder, target):
-            remedy = "without --config the config saved with it is used"
-            if theirs == config.model:
-                remedy = "use the version of segret_jax that wrote it"
-            num_classes = model.load_table(checkpoint).num_classes
-            raise InputError(
-                f"{checkpoint} does not hold {model_name(config.model)} with {num_classes} classes"
-                f": {difference}; {remedy}"
-            )
+            raise InputError(f"{checkpoint} does not hold {what}: {difference}; {remedy}")
         with reading.damage_as_unreadable(), ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(folder, target)
         if version > 0 and not (checkpoint / "source").is_dir():

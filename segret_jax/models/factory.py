@@ -24,6 +24,11 @@ class ModelBundle(NamedTuple):
         return self.params, self.batch_stats
 
     @property
+    def arrays(self) -> dict[str, Any]:
+        """Return {"params", "batch_stats"}, as checkpoints name them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
     def num_params(self) -> int:
         """Return the number of parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))

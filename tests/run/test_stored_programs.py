@@ -1,14 +1,18 @@
 """Programs kept on the disk: found without tracing, never taken for another, never in the way."""
 
 import functools
+import os
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import psutil
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segret_jax.config import Config, EvalConfig
@@ -27,10 +31,15 @@ traced: list[str] = []
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Keep programs in a folder of the test; `traced` gets the functions that are traced."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    use_folder(tmp_path)
     traced.clear()
     yield tmp_path
-    jax.config.update("jax_compilation_cache_dir", before)
+    use_folder(before)
+
+
+def use_folder(folder: Any) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder and str(folder))
+    compilation_cache.reset_cache()
 
 
 def scaled(x: Any, by: float) -> Any:
@@ -82,8 +91,8 @@ def test_another_function_constant_or_number_of_devices_is_another_program(folde
     assert len(traced) == len(kept(folder)) == 4
 
 
-def change_code(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(stored_programs, "_code", lambda: "edited")
+def change_cores(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(psutil.Process, "cpu_affinity", lambda _: [0] * 99)
 
 
 def change_version(patch: pytest.MonkeyPatch) -> None:
@@ -98,12 +107,59 @@ def change_processor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(stored_programs, "processor", lambda: "another")
 
 
-@pytest.mark.parametrize("change", [change_code, change_version, change_flags, change_processor])
+@pytest.mark.parametrize("change", [change_cores, change_version, change_flags, change_processor])
 def test_what_a_program_depends_on_is_in_its_key(folder, monkeypatch, change):
     program()(X)
     change(monkeypatch)
     program()(X)
     assert len(traced) == len(kept(folder)) == 2
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Take a folder of one file for the package; yield its writer."""
+    assert (stored_programs.PACKAGE / "models" / "forward.py").is_file()
+    monkeypatch.setattr(stored_programs, "PACKAGE", tmp_path / "package")
+    file = tmp_path / "package" / "code.py"
+    file.parent.mkdir()
+
+    def write(text: str, *, age: int) -> None:
+        """Write it `age` seconds before the start of this process."""
+        file.write_text(text)
+        os.utime(file, (psutil.Process().create_time() - age,) * 2)
+        stored_programs._code.cache_clear()
+
+    yield write
+    stored_programs._code.cache_clear()
+
+
+def test_edited_code_is_another_program(folder, package):
+    for text in ("1", "2", "1"):
+        package(text, age=9)
+        program()(X)
+    assert len(traced) == len(kept(folder)) == 2
+
+
+def test_of_code_that_was_edited_since_the_start_none_is_kept(folder, package):
+    package("1", age=-9)
+    np.testing.assert_array_equal(program()(X)[0], 2 * X)
+    assert not kept(folder)
+
+
+def test_devices_of_another_kind_have_other_programs(folder, monkeypatch):
+    program()(X)
+    run = program()
+    kind = types.SimpleNamespace(
+        device_kind="another", platform="cpu", client=jax.devices()[0].client
+    )
+    devices = types.SimpleNamespace(devices=np.array([kind]), shape=run._mesh.shape)
+    signature = jax.tree.structure(((X,), {})), (X.shape, X.dtype)
+    (file,) = kept(folder)
+    assert run._file(signature) == file
+    run._mesh = devices
+    assert run._file(signature) != file
+    kind.platform = "cuda"
+    assert run._file(signature) is None
 
 
 def test_a_setting_of_jax_is_in_its_key_even_if_it_is_of_this_thread_alone(folder):
@@ -134,12 +190,47 @@ def test_a_damaged_file_is_made_anew(folder, damage):
     assert len(traced) == 2
 
 
-def test_a_folder_that_refuses_is_no_fault(folder):
-    jax.config.update("jax_compilation_cache_dir", str(folder / "file"))
+@pytest.mark.parametrize("name", ["file", None])
+def test_a_folder_that_cannot_be_used_is_no_fault(folder, name):
     (folder / "file").touch()
+    use_folder(folder / name if name == "file" else name)
     np.testing.assert_array_equal(program()(X)[0], 2 * X)
-    jax.config.update("jax_compilation_cache_dir", None)
-    np.testing.assert_array_equal(program()(X)[0], 2 * X)
+    assert [file.name for file in folder.iterdir()] == ["file"]
+
+
+def test_in_a_bucket_nothing_is_kept():
+    use_folder("gs://nowhere/cache")
+    assert program()._file(((X.shape, X.dtype),)) is None
+
+
+def test_a_folder_that_is_missing_is_made(folder):
+    use_folder(folder / "new" / "cache")
+    program()(X)
+    assert kept(folder / "new" / "cache")
+
+
+def test_a_folder_of_others_is_read(folder, monkeypatch):
+    program()(X)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(stored_programs, "_is_writable", lambda _: False)
+    monkeypatch.setattr(os, "utime", refuse)
+    program()(X)
+    assert len(traced) == 1
+    program()(X[:2])  # by way of JAX's cache
+    assert len(traced) == 2
+    assert len(kept(folder)) == 1
+
+
+def test_without_jax_s_cache_nothing_is_kept(folder):
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        program()(X)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    assert not list(folder.iterdir())
 
 
 def test_a_function_that_cannot_be_told_from_others_is_not_kept(folder):
@@ -149,7 +240,7 @@ def test_a_function_that_cannot_be_told_from_others_is_not_kept(folder):
 
 
 def test_the_oldest_are_deleted(folder, monkeypatch):
-    monkeypatch.setattr(stored_programs, "MOST", 2)
+    monkeypatch.setattr(stored_programs, "MAX_FILES", 2)
     for by in (1.0, 2.0, 1.0, 3.0):  # the third reads the first
         program(by=by)(X)
         time.sleep(0.02)  # the clock of file systems is coarse
