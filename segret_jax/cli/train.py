@@ -5,7 +5,10 @@
 The same command continues a run that was stopped.
 """
 
+import os
 import re
+import shutil
+import sys
 from pathlib import Path
 
 from segret_jax.cli import arguments as cli
@@ -53,7 +56,8 @@ def main(argv: list[str], *, demo: str = "") -> None:
     print(f"\n{per_class}\n\n{result.summary()}")
     print(f"report written to {workdir / REPORT}: open it in a browser")
     if demo:
-        print(f"next: segret serve {workdir}")
+        beside_python = os.path.relpath(Path(sys.executable).with_name("segret"))
+        print(f"next: {'segret' if shutil.which('segret') else beside_python} serve {workdir}")
 
 
 def parse_steps(text: str, last: int) -> range:

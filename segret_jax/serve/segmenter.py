@@ -40,7 +40,7 @@ class Segmenter:
         """Compile all programs; `advance` gets a line before each image."""
         for number, (tiles, size) in enumerate(self._images.items(), 1):
             inputs = ", ".join(f"{height}x{width}" for height, width in sorted(tiles))
-            advance(f"compiling {number} of {len(self._images)}: network inputs of {inputs}")
+            advance(f"preparing {number} of {len(self._images)}: network inputs of {inputs}")
             _ = self(np.zeros((*size, 3), np.uint8)).confidence
 
     def __call__(self, image: UInt8[np.ndarray, "H W 3"]) -> Segmentation:
