@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segret_jax.models import layers
-from segret_jax.models.kernels import Kernels
+from segret_jax.models.kernels import Kernels, Platform
 from segret_jax.models.layers import FeatureMap, MapSize, SampleKeys, strided, zero_outside
 
 MIN_LOOP = 16  # blocks of a stage from which on a loop is worth stacking their parameters
@@ -66,6 +66,7 @@ class FeedForward(nnx.Module):
         *,
         conv: bool,
         kernels: Kernels,
+        platform: Platform,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
         conv_init: nnx.Initializer | None = None,
@@ -78,6 +79,7 @@ class FeedForward(nnx.Module):
             hidden: The channels in between.
             conv: Whether there is a convolution.
             kernels: The choice of kernels.
+            platform: The devices (`kernels.platform_of`).
             dtype: The dtype of the computation; parameters are float32.
             rngs: The source of the initial weights.
             conv_init: The initializer of the convolution's kernel (`layers.DepthwiseConv`).
@@ -95,8 +97,9 @@ class FeedForward(nnx.Module):
         self.fc1, self.fc2 = linear(channels, hidden), linear(hidden, channels)
         if conv:
             self.dwconv = layers.DepthwiseConv(
-                hidden, 3, kernels=kernels, init=conv_init, dtype=dtype, rngs=rngs
-            )
+                hidden, 3, init=conv_init,
+                kernels=kernels, platform=platform, dtype=dtype, rngs=rngs,
+            )  # fmt: skip
         self.has_conv = conv
 
     def __call__(self, x: FeatureMap, *, size: MapSize | None = None) -> FeatureMap:
@@ -106,7 +109,7 @@ class FeedForward(nnx.Module):
     def _from_hidden(self, x: Float[Array, "b h w k"], size: MapSize | None) -> FeatureMap:
         x = layers.gelu(x)
         if self.has_conv:
-            x = x + self.dwconv(zero_outside(x, size))
+            x = self.dwconv(zero_outside(x, size), residual=True)
         return self.fc2(x)
 
 

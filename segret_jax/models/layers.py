@@ -8,7 +8,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from segret_jax.models.kernels import Kernels
+from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform
 
 FeatureMap = Float[Array, "b h w c"]
 Rate = float | Float[Array, ""]  # a drop rate; an array in a scan over blocks
@@ -251,6 +251,7 @@ class DepthwiseConv(nnx.Module):
         size: int,
         *,
         kernels: Kernels,
+        platform: Platform,
         init: nnx.Initializer | None = None,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -259,17 +260,25 @@ class DepthwiseConv(nnx.Module):
         kernel_init, bias_init = (init, nnx.initializers.zeros_init()) if init else (default,) * 2
         self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, channels)))
         self.bias = nnx.Param(bias_init(rngs.params(), (channels,)))
-        self.kernels, self.dtype = kernels, dtype
+        self.kernels, self.platform, self.dtype = kernels, platform, dtype
 
     def __call__(self, x: FeatureMap, *, residual: bool = False) -> FeatureMap:
         """Return the convolved map; `residual` adds x."""
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        convolve = _by_groups if self.kernels is Kernels.REFERENCE else depthwise_conv
-        return convolve(x.astype(self.dtype), kernel, residual=residual) + per_channel(bias, 4)
+        x = x.astype(self.dtype)
+        if self.kernels is Kernels.REFERENCE:
+            convolved = _by_groups(x, kernel, residual=residual)
+        else:
+            convolved = depthwise_conv(x, kernel, residual=residual, platform=self.platform)
+        return convolved + per_channel(bias, 4)
 
 
 def depthwise_conv(
-    x: FeatureMap, kernel: Float[Array, "k k c"], *, residual: bool = False
+    x: FeatureMap,
+    kernel: Float[Array, "k k c"],
+    *,
+    residual: bool = False,
+    platform: Platform = ANY_PLATFORM,
 ) -> FeatureMap:
     """Convolve each channel with its own odd-sized kernel, in the backend's fast form.
 
@@ -282,46 +291,58 @@ def depthwise_conv(
         kernel: The kernel of each channel; k is odd.
         residual: Whether to add x. On CPU it is then read from the padded copy alone, so that what
             computes x is compiled for one use.
+        platform: The devices (`kernels.platform_of`); if CPUs, no other form is traced.
 
     Returns:
         The output, of the input's shape; the input is padded with zeros.
     """
     # The backward pass is traced after the caller's precision context has ended: pass it along.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return _depthwise(x, kernel, precision, residual)
+    return _depthwise(x, kernel, _Options(precision, residual, platform.is_cpu))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: Array, kernel: Array, precision: str | None, residual: bool) -> Array:
-    return _depthwise_of_shape(x, kernel, precision, residual)
+class _Options(NamedTuple):
+    precision: str | None
+    residual: bool
+    is_cpu: bool
+
+    def choose(self, arrays: tuple[Array, ...], *, cpu: Callable, default: Callable) -> Array:
+        """Apply the function for the platform; only for CPUs it is known before compilation."""
+        if self.is_cpu:
+            return cpu(*arrays)
+        return lax.platform_dependent(*arrays, cpu=cpu, default=default)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x: Array, kernel: Array, options: _Options) -> Array:
+    return _depthwise_of_shape(x, kernel, options)
 
 
 # Inlined into its caller, but traced once for all layers of one shape.
-@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
-def _depthwise_of_shape(x: Array, kernel: Array, precision: str | None, residual: bool) -> Array:
-    by_groups = functools.partial(_by_groups, precision=precision, residual=residual)
-    by_shifts = functools.partial(_sum_of_shifts, residual=residual)
-    return lax.platform_dependent(x, kernel, cpu=by_shifts, default=by_groups)
+@functools.partial(jax.jit, static_argnums=2, inline=True)
+def _depthwise_of_shape(x: Array, kernel: Array, options: _Options) -> Array:
+    by_shifts = functools.partial(_sum_of_shifts, residual=options.residual)
+    by_groups = functools.partial(
+        _by_groups, precision=options.precision, residual=options.residual
+    )
+    return options.choose((x, kernel), cpu=by_shifts, default=by_groups)
 
 
-def _depthwise_forward(
-    x: Array, kernel: Array, precision: str | None, residual: bool
-) -> tuple[Array, Any]:
-    return _depthwise(x, kernel, precision, residual), (x, kernel)
+def _depthwise_forward(x: Array, kernel: Array, options: _Options) -> tuple[Array, Any]:
+    return _depthwise(x, kernel, options), (x, kernel)
 
 
-def _depthwise_backward(
-    precision: str | None, residual: bool, saved: Any, grad: Array
-) -> tuple[Array, Array]:
+def _depthwise_backward(options: _Options, saved: Any, grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
 
     def kernel_grad_of_grouped_conv(x: Array, kernel: Array, grad: Array) -> Array:
-        return jax.vjp(lambda k: _grouped_conv(x, k, precision=precision), kernel)[1](grad)[0]
+        convolve = functools.partial(_grouped_conv, x, precision=options.precision)
+        return jax.vjp(convolve, kernel)[1](grad)[0]
 
-    kernel_grad = lax.platform_dependent(
-        x, kernel, grad, cpu=_kernel_grad_by_shifts, default=kernel_grad_of_grouped_conv
+    kernel_grad = options.choose(
+        (x, kernel, grad), cpu=_kernel_grad_by_shifts, default=kernel_grad_of_grouped_conv
     )
-    return _depthwise(grad, kernel[::-1, ::-1], precision, residual), kernel_grad
+    return _depthwise(grad, kernel[::-1, ::-1], options), kernel_grad
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
@@ -340,13 +361,21 @@ def _sum_of_shifts(x: Array, kernel: Array, *, residual: bool = False) -> Array:
     middle = size // 2
     wide = w + 2 * middle
     # Rows are not cut until the end: shifts are along one axis, and XLA fuses the sum as a whole.
-    x = _pad_for(x, kernel, rows_below=1).reshape(b, -1, c)
-    offsets = [(i, j, i * wide + j) for i in range(size) for j in range(size)]
-    products = [x[:, k : k + h * wide] * per_channel(kernel[i, j], 3) for i, j, k in offsets]
+    x = _pad_for(x, kernel, rows_below=1).reshape(1, b, -1, c)
+    # The weights are broadcast at once, and x has a first axis of 1, so that a shift takes two slices
+    # and no reshape: k² times less to trace. XLA fuses all of it, and stores no broadcast weights.
+    weights = jnp.broadcast_to(kernel.reshape(-1, 1, 1, c), (size * size, b, h * wide, c))
+
+    def shifted(row: int, column: int) -> Array:
+        start = row * wide + column
+        return lax.slice_in_dim(x, start, start + h * wide, axis=2)
+
+    products = [
+        shifted(*divmod(i, size)) * lax.slice_in_dim(weights, i, i + 1) for i in range(size * size)
+    ]
     if residual:
-        start = middle * wide + middle
-        products.append(x[:, start : start + h * wide])
-    return functools.reduce(jnp.add, products).reshape(b, h, wide, c)[:, :, :w]
+        products.append(shifted(middle, middle))
+    return functools.reduce(lax.add, products).reshape(b, h, wide, c)[:, :, :w]
 
 
 def _kernel_grad_by_shifts(x: Array, kernel: Array, grad: Array) -> Array:
@@ -492,8 +521,9 @@ def resize_by_products(
     before, after = true_sizes or (x.shape[1:3], size)
     axes = zip(x.shape[1:3], size, before, after, strict=True)
     rows, columns = (jnp.asarray(_interpolation(*axis), x.dtype) for axis in axes)
-    x = jnp.einsum("yh,bhwc->bywc", rows, x, precision=lax.Precision.HIGHEST)
-    return jnp.einsum("xw,bywc->byxc", columns, x, precision=lax.Precision.HIGHEST)
+    product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    rows = jnp.broadcast_to(rows, (x.shape[0], *rows.shape))  # so no transposition of x is needed
+    return product("xw,bywc->byxc", columns, product("byh,bhwc->bywc", rows, x))
 
 
 def upsample(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from segret_jax.config import Config, ModelConfig
+from segret_jax.config import Config, ModelConfig, choose_family
 from segret_jax.evaluation.inference import compiled_programs
 from segret_jax.models import kernels
 from segret_jax.models.factory import abstract
@@ -184,6 +184,23 @@ def test_the_reference_is_plain_operations_alone(mini, kind):
         text = jax.jit(total).lower(params).as_text()
         assert "custom_call" not in text
         assert "optimization_barrier" not in text
+
+
+@pytest.mark.parametrize("family", ["segret", "segman"])
+@pytest.mark.parametrize("is_cpu", [True, False])
+def test_for_cpus_no_other_platform_is_traced(mini, family, is_cpu):
+    """Neither a choice of platforms, whose branches would all be traced, nor Pallas."""
+    config = ModelConfig()
+    choose_family(config, family)
+    graph, params, batch_stats = abstract(config, 5, platform=Platform(is_cpu=is_cpu))
+
+    def total(params: Any, batch_stats: Any, image: Any) -> jax.Array:
+        return nnx.merge(graph, params, batch_stats)(image).sum()
+
+    image = jax.ShapeDtypeStruct((1, 224, 256, 3), jnp.float32)
+    jaxpr = jax.make_jaxpr(jax.grad(total))(params, batch_stats, image).jaxpr
+    found = {"platform_index", "pallas_call"} & {e.primitive.name for e in equations(jaxpr)}
+    assert bool(found) != is_cpu
 
 
 def test_the_reference_has_one_program_for_all_sizes_and_platforms(mini):

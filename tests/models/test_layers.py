@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from segret_jax.models.kernels import ANY_PLATFORM, Platform
 from segret_jax.models.layers import (
     BatchNorm,
     LayerNorm,
@@ -255,6 +256,19 @@ def test_the_precision_asked_for_reaches_the_depthwise_gradients():
     convolutions = jaxpr.count("conv_general_dilated[")
     assert convolutions >= 3
     assert jaxpr.count("precision=(Precision.HIGH, Precision.HIGH)") == convolutions
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_depthwise_convolution_for_cpus_is_that_of_all_platforms(residual):
+    x, kernel = jnp.asarray(noise(2, 5, 7, 3)), jnp.asarray(noise(3, 3, 3, seed=1))
+
+    def pull(platform):
+        convolve = functools.partial(depthwise_conv, residual=residual, platform=platform)
+        y, pull = jax.vjp(convolve, x, kernel)
+        return y, *pull(jnp.cos(y))
+
+    for a, b in zip(pull(Platform(is_cpu=True)), pull(ANY_PLATFORM), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_silu_is_jaxs_with_its_gradient():

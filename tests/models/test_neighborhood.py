@@ -12,6 +12,7 @@ import pytest
 from segret_jax.models.kernels import Platform
 from segret_jax.models.neighborhood.attention import fast_neighborhood_attention
 from segret_jax.models.neighborhood.formulas import neighborhood_attention
+from tests.models.test_layers import noise
 from tests.models.test_retention import equations, size
 
 ON_CPU = functools.partial(fast_neighborhood_attention, platform=Platform(is_cpu=True))
@@ -104,6 +105,15 @@ def test_gradients_of_bfloat16_are_near_those_of_float32():
         assert found.dtype == jnp.bfloat16
         error = np.abs(found.astype(jnp.float32) - expected).max()
         assert error < 0.03 * np.abs(expected).max()  # bfloat16 has 8 bits
+
+
+def test_the_output_has_the_dtype_of_the_values():
+    q, k, v = (jnp.asarray(noise(1, 9, 8, 2, 4, seed=s)) for s in range(3))
+    bias = jnp.zeros((2, 13, 13))
+    attend = functools.partial(fast_neighborhood_attention, platform=Platform(is_cpu=True))
+    found = attend(q, k, v.astype(jnp.bfloat16), bias)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), attend(q, k, v, bias), atol=0.02)
 
 
 def test_no_array_has_the_logits_of_all_pixels():

@@ -184,6 +184,13 @@ def test_rotation_depends_on_differences_of_positions_alone():
     assert abs(q[0, 0] @ k[1, 2] - q[0, 0] @ k[2, 1]) > 1e-3
 
 
+def test_rotation_scales_each_head():
+    x = jnp.asarray(noise(1, 5, 6, 2, 24))
+    found = rotate(x, scale=[0.25, 3.0])
+    np.testing.assert_allclose(found[..., 0, :], 0.25 * rotate(x[..., :1, :])[..., 0, :], rtol=1e-5)
+    np.testing.assert_allclose(found[..., 1, :], 3 * rotate(x[..., 1:, :])[..., 0, :], rtol=1e-5)
+
+
 def test_the_global_bias_is_resized_as_pytorch_does():
     assert np.array_equal(bicubic_matrix(jnp.arange(TOKENS), TOKENS), np.eye(TOKENS))
     matrix = np.asarray(bicubic_matrix(jnp.arange(63), 63))

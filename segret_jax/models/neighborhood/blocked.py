@@ -11,8 +11,8 @@ the softmax's denominator. With logits S and softmax p:
 
 and dB is the sum of dS over the pairs at each relative position.
 
-Letters of products: t tiles of a row of tiles; i j a query's row and column in its tile, y x a
-key's; o a row or column of the bias.
+Letters of products: t tiles of a row of tiles; g tiles and heads, as one axis; i j a query's row
+and column in its tile, y x a key's; o a row or column of the bias.
 """
 
 import functools
@@ -48,19 +48,25 @@ def forward(
     """
     tiles = _Tiles(q.shape, bias, size, precision)
 
-    def row(number: Array, images: tuple[Array, Array]) -> tuple[Array, Array]:
+    def row(number: Array, arrays: tuple[Array, Array]) -> tuple[Array, Array]:
+        joined, log_totals = arrays
+        q, k, v = jnp.split(joined, 3, axis=3)
         scores = tiles.scores(number, q, k)
         highest = jnp.max(scores, -1, keepdims=True)
         weights = jnp.exp(scores - highest)
         total = jnp.sum(weights, -1, keepdims=True)
         values = tiles.keys(v, number)
-        out = tiles.product("btnqk,btnkd->btnqd", weights.astype(v.dtype), values) / total
-        found = out.astype(v.dtype), highest + jnp.log(total)
-        return tiles.put(number, images[0], found[0]), tiles.put(number, images[1], found[1])
+        out = tiles.product("bgqk,bgkd->bgqd", weights.astype(v.dtype), values) / total
+        joined = tiles.put(number, joined, out.astype(joined.dtype))
+        return joined, tiles.put(number, log_totals, highest + jnp.log(total))
 
-    images = tiles.pad(v), tiles.pad(q[..., :1].astype(tiles.dtype))
-    out, log_total = lax.fori_loop(0, tiles.rows.num_tiles, row, images)
-    return tiles.crop(out), tiles.crop(log_total)[..., 0]
+    # One padded array and one operand of the loop. The output takes the place of its queries: `put`
+    # writes from the first head on, and no other row of tiles reads these.
+    joined = tiles.pad(jnp.concatenate([q, k, v], 3))
+    arrays = joined, tiles.pad(q[..., :1].astype(tiles.dtype))
+    joined, log_totals = lax.fori_loop(0, tiles.rows.num_tiles, row, arrays)
+    out, *_ = jnp.split(tiles.crop(joined), 3, axis=3)
+    return out.astype(v.dtype), tiles.crop(log_totals)[..., 0]
 
 
 def backward(
@@ -86,14 +92,14 @@ def backward(
         total = tiles.queries(log_total[..., None], number, fill=jnp.inf)
         softmax = jnp.exp(tiles.scores(number, q, k) - total)
         mean = jnp.sum(grads.astype(dtype) * outs, -1, keepdims=True)
-        scores_grad = softmax * (tiles.product("btnqd,btnkd->btnqk", grads, values) - mean)
+        scores_grad = softmax * (tiles.product("bgqd,bgkd->bgqk", grads, values) - mean)
         narrow = scores_grad.astype(q.dtype)
-        key_grad = tiles.product("btnqk,btnqd->btnkd", narrow, queries)
-        value_grad = tiles.product("btnqk,btnqd->btnkd", softmax.astype(v.dtype), grads)
+        key_grad = tiles.product("bgqk,bgqd->bgkd", narrow, queries)
+        value_grad = tiles.product("bgqk,bgqd->bgkd", softmax.astype(v.dtype), grads)
         q_grad, k_grad, v_grad, bias_grad = sums
         k_grad, v_grad = tiles.add(number, (k_grad, v_grad), (key_grad, value_grad))
         bias_grad += tiles.bias_grad(number, scores_grad)
-        q_grad = tiles.put(number, q_grad, tiles.product("btnqk,btnkd->btnqd", narrow, keys))
+        q_grad = tiles.put(number, q_grad, tiles.product("bgqk,bgkd->bgqd", narrow, keys))
         return q_grad, k_grad, v_grad, bias_grad
 
     zeros = tuple(jnp.zeros(t.shape, dtype) for t in (k, v, bias))
@@ -167,23 +173,23 @@ class _Tiles:
         dtype = accum_dtype(x.dtype)
         return jnp.einsum(letters, x, y, precision=self.precision, preferred_element_type=dtype)
 
-    def queries(self, x: Heads, row: Array, *, fill: float = 0.0) -> Float[Array, "b t n q d"]:
+    def queries(self, x: Heads, row: Array, *, fill: float = 0.0) -> Float[Array, "b g q d"]:
         """Return a row of tiles of queries, with `fill` beyond the array."""
         rows, columns, (b, _, _, n, _) = self.rows, self.columns, self.shape
         x = _rows(self.pad(x, fill=fill), row * rows.side, rows.side)
         x = x.reshape(b, rows.side, columns.num_tiles, columns.side, n, x.shape[-1])
         x = jnp.einsum("bitjnd->btnijd", x)
-        return x.reshape(b, columns.num_tiles, n, -1, x.shape[-1])
+        return x.reshape(b, columns.num_tiles * n, -1, x.shape[-1])
 
-    def keys(self, x: Heads, row: Array) -> Float[Array, "b t n k d"]:
+    def keys(self, x: Heads, row: Array) -> Float[Array, "b g k d"]:
         """Return the tiles of keys of a row of tiles of queries."""
         slab = _rows(x, _at(self.rows.starts, row), self.rows.key_side)
         columns = self.columns.starts[:, None] + np.arange(self.columns.key_side)[None]
         tiles = jnp.einsum("bytxnd->btnyxd", _take(slab, columns, 2))
-        return tiles.reshape(*tiles.shape[:3], -1, x.shape[-1])
+        return tiles.reshape(len(x), -1, tiles.shape[3] * tiles.shape[4], x.shape[-1])
 
-    def scores(self, row: Array, q: Heads, k: Heads) -> Float[Array, "b t n q k"]:
-        scores = self.product("btnqd,btnkd->btnqk", self.queries(q, row), self.keys(k, row))
+    def scores(self, row: Array, q: Heads, k: Heads) -> Float[Array, "b g q k"]:
+        scores = self.product("bgqd,bgkd->bgqk", self.queries(q, row), self.keys(k, row))
         bias = jnp.where(
             _at(self.rows.is_inside, row)[None, None, None, None],
             _take(self.bias_by_column, _at(self.rows.offset, row), 4),  # [t, j, x, n, i, y]
@@ -192,7 +198,7 @@ class _Tiles:
         bias = jnp.einsum("tjxniy->tnijyx", bias)
         return scores + bias.reshape(1, *scores.shape[1:])
 
-    def bias_grad(self, row: Array, scores_grad: Float[Array, "b t n q k"]) -> Bias:
+    def bias_grad(self, row: Array, scores_grad: Float[Array, "b g q k"]) -> Bias:
         rows, columns = self.rows, self.columns
         n, side = self.bias_by_column.shape[3:]
         sides = rows.side, columns.side, rows.key_side, columns.key_side
@@ -204,36 +210,40 @@ class _Tiles:
 
     def add(self, row: Array, sums: Any, tiles: Any) -> Any:
         """Add tiles of keys where they came from."""
-        shape = (self.shape[0], self.shape[3], self.rows.key_side, self.columns.key_side, -1)
+        (b, _, _, n, _), rows, columns = self.shape, self.rows, self.columns
+        sides = rows.key_side, columns.key_side
 
         def add_tile(number: Array, sums: Any) -> Any:
             def add(total: Array, grads: Array) -> Array:
-                tile = jnp.einsum("bnyxd->byxnd", grads[:, number].reshape(shape))
-                corner = (0, _at(self.rows.starts, row), _at(self.columns.starts, number), 0, 0)
+                tile = grads.reshape(b, columns.num_tiles, n, *sides, -1)[:, number]
+                tile = jnp.einsum("bnyxd->byxnd", tile)
+                corner = (0, _at(rows.starts, row), _at(columns.starts, number), 0, 0)
                 old = _slice(total, corner, tile.shape)
                 return _update(total, old + tile, corner)
 
             return jax.tree.map(add, sums, tiles)
 
-        return lax.fori_loop(0, self.columns.num_tiles, add_tile, sums)
+        return lax.fori_loop(0, columns.num_tiles, add_tile, sums)
 
     def pad(self, x: Heads, *, fill: float = 0.0) -> Float[Array, "b _h _w n d"]:
-        """Return an array of the size of all tiles of queries.
+        """Return an array padded to the size of all tiles of queries, if it is not yet.
 
         Results are written over such an array. (Zeros for them would be made at the program's
         start, and held until then.)
         """
-        (_, h, w, _, _), rows, columns = self.shape, self.rows, self.columns
-        padding = rows.num_tiles * rows.side - h, columns.num_tiles * columns.side - w
-        widths = ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0), (0, 0))
+        below, right = (
+            axis.num_tiles * axis.side - length
+            for axis, length in zip((self.rows, self.columns), x.shape[1:3], strict=True)
+        )
+        widths = ((0, 0), (0, below), (0, right), (0, 0), (0, 0))
         return jnp.pad(x, widths, constant_values=fill)
 
     def put(self, row: Array, image: Heads, tiles: Array) -> Heads:
         """Put a row of tiles of queries where they came from."""
-        b, t, n, _, d = tiles.shape
-        tiles = tiles.reshape(b, t, n, self.rows.side, self.columns.side, d)
-        rows = jnp.einsum("btnijd->bitjnd", tiles).reshape(b, self.rows.side, -1, n, d)
-        return _update(image, rows, (0, row * self.rows.side, 0, 0, 0))
+        rows, columns, (b, _, _, n, _) = self.rows, self.columns, self.shape
+        tiles = tiles.reshape(b, columns.num_tiles, n, rows.side, columns.side, -1)
+        tiles = jnp.einsum("btnijd->bitjnd", tiles).reshape(b, rows.side, -1, n, tiles.shape[-1])
+        return _update(image, tiles, (0, row * rows.side, 0, 0, 0))
 
     def crop(self, image: Array) -> Array:
         return image[:, : self.shape[1], : self.shape[2]]

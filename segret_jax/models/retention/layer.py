@@ -67,7 +67,9 @@ class Retention(nnx.Module):
             return nnx.Linear(channels, channels, kernel_init=normal_init(), dtype=dtype, rngs=rngs)
 
         self.q, self.k, self.v, self.out = linear(), linear(), linear(), linear()
-        self.lepe = DepthwiseConv(channels, 5, kernels=options.kernels, dtype=dtype, rngs=rngs)
+        self.lepe = DepthwiseConv(
+            channels, 5, kernels=options.kernels, platform=options.platform, dtype=dtype, rngs=rngs
+        )
         self.log_decay, self.decomposed, self.options = log_decay, decomposed, options
 
     def __call__(self, x: FeatureMap, *, size: MapSize | None = None) -> FeatureMap:

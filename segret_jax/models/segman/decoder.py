@@ -72,16 +72,18 @@ class ScanBlock(nnx.Module):
     """A state-space block: four residual branches, DWConv, SS2D(LN), DWConv and FFN(LN)."""
 
     def __init__(self, channels: int, *, options: EncoderOptions, rngs: nnx.Rngs):
-        dtype, kernels = options.dtype, options.kernels
+        dtype, kernels, platform = options.dtype, options.kernels, options.platform
         self.norm1 = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
-        self.scan = SelectiveScan(channels, kernels=kernels, platform=options.platform, rngs=rngs)
+        self.scan = SelectiveScan(channels, kernels=kernels, platform=platform, rngs=rngs)
         self.norm2 = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.ffn = FeedForward(
             channels, 4 * channels, conv=True, uniform=True,
-            kernels=kernels, dtype=dtype, rngs=rngs,
+            kernels=kernels, platform=platform, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.pos1, self.pos2 = (
-            layers.DepthwiseConv(channels, 3, kernels=kernels, dtype=dtype, rngs=rngs)
+            layers.DepthwiseConv(
+                channels, 3, kernels=kernels, platform=platform, dtype=dtype, rngs=rngs
+            )
             for _ in range(2)
         )
 

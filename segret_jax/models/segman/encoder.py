@@ -8,14 +8,13 @@ figure scans in all stages; this is what the released code does.)
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from segret_jax.errors import InputError
 from segret_jax.models import layers
@@ -84,26 +83,36 @@ def build_encoder(
     )
 
 
-def rotate(x: Heads) -> Heads:
+def rotate(x: Heads, *, scale: float | Sequence[float] = 1.0) -> Heads:
     """Rotate channel pairs (2j, 2j+1): the first half by the row, the second by the column.
 
     With m = ⌊d/4⌋ the angles of each half are position·10000^(−j/(m−1)) for j < m. Positions are
     pixels from 0, whatever the size of the image.
+
+    Args:
+        x: Queries, keys or both.
+        scale: A factor, of all heads or of each.
+
+    Returns:
+        The rotated heads, times `scale`.
     """
-    (_, h, w, _, d), dtype = x.shape, layers.accum_dtype(x.dtype)
+    (_, h, w, n, d), dtype = x.shape, layers.accum_dtype(x.dtype)
     frequency = 10000.0 ** -np.linspace(0, 1, d // 4)
     is_by_row = np.arange(d // 2) < d // 4
-    rows, columns = (np.outer(np.arange(side), np.tile(frequency, 2)) for side in (h, w))
 
-    def table(function: Callable) -> Float[Array, "1 h w 1 _"]:
-        """Return a function of each pair's angle, as a sum in which one term is 0."""
-        by_row, by_column = function(rows) * is_by_row, function(columns) * ~is_by_row
-        by_row, by_column = by_row[None, :, None, None], by_column[None, None, :, None]
-        return jnp.asarray(by_row, dtype) + jnp.asarray(by_column, dtype)
+    def table(side: int, is_used: np.ndarray) -> np.ndarray:
+        """Return cos and sin of each pair's angle along an axis; 0 for the other axis's pairs."""
+        angles = np.outer(np.arange(side), np.tile(frequency, 2))
+        return np.concatenate([np.cos(angles) * is_used, np.sin(angles) * is_used], -1)
 
-    cos, sin = table(np.cos), table(np.sin)
+    by_row = jnp.asarray(table(h, is_by_row)[None, :, None, None], dtype)
+    by_column = jnp.asarray(table(w, ~is_by_row)[None, None, :, None], dtype)
+    factors = jnp.asarray(np.broadcast_to(scale, n)[None, None, None, :, None], dtype)
+    # XLA compiles this once for equal blocks if operations and their order are the same in all:
+    # so there is one table, and it is the left factor.
+    cos, sin = jnp.split((by_row + by_column) * factors, 2, -1)
     even, odd = x[..., 0::2], x[..., 1::2]
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
+    turned = jnp.stack([cos * even - sin * odd, sin * even + cos * odd], -1)
     return turned.reshape(x.shape).astype(x.dtype)
 
 
@@ -145,16 +154,19 @@ class TokenMixer(nnx.Module):
     def __call__(self, x: FeatureMap, *, train: bool, size: MapSize | None = None) -> FeatureMap:
         n = self.heads
         heads = self.qkv(x).reshape(*x.shape[:3], 3 * n, -1)
-        q, k = jnp.split(rotate(heads[..., : 2 * n, :]), 2, axis=3)
-        q, v = q * q.shape[-1] ** -0.5, heads[..., 2 * n :, :]
+        scale = [heads.shape[-1] ** -0.5] * n + [1.0] * n
+        q, k = jnp.split(rotate(heads[..., : 2 * n, :], scale=scale), 2, axis=3)
+        v = heads[..., 2 * n :, :]
         with jax.named_scope("lepe"):
             nearby = self.lepe(zero_outside(v.reshape(x.shape), size))
         with jax.named_scope("neighborhood"):
             o = self._neighborhood(q, k, v, size)
         if self.is_global:
             with jax.named_scope("global"):
-                bias, kernels = self.global_bias[...], self.options.kernels
-                y = global_attention(q, k, o, bias, kernels=kernels, size=size).reshape(x.shape)
+                y = global_attention(
+                    q, k, o, self.global_bias[...], size=size,
+                    kernels=self.options.kernels, platform=self.options.platform,
+                ).reshape(x.shape)  # fmt: skip
         else:
             with jax.named_scope("scan"):
                 o = zero_outside(o.reshape(x.shape), size)
@@ -174,8 +186,9 @@ def _depthwise(
 ) -> layers.DepthwiseConv:
     init = layers.normal_init()
     return layers.DepthwiseConv(
-        channels, size, kernels=options.kernels, dtype=options.dtype, init=init, rngs=rngs
-    )
+        channels, size, init=init,
+        kernels=options.kernels, platform=options.platform, dtype=options.dtype, rngs=rngs,
+    )  # fmt: skip
 
 
 class LayerScale(nnx.Module):
@@ -226,6 +239,7 @@ class Block(nnx.Module):
             conv=True,
             conv_init=layers.normal_init(),
             kernels=options.kernels,
+            platform=options.platform,
             dtype=dtype,
             rngs=rngs,
         )

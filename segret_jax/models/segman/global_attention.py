@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from segret_jax.models.kernels import Kernels
+from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform
 from segret_jax.models.layers import MapSize
 from segret_jax.models.retention.blocked import blocked_retention
 from segret_jax.models.retention.formulas import Heads, whole_retention
@@ -34,6 +34,7 @@ def global_attention(
     bias: Float[Array, "n 49 49"],
     *,
     kernels: Kernels = Kernels.AUTO,
+    platform: Platform = ANY_PLATFORM,
     size: MapSize | None = None,
 ) -> Heads:
     """Compute softmax(Q Kᵀ + M R Mᵀ) V over all pixels of an image.
@@ -44,6 +45,7 @@ def global_attention(
         v: Values.
         bias: R of each head.
         kernels: The choice of kernels.
+        platform: The devices (`kernels.platform_of`).
         size: The true height and width of padded arrays; None: those of the arrays.
 
     Returns:
@@ -65,7 +67,7 @@ def global_attention(
     q, k, no_decay = extend(q, of_queries), extend(k, of_keys), (0.0,) * n
     if kernels is Kernels.REFERENCE:
         return whole_retention(q, k, v, no_decay, size=size)
-    return blocked_retention(q, k, v, no_decay, decomposed=False, size=size)
+    return blocked_retention(q, k, v, no_decay, decomposed=False, platform=platform, size=size)
 
 
 def bicubic_matrix(index: Any, length: int | Array, *, xp: Any = jnp) -> Any:

@@ -81,9 +81,12 @@ class Block(nnx.Module):
         options: EncoderOptions,
         rngs: nnx.Rngs,
     ):
-        channels, dtype, kernels = variant.widths[stage], options.dtype, options.kernels
+        channels, dtype = variant.widths[stage], options.dtype
+        kernels, platform = options.kernels, options.platform
         log_decay = head_log_decay(variant.heads[stage], span=variant.decay_spans[stage])
-        self.pos = layers.DepthwiseConv(channels, 3, kernels=kernels, dtype=dtype, rngs=rngs)
+        self.pos = layers.DepthwiseConv(
+            channels, 3, kernels=kernels, platform=platform, dtype=dtype, rngs=rngs
+        )
         self.norm1 = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.retention = Retention(
             channels, log_decay, decomposed=variant.decomposed[stage], options=options, rngs=rngs
@@ -91,8 +94,9 @@ class Block(nnx.Module):
         self.norm2 = layers.LayerNorm(channels, dtype=dtype, rngs=rngs)
         hidden = variant.ffn_ratios[stage] * channels
         self.ffn = FeedForward(
-            channels, hidden, conv=options.ffn_conv, kernels=kernels, dtype=dtype, rngs=rngs
-        )
+            channels, hidden, conv=options.ffn_conv,
+            kernels=kernels, platform=platform, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
 
         gammas: list[Any] = [None, None]
         if variant.layer_scale[stage]:

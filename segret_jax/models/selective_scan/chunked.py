@@ -54,23 +54,23 @@ def forward(
     def scan_pair(reverse: Array, carry: Any) -> Any:
         y, starts = carry
         pair = _Pair(steps, reverse)
-        start = pair.carry(pair.each_step(pair.advance, pair.zero))
+        start = pair.carry(pair.each_step(functools.partial(pair.advance, y), pair.zero))
 
         def output(carry: Any, step: Array) -> Any:
             state, y = carry
-            state = pair.advance(state, step)
+            state = pair.advance(y, state, step)
             _, c = pair.b_and_c(step)
-            return state, _add(y, step, c * state)
+            return state, _write(y, step, c * state, pair.first)
 
         _, y = pair.each_step(output, (start, y))
         return y, _update(starts, start, (pair.first, 0, 0, 0))
 
-    # (Zeros in the place of y would be made at the program's start, and held until here.)
-    skip = weights.skip.astype(steps.x.dtype)
-    skipped = (skip[:2] + skip[2:])[:, None, None, None] * steps.x
-    y, starts = lax.fori_loop(0, 2, scan_pair, (skipped, jnp.zeros_like(steps.total)))
-    along_rows, along_columns = _to_images(y, x.shape)
-    return along_rows + along_columns, starts
+    # The output takes the place of Δ, of which each direction has its own: a step of it is read for
+    # the last time just before.
+    y, starts = lax.fori_loop(0, 2, scan_pair, (steps.delta, jnp.zeros_like(steps.total)))
+    along_rows, along_columns = _to_images(y[:2] + y[2:], x.shape)
+    skip = per_channel(weights.skip.astype(y.dtype).sum(0), 4)
+    return along_rows + along_columns + skip * x, starts
 
 
 def backward(
@@ -154,14 +154,8 @@ def _read(x: Steps, step: Array, first: Any) -> Chunks:
     return _slice(x, (first, step, 0, 0, 0), (2, 1, *x.shape[2:]))[:, 0]
 
 
-def _write(x: Steps, step: Array, value: Chunks) -> Steps:
-    return _update(x, value[:, None], (0, step, 0, 0, 0))
-
-
-def _add(x: Steps, step: Array, value: Chunks) -> Steps:
-    start = (0, step, 0, 0, 0)
-    old = _slice(x, start, (2, 1, *x.shape[2:]))
-    return _update(x, old + value[:, None], start)
+def _write(x: Steps, step: Array, value: Chunks, first: Any = 0) -> Steps:
+    return _update(x, value[:, None], (first, step, 0, 0, 0))
 
 
 class _Pair:
@@ -170,7 +164,7 @@ class _Pair:
     def __init__(self, steps: _Steps, reverse: Array):
         """Take the directions 0 and 1 if `reverse` is 0, 2 and 3 if it is 1."""
         self.steps, self.reverse, self.first = steps, reverse, 2 * reverse
-        self.rate = -jnp.exp(self.own(steps.a_log))[:, None]  # [2, 1, c]
+        self.rate = -jnp.exp(self.own(steps.a_log))  # [2, c]
         self.zero = jnp.zeros_like(steps.total[:2])
 
     def own(self, x: Array) -> Array:
@@ -194,13 +188,13 @@ class _Pair:
         _, b, c = split_projections(_read(self.steps.projections, step, self.first))
         return b, c
 
-    def decay_and_input(self, step: Array) -> tuple[Array, Array]:
+    def decay_and_input(self, deltas: Steps, step: Array) -> tuple[Array, Array]:
         """Return a and ΔBp."""
-        delta, (b, _) = _read(self.steps.delta, step, self.first), self.b_and_c(step)
-        return jnp.exp(self.rate[:, None] * delta), delta * b * _read(self.steps.x, step, 0)
+        delta, (b, _) = _read(deltas, step, self.first), self.b_and_c(step)
+        return jnp.exp(self.rate[:, None, None] * delta), delta * b * _read(self.steps.x, step, 0)
 
-    def advance(self, state: Chunks, step: Array) -> Chunks:
-        decay, update = self.decay_and_input(step)
+    def advance(self, deltas: Steps, state: Chunks, step: Array) -> Chunks:
+        decay, update = self.decay_and_input(deltas, step)
         return decay * state + update
 
     def carry(self, end: Array, *, back: bool = False) -> Chunks:
@@ -212,24 +206,24 @@ class _Pair:
             total = _slice(self.steps.total, (self.first, 0, chunk, 0), (2, b, 1, c))[:, :, 0]
             own_end = _slice(end, (0, 0, chunk, 0), (2, b, 1, c))[:, :, 0]
             starts = _update(starts, state[:, :, None], (0, 0, chunk, 0))
-            return jnp.exp(self.rate * total) * state + own_end, starts
+            return jnp.exp(self.rate[:, None] * total) * state + own_end, starts
 
         return self.each(m, advance, (self.zero[:, :, 0], self.zero), back=back)[1]
 
 
 def _gradients(pair: _Pair, starts: Chunks, y_grad: Steps) -> tuple[Steps, Any]:
     """Return the gradients of x, of the projections, dt_kernel, dt_bias and a_log."""
-    steps, start, rate = pair.steps, pair.own(starts), pair.rate[:, None, None]
+    steps, start, rate = pair.steps, pair.own(starts), pair.rate[:, None, None, None]
 
     def states(carry: Any, step: Array) -> Any:
         state, previous = carry
-        return pair.advance(state, step), _write(previous, step, state)
+        return pair.advance(steps.delta, state, step), _write(previous, step, state)
 
     _, previous = pair.each_step(states, (start, jnp.zeros_like(steps.x)))
 
     # λ of a step, times its decay, is what the step before it gets.
     def go_back(passed: Chunks, step: Array) -> Chunks:
-        decay, _ = pair.decay_and_input(step)
+        decay, _ = pair.decay_and_input(steps.delta, step)
         _, c = pair.b_and_c(step)
         return decay * (c * _read(y_grad, step, 0) + passed)
 
