@@ -362,8 +362,8 @@ def _sum_of_shifts(x: Array, kernel: Array, *, residual: bool = False) -> Array:
     wide = w + 2 * middle
     # Rows are not cut until the end: shifts are along one axis, and XLA fuses the sum as a whole.
     x = _pad_for(x, kernel, rows_below=1).reshape(1, b, -1, c)
-    # The weights are broadcast at once, and x has a first axis of 1, so that a shift takes two slices
-    # and no reshape: k² times less to trace. XLA fuses all of it, and stores no broadcast weights.
+    # The weights are broadcast at once, and x has a first axis of 1: a shift is two slices and no
+    # reshape, which is less to trace. XLA fuses all of it, and stores no broadcast weights.
     weights = jnp.broadcast_to(kernel.reshape(-1, 1, 1, c), (size * size, b, h * wide, c))
 
     def shifted(row: int, column: int) -> Array:
