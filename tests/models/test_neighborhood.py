@@ -110,10 +110,9 @@ def test_gradients_of_bfloat16_are_near_those_of_float32():
 def test_the_output_has_the_dtype_of_the_values():
     q, k, v = (jnp.asarray(noise(1, 9, 8, 2, 4, seed=s)) for s in range(3))
     bias = jnp.zeros((2, 13, 13))
-    attend = functools.partial(fast_neighborhood_attention, platform=Platform(is_cpu=True))
-    found = attend(q, k, v.astype(jnp.bfloat16), bias)
+    found = ON_CPU(q, k, v.astype(jnp.bfloat16), bias)
     assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(jnp.float32), attend(q, k, v, bias), atol=0.02)
+    np.testing.assert_allclose(found.astype(jnp.float32), ON_CPU(q, k, v, bias), atol=0.02)
 
 
 def test_no_array_has_the_logits_of_all_pixels():
