@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -113,6 +114,40 @@ class FeedForward(nnx.Module):
         return self.fc2(x)
 
 
+def apart(
+    layer: nnx.Module, x: Float[Array, "*shape"], platform: Platform, **options: Any
+) -> Float[Array, "*shape"]:
+    """Apply a layer as a function of its own, on CPU.
+
+    XLA compiles a kernel for each distinct fusion, and it fuses a layer with what is before and
+    after it: equal layers get different kernels. In functions that it does not inline, theirs are
+    equal, and compiled once.
+
+    Args:
+        layer: The layer.
+        x: Its input.
+        platform: The devices (`kernels.platform_of`).
+        options: Options of the layer's call.
+
+    Returns:
+        The layer's output.
+    """
+    if not platform.is_cpu:
+        return layer(x, **options)
+    graph, variables = nnx.split(layer)
+    return _not_inlined(_applied(graph, tuple(options.items()), nnx.to_pure_dict(variables), x))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _applied(graph: Any, options: tuple[tuple[str, Any], ...], variables: Any, x: Array) -> Array:
+    return nnx.merge(graph, variables)(x, **dict(options))
+
+
+def _not_inlined(result: Array) -> Array:
+    """Return the result of a jitted function, which XLA is told not to inline."""
+    return set_xla_metadata(result, inlineable="false")
+
+
 class Encoder(nnx.Module):
     """Map an image to the feature maps of its stages, at strides 4, 8, 16 and so on.
 
@@ -130,6 +165,7 @@ class Encoder(nnx.Module):
         drop_path: float,
         remat: tuple[int, ...],
         on_cpu: bool,
+        blocks_apart: bool = False,
         dtype: DTypeLike,
     ):
         """Initialize the weights.
@@ -145,6 +181,7 @@ class Encoder(nnx.Module):
             drop_path: The drop path rate of the last block.
             remat: Stages, from 1, whose blocks the backward pass recomputes.
             on_cpu: Whether CPUs run the model.
+            blocks_apart: Whether blocks are functions of their own in evaluation (`apart`).
             dtype: The dtype of the computation; parameters are float32.
         """
         total = sum(depths)
@@ -159,7 +196,7 @@ class Encoder(nnx.Module):
         )
         self.remat = remat
         # Measured on CPU alone: a shorter compilation, less memory, the same speed.
-        self.has_loops = on_cpu
+        self.has_loops, self.blocks_apart = on_cpu, blocks_apart
 
     @jax.named_scope("encoder")
     def __call__(
@@ -191,7 +228,7 @@ class Encoder(nnx.Module):
                     size = strided(size)
                 is_recomputed = i + 1 in self.remat
                 if not train:
-                    x = _in_evaluation(blocks, x, size)
+                    x = _in_evaluation(blocks, x, size, are_apart=self.blocks_apart)
                 elif self.has_loops and len(blocks) >= MIN_LOOP:
                     with jax.named_scope("blocks"):
                         x = _in_loop(blocks, x, keys=keys, is_recomputed=is_recomputed)
@@ -204,19 +241,28 @@ class Encoder(nnx.Module):
         return maps
 
 
-def _in_evaluation(blocks: Sequence[Any], x: FeatureMap, size: MapSize | None) -> FeatureMap:
+def _in_evaluation(
+    blocks: Sequence[Any], x: FeatureMap, size: MapSize | None, *, are_apart: bool
+) -> FeatureMap:
     """Apply equal blocks one after the other; they differ in drop rates, which are for training."""
     graph = nnx.graphdef(blocks[0])
     for j, block in enumerate(blocks):
         with jax.named_scope(f"block{j}"):
-            x = _evaluated(graph, nnx.to_pure_dict(nnx.state(block)), x, size)
+            variables = nnx.to_pure_dict(nnx.state(block))
+            if are_apart:
+                x = _not_inlined(_evaluated_apart(graph, variables, x, size))
+            else:
+                x = _evaluated_inline(graph, variables, x, size)
     return x
 
 
-# Inlined into its caller, but traced once for all blocks of a stage.
-@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _evaluated(graph: Any, variables: Any, x: FeatureMap, size: MapSize | None) -> FeatureMap:
     return nnx.merge(graph, variables)(x, train=False, keys=None, size=size)
+
+
+# Traced once for all blocks of a stage.
+_evaluated_inline = jax.jit(_evaluated, static_argnums=0, inline=True)
+_evaluated_apart = jax.jit(_evaluated, static_argnums=0)
 
 
 def _recomputed(block: Any, x: FeatureMap, *, train: bool, keys: SampleKeys | None) -> FeatureMap:

@@ -371,7 +371,8 @@ def _sum_of_shifts(x: Array, kernel: Array, *, residual: bool = False) -> Array:
         return lax.slice_in_dim(x, start, start + h * wide, axis=2)
 
     products = [
-        shifted(*divmod(i, size)) * lax.slice_in_dim(weights, i, i + 1) for i in range(size * size)
+        lax.mul(shifted(*divmod(i, size)), lax.slice_in_dim(weights, i, i + 1))
+        for i in range(size * size)
     ]
     if residual:
         products.append(shifted(middle, middle))

@@ -1,5 +1,6 @@
 """The choice of kernels by device, and the reference: plain formulas, the same results."""
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -201,6 +202,19 @@ def test_for_cpus_no_other_platform_is_traced(mini, family, is_cpu):
     jaxpr = jax.make_jaxpr(jax.grad(total))(params, batch_stats, image).jaxpr
     found = {"platform_index", "pallas_call"} & {e.primitive.name for e in equations(jaxpr)}
     assert bool(found) != is_cpu
+
+
+@pytest.mark.parametrize("is_cpu", [True, False])
+def test_on_cpus_blocks_and_layers_of_segman_stay_functions(mini, is_cpu):
+    """XLA then compiles the kernels of equal ones once."""
+    config = ModelConfig()
+    choose_family(config, "segman")
+    graph, *variables = abstract(config, 5, platform=Platform(is_cpu=is_cpu))
+    image = jax.ShapeDtypeStruct((1, 224, 256, 3), jnp.float32)
+    network = jax.jit(lambda variables, image: nnx.merge(graph, *variables)(image))
+    program = network.lower(variables, image).compile().as_text()
+    calls = re.findall(r" call\(.*to_apply=%(_[a-z]+)", program)
+    assert set(calls) == ({"_evaluated", "_applied"} if is_cpu else set())
 
 
 def test_the_reference_has_one_program_for_all_sizes_and_platforms(mini):

@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segret_jax.models import layers
-from segret_jax.models.blocks import FeedForward
+from segret_jax.models.blocks import FeedForward, apart
 from segret_jax.models.layers import FeatureMap, MapSize, SampleKeys, strided, zero_outside
 from segret_jax.models.segman.encoder import EncoderOptions, normalized
 from segret_jax.models.segman.scan_layer import SelectiveScan
@@ -86,12 +86,13 @@ class ScanBlock(nnx.Module):
             )
             for _ in range(2)
         )
+        self.platform = platform
 
     def __call__(self, x: FeatureMap, *, size: MapSize | None = None) -> FeatureMap:
-        x = self.pos1(zero_outside(x, size), residual=True)
-        x = x + self.scan(normalized(self.norm1, x), size=size).astype(x.dtype)
-        x = self.pos2(zero_outside(x, size), residual=True)
-        return x + self.ffn(normalized(self.norm2, x), size=size)
+        x = apart(self.pos1, zero_outside(x, size), self.platform, residual=True)
+        x = x + self.scan(normalized(self.norm1, x, self.platform), size=size).astype(x.dtype)
+        x = apart(self.pos2, zero_outside(x, size), self.platform, residual=True)
+        return x + self.ffn(normalized(self.norm2, x, self.platform), size=size)
 
 
 class Decoder(nnx.Module):

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from segret_jax.errors import InputError
 from segret_jax.models import layers
-from segret_jax.models.blocks import Encoder, FeedForward
+from segret_jax.models.blocks import Encoder, FeedForward, apart
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform, announce_blocks
 from segret_jax.models.layers import FeatureMap, MapSize, Rate, SampleKeys, zero_outside
@@ -79,6 +79,7 @@ def build_encoder(
         drop_path=drop_path,
         remat=options.remat,
         on_cpu=options.platform.is_cpu,
+        blocks_apart=options.platform.is_cpu,
         dtype=dtype,
     )
 
@@ -116,9 +117,9 @@ def rotate(x: Heads, *, scale: float | Sequence[float] = 1.0) -> Heads:
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-def normalized(norm: layers.LayerNorm, x: FeatureMap) -> FeatureMap:
+def normalized(norm: layers.LayerNorm, x: FeatureMap, platform: Platform) -> FeatureMap:
     """Normalize pixels as rows of a matrix: XLA compiles reductions to rank 3 slowly on CPU."""
-    return norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+    return apart(norm, x.reshape(-1, x.shape[-1]), platform).reshape(x.shape)
 
 
 class TokenMixer(nnx.Module):
@@ -171,7 +172,7 @@ class TokenMixer(nnx.Module):
             with jax.named_scope("scan"):
                 o = zero_outside(o.reshape(x.shape), size)
                 tokens = layers.silu(self.dwconv_norm(self.dwconv(o), train=train))
-                y = normalized(self.norm, self.scan(tokens, size=size)) + o
+                y = normalized(self.norm, self.scan(tokens, size=size), self.options.platform) + o
         return self.out(y + nearby)
 
     def _neighborhood(self, q: Heads, k: Heads, v: Heads, size: MapSize | None) -> Heads:
@@ -246,6 +247,7 @@ class Block(nnx.Module):
         if variant.layer_scale:
             self.scale1, self.scale2 = LayerScale(channels), LayerScale(channels)
         self.has_scale, self.drop_rate = variant.layer_scale, drop_path
+        self.platform = options.platform
 
     def __call__(
         self,
@@ -268,12 +270,12 @@ class Block(nnx.Module):
             return branch
 
         with jax.named_scope("pos1"):
-            x = self.pos1(zero_outside(x, size), residual=True)
+            x = apart(self.pos1, zero_outside(x, size), self.platform, residual=True)
         with jax.named_scope("mixer"):
-            mixed = self.mixer(normalized(self.norm1, x), train=train, size=size)
+            mixed = self.mixer(normalized(self.norm1, x, self.platform), train=train, size=size)
             x = x + drop(self.scale1(mixed) if self.has_scale else mixed)
         with jax.named_scope("pos2"):
-            x = self.pos2(zero_outside(x, size), residual=True)
+            x = apart(self.pos2, zero_outside(x, size), self.platform, residual=True)
         with jax.named_scope("ffn"):
-            hidden = self.ffn(normalized(self.norm2, x), size=size)
+            hidden = self.ffn(normalized(self.norm2, x, self.platform), size=size)
             return x + drop(self.scale2(hidden) if self.has_scale else hidden)

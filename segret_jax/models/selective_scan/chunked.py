@@ -69,7 +69,7 @@ def forward(
     # the last time just before.
     y, starts = lax.fori_loop(0, 2, scan_pair, (steps.delta, jnp.zeros_like(steps.total)))
     along_rows, along_columns = _to_images(y[:2] + y[2:], x.shape)
-    skip = per_channel(weights.skip.astype(y.dtype).sum(0), 4)
+    skip = per_channel(functools.reduce(jnp.add, weights.skip.astype(y.dtype)), 4)
     return along_rows + along_columns + skip * x, starts
 
 
@@ -200,15 +200,19 @@ class _Pair:
     def carry(self, end: Array, *, back: bool = False) -> Chunks:
         """Return the state at each chunk's start, from the chunks' ends from zero."""
         b, m, c = end.shape[1:]
+        down = 1 - self.reverse if back else self.reverse
 
-        def advance(carry: Any, chunk: Array) -> Any:
-            state, starts = carry
-            total = _slice(self.steps.total, (self.first, 0, chunk, 0), (2, b, 1, c))[:, :, 0]
-            own_end = _slice(end, (0, 0, chunk, 0), (2, b, 1, c))[:, :, 0]
-            starts = _update(starts, state[:, :, None], (0, 0, chunk, 0))
-            return jnp.exp(self.rate[:, None] * total) * state + own_end, starts
+        def advance(starts: Array, number: Array) -> Array:
+            """Carry the state over one of the m − 1 borders of chunks."""
 
-        return self.each(m, advance, (self.zero[:, :, 0], self.zero), back=back)[1]
+            def at(x: Array, first: Any = 0) -> Array:
+                return _slice(x, (first, 0, number + down, 0), (2, b, 1, c))
+
+            decay = jnp.exp(self.rate[:, None, None] * at(self.steps.total, self.first))
+            state = decay * at(starts) + at(end)
+            return _update(starts, state, (0, 0, number + 1 - down, 0))
+
+        return self.each(m - 1, advance, self.zero, back=back)
 
 
 def _gradients(pair: _Pair, starts: Chunks, y_grad: Steps) -> tuple[Steps, Any]:
