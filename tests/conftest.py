@@ -34,7 +34,7 @@ compile_fast()
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Before a test replaces Predictor, which their annotations name.
+# Before a test replaces Predictor, which their annotations name (CI checks them).
 for _module in ("evaluation.evaluate", "evaluation.results", "prediction.batch"):
     importlib.import_module(f"segret_jax.{_module}")
 

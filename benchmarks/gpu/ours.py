@@ -147,8 +147,8 @@ def _speed(
 def pytest(path: str, *, seconds: float) -> Measure:
     """Run tests that need a GPU, with nothing of pytest but what they need.
 
-    No installed plugin is loaded and the options of pyproject.toml are left out, as jaxtyping's
-    needs beartype; another JAX than the pinned one may warn.
+    No installed plugin is loaded and no option of pyproject.toml is used; another JAX than the
+    pinned one may warn.
     """
     command = [sys.executable, "-m", "pytest", "-m", "gpu", path, "-q", "-o", "addopts="]
     command += ["-o", "filterwarnings=default", "-p", "no:cacheprovider"]

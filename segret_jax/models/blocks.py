@@ -114,26 +114,23 @@ class FeedForward(nnx.Module):
         return self.fc2(x)
 
 
-def apart(
-    layer: nnx.Module, x: Float[Array, "*shape"], platform: Platform, **options: Any
+def outlined(
+    layer: nnx.Module, x: Float[Array, "*shape"], **options: Any
 ) -> Float[Array, "*shape"]:
-    """Apply a layer as a function of its own, on CPU.
+    """Apply a layer as a function that XLA does not inline, which suits CPUs.
 
     XLA compiles a kernel for each distinct fusion, and it fuses a layer with what is before and
-    after it: equal layers get different kernels. In functions that it does not inline, theirs are
-    equal, and compiled once.
+    after it: equal layers get different kernels. In such functions their kernels are equal, and
+    are compiled once.
 
     Args:
-        layer: The layer.
+        layer: A layer without running statistics: their updates would be lost.
         x: Its input.
-        platform: The devices (`kernels.platform_of`).
-        options: Options of the layer's call.
+        options: Keyword arguments of the layer's call; hashable.
 
     Returns:
         The layer's output.
     """
-    if not platform.is_cpu:
-        return layer(x, **options)
     graph, variables = nnx.split(layer)
     return _not_inlined(_applied(graph, tuple(options.items()), nnx.to_pure_dict(variables), x))
 
@@ -144,7 +141,7 @@ def _applied(graph: Any, options: tuple[tuple[str, Any], ...], variables: Any, x
 
 
 def _not_inlined(result: Array) -> Array:
-    """Return the result of a jitted function, which XLA is told not to inline."""
+    """Tell XLA not to inline the jitted function that has just returned this very array."""
     return set_xla_metadata(result, inlineable="false")
 
 
@@ -165,7 +162,7 @@ class Encoder(nnx.Module):
         drop_path: float,
         remat: tuple[int, ...],
         on_cpu: bool,
-        blocks_apart: bool = False,
+        outline_blocks: bool = False,
         dtype: DTypeLike,
     ):
         """Initialize the weights.
@@ -181,7 +178,7 @@ class Encoder(nnx.Module):
             drop_path: The drop path rate of the last block.
             remat: Stages, from 1, whose blocks the backward pass recomputes.
             on_cpu: Whether CPUs run the model.
-            blocks_apart: Whether blocks are functions of their own in evaluation (`apart`).
+            outline_blocks: Whether XLA does not inline blocks in evaluation (see `outlined`).
             dtype: The dtype of the computation; parameters are float32.
         """
         total = sum(depths)
@@ -196,7 +193,8 @@ class Encoder(nnx.Module):
         )
         self.remat = remat
         # Measured on CPU alone: a shorter compilation, less memory, the same speed.
-        self.has_loops, self.blocks_apart = on_cpu, blocks_apart
+        self.has_loops = on_cpu
+        self.outline_blocks = outline_blocks
 
     @jax.named_scope("encoder")
     def __call__(
@@ -228,7 +226,7 @@ class Encoder(nnx.Module):
                     size = strided(size)
                 is_recomputed = i + 1 in self.remat
                 if not train:
-                    x = _in_evaluation(blocks, x, size, are_apart=self.blocks_apart)
+                    x = _in_evaluation(blocks, x, size, outline=self.outline_blocks)
                 elif self.has_loops and len(blocks) >= MIN_LOOP:
                     with jax.named_scope("blocks"):
                         x = _in_loop(blocks, x, keys=keys, is_recomputed=is_recomputed)
@@ -242,15 +240,15 @@ class Encoder(nnx.Module):
 
 
 def _in_evaluation(
-    blocks: Sequence[Any], x: FeatureMap, size: MapSize | None, *, are_apart: bool
+    blocks: Sequence[Any], x: FeatureMap, size: MapSize | None, *, outline: bool
 ) -> FeatureMap:
     """Apply equal blocks one after the other; they differ in drop rates, which are for training."""
     graph = nnx.graphdef(blocks[0])
     for j, block in enumerate(blocks):
         with jax.named_scope(f"block{j}"):
             variables = nnx.to_pure_dict(nnx.state(block))
-            if are_apart:
-                x = _not_inlined(_evaluated_apart(graph, variables, x, size))
+            if outline:
+                x = _not_inlined(_evaluated_outlined(graph, variables, x, size))
             else:
                 x = _evaluated_inline(graph, variables, x, size)
     return x
@@ -262,7 +260,7 @@ def _evaluated(graph: Any, variables: Any, x: FeatureMap, size: MapSize | None) 
 
 # Traced once for all blocks of a stage.
 _evaluated_inline = jax.jit(_evaluated, static_argnums=0, inline=True)
-_evaluated_apart = jax.jit(_evaluated, static_argnums=0)
+_evaluated_outlined = jax.jit(_evaluated, static_argnums=0)
 
 
 def _recomputed(block: Any, x: FeatureMap, *, train: bool, keys: SampleKeys | None) -> FeatureMap:

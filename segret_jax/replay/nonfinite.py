@@ -21,7 +21,7 @@ CALLS = {"jit", "checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call
 # Operations that move numbers and change none.
 MOVES = {
     "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "expand_dims", "reshape",
-    "select_n", "slice", "squeeze", "transpose",
+    "select_n", "slice", "squeeze", "transpose", "xla_metadata_value",
 }  # fmt: skip
 
 

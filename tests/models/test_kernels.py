@@ -1,5 +1,6 @@
 """The choice of kernels by device, and the reference: plain formulas, the same results."""
 
+import functools
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,15 @@ from flax import nnx
 from segret_jax.config import Config, ModelConfig, choose_family
 from segret_jax.evaluation.inference import compiled_programs
 from segret_jax.models import kernels
+from segret_jax.models.blocks import outlined
 from segret_jax.models.factory import abstract
 from segret_jax.models.kernels import Platform, platform_of
-from segret_jax.models.layers import resize_bilinear, resize_by_products
+from segret_jax.models.layers import (
+    DepthwiseConv,
+    LayerNorm,
+    resize_bilinear,
+    resize_by_products,
+)
 from segret_jax.models.retention.blocked import blocked_retention
 from segret_jax.models.segret import variants
 from segret_jax.models.segret.encoder import encoder_options
@@ -204,17 +211,42 @@ def test_for_cpus_no_other_platform_is_traced(mini, family, is_cpu):
     assert bool(found) != is_cpu
 
 
-@pytest.mark.parametrize("is_cpu", [True, False])
-def test_on_cpus_blocks_and_layers_of_segman_stay_functions(mini, is_cpu):
-    """XLA then compiles the kernels of equal ones once."""
-    config = ModelConfig()
+@pytest.mark.parametrize(
+    ("choice", "is_cpu", "expected"),
+    [
+        ("auto", True, {"_evaluated", "_applied"}),
+        ("auto", False, set()),
+        ("reference", True, set()),  # may be exported to any backend
+    ],
+)
+def test_on_cpus_blocks_and_layers_of_segman_are_not_inlined(mini, choice, is_cpu, expected):
+    config = ModelConfig(kernels=choice)
     choose_family(config, "segman")
     graph, *variables = abstract(config, 5, platform=Platform(is_cpu=is_cpu))
     image = jax.ShapeDtypeStruct((1, 224, 256, 3), jnp.float32)
     network = jax.jit(lambda variables, image: nnx.merge(graph, *variables)(image))
-    program = network.lower(variables, image).compile().as_text()
-    calls = re.findall(r" call\(.*to_apply=%(_[a-z]+)", program)
-    assert set(calls) == ({"_evaluated", "_applied"} if is_cpu else set())
+    lowered = network.lower(variables, image)
+    assert ("inlineable" in lowered.as_text()) == bool(expected)
+    calls = re.findall(r" call\(.*to_apply=%(_[a-z]+)", lowered.compile().as_text())
+    assert set(calls) == expected
+
+
+@pytest.mark.parametrize("kind", [LayerNorm, DepthwiseConv])
+def test_a_layer_that_is_not_inlined_computes_the_same_with_its_gradients(kind):
+    options = {"dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+    if kind is DepthwiseConv:
+        options |= {"size": 3, "kernels": kernels.Kernels.AUTO, "platform": Platform(is_cpu=True)}
+    graph, params = nnx.split(kind(8, **options))
+    x = jnp.asarray(noise(2, 5, 6, 8))
+
+    def found(apply: Any) -> Any:
+        def total(params: Any, x: jax.Array) -> jax.Array:
+            return jnp.sum(apply(nnx.merge(graph, params), x) ** 3)
+
+        return jax.jit(jax.value_and_grad(total, (0, 1)))(params, x)
+
+    plain, not_inlined = found(lambda layer, x: layer(x)), found(outlined)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), not_inlined, plain)
 
 
 def test_the_reference_has_one_program_for_all_sizes_and_platforms(mini):

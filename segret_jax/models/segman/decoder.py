@@ -24,9 +24,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segret_jax.models import layers
-from segret_jax.models.blocks import FeedForward, apart
+from segret_jax.models.blocks import FeedForward
 from segret_jax.models.layers import FeatureMap, MapSize, SampleKeys, strided, zero_outside
-from segret_jax.models.segman.encoder import EncoderOptions, normalized
+from segret_jax.models.segman.encoder import EncoderOptions, convolved, normalized
 from segret_jax.models.segman.scan_layer import SelectiveScan
 
 Maps = Sequence[Float[Array, "b _h _w _c"]]  # of the four stages
@@ -86,13 +86,14 @@ class ScanBlock(nnx.Module):
             )
             for _ in range(2)
         )
-        self.platform = platform
+        self.outline = options.outline
 
     def __call__(self, x: FeatureMap, *, size: MapSize | None = None) -> FeatureMap:
-        x = apart(self.pos1, zero_outside(x, size), self.platform, residual=True)
-        x = x + self.scan(normalized(self.norm1, x, self.platform), size=size).astype(x.dtype)
-        x = apart(self.pos2, zero_outside(x, size), self.platform, residual=True)
-        return x + self.ffn(normalized(self.norm2, x, self.platform), size=size)
+        x = convolved(self.pos1, zero_outside(x, size), outline=self.outline)
+        tokens = normalized(self.norm1, x, outline=self.outline)
+        x = x + self.scan(tokens, size=size).astype(x.dtype)
+        x = convolved(self.pos2, zero_outside(x, size), outline=self.outline)
+        return x + self.ffn(normalized(self.norm2, x, outline=self.outline), size=size)
 
 
 class Decoder(nnx.Module):

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from segret_jax.errors import InputError
 from segret_jax.models import layers
-from segret_jax.models.blocks import Encoder, FeedForward, apart
+from segret_jax.models.blocks import Encoder, FeedForward, outlined
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform, announce_blocks
 from segret_jax.models.layers import FeatureMap, MapSize, Rate, SampleKeys, zero_outside
@@ -39,6 +39,14 @@ class EncoderOptions:
     platform: Platform = ANY_PLATFORM
     dtype: DTypeLike = jnp.float32
     remat: tuple[int, ...] = ()  # stages, from 1, whose blocks the backward pass recomputes
+
+    @property
+    def outline(self) -> bool:
+        """Whether XLA does not inline blocks and some of their layers; any backend may inline.
+
+        SegRet's are inlined on CPU, too: its forward pass would be 2 percent slower.
+        """
+        return self.platform.is_cpu and self.kernels is Kernels.AUTO
 
 
 def encoder_options(config: ModelConfig, platform: Platform = ANY_PLATFORM) -> EncoderOptions:
@@ -79,7 +87,7 @@ def build_encoder(
         drop_path=drop_path,
         remat=options.remat,
         on_cpu=options.platform.is_cpu,
-        blocks_apart=options.platform.is_cpu,
+        outline_blocks=options.outline,
         dtype=dtype,
     )
 
@@ -117,9 +125,15 @@ def rotate(x: Heads, *, scale: float | Sequence[float] = 1.0) -> Heads:
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-def normalized(norm: layers.LayerNorm, x: FeatureMap, platform: Platform) -> FeatureMap:
+def normalized(norm: layers.LayerNorm, x: FeatureMap, *, outline: bool) -> FeatureMap:
     """Normalize pixels as rows of a matrix: XLA compiles reductions to rank 3 slowly on CPU."""
-    return apart(norm, x.reshape(-1, x.shape[-1]), platform).reshape(x.shape)
+    rows = x.reshape(-1, x.shape[-1])
+    return (outlined(norm, rows) if outline else norm(rows)).reshape(x.shape)
+
+
+def convolved(conv: layers.DepthwiseConv, x: FeatureMap, *, outline: bool) -> FeatureMap:
+    """Return x + DWConv(x)."""
+    return outlined(conv, x, residual=True) if outline else conv(x, residual=True)
 
 
 class TokenMixer(nnx.Module):
@@ -172,7 +186,8 @@ class TokenMixer(nnx.Module):
             with jax.named_scope("scan"):
                 o = zero_outside(o.reshape(x.shape), size)
                 tokens = layers.silu(self.dwconv_norm(self.dwconv(o), train=train))
-                y = normalized(self.norm, self.scan(tokens, size=size), self.options.platform) + o
+                scanned = self.scan(tokens, size=size)
+                y = normalized(self.norm, scanned, outline=self.options.outline) + o
         return self.out(y + nearby)
 
     def _neighborhood(self, q: Heads, k: Heads, v: Heads, size: MapSize | None) -> Heads:
@@ -247,7 +262,7 @@ class Block(nnx.Module):
         if variant.layer_scale:
             self.scale1, self.scale2 = LayerScale(channels), LayerScale(channels)
         self.has_scale, self.drop_rate = variant.layer_scale, drop_path
-        self.platform = options.platform
+        self.outline = options.outline
 
     def __call__(
         self,
@@ -270,12 +285,13 @@ class Block(nnx.Module):
             return branch
 
         with jax.named_scope("pos1"):
-            x = apart(self.pos1, zero_outside(x, size), self.platform, residual=True)
+            x = convolved(self.pos1, zero_outside(x, size), outline=self.outline)
         with jax.named_scope("mixer"):
-            mixed = self.mixer(normalized(self.norm1, x, self.platform), train=train, size=size)
+            tokens = normalized(self.norm1, x, outline=self.outline)
+            mixed = self.mixer(tokens, train=train, size=size)
             x = x + drop(self.scale1(mixed) if self.has_scale else mixed)
         with jax.named_scope("pos2"):
-            x = apart(self.pos2, zero_outside(x, size), self.platform, residual=True)
+            x = convolved(self.pos2, zero_outside(x, size), outline=self.outline)
         with jax.named_scope("ffn"):
-            hidden = self.ffn(normalized(self.norm2, x, self.platform), size=size)
+            hidden = self.ffn(normalized(self.norm2, x, outline=self.outline), size=size)
             return x + drop(self.scale2(hidden) if self.has_scale else hidden)

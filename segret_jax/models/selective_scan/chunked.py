@@ -69,6 +69,7 @@ def forward(
     # the last time just before.
     y, starts = lax.fori_loop(0, 2, scan_pair, (steps.delta, jnp.zeros_like(steps.total)))
     along_rows, along_columns = _to_images(y[:2] + y[2:], x.shape)
+    # As additions the sum is part of the next kernel; as a reduction it would have its own.
     skip = per_channel(functools.reduce(jnp.add, weights.skip.astype(y.dtype)), 4)
     return along_rows + along_columns + skip * x, starts
 
@@ -171,9 +172,13 @@ class _Pair:
         """Return the entries of the two directions."""
         return _slice(x, (self.first, *(0,) * (x.ndim - 1)), (2, *x.shape[1:]))
 
+    def down(self, back: bool) -> Array:
+        """Return 1 if the order is from the last to the first, in order or `back`; else 0."""
+        return 1 - self.reverse if back else self.reverse
+
     def each(self, length: int, body: Callable, carry: Any, *, back: bool = False) -> Any:
         """Return the carry after `body(carry, index)` for each index, in order, or `back`."""
-        down = 1 - self.reverse if back else self.reverse
+        down = self.down(back)
 
         def advance(_: Array, state: Any) -> Any:
             index, carry = state
@@ -200,17 +205,17 @@ class _Pair:
     def carry(self, end: Array, *, back: bool = False) -> Chunks:
         """Return the state at each chunk's start, from the chunks' ends from zero."""
         b, m, c = end.shape[1:]
-        down = 1 - self.reverse if back else self.reverse
+        down = self.down(back)
 
-        def advance(starts: Array, number: Array) -> Array:
-            """Carry the state over one of the m − 1 borders of chunks."""
+        def advance(starts: Array, border: Array) -> Array:
+            """Carry the state over the border of two chunks, from border + down to the other."""
 
             def at(x: Array, first: Any = 0) -> Array:
-                return _slice(x, (first, 0, number + down, 0), (2, b, 1, c))
+                return _slice(x, (first, 0, border + down, 0), (2, b, 1, c))
 
             decay = jnp.exp(self.rate[:, None, None] * at(self.steps.total, self.first))
             state = decay * at(starts) + at(end)
-            return _update(starts, state, (0, 0, number + 1 - down, 0))
+            return _update(starts, state, (0, 0, border + 1 - down, 0))
 
         return self.each(m - 1, advance, self.zero, back=back)
 
