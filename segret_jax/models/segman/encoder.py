@@ -42,9 +42,10 @@ class EncoderOptions:
 
     @property
     def outline(self) -> bool:
-        """Whether XLA does not inline blocks and some of their layers; any backend may inline.
+        """Whether XLA does not inline blocks and some of their layers.
 
-        SegRet's are inlined on CPU, too: its forward pass would be 2 percent slower.
+        On CPU, but not in the reference, which may be exported to any backend. SegRet's are
+        inlined on CPU, too: its forward pass would be 2 percent slower.
         """
         return self.platform.is_cpu and self.kernels is Kernels.AUTO
 
