@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -114,25 +115,57 @@ class FeedForward(nnx.Module):
         return self.fc2(x)
 
 
-def outlined(
-    layer: nnx.Module, x: Float[Array, "*shape"], **options: Any
+def apply_layer(
+    layer: nnx.Module, x: Float[Array, "*shape"], *, outline: bool, **options: Any
 ) -> Float[Array, "*shape"]:
-    """Apply a layer as a function that XLA does not inline, which suits CPUs.
+    """Apply a layer; with `outline` as a function that XLA does not inline, which suits CPUs.
 
     XLA compiles a kernel for each distinct fusion, and it fuses a layer with what is before and
     after it: equal layers get different kernels. In such functions their kernels are equal, and
     are compiled once.
 
     Args:
-        layer: A layer without running statistics: their updates would be lost.
+        layer: A layer; with `outline` one without running statistics: updates would be lost.
         x: Its input.
+        outline: Whether XLA does not inline it.
         options: Keyword arguments of the layer's call; hashable.
 
     Returns:
         The layer's output.
     """
+    if not outline:
+        return layer(x, **options)
     graph, variables = nnx.split(layer)
     return _not_inlined(_applied(graph, tuple(options.items()), nnx.to_pure_dict(variables), x))
+
+
+def split_rows(
+    matrix: Float[Array, "r c"], heights: Sequence[int], *, outline: bool
+) -> list[Float[Array, "_ c"]]:
+    """Divide a matrix along its rows.
+
+    Args:
+        matrix: The matrix.
+        heights: The number of rows of each part.
+        outline: Whether the parts come from functions that XLA does not inline (`apply_layer`), one
+            for all parts of a height.
+
+    Returns:
+        The parts.
+    """
+    *starts, _ = itertools.accumulate(heights, initial=0)
+    if not outline:
+        return jnp.split(matrix, starts[1:])
+    # Without the barrier the start would be a constant in the function, and each part another one.
+    return [
+        _not_inlined(_rows(height, matrix, lax.optimization_barrier(jnp.int32(start))))
+        for start, height in zip(starts, heights, strict=True)
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rows(count: int, matrix: Array, start: Array) -> Array:
+    return lax.dynamic_slice_in_dim(matrix, start, count, allow_negative_indices=False)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -178,7 +211,7 @@ class Encoder(nnx.Module):
             drop_path: The drop path rate of the last block.
             remat: Stages, from 1, whose blocks the backward pass recomputes.
             on_cpu: Whether CPUs run the model.
-            outline_blocks: Whether XLA does not inline blocks in evaluation (see `outlined`).
+            outline_blocks: Whether XLA does not inline blocks in evaluation (see `apply_layer`).
             dtype: The dtype of the computation; parameters are float32.
         """
         total = sum(depths)
@@ -297,7 +330,7 @@ def _in_loop(
         return x, nnx.state(model, nnx.BatchStat)
 
     step = jax.checkpoint(apply) if is_recomputed else apply
-    x, updated = jax.lax.scan(step, x, ((params, batch_stats), jnp.array(rates), draws))
+    x, updated = lax.scan(step, x, ((params, batch_stats), jnp.array(rates), draws))
     for i, block in enumerate(blocks):
         nnx.update(block, jax.tree.map(lambda leaf: leaf[i], updated))  # noqa: B023
     return x

@@ -174,8 +174,30 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(channels, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
     @jax.named_scope("norm")
-    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:  # type: ignore[override]
-        return super().__call__(x)
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "*batch c"], *, in_one_call: bool = False
+    ) -> Float[Array, "*batch c"]:
+        """Return the normalized rows; `in_one_call`, for evaluation, in the form for CPUs."""
+        return self._in_one_call(x) if in_one_call else super().__call__(x)
+
+    def _in_one_call(self, x: Array) -> Array:
+        """Normalize by one call of XLA's library for CPUs.
+
+        That makes one of reductions and what is around them, if it is on 4,096 numbers or more.
+        """
+
+        def mean(x: Array) -> Array:
+            total = jnp.broadcast_to(jnp.sum(x, -1, keepdims=True), x.shape)
+            # Without the barrier XLA would compute with fewer numbers, one of each row.
+            return lax.optimization_barrier(total) / x.shape[-1]
+
+        assert self.scale is not None
+        assert self.bias is not None
+        x = x.astype(accum_dtype(x.dtype))
+        scale, bias = (per_channel(p[...], x.ndim) for p in (self.scale, self.bias))
+        x = x - mean(x)
+        factor = lax.rsqrt(mean(x * x) + self.epsilon) * scale
+        return (x * factor + bias).astype(self.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -362,7 +384,7 @@ def _sum_of_shifts(x: Array, kernel: Array, *, residual: bool = False) -> Array:
     wide = w + 2 * middle
     # Rows are not cut until the end: shifts are along one axis, and XLA fuses the sum as a whole.
     x = _pad_for(x, kernel, rows_below=1).reshape(1, b, -1, c)
-    # The weights are broadcast at once, and x has a first axis of 1: a shift is two slices and no
+    # The weights are broadcast at once, and x has a first axis of 1: a shift is a slice and no
     # reshape, which is less to trace. XLA fuses all of it, and stores no broadcast weights.
     weights = jnp.broadcast_to(kernel.reshape(-1, 1, 1, c), (size * size, b, h * wide, c))
 
@@ -371,8 +393,8 @@ def _sum_of_shifts(x: Array, kernel: Array, *, residual: bool = False) -> Array:
         return lax.slice_in_dim(x, start, start + h * wide, axis=2)
 
     products = [
-        lax.mul(shifted(*divmod(i, size)), lax.slice_in_dim(weights, i, i + 1))
-        for i in range(size * size)
+        lax.mul(shifted(*divmod(i, size)), weight)
+        for i, weight in enumerate(lax.split(weights, (1,) * size**2))
     ]
     if residual:
         products.append(shifted(middle, middle))

@@ -20,8 +20,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 CALLS = {"jit", "checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 # Operations that move numbers and change none.
 MOVES = {
-    "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "expand_dims", "reshape",
-    "select_n", "slice", "squeeze", "transpose", "xla_metadata_value",
+    "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "dynamic_slice",
+    "expand_dims", "optimization_barrier", "reshape", "select_n", "slice", "split", "squeeze",
+    "transpose", "xla_metadata_value",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from segret_jax.config import Config, ModelConfig, choose_family
 from segret_jax.evaluation.inference import compiled_programs
 from segret_jax.models import kernels
-from segret_jax.models.blocks import outlined
+from segret_jax.models.blocks import apply_layer, split_rows
 from segret_jax.models.factory import abstract
 from segret_jax.models.kernels import Platform, platform_of
 from segret_jax.models.layers import (
@@ -214,7 +214,7 @@ def test_for_cpus_no_other_platform_is_traced(mini, family, is_cpu):
 @pytest.mark.parametrize(
     ("choice", "is_cpu", "expected"),
     [
-        ("auto", True, {"_evaluated", "_applied"}),
+        ("auto", True, {"_evaluated", "_applied", "_rows"}),
         ("auto", False, set()),
         ("reference", True, set()),  # may be exported to any backend
     ],
@@ -245,8 +245,29 @@ def test_a_layer_that_is_not_inlined_computes_the_same_with_its_gradients(kind):
 
         return jax.jit(jax.value_and_grad(total, (0, 1)))(params, x)
 
-    plain, not_inlined = found(lambda layer, x: layer(x)), found(outlined)
+    plain, not_inlined = (
+        found(functools.partial(apply_layer, outline=outline)) for outline in (False, True)
+    )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), not_inlined, plain)
+
+
+@pytest.mark.parametrize("outline", [False, True])
+def test_a_matrix_is_divided_along_its_rows(outline):
+    matrix = noise(9, 3)
+    parts = split_rows(jnp.asarray(matrix), (2, 4, 2, 1), outline=outline)
+    jax.tree.map(np.testing.assert_array_equal, parts, np.split(matrix, [2, 6, 8]))
+
+
+def test_parts_of_one_height_share_a_kernel():
+    def divide(matrix: jax.Array) -> jax.Array:
+        left, right = split_rows(matrix, (16, 16), outline=True)
+        return left @ right
+
+    compiled = jax.jit(divide).lower(jnp.zeros((32, 16))).compile()
+    slices = re.findall(r"ROOT (.* dynamic-slice\(.*\))", compiled.as_text())
+    assert len(slices) == 2
+    assert len({re.sub(r"[.\d]+", "", text) for text in slices}) == 1
+    assert "slice={" not in compiled.as_text()  # of two constant starts
 
 
 def test_the_reference_has_one_program_for_all_sizes_and_platforms(mini):

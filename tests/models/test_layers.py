@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -136,8 +137,10 @@ def test_folding_batch_norm_into_a_layer_preserves_the_output():
     )
 
 
-def test_layer_norm_divides_by_the_variance_plus_1e_minus_6():
-    norm = LayerNorm(4, dtype=jnp.float32, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("in_one_call", [False, True])
+def test_layer_norm_divides_by_the_variance_plus_1e_minus_6(in_one_call):
+    layer = LayerNorm(4, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    norm = functools.partial(layer, in_one_call=in_one_call)
     x = 1e-3 * noise(3, 4)  # variance about as small as ε
     mean, var = x.mean(-1, keepdims=True, dtype=float), x.var(-1, keepdims=True, dtype=float)
     np.testing.assert_allclose(
@@ -146,6 +149,30 @@ def test_layer_norm_divides_by_the_variance_plus_1e_minus_6():
     x = 1000 + noise(3, 4)  # where E[x²] − E[x]² would cancel
     expected = (x - x.mean(-1, keepdims=True, dtype=float)) / x.std(-1, keepdims=True, dtype=float)
     np.testing.assert_allclose(norm(jnp.asarray(x)), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_layer_norm_in_one_call_computes_the_same_with_its_gradients(dtype, tolerance):
+    norm = LayerNorm(144, dtype=dtype, rngs=nnx.Rngs(0))
+    norm.scale[...], norm.bias[...] = jnp.asarray(noise(2, 144))
+    x, toward = jnp.asarray(noise(2, 8, 144), dtype)
+    apply, in_one_call = norm, functools.partial(norm, in_one_call=True)
+    for found, expected in zip(
+        *([f(x), jax.vjp(f, x)[1](toward)[0]] for f in (in_one_call, apply)), strict=True
+    ):
+        assert found.dtype == dtype
+        np.testing.assert_allclose(
+            found.astype(float), expected.astype(float), rtol=tolerance, atol=tolerance
+        )
+
+
+def test_layer_norm_in_one_call_is_one_operation_on_cpu():
+    """With as few rows as these, which the library does not take one number of each."""
+    graph, params = nnx.split(LayerNorm(144, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    network = jax.jit(lambda params, x: nnx.merge(graph, params)(x, in_one_call=True))
+    program = network.lower(params, jnp.zeros((256, 144))).compile().as_text()
+    operations = re.findall(r"= \S+ ([a-z-]+)\(", program[program.index("ENTRY") :])
+    assert [name for name in operations if name != "parameter"] == ["fusion"]
 
 
 def grouped(x: Any, kernel: Any) -> jax.Array:

@@ -24,9 +24,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segret_jax.models import layers
-from segret_jax.models.blocks import FeedForward
+from segret_jax.models.blocks import FeedForward, apply_layer, split_rows
 from segret_jax.models.layers import FeatureMap, MapSize, SampleKeys, strided, zero_outside
-from segret_jax.models.segman.encoder import EncoderOptions, convolved, normalized
+from segret_jax.models.segman.encoder import EncoderOptions, normalized
 from segret_jax.models.segman.scan_layer import SelectiveScan
 
 Maps = Sequence[Float[Array, "b _h _w _c"]]  # of the four stages
@@ -62,10 +62,10 @@ class ConvNorm(nnx.Module):
         """Apply what follows the convolution."""
         return jax.nn.relu(self.norm(x, train=train))
 
-    def parts(self, widths: Sequence[int]) -> list[Float[Array, "c k"]]:
-        """Return the kernel of a 1×1 convolution, divided along its inputs."""
-        ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
-        return jnp.split(self.conv.kernel[0, 0].astype(self.conv.dtype), ends)
+    @property
+    def matrix(self) -> Float[Array, "c k"]:
+        """The kernel of a 1×1 convolution."""
+        return self.conv.kernel[0, 0].astype(self.conv.dtype)
 
 
 class ScanBlock(nnx.Module):
@@ -88,12 +88,13 @@ class ScanBlock(nnx.Module):
         )
         self.outline = options.outline
 
-    def __call__(self, x: FeatureMap, *, size: MapSize | None = None) -> FeatureMap:
-        x = convolved(self.pos1, zero_outside(x, size), outline=self.outline)
-        tokens = normalized(self.norm1, x, outline=self.outline)
+    def __call__(self, x: FeatureMap, *, train: bool, size: MapSize | None = None) -> FeatureMap:
+        outline = self.outline
+        x = apply_layer(self.pos1, zero_outside(x, size), outline=outline, residual=True)
+        tokens = normalized(self.norm1, x, outline=outline, train=train)
         x = x + self.scan(tokens, size=size).astype(x.dtype)
-        x = convolved(self.pos2, zero_outside(x, size), outline=self.outline)
-        return x + self.ffn(normalized(self.norm2, x, outline=self.outline), size=size)
+        x = apply_layer(self.pos2, zero_outside(x, size), outline=outline, residual=True)
+        return x + self.ffn(normalized(self.norm2, x, outline=outline, train=train), size=size)
 
 
 class Decoder(nnx.Module):
@@ -143,6 +144,7 @@ class Decoder(nnx.Module):
         init = layers.normal_init(0.01)
         self.classify = linear(c, num_classes, kernel_init=init)
         self.widths = (c, c, 3 * c, f, f, f)  # of what `concat` takes
+        self.outline = options.outline
 
     @jax.named_scope("decoder")
     def __call__(
@@ -167,19 +169,19 @@ class Decoder(nnx.Module):
         p2, p3, p4 = (project(x) for project, x in zip(self.projections, maps[1:], strict=True))
         _, h, w, f = p2.shape
         upsample = functools.partial(layers.upsample, size=(h, w), true_size=size)
+        split = functools.partial(split_rows, outline=self.outline and not train)
         # A product per pixel commutes with the resize, and is cheaper before it. So there is no
         # concatenation: each part is multiplied by its own rows of the kernel.
         with jax.named_scope("fuse"):
-            to4, to3, to2 = self.fuse.parts([f] * 3)
+            to4, to3, to2 = split(self.fuse.matrix, [f] * 3)
             fused = upsample(p4 @ to4, factor=4) + upsample(p3 @ to3, factor=2) + p2 @ to2
             x = self.fuse.activate(fused, train=train)
         with jax.named_scope("block"):
             scales = self._three_scales(zero_outside(x, size), train=train)
-            v = self.block(scales, size=strided(size, 4))
+            v = self.block(scales, train=train, size=strided(size, 4))
         with jax.named_scope("concat"):
-            of_short, of_pool, of_v, of_2, of_3, of_4 = self.concat.parts(self.widths)
-            (kernel,) = self.out.parts([v.shape[-1]])
-            added = self.out.activate(upsample(v @ kernel, factor=4), train=train)  # f
+            of_short, of_pool, of_v, of_2, of_3, of_4 = split(self.concat.matrix, self.widths)
+            added = self.out.activate(upsample(v @ self.out.matrix, factor=4), train=train)  # f
             pooled = self.pool(_mean(x, size), train=train)
             x = self.short(x, train=train) @ of_short + pooled @ of_pool
             x = x + p2 @ of_2 + added @ (of_2 + of_3 + of_4)

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from segret_jax.errors import InputError
 from segret_jax.models import layers
-from segret_jax.models.blocks import Encoder, FeedForward, outlined
+from segret_jax.models.blocks import Encoder, FeedForward, apply_layer
 from segret_jax.models.config import ModelConfig
 from segret_jax.models.kernels import ANY_PLATFORM, Kernels, Platform, announce_blocks
 from segret_jax.models.layers import FeatureMap, MapSize, Rate, SampleKeys, zero_outside
@@ -126,15 +126,11 @@ def rotate(x: Heads, *, scale: float | Sequence[float] = 1.0) -> Heads:
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-def normalized(norm: layers.LayerNorm, x: FeatureMap, *, outline: bool) -> FeatureMap:
+def normalized(norm: layers.LayerNorm, x: FeatureMap, *, outline: bool, train: bool) -> FeatureMap:
     """Normalize pixels as rows of a matrix: XLA compiles reductions to rank 3 slowly on CPU."""
     rows = x.reshape(-1, x.shape[-1])
-    return (outlined(norm, rows) if outline else norm(rows)).reshape(x.shape)
-
-
-def convolved(conv: layers.DepthwiseConv, x: FeatureMap, *, outline: bool) -> FeatureMap:
-    """Return x + DWConv(x)."""
-    return outlined(conv, x, residual=True) if outline else conv(x, residual=True)
+    in_one_call = outline and not train
+    return apply_layer(norm, rows, outline=outline, in_one_call=in_one_call).reshape(x.shape)
 
 
 class TokenMixer(nnx.Module):
@@ -188,7 +184,8 @@ class TokenMixer(nnx.Module):
                 o = zero_outside(o.reshape(x.shape), size)
                 tokens = layers.silu(self.dwconv_norm(self.dwconv(o), train=train))
                 scanned = self.scan(tokens, size=size)
-                y = normalized(self.norm, scanned, outline=self.options.outline) + o
+                outline = self.options.outline
+                y = normalized(self.norm, scanned, outline=outline, train=train) + o
         return self.out(y + nearby)
 
     def _neighborhood(self, q: Heads, k: Heads, v: Heads, size: MapSize | None) -> Heads:
@@ -286,13 +283,14 @@ class Block(nnx.Module):
             return branch
 
         with jax.named_scope("pos1"):
-            x = convolved(self.pos1, zero_outside(x, size), outline=self.outline)
+            x = apply_layer(self.pos1, zero_outside(x, size), outline=self.outline, residual=True)
         with jax.named_scope("mixer"):
-            tokens = normalized(self.norm1, x, outline=self.outline)
+            tokens = normalized(self.norm1, x, outline=self.outline, train=train)
             mixed = self.mixer(tokens, train=train, size=size)
             x = x + drop(self.scale1(mixed) if self.has_scale else mixed)
         with jax.named_scope("pos2"):
-            x = convolved(self.pos2, zero_outside(x, size), outline=self.outline)
+            x = apply_layer(self.pos2, zero_outside(x, size), outline=self.outline, residual=True)
         with jax.named_scope("ffn"):
-            hidden = self.ffn(normalized(self.norm2, x, outline=self.outline), size=size)
+            tokens = normalized(self.norm2, x, outline=self.outline, train=train)
+            hidden = self.ffn(tokens, size=size)
             return x + drop(self.scale2(hidden) if self.has_scale else hidden)
