@@ -127,7 +127,7 @@ def apply_layer(
     Args:
         layer: A layer; with `outline` one without running statistics: updates would be lost.
         x: Its input.
-        outline: Whether XLA does not inline it.
+        outline: Whether XLA keeps the layer as a function of its own.
         options: Keyword arguments of the layer's call; hashable.
 
     Returns:
@@ -140,32 +140,32 @@ def apply_layer(
 
 
 def split_rows(
-    matrix: Float[Array, "r c"], heights: Sequence[int], *, outline: bool
+    matrix: Float[Array, "r c"], sizes: Sequence[int], *, outline: bool
 ) -> list[Float[Array, "_ c"]]:
-    """Divide a matrix along its rows.
+    """Split a matrix into blocks of consecutive rows.
 
     Args:
         matrix: The matrix.
-        heights: The number of rows of each part.
-        outline: Whether the parts come from functions that XLA does not inline (`apply_layer`), one
-            for all parts of a height.
+        sizes: The number of rows of each block.
+        outline: Whether XLA keeps functions that give the blocks, with one kernel for all blocks of
+            a size (see `apply_layer`).
 
     Returns:
-        The parts.
+        The blocks.
     """
-    *starts, _ = itertools.accumulate(heights, initial=0)
+    *starts, _ = itertools.accumulate(sizes, initial=0)
     if not outline:
         return jnp.split(matrix, starts[1:])
-    # Without the barrier the start would be a constant in the function, and each part another one.
+    # Without the barrier XLA moves a constant start into the function: a kernel for each start.
     return [
-        _not_inlined(_rows(height, matrix, lax.optimization_barrier(jnp.int32(start))))
-        for start, height in zip(starts, heights, strict=True)
+        _not_inlined(_rows(size, matrix, lax.optimization_barrier(jnp.int32(start))))
+        for start, size in zip(starts, sizes, strict=True)
     ]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _rows(count: int, matrix: Array, start: Array) -> Array:
-    return lax.dynamic_slice_in_dim(matrix, start, count, allow_negative_indices=False)
+def _rows(size: int, matrix: Array, start: Array) -> Array:
+    return lax.dynamic_slice_in_dim(matrix, start, size, allow_negative_indices=False)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -211,7 +211,7 @@ class Encoder(nnx.Module):
             drop_path: The drop path rate of the last block.
             remat: Stages, from 1, whose blocks the backward pass recomputes.
             on_cpu: Whether CPUs run the model.
-            outline_blocks: Whether XLA does not inline blocks in evaluation (see `apply_layer`).
+            outline_blocks: Whether XLA keeps blocks as functions in evaluation (`apply_layer`).
             dtype: The dtype of the computation; parameters are float32.
         """
         total = sum(depths)

@@ -177,27 +177,29 @@ class LayerNorm(nnx.LayerNorm):
     def __call__(  # type: ignore[override]
         self, x: Float[Array, "*batch c"], *, in_one_call: bool = False
     ) -> Float[Array, "*batch c"]:
-        """Return the normalized rows; `in_one_call`, for evaluation, in the form for CPUs."""
+        """Normalize over channels; `in_one_call`: by one call of XLA's library for CPUs."""
         return self._in_one_call(x) if in_one_call else super().__call__(x)
 
     def _in_one_call(self, x: Array) -> Array:
-        """Normalize by one call of XLA's library for CPUs.
+        """Normalize in a form that XLA makes one call of YNNPACK, seen with jaxlib 0.10.2.
 
-        That makes one of reductions and what is around them, if it is on 4,096 numbers or more.
+        It hands a sum to that library with the operations around it, if each of them reads or
+        writes at least 4,096 numbers.
         """
 
         def mean(x: Array) -> Array:
             total = jnp.broadcast_to(jnp.sum(x, -1, keepdims=True), x.shape)
-            # Without the barrier XLA would compute with fewer numbers, one of each row.
+            # Without the barrier XLA divides before it broadcasts: one number per row, too few.
             return lax.optimization_barrier(total) / x.shape[-1]
 
         assert self.scale is not None
         assert self.bias is not None
+        # Rounded as by Flax; what follows is float32 or more.
+        x, scale, bias = (p.astype(self.dtype) for p in (x, self.scale[...], self.bias[...]))
         x = x.astype(accum_dtype(x.dtype))
-        scale, bias = (per_channel(p[...], x.ndim) for p in (self.scale, self.bias))
         x = x - mean(x)
-        factor = lax.rsqrt(mean(x * x) + self.epsilon) * scale
-        return (x * factor + bias).astype(self.dtype)
+        factor = lax.rsqrt(mean(x * x) + self.epsilon) * per_channel(scale, x.ndim)
+        return (x * factor + per_channel(bias, x.ndim)).astype(self.dtype)
 
 
 class BatchNorm(nnx.Module):

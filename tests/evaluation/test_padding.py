@@ -17,6 +17,7 @@ from segret_jax.evaluation.padding import MAX_PROGRAMS, choose, ladder
 from segret_jax.evaluation.plan import choose_padding, make_plan
 from segret_jax.models.factory import ModelBundle, build
 from segret_jax.models.families import FAMILIES
+from segret_jax.models.kernels import platform_of
 from tests import golden_weights as golden
 from tests.conftest import slow, small_models
 
@@ -44,7 +45,7 @@ def family(request: pytest.FixtureRequest) -> tuple[str, ModelBundle]:
     config = ModelConfig(matmul_precision="highest")
     choose_family(config, request.param)
     with small_models():
-        graph, *trees = build(config, 5, seed=0)
+        graph, *trees = build(config, 5, seed=0, platform=platform_of(jax.devices()))
 
     def vary(path: Any, leaf: jax.Array) -> np.ndarray:
         noise = golden.noise(jax.tree_util.keystr(path), leaf.shape)

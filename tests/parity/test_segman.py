@@ -11,6 +11,7 @@ from segret_jax.config import ModelConfig
 from segret_jax.convert.importing import Imported, import_tensors
 from segret_jax.models.factory import abstract
 from segret_jax.models.forward import stage_maps
+from segret_jax.models.kernels import platform_of
 from tests import golden_weights as golden
 
 pytestmark = pytest.mark.usefixtures("optimized")  # the program that users run
@@ -42,7 +43,7 @@ def assert_close(actual: Any, expected: np.ndarray) -> None:
 def test_every_stage_and_the_logits_equal_the_original(variant: str, case: int, kernels: str):
     expected, result = golden.load(f"segman_{variant}"), imported(f"segman_{variant}")
     model = dataclasses.replace(result.recognized.model, kernels=kernels)
-    graph = abstract(model, 150).graph
+    graph = abstract(model, 150, platform=platform_of(jax.devices())).graph
     image = golden.noise(f"input/{case}", tuple(expected[f"{case}/input_shape"]))
     forward = jax.jit(lambda variables, image: stage_maps(graph, variables, image))
     maps = forward(result.bundle.variables, image.transpose(0, 2, 3, 1))

@@ -88,6 +88,23 @@ def test_nan_that_is_only_moved_is_no_fault():
     assert nonfinite(jnp.var, jnp.arange(3.0)) == []
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: lax.split(x, (2,)),
+        lambda x: (lax.dynamic_slice(x, (jnp.argmin(x),), (2,)),),
+        lambda x: (lax.optimization_barrier(x),),
+    ],
+    ids=["split", "dynamic_slice", "optimization_barrier"],
+)
+def test_operations_that_move_a_nan_are_no_fault(move):
+    def guarded(x: jax.Array) -> jax.Array:
+        (moved,) = move(jnp.where(x > 0, x, jnp.nan))
+        return jnp.where(moved > 0, moved, 0.0)
+
+    assert nonfinite(guarded, jnp.array([-1.0, 1.0])) == []
+
+
 def test_infinite_tensors_are_reported_up_to_the_first_nan():
     def function(x):
         with jax.named_scope("harmless"):

@@ -42,8 +42,9 @@ class EncoderOptions:
 
     @property
     def outline(self) -> bool:
-        """Whether XLA does not inline blocks and some of their layers.
+        """Whether to choose forms that XLA compiles faster: functions of their own.
 
+        Blocks, norms and position convolutions are such, and what slices the decoder's kernels.
         On CPU, but not in the reference, which may be exported to any backend. SegRet's are
         inlined on CPU, too: its forward pass would be 2 percent slower.
         """
@@ -129,7 +130,7 @@ def rotate(x: Heads, *, scale: float | Sequence[float] = 1.0) -> Heads:
 def normalized(norm: layers.LayerNorm, x: FeatureMap, *, outline: bool, train: bool) -> FeatureMap:
     """Normalize pixels as rows of a matrix: XLA compiles reductions to rank 3 slowly on CPU."""
     rows = x.reshape(-1, x.shape[-1])
-    in_one_call = outline and not train
+    in_one_call = outline and not train  # else the backward pass would keep statistics per channel
     return apply_layer(norm, rows, outline=outline, in_one_call=in_one_call).reshape(x.shape)
 
 
