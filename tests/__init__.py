@@ -1,0 +1,1 @@
+from tests.annotations import check_annotations as check_annotations

@@ -17,7 +17,7 @@ from segret_jax.config import OptimConfig, TrainConfig
 from segret_jax.models.segman import variants as segman_variants
 from segret_jax.models.segret import variants
 from segret_jax.settings import rules
-from segret_jax.training import loop
+from segret_jax.training import loop, step
 from tests.fast_compile import compile_fast
 
 # Runs that start anew, in this process or as train.py in their own, compile the same steps: once
@@ -33,6 +33,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 compile_fast()
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(100_000, 20, 100)  # a tenth of the time: tracing makes much that stays
 
 # Before a test replaces Predictor, which their annotations name (CI checks them).
 for _module in ("evaluation.evaluate", "evaluation.results", "prediction.batch"):
@@ -109,6 +110,7 @@ def _steps_compiled_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("make_optimizer", "make_train_step"):
             patch.setattr(loop, name, _once_per_setting(getattr(loop, name)))
+        patch.setattr(step, "trim_host_memory", lambda: None)  # seconds, with what all tests keep
         yield
 
 

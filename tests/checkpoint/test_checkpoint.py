@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import resource
@@ -28,19 +29,25 @@ from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.errors import InputError
 from segret_jax.models.factory import build
 from segret_jax.models.segret import FAMILY
-from segret_jax.models.segret.variants import Variant
+from segret_jax.models.segret.variants import VARIANTS, Variant
 from segret_jax.training.optimizer import make_optimizer
 from tests.training.test_step import named
 
 IMAGES = SyntheticSource(seed=0, num_images=3, size=(32, 32))
 
 
+@functools.cache
+def first_state(variant: Variant) -> TrainState:
+    """The first state of the small model, which takes half a second to build."""
+    assert variant == VARIANTS["tiny"]
+    _, params, batch_stats = build(ModelConfig(), class_table(DataConfig()).num_classes, seed=0)
+    return new_state(params, batch_stats, make_optimizer(OptimConfig(), steps=10, family=FAMILY))
+
+
 def state_of(step: int) -> TrainState:
     """A state whose every leaf is its own noise, different at every step."""
-    _, params, batch_stats = build(ModelConfig(), class_table(DataConfig()).num_classes, seed=0)
-    state = new_state(params, batch_stats, make_optimizer(OptimConfig(), steps=10, family=FAMILY))
     rng = np.random.default_rng(step)
-    leaves, treedef = jax.tree.flatten(state)
+    leaves, treedef = jax.tree.flatten(first_state(VARIANTS["tiny"]))
     random = [np.asarray(10 * rng.standard_normal(x.shape)).astype(x.dtype) for x in leaves]
     random[:3] = np.int32(step), np.int32(0), np.int32(-1)
     return jax.tree.unflatten(treedef, [jax.numpy.asarray(x) for x in random])

@@ -15,6 +15,7 @@ from segret_jax.config import ModelConfig, OptimConfig, TrainConfig
 from segret_jax.models.factory import abstract
 from segret_jax.models.families import FAMILIES
 from segret_jax.parallel.mesh import data_mesh
+from segret_jax.parallel.sharding import shard_state
 from segret_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from segret_jax.training.step import make_train_step
 from segret_jax.trees import leaves_by_path
@@ -58,8 +59,9 @@ def train(model: ModelConfig, optim: OptimConfig, num_steps: int, size: tuple[in
     name, family = f"{model.family}_tiny", FAMILIES[model.family]
     graph, *trees = abstract(model, 150)
     optimizer = make_optimizer(optim, steps=10, family=family)
-    state = new_state(*(golden.filled(tree, name) for tree in trees), optimizer)
-    step = make_train_step(graph, optimizer, TrainConfig(), data_mesh(), regularize=False)
+    state, mesh = new_state(*(golden.filled(tree, name) for tree in trees), optimizer), data_mesh()
+    state = shard_state(state, mesh)  # as the step returns it: it is compiled once
+    step = make_train_step(graph, optimizer, TrainConfig(), mesh, regularize=False)
     metrics = []
     for t in range(num_steps):
         state, m = step(state, training_batch(t, size))
