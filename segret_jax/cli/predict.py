@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     checkpoint = find(name)
     weights = checkpoint if Path(name).exists() else name
     if args.ray:
-        return predict_on_ray.run(args, overrides, checkpoint, weights)
+        predict_on_ray.run(args, overrides, checkpoint, weights)
     args.out = Path(args.out)
 
     from segret_jax.prediction.inputs import find_pictures

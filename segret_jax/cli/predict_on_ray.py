@@ -5,10 +5,12 @@ import re
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 from segret_jax.cli import arguments as cli
 from segret_jax.config import check_segmentation
 from segret_jax.errors import InputError
+from segret_jax.run import interrupts
 
 DEFAULT_SAVE = "overlay,label"
 ADDRESS = re.compile(r"local|auto|(ray://)?[\w.\-\[\]]+:\d+")
@@ -16,8 +18,8 @@ ADDRESS = re.compile(r"local|auto|(ray://)?[\w.\-\[\]]+:\d+")
 
 def run(
     args: argparse.Namespace, overrides: list[str], checkpoint: Path, weights: Path | str
-) -> None:
-    """Segment pictures on Ray and write rows; exit with 1 if some could not be read."""
+) -> NoReturn:
+    """Segment pictures on Ray and write rows; exit with 0, or 1 if some could not be read."""
     cpus = _check(args)
 
     import jax
@@ -65,7 +67,8 @@ def run(
         shown = [*islice(folder.failures(), MAX_NAMED)]
         more = f"; the first {len(shown)}" if failed > len(shown) else ""
         print(f"{failed} could not be read{more}:", *shown, sep="\n", file=sys.stderr)
-        sys.exit(1)
+    # Ray's threads can abort Python's own end after a model of theirs was killed.
+    interrupts.quit_at_once(sys.stdout.flush, status=int(failed > 0))
 
 
 def _check(args: argparse.Namespace) -> int | None:

@@ -94,13 +94,13 @@ def print_below_bar(message: str) -> None:
     os.write(2, f"\n{message}\n".encode())
 
 
-def quit_at_once(log: Callable[[], None]) -> NoReturn:
+def quit_at_once(log: Callable[[], None], status: int = STATUS) -> NoReturn:
     """Call `log`, then end this process and its workers, whatever its threads are at."""
-    hanging = threading.Timer(GRACE_SECONDS, os._exit, (STATUS,))
+    hanging = threading.Timer(GRACE_SECONDS, os._exit, (status,))
     hanging.start()
     with suppress(Exception):
         log()
     for worker in multiprocessing.active_children():
         worker.kill()
     hanging.cancel()
-    os._exit(STATUS)
+    os._exit(status)
