@@ -21,7 +21,6 @@ from segret_jax.models.retention import blocked as blocked_retention
 from segret_jax.models.segret import FAMILY
 from segret_jax.parallel.mesh import MeshConfig, make_mesh
 from segret_jax.parallel.sharding import shard_batch, shard_state
-from segret_jax.replay import step as replayed_step
 from segret_jax.training import capture
 from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.step import make_train_step
@@ -130,9 +129,8 @@ def test_folder_of_a_run_gives_its_newest_step(state, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_gradient_norm_that_overflows_is_named(state, tmp_path, capsys, monkeypatch):
+def test_a_gradient_norm_that_overflows_is_named(state, tmp_path, capsys):
     """Each gradient is finite; the sum of their squares is not."""
-    monkeypatch.setattr(replayed_step, "PRECISIONS", ("float32",))  # half the time
     weights = ",".join(["1e25"] * 8)
     assert replayed(tmp_path, state, batch(), f"--config.train.class_weights={weights}") == 1
     assert "1. gradient_norm (forward)" in capsys.readouterr().out
