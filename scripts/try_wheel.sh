@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Build the wheel, install it into a clean environment, and use it from an empty folder: the demo,
-# ten steps on photographs in CamVid's layout (generated), prediction, conversion and back.
+# Build the wheel of the sdist alone, install it into a clean environment, and use it from an empty
+# folder: the demo, ten steps on photographs in CamVid's layout (generated), prediction, conversion
+# and back.
 set -euo pipefail
 project=$(cd "$(dirname "$0")/.." && pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 git -C "$project" archive HEAD | tar x -C "$scratch" --one-top-level=source
+"${PYTHON:-python3}" -m venv "$scratch/tools"
+"$scratch/tools/bin/pip" install --quiet build
+"$scratch/tools/bin/python" -m build --outdir "$scratch" "$scratch/source" > /dev/null
 "${PYTHON:-python3}" -m venv "$scratch/environment"
 bin=$scratch/environment/bin
-"$bin/pip" wheel --quiet --no-deps --wheel-dir "$scratch" "$scratch/source"
 "$bin/pip" install --quiet --constraint "$project/requirements.txt" "$scratch"/segret_jax-*.whl
 mkdir "$scratch/empty"
 tar xJf "$scratch/source/tests/checkpoint/format_2/run.tar.xz" -C "$scratch/empty" --one-top-level=before
