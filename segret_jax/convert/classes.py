@@ -1,6 +1,6 @@
 """Classes of a converted model: the file's, the user's, or a guess by their number."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -9,8 +9,8 @@ from segret_jax.convert.recognize import TorchModel
 from segret_jax.data.class_table import ClassTable, generic_table, load_class_table
 from segret_jax.data.datasets import DATASETS, SYNTHETIC, get_dataset
 from segret_jax.errors import InputError
+from segret_jax.models.families import get_family
 
-BY_COUNT = {150: "ade20k", 19: "cityscapes", 171: "coco_stuff10k", 11: "camvid"}
 UNNAMED = "unnamed"
 REMEDY = "say which they are: --config.data.dataset=NAME or FILE.json"
 
@@ -35,7 +35,7 @@ def choose_classes(
         InputError: The user's dataset is unknown or has another number of classes, the model is a
             classifier, or the file's names do not fit the model.
     """
-    count = recognized.num_classes
+    count, likely = recognized.num_classes, get_family(recognized.model.family).datasets
     if recognized.model.task == "classification":
         if given:
             raise InputError(
@@ -44,10 +44,10 @@ def choose_classes(
             )
         return dataset, generic_table("imagenet", count)
     if named and not given:
-        return _named(named, count, dataset)
-    if count not in BY_COUNT and not given:
+        return _named(named, count, dataset, likely.values())
+    if count not in likely and not given:
         return dataset, _unknown_dataset(UNNAMED, count)
-    dataset = dataset if given else BY_COUNT[count]
+    dataset = dataset if given else likely[count]
     synthetic = dataset == SYNTHETIC
     table = load_class_table(dataset) if synthetic else get_dataset(dataset).class_table
     if table.num_classes > count:
@@ -96,13 +96,17 @@ def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.casefold()))
 
 
-def _named(named: FileClasses, count: int, dataset: str) -> tuple[str, ClassTable]:
+def _named(
+    named: FileClasses, count: int, dataset: str, likely: Collection[str]
+) -> tuple[str, ClassTable]:
     """Return the dataset with these classes in this order, or `dataset` with the file's own.
+
+    Of datasets with the same names a `likely` one is returned.
 
     Raises InputError if the classes do not fit the model's `count` outputs.
     """
     names = list(map(_plain, named.names))
-    for spec in DATASETS.values():
+    for spec in sorted(DATASETS.values(), key=lambda spec: spec.name not in likely):
         if names == list(map(_plain, spec.class_table.class_names)) and len(names) <= count:
             return spec.name, spec.class_table.extended(count)
     if named.count != count:

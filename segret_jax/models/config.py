@@ -22,7 +22,8 @@ class ModelConfig:
     drop_path: float = setting(-1.0, below=1)
     """Drop path rate of the last block; negative: the variant's own."""
     remat: tuple[int, ...] = setting((), entry=1, minimum=1, may_change=True, scored=False)
-    """Stages, from 1, whose blocks the backward pass recomputes, to save memory."""
+    """Stages, from 1, whose blocks the backward pass recomputes, to save memory on GPUs and
+    TPUs."""
     kernels: str = setting("auto", choices=("auto", "reference"), may_change=True)
     """auto: the fastest kernels; reference: plain formulas, exportable, which hold all scores and
     states."""

@@ -9,6 +9,8 @@ from segret_jax.errors import InputError
 
 Path = tuple[str | int, ...]  # of a leaf in a tree of parameters
 Size = tuple[int, int]  # height, width
+# Of weights that do not say what their classes are: the dataset, by the number of classes.
+DATASETS_BY_COUNT = {150: "ade20k", 19: "cityscapes", 171: "coco_stuff10k", 11: "camvid"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,6 +29,8 @@ class Family:
     """Each side of an input is a multiple of this number of pixels."""
     min_side: int = 1
     """Each side of an input has at least this number of pixels."""
+    datasets: Mapping[int, str] = field(default_factory=lambda: DATASETS_BY_COUNT)
+    """{number of classes: the dataset that released weights with so many are for}."""
     min_batch: int = 1
     """Images in a training batch, or in each part of an accumulated batch, at least."""
 

@@ -148,6 +148,7 @@ def _choose_sizes(config: Config, data: Data, machine: Machine) -> None:
         config.data.resize_base = round(scale * long), round(scale * short)
     if 0 in config.eval.resize_target:
         config.eval.resize_target = config.data.resize_base
+    config.eval.multiple_of = config.eval.multiple_of or family.multiple_of
     if 0 in config.data.crop:
         long, short = config.data.resize_base
         short = int(short * (CPU_CROP if machine.is_cpu else CROP))

@@ -14,7 +14,7 @@ import pytest
 from segret_jax.aot import programs, report
 from segret_jax.aot.chips import CHIPS, Topology, parse, topology
 from segret_jax.aot.report import bound, evaluation_report, to_text, train_report
-from segret_jax.config import Config
+from segret_jax.config import Config, choose_family
 from segret_jax.errors import InputError
 from segret_jax.models.factory import abstract
 from segret_jax.models.families import FAMILIES
@@ -140,3 +140,16 @@ def test_the_compiler_for_a_tpu_slice(tmp_path):
     assert train["chips"] == evaluated["chips"] == 4
     assert train["collectives"]["all-reduce"]["bytes"] > 4 * 13e6
     assert evaluated["collectives"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu, an optional extra")
+def test_the_compiler_takes_the_other_family():
+    """The evaluation: a train step takes minutes, see `benchmarks/results/aot`."""
+    config = config_of()
+    choose_family(config.model, "segman")
+    config.data.crop = config.eval.resize_target = (224, 224)
+    evaluated = evaluation_report(config, topology("v5e:2x2"))
+    assert evaluated["fits"]
+    assert evaluated["collectives"] == {}
+    assert evaluated["memory"]["arguments"] > 4 * abstract(config.model, 8).num_params

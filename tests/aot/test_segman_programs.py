@@ -23,10 +23,11 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu"),
 ]
 CASES = [(variant, stage) for variant in ("tiny", "small") for stage in range(4)]
+ARRAY = re.compile(r"\b(?:f32|bf16|s32|pred)\[([\d,]+)\]")
 
 
-def largest_array(operation: Any, *shapes: Any) -> int:
-    """Return the size of the largest array outside of kernels, with the backward pass."""
+def program(operation: Any, *shapes: Any) -> str:
+    """Return the compiled program of an operation with its backward pass."""
     device = topology("v5e:2x2").devices[0]
     sharding, platform = jax.sharding.SingleDeviceSharding(device), platform_of([device])
 
@@ -37,10 +38,18 @@ def largest_array(operation: Any, *shapes: Any) -> int:
     args = jax.tree.map(
         lambda t: jax.ShapeDtypeStruct(*t, sharding=sharding), shapes, is_leaf=_leaf
     )
-    text = jax.jit(run).lower(*args).compile().as_text()
-    assert 'custom_call_target="tpu_custom_call"' in text
-    arrays = re.findall(r"\b(?:f32|bf16|s32|pred)\[([\d,]+)\]", text)
-    return max(math.prod(map(int, axes.split(","))) for axes in arrays)
+    return jax.jit(run).lower(*args).compile().as_text()
+
+
+def sizes(text: str) -> list[int]:
+    """Return the number of elements of each array that a program, or a line of it, names."""
+    return [math.prod(map(int, axes.split(","))) for axes in ARRAY.findall(text)]
+
+
+def kernel_outputs(text: str) -> list[list[int]]:
+    """Return the sizes of what each kernel writes to memory."""
+    lines = (line for line in text.splitlines() if 'target="tpu_custom_call"' in line)
+    return [sizes(line.partition("custom-call(")[0]) for line in lines]
 
 
 def _leaf(x: Any) -> bool:
@@ -54,25 +63,32 @@ def map_shape(variant: str, stage: int) -> tuple[int, ...]:
 
 @pytest.mark.parametrize(("variant", "stage"), CASES)
 def test_no_array_has_the_logits_of_a_window_for_each_pixel(variant, stage):
-    """They would be from 3 (stage 1 of tiny) to 1.5 times (stage 4) as large as the bound."""
     shape, heads = map_shape(variant, stage), VARIANTS[variant].heads[stage]
-    offsets = 2 * VARIANTS[variant].windows[stage] - 1
+    window = VARIANTS[variant].windows[stage]
+    offsets = 2 * window - 1
     tokens = (*shape[:3], heads, shape[3] // heads), jnp.bfloat16
     bias = (heads, offsets, offsets), jnp.float32
-    found = largest_array(fast_neighborhood_attention, tokens, tokens, tokens, bias)
-    assert found <= 2 * math.prod(shape)  # rows, blocks and channels of heads are padded
+    text = program(fast_neighborhood_attention, tokens, tokens, tokens, bias)
+    assert len(kernel_outputs(text)) == 3
+    assert max(sizes(text)) < math.prod(shape[:3]) * heads * window**2
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(("variant", "stage"), [case for case in CASES if case[1] != GLOBAL_STAGE])
-def test_no_array_has_the_states_of_all_steps(variant, stage):
-    """Nor Δ: they would be four times as large as the map."""
+def test_no_array_has_the_states_of_all_steps(variant, stage, dtype):
+    """Nor Δ of all directions. Of one direction, the states or Δ would be as large as the map."""
     shape = map_shape(variant, stage)
     rank = math.ceil(shape[3] / 16)
     vectors = ((4, shape[3]), jnp.float32)
     weights = ScanWeights(((4, rank, shape[3]), jnp.float32), vectors, vectors, vectors)
     projections = (*shape[:3], 4, rank + 2), jnp.float32
-    found = largest_array(fast_selective_scan_2d, (shape, jnp.bfloat16), projections, weights)
-    assert found <= math.prod(shape)
+    text = program(fast_selective_scan_2d, (shape, dtype), projections, weights)
+    assert max(sizes(text)) <= math.prod(shape)
+    written = kernel_outputs(text)
+    assert len(written) == 8  # four directions, forward and backward
+    for result, *others in written:  # the direction's y or the gradient of x, and what is kept
+        assert result == math.prod(shape)
+        assert sum(others) < math.prod(shape) / 2
 
 
 @pytest.mark.parametrize("variant", ["tiny", "small"])
@@ -85,5 +101,7 @@ def test_global_attention_holds_no_scores_in_memory(variant):
     def attend(q: Any, k: Any, v: Any, bias: Any, *, platform: Any) -> Any:
         return global_attention(q, k, v, bias)
 
-    found = largest_array(attend, tokens, tokens, tokens, bias)
-    assert found <= 2048 * heads * 128  # queries and keys with the bias, whose channels are padded
+    text = program(attend, tokens, tokens, tokens, bias)
+    assert kernel_outputs(text)
+    # Queries and keys with the bias, whose channels are padded.
+    assert max(sizes(text)) <= 2048 * heads * 128

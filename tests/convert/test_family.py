@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from segret_jax.config import ModelConfig
+from segret_jax.config import ModelConfig, choose_family
 from segret_jax.convert.classes import choose_classes
+from segret_jax.convert.file_classes import FileClasses
 from segret_jax.convert.recognize import TorchModel, identify
-from segret_jax.data.class_table import MAX_CLASSES, parse_class_table
+from segret_jax.data.class_table import MAX_CLASSES, load_class_table, parse_class_table
 from segret_jax.errors import InputError
 from tests import golden_weights as golden
 from tests.settings import segret
@@ -152,6 +153,16 @@ def test_the_dataset_follows_from_the_number_of_classes(
     if count < 8:
         with pytest.raises(InputError, match=rf"'synthetic' with 8 .* but .* a model of {count}"):
             choose_classes(family, "synthetic", given=True)
+
+
+def test_classes_of_coco_stuff_are_of_the_split_that_the_family_was_trained_on() -> None:
+    model = ModelConfig()
+    choose_family(model, "segman")
+    names = load_class_table("coco_stuff").class_names
+    in_file = FileClasses(names=names, count=171, colors=None, source="names")
+    for named in (None, in_file):
+        found = TorchModel(model=model, num_classes=171, prefix=True)
+        assert choose_classes(found, "synthetic", named, given=False)[0] == "coco_stuff164k"
 
 
 def test_a_classifier_has_generic_classes_and_no_dataset() -> None:

@@ -11,9 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import segret_jax
 from segret_jax.checkpoint.state import new_state
+from segret_jax.cli import eval as eval_cli
+from segret_jax.cli import predict as predict_cli
 from segret_jax.cli import replay
 from segret_jax.config import (
     Config,
@@ -25,7 +28,9 @@ from segret_jax.config import (
     choose_family,
     validate,
 )
+from segret_jax.data.decode import decode_label
 from segret_jax.data.pipeline import class_table
+from segret_jax.evaluation.results import read
 from segret_jax.models.factory import build
 from segret_jax.models.segman import FAMILY, variants
 from segret_jax.parallel.mesh import make_mesh
@@ -87,8 +92,24 @@ def test_a_stopped_run_continues_to_the_same_bits(mini, tmp_path, monkeypatch):
     for name, leaf in expected.items():
         np.testing.assert_array_equal(found[name], leaf, err_msg=name, strict=True)
 
-    label_map = segret_jax.load(parts).predict(np.zeros((10, 160, 3), np.uint8)).label_map
-    assert label_map.shape == (10, 160)  # stretched to 224×… for the network
+    assert_commands_stretch(parts, tmp_path)
+
+
+def assert_commands_stretch(run: Path, folder: Path) -> None:
+    """Evaluation and prediction by the command, of images that are too small for the network."""
+    eval_cli.main(["--workdir", str(run)])
+    after, during = read(run / "evaluation/metrics.json"), read(run / "metrics.json")
+    assert after.content["mIoU"] == during.content["mIoU"]
+    assert "min_side" not in after.protocol["must_agree"]
+    eval_cli.main(["--workdir", str(run), "--config.eval.resize_target=(112,112)"])
+    assert read(run / "evaluation/metrics.json").protocol["must_agree"]["min_side"] == 224
+
+    photo = folder / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 160, 3), np.uint8)).save(photo)
+    predict_cli.main([str(photo), "--checkpoint", str(run), "--out", str(folder / "out")])
+    predicted = segret_jax.load(run).predict(photo).label_map
+    assert predicted.shape == (10, 160)
+    np.testing.assert_array_equal(decode_label(folder / "out/photo_label.png"), predicted)
 
 
 def test_a_layer_that_is_not_finite_is_named(mini, tmp_path, capsys):

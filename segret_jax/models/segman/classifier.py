@@ -17,7 +17,8 @@ class Classifier(nnx.Module):
 
         logits = Head(mean over pixels of SiLU(BN(Proj x)))
 
-    for the map x of stage 4.
+    for the map x of stage 4. The original takes 224-pixel images alone; here the bias of stage 4 is
+    resized for others, as in segmentation.
     """
 
     def __init__(

@@ -11,7 +11,9 @@ from segret_jax.models.flops import Cost, stage_sizes
 from segret_jax.models.flops import count_parameters as count_parameters  # of the family, too
 from segret_jax.models.segman.variants import VARIANTS, Variant
 
-# {variant: 10^9 operations at 512×512 with 150 classes, at 1024×2048 with Cityscapes' classes}
+# {variant: 10^9 operations at 512×512 with 150 classes, at 1024×2048 for Cityscapes}. By this count
+# tiny's second has 150 classes, too (with 19 it is 51.0), and large's is 797: its released widths
+# are perhaps others.
 PUBLISHED = {
     "tiny": (6.2, 52.5), "small": (25.3, 218.4), "base": (58.1, 479.0), "large": (97.1, 769.0),
 }  # fmt: skip

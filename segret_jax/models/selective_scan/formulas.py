@@ -83,7 +83,8 @@ def _scan(
     """Scan row by row."""
     dt, b, c = split_projections(projections)
     bias, a_log, skip = (per_channel(vector, 4) for vector in weights[1:])
-    delta = jax.nn.softplus(jnp.einsum("bhwr,rc->bhwc", dt, weights.dt_kernel) + bias)
+    delta = jnp.einsum("bhwr,rc->bhwc", dt, weights.dt_kernel, precision="highest")
+    delta = jax.nn.softplus(delta + bias)
     delta = jnp.where(is_inside[..., None], delta, 0)
     decay, update = jnp.exp(-jnp.exp(a_log) * delta), delta * b * x
     tokens = (t.reshape(len(t), -1, t.shape[-1]) for t in (decay, update))  # [b, l, c]
