@@ -101,8 +101,9 @@ def assert_commands_stretch(run: Path, folder: Path) -> None:
     after, during = read(run / "evaluation/metrics.json"), read(run / "metrics.json")
     assert after.content["mIoU"] == during.content["mIoU"]
     assert "min_side" not in after.protocol["must_agree"]
-    eval_cli.main(["--workdir", str(run), "--config.eval.resize_target=(112,112)"])
-    assert read(run / "evaluation/metrics.json").protocol["must_agree"]["min_side"] == 224
+    size, small = "--config.eval.resize_target=(112,112)", folder / "small"
+    eval_cli.main(["--workdir", str(run), size, "--out", str(small)])
+    assert read(small / "metrics.json").protocol["must_agree"]["min_side"] == 224
 
     photo = folder / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 160, 3), np.uint8)).save(photo)
