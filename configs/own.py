@@ -26,5 +26,5 @@ def get_config() -> Config:
     config.train.save_every = 500
     config.train.eval_every = 0
     config.eval.resize_target = (0, 0)
-    config.eval.multiple_of = 0
+    config.eval.multiple_of = 1
     return config

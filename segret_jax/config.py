@@ -134,7 +134,7 @@ class EvalConfig:
 
     resize_target: tuple[int, int] = setting((2048, 512), above=0, sized=True)
     """(Long, short) side that the image must fit at scale 1; the aspect ratio is kept."""
-    multiple_of: int = setting(32, above=0, sized=True)
+    multiple_of: int = setting(32, above=0)
     """Resize once more, up to multiples of this; 1: do not."""
     mode: str = setting("whole", choices=("whole", "slide"))
     """Predict the whole resized image at once, or by a sliding window."""

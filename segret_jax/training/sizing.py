@@ -1,8 +1,8 @@
 """Choose settings that fit the data and the machine, for configs that leave them open.
 
-A config with `train.minutes` > 0 may leave each of `config.SIZED` at 0. They are chosen once, when
-the run starts, and saved with the config in its folder. A resumed run reads them from there, on
-whatever machine.
+A config with `train.minutes` > 0 may leave each setting marked `sized` at 0. They are chosen once,
+when the run starts, and saved with the config in its folder. A resumed run reads them from there,
+on whatever machine.
 """
 
 import copy
@@ -148,7 +148,6 @@ def _choose_sizes(config: Config, data: Data, machine: Machine) -> None:
         config.data.resize_base = round(scale * long), round(scale * short)
     if 0 in config.eval.resize_target:
         config.eval.resize_target = config.data.resize_base
-    config.eval.multiple_of = config.eval.multiple_of or family.multiple_of
     if 0 in config.data.crop:
         long, short = config.data.resize_base
         short = int(short * (CPU_CROP if machine.is_cpu else CROP))

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu"),
 ]
 CASES = [(variant, stage) for variant in ("tiny", "small") for stage in range(4)]
-ARRAY = re.compile(r"\b(?:f32|bf16|s32|pred)\[([\d,]+)\]")
+ARRAY = re.compile(r"\b[a-z]+\d*\[([\d,]+)\]")  # such as bf16[2,128]
 
 
 def program(operation: Any, *shapes: Any) -> str:
@@ -70,13 +70,15 @@ def test_no_array_has_the_logits_of_a_window_for_each_pixel(variant, stage):
     bias = (heads, offsets, offsets), jnp.float32
     text = program(fast_neighborhood_attention, tokens, tokens, tokens, bias)
     assert len(kernel_outputs(text)) == 3
-    assert max(sizes(text)) < math.prod(shape[:3]) * heads * window**2
+    largest = max(sizes(text))
+    assert largest <= 2 * math.prod(shape)  # rows, blocks and channels of heads are padded
+    assert largest < math.prod(shape[:3]) * heads * window**2
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(("variant", "stage"), [case for case in CASES if case[1] != GLOBAL_STAGE])
 def test_no_array_has_the_states_of_all_steps(variant, stage, dtype):
-    """Nor Δ of all directions. Of one direction, the states or Δ would be as large as the map."""
+    """Nor Δ. Of one direction they would be as large as the map, as few outputs of kernels are."""
     shape = map_shape(variant, stage)
     rank = math.ceil(shape[3] / 16)
     vectors = ((4, shape[3]), jnp.float32)

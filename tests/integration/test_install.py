@@ -81,4 +81,5 @@ def test_an_install_works_from_an_empty_folder(built, tmp_path, kind):
 def test_a_wheel_of_the_sdist_holds_every_file_of_the_package(built):
     """A demo with it, in a clean environment, is `scripts/try_wheel.sh`."""
     with zipfile.ZipFile(built["wheel"]) as wheel:
-        assert {*wheel.namelist()} >= {*run("git", "ls-files", "segret_jax", cwd=ROOT).split()}
+        names = run("git", "ls-files", "-z", "segret_jax", cwd=ROOT).split("\0")
+        assert {*wheel.namelist()} >= {*filter(None, names)}
