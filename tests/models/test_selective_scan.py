@@ -115,6 +115,18 @@ def test_long_sequences_stay_exact(shift: float, bound: float):
     assert np.abs(found[0] - expected).max() < bound * np.sqrt(np.mean(expected**2))
 
 
+def test_no_direction_scans_a_flipped_copy():
+    """On any platform; the formulas flip, which shows that such a copy would be seen."""
+    given = arrays((1, 16, 24, 4, 2))
+
+    def flips(form: Any) -> int:
+        gradient = jax.grad(lambda *args: form(*args).sum(), argnums=(0, 1, 2))
+        return sum(str(jax.make_jaxpr(f)(*given)).count(" rev[") for f in (form, gradient))
+
+    assert flips(ON_CPU) == flips(fast_selective_scan_2d) == 0
+    assert flips(selective_scan_2d) > 0
+
+
 @pytest.mark.parametrize("form", [ON_CPU, fast_selective_scan_2d])
 def test_no_state_of_a_step_is_kept_for_the_backward_pass(form):
     """On CPU those at the borders of rows and columns, elsewhere those between 16 steps."""
