@@ -9,7 +9,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 git -C "$project" archive HEAD | tar x -C "$scratch" --one-top-level=source
 "${PYTHON:-python3}" -m venv "$scratch/tools"
-"$scratch/tools/bin/pip" install --quiet build
+"$scratch/tools/bin/pip" install --quiet build==1.6.1
 "$scratch/tools/bin/python" -m build --outdir "$scratch" "$scratch/source" > /dev/null
 "${PYTHON:-python3}" -m venv "$scratch/environment"
 bin=$scratch/environment/bin

@@ -50,7 +50,7 @@ def _family(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_command_gives_the_network_inputs_that_it_admits(tmp_path: Path):
     """The scenes are 32x96 and stay so at the size of the evaluation; the network sees 64x96."""
-    run, photo = tmp_path / "run", tmp_path / "photo.png"
+    run = tmp_path / "run"
     config = Config(
         data=DataConfig(
             crop=(64, 64), resize_base=(96, 32), synthetic_size=(32, 96), synthetic_train=2,
@@ -67,10 +67,16 @@ def test_each_command_gives_the_network_inputs_that_it_admits(tmp_path: Path):
     assert after.protocol["id"] == during.protocol["id"]
     assert after.content["mIoU"] == during.content["mIoU"]
 
+    assert_a_low_photograph_is_predicted(run, tmp_path)
+
+
+def assert_a_low_photograph_is_predicted(run: Path, folder: Path) -> None:
+    """By the command and in Python alike: one of 10 pixels, which the network needs stretched."""
+    photo = folder / "photo.png"
     pixels = np.random.default_rng(0).integers(0, 256, (10, 160, 3), np.uint8)
     Image.fromarray(pixels).save(photo)
-    predict_cli.main([str(photo), "--checkpoint", str(run), "--out", str(tmp_path / "out")])
+    predict_cli.main([str(photo), "--checkpoint", str(run), "--out", str(folder / "out")])
     predicted = segret_jax.load(run).predict(photo).label_map
     assert predicted.shape == (10, 160)
-    stored = decode_label(tmp_path / "out" / "photo_label.png")
+    stored = decode_label(folder / "out" / "photo_label.png")
     np.testing.assert_array_equal(stored, predicted)

@@ -11,12 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
-import segret_jax
 from segret_jax.checkpoint.state import new_state
 from segret_jax.cli import eval as eval_cli
-from segret_jax.cli import predict as predict_cli
 from segret_jax.cli import replay
 from segret_jax.config import (
     Config,
@@ -28,7 +25,6 @@ from segret_jax.config import (
     choose_family,
     validate,
 )
-from segret_jax.data.decode import decode_label
 from segret_jax.data.pipeline import class_table
 from segret_jax.evaluation.results import read
 from segret_jax.models.factory import build
@@ -40,6 +36,7 @@ from segret_jax.training import capture
 from segret_jax.training.loop import train
 from segret_jax.training.optimizer import make_optimizer
 from segret_jax.training.step import make_train_step
+from tests.integration.test_input_sizes import assert_a_low_photograph_is_predicted
 from tests.runs import leaves
 
 pytestmark = pytest.mark.slow
@@ -104,13 +101,7 @@ def assert_commands_stretch(run: Path, folder: Path) -> None:
     size, small = "--config.eval.resize_target=(112,112)", folder / "small"
     eval_cli.main(["--workdir", str(run), size, "--out", str(small)])
     assert read(small / "metrics.json").protocol["must_agree"]["min_side"] == 224
-
-    photo = folder / "photo.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 160, 3), np.uint8)).save(photo)
-    predict_cli.main([str(photo), "--checkpoint", str(run), "--out", str(folder / "out")])
-    predicted = segret_jax.load(run).predict(photo).label_map
-    assert predicted.shape == (10, 160)
-    np.testing.assert_array_equal(decode_label(folder / "out/photo_label.png"), predicted)
+    assert_a_low_photograph_is_predicted(run, folder)
 
 
 def test_a_layer_that_is_not_finite_is_named(mini, tmp_path, capsys):
